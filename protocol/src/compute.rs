@@ -65,8 +65,10 @@ pub mod op {
     /// Wait until the u64 at `src[0]` equals `imm[0]`, for `imm[1]` microseconds, 10 s at most;
     /// a time-out fails the job.
     pub const SPIN_UNTIL: u32 = 11;
+    /// `dst` = a [`Stat`](super::Stat), cut off at `length` bytes.
+    pub const STAT: u32 = 12;
     /// Number after the last operation.
-    pub const END: u32 = 12;
+    pub const END: u32 = 13;
 }
 
 /// A place in memory.
@@ -114,6 +116,31 @@ pub struct Op {
     pub imm: [U64; 2],
 }
 
+/// What [`op::STAT`] writes: counts of the whole device at the time the operation runs.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+)]
+#[repr(C)]
+pub struct Stat {
+    /// Resources that exist.
+    pub resources: U64,
+    /// Contexts that exist.
+    pub contexts: U64,
+    /// Commands taken from the control queue since the device was started.
+    pub commands: U64,
+    /// Bytes of guest memory that the existing resources reach.
+    pub guest_bytes: U64,
+    /// Memory entries of the existing resources.
+    pub guest_entries: U64,
+    /// Bytes of the host-visible region in use.
+    pub host_bytes: U64,
+    /// Nanoseconds the device itself spent on `RESOURCE_CREATE_BLOB`, from taking the request to
+    /// returning the answer, since it was started.
+    pub create_blob_ns: U64,
+    /// The same for `RESOURCE_UNREF`, without the time spent waiting for jobs.
+    pub unref_ns: U64,
+}
+
 /// The longest [`op::DELAY_US`] and [`op::SPIN_UNTIL`], in microseconds.
 pub const MAX_DELAY_US: u64 = 10_000_000;
 
@@ -121,4 +148,5 @@ const _: () = {
     assert!(size_of::<Capset>() == 24);
     assert!(size_of::<Operand>() == 16);
     assert!(size_of::<Op>() == 80);
+    assert!(size_of::<Stat>() == 64);
 };
