@@ -1,0 +1,85 @@
+#!/bin/bash
+# SPDX-License-Identifier: GPL-2.0
+# scan-log.sh FILE...: prints every line of a guest's console log that means that
+# something went wrong in the kernel, and fails if there is one.
+# scan-log.sh --self-test: shows that each pattern finds what it is there for.
+set -euo pipefail
+
+# One extended regular expression a line; in the self-test, every one of them
+# must be hit by a sample.
+patterns=$(cat <<'LIST'
+WARNING:
+BUG:
+BUG [a-z-]+ .*(Not tainted|Tainted)
+KASAN:
+UBSAN:
+KCSAN:
+possible circular locking
+possible recursive locking
+inconsistent lock state
+inconsistent \{
+lock order inversion|irq lock inversion
+suspicious RCU usage
+held lock freed|lock held when returning|still has locks held|lock held at task exit
+INFO: trying to register non-static key
+bad unlock balance
+Invalid wait context
+unreferenced object 0x
+kmemleak: [0-9]+ new suspected
+refcount_t:
+DMA-API:
+blocked for more than [0-9]+ seconds
+blocked in I/O wait for more than
+soft lockup
+hard LOCKUP
+rcu:? .*(detected|self-detected) .*stall
+workqueue lockup
+Objects remaining
+Oops
+general protection fault
+unable to handle (kernel|page)
+Kernel panic
+Unable to handle kernel
+sleeping function called from invalid context
+scheduling while atomic
+Bad page
+bad page state|Bad page map|Bad rss-counter
+[Pp]agealloc: .*(corruption|single bit error)
+Poison overwritten|Redzone overwritten|[Mm]emory corruption
+list_(add|del) corruption
+ODEBUG:
+double free
+rust_kernel: panicked|panicked at
+stack-protector|kernel stack overflow|Corrupted stack
+Call Trace:
+VIRTGPU-GUEST-ERROR
+VIRTGPU-GUEST-RMMOD failed
+LIST
+)
+
+# What an otherwise healthy guest prints and what none of this project's code
+# can cause. Each with its reason.
+#  - "Kernel command line:" repeats what we passed (hung_task_panic, …).
+#  - lockdep prints its table sizes, "MAX_LOCKDEP…", and its own name.
+exceptions='Kernel command line:|Command line:|MAX_LOCK'
+
+scan() {
+	local file=$1 tainted
+	grep -aE "$patterns" "$file" | grep -avE "$exceptions" | tr -d '\r' || true
+	# Taint: out-of-tree (4096), unsigned (8192) and, as KUnit tests set it,
+	# test (262144) are what we are; anything else is a report we missed.
+	tainted=$(tr -d '\r' <"$file" | sed -n 's/.*VIRTGPU-GUEST-TAINTED //p' | tail -n1)
+	if [ -n "$tainted" ] && [ $((tainted & ~(4096 | 8192 | 262144))) -ne 0 ]; then
+		echo "kernel taint $tainted: more than out-of-tree and unsigned"
+	fi
+}
+
+if [ "${1:-}" = --self-test ]; then
+	exec "$(dirname "$0")/scan-log-test.sh"
+fi
+if [ "${1:-}" = --patterns ]; then
+	echo "$patterns"
+	exit
+fi
+found=$(for f; do scan "$f"; done)
+[ -z "$found" ] || { echo "$found"; exit 1; }

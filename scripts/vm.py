@@ -1,0 +1,405 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: GPL-2.0
+"""Runs one guest inside the build root: initramfs, device, QEMU, result.
+
+Started by scripts/vm.sh (or by check.py, which is inside the root already).
+Everything about a run ends up in build/logs/RUN:
+  console.log  the kernel's messages and those of the guest's init
+  job.log      what the job printed
+  device.log   what the device printed, events.jsonl its event log
+  result       JSON: how it ended
+
+A job can ask for things that only the host can do, by printing a line
+`VIRTGPU-HOST: WORD` on its output:
+  device_del    hot-unplug the GPU (as the monitor's device_del)
+  device_add    plug a new GPU, served by a new device process
+  kill          kill the device process (SIGKILL)
+  stop, cont    stop the device process, let it continue
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+
+PROJECT = "/project"
+BUILD = PROJECT + "/build"
+TARGET = BUILD + "/target/release"
+GUEST_BINARIES = ["virtgpu-tests", "virtgpu-bench", "virtgpu-demo"]
+MARKER = "VIRTGPU-GUEST-"
+HOST_REQUEST = "VIRTGPU-HOST: "
+
+
+def arguments():
+    p = argparse.ArgumentParser(prog="vm.sh", description="Run a job in a guest.")
+    p.add_argument("--kernel", choices=["stock", "debug", "release"], default="stock")
+    p.add_argument("--driver", choices=["ours", "c", "none"], default="ours",
+                   help="this project's module, Linux's own virtio-gpu, or nothing")
+    p.add_argument("--mem", default="1536M", help="guest memory (default %(default)s)")
+    p.add_argument("--cpus", type=int, default=2)
+    p.add_argument("--device-args", default="", help="more arguments of virtgpu-device")
+    p.add_argument("--no-device", action="store_true", help="no GPU in the guest")
+    p.add_argument("--module-args", default="", help="parameters of the module")
+    p.add_argument("--append", default="", help="more kernel command line")
+    p.add_argument("--name", default=None, help="folder of the run in build/logs")
+    p.add_argument("--timeout", type=int, default=None,
+                   help="seconds until the guest is killed (default 180, debug kernel 900)")
+    p.add_argument("--files", default="", help="files to put into the guest's /root, a,b,…")
+    p.add_argument("--interactive", action="store_true", help="a shell instead of a job")
+    p.add_argument("--monitor", action="store_true", help="QMP socket build/logs/RUN/qmp.sock")
+    p.add_argument("--quiet", action="store_true", help="do not repeat the job's output")
+    p.add_argument("job", nargs="*", help="command line for the guest's shell")
+    args = p.parse_args()
+    args.job = " ".join(args.job)
+    if not args.job and not args.interactive:
+        p.error("no job given")
+    return args
+
+
+def kernel_dir(kind):
+    """Folder of a kernel in the cache; vm.sh and check.sh made it and say where."""
+    path = os.environ.get(f"VIRTGPU_KERNEL_{kind.upper()}")
+    if not path:
+        sys.exit(f"vm.py: VIRTGPU_KERNEL_{kind.upper()} is not set; use scripts/vm.sh")
+    return path
+
+
+def cpio(folder, out):
+    """Packs a folder as an initramfs, complete or not at all."""
+    tmp = f"{out}.{os.getpid()}"
+    with open(tmp, "wb") as f:
+        subprocess.run(["sh", "-c", "find . -mindepth 1 | LC_ALL=C sort | cpio -o -H newc -R 0:0 --quiet"],
+                       cwd=folder, stdout=f, check=True)
+    os.rename(tmp, out)
+
+
+def base_image(kind):
+    """The part of the initramfs that changes rarely: busybox, modules, init."""
+    kernel = kernel_dir(kind)
+    init = PROJECT + "/scripts/guest/init"
+    with open(init, "rb") as f:
+        key = hashlib.sha256(f.read() + kernel.encode() + open(__file__, "rb").read()).hexdigest()[:12]
+    folder = BUILD + "/guest"
+    image = f"{folder}/base-{kind}-{key}.cpio"
+    if os.path.exists(image):
+        return image
+    os.makedirs(folder, exist_ok=True)
+    with tempfile.TemporaryDirectory() as tmp:
+        for d in ("bin", "sbin", "etc", "root", "job", "usr/bin", "usr/sbin", "usr/local/bin", "lib"):
+            os.makedirs(f"{tmp}/{d}")
+        shutil.copy("/bin/busybox", f"{tmp}/bin/busybox")
+        for applet in subprocess.check_output(["/bin/busybox", "--list"], text=True).split():
+            if applet != "busybox":
+                os.symlink("busybox", f"{tmp}/bin/{applet}")
+        # busybox has no mkfs.ext4; the dynamically linked one comes along with
+        # what it needs, for tests on a real file system.
+        copy_with_libraries("/usr/sbin/mke2fs", tmp)
+        os.symlink("mke2fs", f"{tmp}/usr/sbin/mkfs.ext4")
+        shutil.copy("/etc/mke2fs.conf", f"{tmp}/etc/mke2fs.conf")
+        shutil.copytree(kernel + "/guest/lib/modules", f"{tmp}/lib/modules")
+        for path, _, files in os.walk(f"{tmp}/lib/modules"):
+            for f in files:
+                if f.endswith(".ko"):
+                    subprocess.run(["strip", "--strip-debug", f"{path}/{f}"], check=True)
+        with open(f"{tmp}/etc/passwd", "w") as f:
+            f.write("root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n")
+        with open(f"{tmp}/etc/group", "w") as f:
+            f.write("root:x:0:\nnogroup:x:65534:\n")
+        shutil.copy(init, f"{tmp}/init")
+        cpio(tmp, image)
+    for old in os.listdir(folder):
+        if old.startswith(f"base-{kind}-") and f"{folder}/{old}" != image and old.endswith(".cpio"):
+            os.unlink(f"{folder}/{old}")
+    return image
+
+
+def copy_with_libraries(binary, tree):
+    paths = [binary]
+    for word in subprocess.check_output(["ldd", binary], text=True).split():
+        if word.startswith("/"):
+            paths.append(word)
+    for path in paths:
+        target = tree + path
+        if path.startswith("/lib64/"):
+            target = tree + path
+        os.makedirs(os.path.dirname(target), exist_ok=True)
+        shutil.copy(path, target)
+
+
+def run_image(args, run):
+    """The part that changes with every run: our module, binaries, the job."""
+    with tempfile.TemporaryDirectory() as tmp:
+        os.makedirs(f"{tmp}/job")
+        os.makedirs(f"{tmp}/root")
+        os.makedirs(f"{tmp}/usr/local/bin")
+        if args.driver == "ours":
+            module = f"{BUILD}/module/{args.kernel}/virtgpu_userptr.ko"
+            if not os.path.exists(module):
+                sys.exit(f"vm.py: {module} is missing; run scripts/module.sh {args.kernel}")
+            # Debug information would only cost guest memory and boot time.
+            subprocess.run(["strip", "--strip-debug", "-o", f"{tmp}/job/virtgpu_userptr.ko", module],
+                           check=True)
+        for b in GUEST_BINARIES:
+            if os.path.exists(f"{TARGET}/{b}"):
+                subprocess.run(["strip", "--strip-debug", "-o", f"{tmp}/usr/local/bin/{b}",
+                                f"{TARGET}/{b}"], check=True)
+        for f in filter(None, args.files.split(",")):
+            shutil.copy(f, f"{tmp}/root/")
+        with open(f"{tmp}/job/config", "w") as f:
+            f.write(f"DRIVER={args.driver}\nINTERACTIVE={int(args.interactive)}\n")
+            f.write("MODULES='virtio_pci pciehp udmabuf sw_sync ext4 loop'\n")
+            f.write(f"MODULE_ARGS={shlex.quote(args.module_args)}\n")
+        with open(f"{tmp}/job/run", "w") as f:
+            f.write(f"export VIRTGPU_KERNEL={args.kernel} VIRTGPU_DRIVER={args.driver}\n{args.job}\n")
+        cpio(tmp, f"{run}/job.cpio")
+
+
+class Device:
+    """The vhost-user process behind the guest's GPU."""
+
+    def __init__(self, args, run):
+        self.args, self.run, self.count, self.process = args, run, 0, None
+        self.folder = tempfile.mkdtemp(prefix="vgpu-")
+
+    def start(self):
+        self.count += 1
+        self.socket = f"{self.folder}/gpu{self.count}.sock"
+        events = f"{self.run}/events.jsonl" if self.count == 1 else f"{self.run}/events-{self.count}.jsonl"
+        command = [f"{TARGET}/virtgpu-device", "--socket", self.socket, "--event-log", events]
+        command += shlex.split(self.args.device_args)
+        with open(f"{self.run}/device.log", "ab") as log:
+            self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        for _ in range(200):
+            if os.path.exists(self.socket):
+                return
+            if self.process.poll() is not None:
+                break
+            time.sleep(0.05)
+        sys.exit(f"vm.py: the device did not come up, see {self.run}/device.log")
+
+    def stop(self):
+        """Ends it and says how: None if it had to be ended, else its status."""
+        if not self.process:
+            return None
+        try:
+            return self.process.wait(2)  # it ends by itself when QEMU goes
+        except subprocess.TimeoutExpired:
+            pass
+        self.process.send_signal(signal.SIGCONT)
+        self.process.terminate()
+        try:
+            self.process.wait(5)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        return None
+
+
+class Qmp:
+    """The little of QEMU's monitor protocol that tests need."""
+
+    def __init__(self, path):
+        self.socket = socket.socket(socket.AF_UNIX)
+        self.socket.connect(path)
+        self.file = self.socket.makefile("r")
+        self.file.readline()
+        self.call("qmp_capabilities")
+        self.events = []
+
+    def call(self, command, **arguments):
+        message = {"execute": command}
+        if arguments:
+            message["arguments"] = arguments
+        self.socket.sendall(json.dumps(message).encode() + b"\n")
+        while True:
+            line = self.file.readline()
+            if not line:
+                return {"error": "QEMU is gone"}
+            answer = json.loads(line)
+            if "event" in answer:
+                continue
+            return answer
+
+
+GPU = ["virtio-id=16", "num_vqs=4", "vq_size=256", "config_size=64"]
+
+
+def qemu_command(args, run, device, qmp):
+    kernel = kernel_dir(args.kernel)
+    accel = os.environ.get("VIRTGPU_ACCEL", "tcg")
+    cpu = "max"
+    append = ["console=ttyS0", "panic=-1", "mitigations=off", "nmi_watchdog=0"]
+    if accel == "tcg":
+        accel = "tcg,thread=multi"
+    else:
+        cpu = "host"
+    if args.kernel == "debug":
+        # Five-level paging under TCG gives false KASAN reports early in boot.
+        if cpu == "max":
+            cpu = "max,la57=off"
+        append += ["page_poison=1", "kmemleak=on"]
+    append += [args.append]
+    command = [
+        "qemu-system-x86_64", "-M", "q35,memory-backend=mem",
+        "-object", f"memory-backend-memfd,id=mem,size={args.mem},share=on",
+        "-m", args.mem, "-smp", str(args.cpus), "-accel", accel, "-cpu", cpu,
+        "-nodefaults", "-vga", "none", "-net", "none", "-display", "none", "-no-reboot",
+        "-kernel", f"{kernel}/vmlinuz", "-initrd", f"{run}/initramfs.cpio",
+        "-append", " ".join(filter(None, append)),
+        "-serial", f"file:{run}/console.log",
+        "-device", "pcie-root-port,id=port0,chassis=1",
+    ]
+    if args.interactive:
+        command += ["-chardev", "stdio,id=tty,signal=off,mux=on", "-serial", "chardev:tty"]
+    else:
+        command += ["-serial", f"file:{run}/job.log"]
+    command += ["-chardev", f"socket,id=qmp,path={qmp},server=on,wait=off",
+                "-mon", "chardev=qmp,mode=control"]
+    if device:
+        command += ["-chardev", f"socket,id=gpu1,path={device.socket}",
+                    "-device", ",".join(["vhost-user-test-device-pci,id=vgpu0,bus=port0,chardev=gpu1"] + GPU)]
+    return command
+
+
+def serve(word, device, qmp_path):
+    """Does what the job asked for."""
+    if word == "kill":
+        device.process.kill()
+    elif word == "stop":
+        device.process.send_signal(signal.SIGSTOP)
+    elif word == "cont":
+        device.process.send_signal(signal.SIGCONT)
+    elif word == "device_del":
+        return Qmp(qmp_path).call("device_del", id="vgpu0")
+    elif word == "device_add":
+        device.stop()
+        device.start()
+        qmp = Qmp(qmp_path)
+        name = f"gpu{device.count}"
+        qmp.call("chardev-add", id=name, backend={"type": "socket", "data": {
+            "addr": {"type": "unix", "data": {"path": device.socket}}, "server": False}})
+        options = dict(o.split("=") for o in GPU)
+        options = {k: int(v) for k, v in options.items()}
+        return qmp.call("device_add", driver="vhost-user-test-device-pci", id="vgpu0", bus="port0",
+                        chardev=name, **options)
+    else:
+        return {"error": f"unknown request {word}"}
+    return "done"
+
+
+class Follower:
+    """Reads a growing file line by line."""
+
+    def __init__(self, path):
+        self.path, self.file, self.rest = path, None, ""
+
+    def lines(self):
+        if self.file is None:
+            if not os.path.exists(self.path):
+                return
+            self.file = open(self.path, errors="replace", newline="")
+        self.rest += self.file.read()
+        *lines, self.rest = self.rest.split("\n")
+        for line in lines:
+            yield line.rstrip("\r")
+
+
+def main():
+    args = arguments()
+    name = args.name or f"vm-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+    run = f"{BUILD}/logs/{name}"
+    shutil.rmtree(run, ignore_errors=True)
+    os.makedirs(run)
+    timeout = args.timeout or (900 if args.kernel == "debug" else 180)
+
+    base = base_image(args.kernel)
+    run_image(args, run)
+    with open(f"{run}/initramfs.cpio", "wb") as out:
+        for part in (base, f"{run}/job.cpio"):
+            with open(part, "rb") as f:
+                shutil.copyfileobj(f, out)
+    os.unlink(f"{run}/job.cpio")
+
+    device = None if args.no_device else Device(args, run)
+    if device:
+        device.start()
+    qmp = f"{run}/qmp.sock" if args.monitor else tempfile.mktemp(prefix="qmp-")
+    command = qemu_command(args, run, device, qmp)
+    with open(f"{run}/command", "w") as f:
+        f.write(shlex.join(command) + "\n")
+
+    start = time.monotonic()
+    with open(f"{run}/qemu.log", "wb") as log:
+        qemu = subprocess.Popen(command, stderr=None if args.interactive else log,
+                                stdin=None if args.interactive else subprocess.DEVNULL)
+    follower, timed_out = Follower(f"{run}/job.log"), False
+    while True:
+        running = qemu.poll() is None
+        for line in follower.lines():
+            if line.startswith(HOST_REQUEST) and device:
+                answer = serve(line[len(HOST_REQUEST):].strip(), device, qmp)
+                with open(f"{run}/host.log", "a") as f:
+                    f.write(f"{time.monotonic() - start:.1f} {line}: {answer}\n")
+            elif not args.quiet:
+                print(line, flush=True)
+        if not running:
+            break
+        if not args.interactive and time.monotonic() - start > timeout:
+            timed_out = True
+            qemu.terminate()
+            try:
+                qemu.wait(3)
+            except subprocess.TimeoutExpired:
+                qemu.kill()
+        time.sleep(0.1)
+    device_status = device.stop() if device else None
+    os.unlink(f"{run}/initramfs.cpio")
+
+    result = {"name": name, "kernel": args.kernel, "driver": args.driver, "seconds": round(time.monotonic() - start, 1),
+              "timed_out": timed_out, "qemu": qemu.returncode, "device": device_status,
+              "marker": False, "rc": None, "rmmod": None, "tainted": None, "errors": []}
+    for line in open(f"{run}/console.log", errors="replace"):
+        at = line.find(MARKER)
+        if at < 0:
+            continue
+        word, _, rest = line[at + len(MARKER):].strip().partition(" ")
+        if word == "DONE":
+            result["marker"], result["rc"] = True, int(rest.removeprefix("rc="))
+        elif word == "RMMOD":
+            result["rmmod"] = rest
+        elif word == "TAINTED":
+            result["tainted"] = int(rest)
+        elif word == "ERROR":
+            result["errors"].append(rest)
+    scan = subprocess.run([PROJECT + "/scripts/scan-log.sh", f"{run}/console.log"],
+                          stdout=subprocess.PIPE, text=True)
+    result["scan"] = scan.stdout.splitlines()
+    # Guest and unload problems, apart from what the job itself returned.
+    if timed_out:
+        result["errors"].append(f"killed after {timeout} s")
+    elif not result["marker"]:
+        result["errors"].append("the guest did not print its completion marker")
+    if result["rmmod"] == "failed":
+        result["errors"].append("the module could not be unloaded")
+    result["ok"] = bool(result["marker"] and result["rc"] == 0 and not result["errors"] and not result["scan"])
+    with open(f"{run}/result", "w") as f:
+        json.dump(result, f, indent=1)
+        f.write("\n")
+    if not args.quiet:
+        for problem in result["errors"] + result["scan"]:
+            print(f"vm: {problem}")
+        print(f"vm: {'ok' if result['ok'] else 'FAILED'}, job status {result['rc']}, "
+              f"{result['seconds']} s, logs in {run.replace(PROJECT + '/', '')}")
+    sys.exit(0 if result["ok"] else 1)
+
+
+if __name__ == "__main__":
+    main()
