@@ -32,7 +32,7 @@ import time
 
 PROJECT = "/project"
 BUILD = PROJECT + "/build"
-TARGET = BUILD + "/target/release"
+TARGET = BUILD + "/target/x86_64-unknown-linux-gnu/release"
 GUEST_BINARIES = ["virtgpu-tests", "virtgpu-bench", "virtgpu-demo"]
 MARKER = "VIRTGPU-GUEST-"
 HOST_REQUEST = "VIRTGPU-HOST: "
