@@ -1,0 +1,49 @@
+#!/bin/bash
+# SPDX-License-Identifier: GPL-2.0
+# check.sh [SUITE...]: builds what the suites need and runs them (all of them
+# without an argument). check.sh --list names them. The last line of the output
+# is "N passed, N failed, N skipped".
+. "$(dirname "$0")/lib.sh"
+
+suites_dir=$TOP/tests/suites
+all=$(grep -H '^order' "$suites_dir"/*.toml | sed -E 's|.*/([a-z]+)\.toml:order *= *([0-9]+).*|\2 \1|' | sort -n | cut -d' ' -f2)
+
+if [ "${1:-}" = --list ]; then
+	for s in $all; do
+		printf '%-8s %s\n' "$s" "$(sed -nE 's/^description *= *"(.*)"/\1/p' "$suites_dir/$s.toml")"
+	done
+	exit
+fi
+
+suites=${*:-$all}
+for s in $suites; do
+	[ -e "$suites_dir/$s.toml" ] || die "no suite '$s'; there are: $(echo $all)"
+done
+
+# Whatever ends this early must not look like a run without failures.
+building=something
+trap 'echo "not ok build/$building"; echo "0 passed, 1 failed, 0 skipped"' EXIT
+
+preconditions
+files=$(for s in $suites; do echo "$suites_dir/$s.toml"; done)
+# shellcheck disable=SC2086
+kernels=$(sed -nE 's/^kernel *= *"(.*)"/\1/p' $files | sort -u)
+# Lint needs a kernel's source and metadata too.
+case " $suites " in *lint*) kernels="stock $kernels" ;; esac
+building=root
+"$TOP/scripts/root.sh" >/dev/null
+building=programs
+run_logged "building the device and the guest programs" "$BUILD/logs/programs.log" \
+	"$TOP/scripts/in-root" cargo build --release --locked --workspace
+for k in $(echo $kernels | tr ' ' '\n' | sort -u); do
+	building=kernel-$k
+	kernel=$("$TOP/scripts/kernel.sh" "$k")
+	export "VIRTGPU_KERNEL_${k^^}=/cache/${kernel##*/}"
+	building=module-$k
+	run_logged "building the module for the $k kernel" "$BUILD/logs/module-$k.log" \
+		"$TOP/scripts/module.sh" "$k"
+done
+
+trap - EXIT
+# shellcheck disable=SC2086
+exec "$TOP/scripts/in-root" python3 scripts/check.py $suites

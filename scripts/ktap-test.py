@@ -1,0 +1,76 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: GPL-2.0
+"""Self-test of ktap.py; prints KTAP itself."""
+
+import sys
+
+import ktap
+
+NESTED = """KTAP version 1
+1..3
+    KTAP version 1
+    # Subtest: pin
+    1..2
+    ok 1 small
+    # why it failed
+    not ok 2 large
+not ok 1 pin
+    1..1
+    ok 1 unnamed_until_the_end # SKIP no memory
+ok 2 life
+ok 3 flat
+"""
+CUT = """KTAP version 1
+1..2
+    # Subtest: pin
+    1..3
+    ok 1 small
+"""
+LYING = """1..1
+    # Subtest: pin
+    1..1
+    ok 1 small
+not ok 1 pin
+"""
+CARGO = """     Running unittests src/lib.rs (build/target/release/deps/virtgpu_protocol-0123abcd)
+test runs::merge ... ok
+test runs::split ... FAILED
+test slow ... ignored, needs an hour
+   Doc-tests virtgpu_client
+test client/src/lib.rs - (line 12) ... ok
+"""
+
+
+def read(reader, text):
+    out = []
+    for line in text.splitlines():
+        out += reader.feed(line)
+    return [(r.name, r.status, r.reason) for r in out + reader.finish()]
+
+
+CASES = {
+    "nested": (ktap.Ktap(), NESTED, [
+        ("pin/small", "ok", ""), ("pin/large", "not ok", ""),
+        ("life/unnamed_until_the_end", "skip", "no memory"), ("flat", "ok", "")]),
+    "cut_short": (ktap.Ktap(), CUT, [
+        ("pin/small", "ok", ""), ("plan", "not ok", "2 tests planned, 0 reported"),
+        ("pin", "not ok", "3 tests planned, 1 reported")]),
+    "group_fails_alone": (ktap.Ktap(), LYING, [
+        ("pin/small", "ok", ""), ("pin", "not ok", "the group failed, none of its tests did")]),
+    "nothing": (ktap.Ktap(), "hello\n", [("results", "not ok", "no test result was printed")]),
+    "cargo": (ktap.Cargo(), CARGO, [
+        ("virtgpu_protocol/runs::merge", "ok", ""), ("virtgpu_protocol/runs::split", "not ok", ""),
+        ("virtgpu_protocol/slow", "skip", "needs an hour"),
+        ("virtgpu_client/doc/client/src/lib.rs:12", "ok", "")]),
+}
+
+print(f"KTAP version 1\n1..{len(CASES)}")
+failed = 0
+for number, (name, (reader, text, want)) in enumerate(CASES.items(), 1):
+    got = read(reader, text)
+    good = got == want
+    failed += not good
+    if not good:
+        print(f"# want {want}\n# got  {got}")
+    print(f"{'ok' if good else 'not ok'} {number} {name}")
+sys.exit(failed > 0)

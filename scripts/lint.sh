@@ -1,0 +1,44 @@
+#!/bin/bash
+# SPDX-License-Identifier: GPL-2.0
+# Inside the build root: lint.sh WHAT; every warning is an error.
+set -euo pipefail
+
+kernel=${VIRTGPU_KERNEL_STOCK:?use make lint}
+source=$(readlink -f "$kernel/build/source")
+
+case ${1:-} in
+rustfmt-module)
+	# The kernel's own style; the files that main.rs names are followed.
+	rustfmt --check --config-path "$source/.rustfmt.toml" src/main.rs
+	;;
+rustfmt-workspace)
+	cargo fmt --all --check
+	;;
+clippy-module)
+	read -ra args <"$kernel/make-args"
+	# From scratch: kbuild repeats no warning about what is up to date.
+	rm -rf build/module/lint
+	mkdir -p build/module/lint
+	make -C "$kernel/build" "${args[@]}" M=/project MO=/project/build/module/lint \
+		CLIPPY=1 KRUSTFLAGS=-Dwarnings KCFLAGS=-Werror W=1 -j"$(nproc)" modules 2>&1 | tee build/module/lint.log
+	# modpost and objtool only print theirs.
+	! grep -E '(^|: )(warning|WARNING):' build/module/lint.log
+	;;
+clippy-workspace)
+	cargo clippy --release --workspace --all-targets --locked -- -D warnings
+	;;
+checkpatch)
+	# FILE_PATH_CHANGES: MAINTAINERS is the kernel's. The licence line of uAPI
+	# headers is dual, as the kernel's own list of licences allows.
+	find src uapi -name '*.[ch]' | sort | xargs perl "$source/scripts/checkpatch.pl" \
+		--no-tree -f --strict --no-summary --terse --show-types \
+		--max-line-length=100 --ignore FILE_PATH_CHANGES
+	;;
+shell)
+	shellcheck -x -S warning -P scripts scripts/*.sh scripts/in-root .ci/run
+	;;
+*)
+	echo "usage: lint.sh rustfmt-module|rustfmt-workspace|clippy-module|clippy-workspace|checkpatch|shell" >&2
+	exit 1
+	;;
+esac
