@@ -4,6 +4,7 @@
 //!
 //! - [`virtio_gpu`]: the control queue's structures, as in Linux's
 //!   `include/uapi/linux/virtio_gpu.h`;
+//! - [`virtio_gpu_2d`]: its display commands, for the device only;
 //! - [`compute`]: the command stream of the reference device's compute context;
 //! - [`uapi`]: the ioctl structures, as in Linux's `include/uapi/drm/virtgpu_drm.h` and in
 //!   `uapi/drm/virtgpu_userptr_drm.h` of this project;
@@ -18,3 +19,4 @@ pub mod compute;
 pub mod runs;
 pub mod uapi;
 pub mod virtio_gpu;
+pub mod virtio_gpu_2d;
