@@ -60,6 +60,8 @@ healthy=$(cat <<'LIST'
 [    1.0] kmemleak: Kernel memory leak detector initialized (mem pool available: 62000)
 [    1.0] kmemleak: Automatic memory scanning thread started
 [    1.0] virtgpu_userptr: loading out-of-tree module taints kernel.
+[    1.0] DMA-API: preallocated 65536 debug entries
+[    1.0] DMA-API: debugging enabled by kernel config
 [    1.0] Freeing unused kernel image (initmem) memory: 4664K
 VIRTGPU-GUEST-TAINTED 12288
 VIRTGPU-GUEST-DONE rc=0

@@ -61,7 +61,8 @@ LIST
 # can cause. Each with its reason.
 #  - "Kernel command line:" repeats what we passed (hung_task_panic, …).
 #  - lockdep prints its table sizes, "MAX_LOCKDEP…", and its own name.
-exceptions='Kernel command line:|Command line:|MAX_LOCK'
+#  - DMA-API debugging says at boot that it is there and how large its table is.
+exceptions='Kernel command line:|Command line:|MAX_LOCK|DMA-API: (preallocated [0-9]+ debug entries|debugging enabled by kernel config)'
 
 scan() {
 	local file=$1 tainted

@@ -245,7 +245,7 @@ def qemu_command(args, run, device, qmp):
         # Five-level paging under TCG gives false KASAN reports early in boot.
         if cpu == "max":
             cpu = "max,la57=off"
-        append += ["page_poison=1", "kmemleak=on"]
+        append += ["page_poison=1", "kmemleak=on", "kunit.enable=1", "kunit.autorun=1"]
     append += [args.append]
     command = [
         "qemu-system-x86_64", "-M", "q35,memory-backend=mem",
@@ -262,7 +262,7 @@ def qemu_command(args, run, device, qmp):
     else:
         command += ["-serial", f"file:{run}/job.log"]
     command += ["-chardev", f"socket,id=qmp,path={qmp},server=on,wait=off",
-                "-mon", "chardev=qmp,mode=control"]
+                "-object", "monitor-qmp,id=qmp0,chardev=qmp"]
     if device:
         command += ["-chardev", f"socket,id=gpu1,path={device.socket}",
                     "-device", ",".join(["vhost-user-test-device-pci,id=vgpu0,bus=port0,chardev=gpu1"] + GPU)]

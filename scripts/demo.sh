@@ -1,0 +1,12 @@
+#!/bin/bash
+# SPDX-License-Identifier: GPL-2.0
+# Builds everything and runs the demonstration: a program in a stock Debian guest
+# lets the device outside compute on its malloc'ed memory.
+. "$(dirname "$0")/lib.sh"
+
+"$TOP/scripts/programs.sh"
+"$TOP/scripts/kernel.sh" stock >/dev/null
+run_logged "building the module for the stock kernel" "$BUILD/logs/module-stock.log" \
+	"$TOP/scripts/module.sh" stock
+note "booting the guest (log: $BUILD/logs/demo/console.log)"
+exec "$TOP/scripts/vm.sh" --name demo --mem 2G --timeout 600 virtgpu-demo
