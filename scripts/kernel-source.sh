@@ -17,7 +17,7 @@ if [ ! -d $lists/partial ]; then
 	mkdir -p $lists/partial
 	cp /var/lib/apt/lists/*_* $lists/
 fi
-apt=(-o Dir::State::Lists=$lists -o Dir::Cache=/tmp/apt -o APT::Sandbox::User=root
+apt=(-o "Dir::State::Lists=$lists" -o Dir::Cache=/tmp/apt -o APT::Sandbox::User=root
 	-o Acquire::Check-Valid-Until=false -o Acquire::Languages=none)
 mkdir -p /tmp/apt/archives/partial
 

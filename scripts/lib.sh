@@ -8,6 +8,7 @@ set -euo pipefail
 # The clone this script belongs to.
 TOP=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
 CACHE=${VIRTGPU_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/virtgpu-userptr}
+# shellcheck disable=SC2034 # used by the scripts that source this
 BUILD=$TOP/build
 
 die() {
