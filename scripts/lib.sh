@@ -59,7 +59,8 @@ run_logged() {
 	shift 2
 	mkdir -p "$(dirname "$log")"
 	note "$what (log: $log)"
-	"$@" >"$log" 2>&1 </dev/null 9>&- &
+	# Even kill -9 of this script takes the command along.
+	setpriv --pdeathsig KILL "$@" >"$log" 2>&1 </dev/null 9>&- &
 	pid=$!
 	# shellcheck disable=SC2064
 	trap "kill $pid 2>/dev/null; wait $pid 2>/dev/null; exit 130" INT TERM

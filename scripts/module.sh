@@ -18,5 +18,5 @@ if [ "$(cat "$out/.kernel" 2>/dev/null)" != "${kernel##*/}" ]; then
 fi
 exec 8>"$out/.lock"
 flock 8
-"$TOP/scripts/in-root" make -C "/cache/${kernel##*/}/build" "${args[@]}" \
+exec "$TOP/scripts/in-root" make -C "/cache/${kernel##*/}/build" "${args[@]}" \
 	M=/project MO="/project/build/module/$kind" -j"$(nproc)" "${@:-modules}"
