@@ -17,17 +17,18 @@ A suite is a file tests/suites/NAME.toml:
 
   [[guest]]               # a guest
   name = "all"
-  families = ["pin"]      # of virtgpu-tests; ["*"] is what applies and no other
-                          # run of the suite names; or instead of families:
-  job = "…"               # a shell command that prints KTAP
+  families = ["pin"]      # of virtgpu-tests; ["*"] are all that apply to the
+                          # kernel and driver, want a well-behaved device and are
+                          # not named by another run of the suite
   except = ["slow"]       # families that "*" leaves out
+  each_device = true      # instead: a guest for each family that wants a device
+                          # with arguments of its own
+  job = "…"               # instead: a shell command that prints KTAP
   kernel, driver, mem, cpus, timeout, device_args, module_args, append
                           # as the options of vm.sh
 
-`virtgpu-tests list` prints a family and its needs on each line. Needs are words:
-a name of a kernel (debug: only there), or "ours"/"c" (only with that driver), or
-"alone" (never together with others: a suite must name it), or KEY=VALUE (left to
-the suite). A family with driver "c" on a run needs the word "c" or "any".
+`virtgpu-tests list` prints a family a line: name, kernel (any or debug), driver
+(ours, c or both), and arguments for the device, if it wants any.
 """
 
 import json
@@ -82,25 +83,23 @@ class Report:
         return 1 if self.failed or not (self.passed or self.skipped) else 0
 
 
+class Family:
+    """A line of `virtgpu-tests list`."""
+
+    def __init__(self, line):
+        self.name, self.kernel, self.driver, *device = line.split(None, 3)
+        self.device = device[0].strip() if device else ""
+
+    def applies(self, kernel, driver):
+        return self.kernel in ("any", kernel) and self.driver in ("both", driver)
+
+
 def families():
-    """What the guest program offers: {family: [needs]}."""
+    """What the guest program offers, by name."""
     if not os.path.exists(TESTS):
         return {}
-    found = {}
-    for line in subprocess.check_output([TESTS, "list"], text=True).splitlines():
-        words = line.replace(",", " ").split()
-        if words and not line.startswith("#"):
-            found[words[0].rstrip(":")] = words[1:]
-    return found
-
-
-def applies(needs, kernel, driver):
-    kernels = [n for n in needs if n in ("stock", "debug", "release")]
-    if kernels and kernel not in kernels:
-        return False
-    if driver == "c":
-        return "c" in needs or "any" in needs
-    return "c" not in needs or "ours" in needs
+    lines = subprocess.check_output([TESTS, "list"], text=True).splitlines()
+    return {f.name: f for f in map(Family, filter(None, lines))}
 
 
 def feed(reader, report, suite, command, log):
@@ -161,11 +160,11 @@ def run_guest(report, suite, spec, run):
         wanted = list(run["families"])
         if "*" in wanted:
             named = {f for g in spec["guest"] for f in g.get("families", [])} | set(run.get("except", []))
-            wanted = [f for f, needs in offered.items()
-                      if applies(needs, kernel, driver) and "alone" not in needs and f not in named]
-        unknown = [f for f in wanted if f not in offered]
-        for f in unknown:
-            report.add(f"{suite}/{f}", "not ok", None, "virtgpu-tests knows no such family")
+            wanted = [f.name for f in offered.values()
+                      if f.applies(kernel, driver) and not f.device and f.name not in named]
+        for f in wanted:
+            if f not in offered:
+                report.add(f"{suite}/{f}", "not ok", None, "virtgpu-tests knows no such family")
         wanted = [f for f in wanted if f in offered]
         if not wanted:
             report.add(name, "not ok", None, "no family of virtgpu-tests applies")
@@ -181,7 +180,7 @@ def run_guest(report, suite, spec, run):
     result_file = f"{BUILD}/logs/{run_name}/result"
     if os.path.exists(result_file):
         os.unlink(result_file)
-    status = feed(reader, report, run_name if run.get("qualify") else suite, command, log)
+    status = feed(reader, report, suite, command, log)
     for r in reader.finish():
         report.add(f"{name}/{r.name}", r.status, None, r.reason, r.notes)
     # The guest itself is a test: it must have ended well and left a clean log.
@@ -199,6 +198,18 @@ def run_guest(report, suite, spec, run):
         print(f"    logs: build/logs/{run_name}/", flush=True)
 
 
+def guests(spec):
+    """The guests of a suite, `each_device` spelt out."""
+    for run in spec.get("guest", []):
+        if not run.get("each_device"):
+            yield run
+            continue
+        kernel, driver = run.get("kernel", spec["kernel"]), run.get("driver", spec.get("driver", "ours"))
+        for f in families().values():
+            if f.device and f.applies(kernel, driver):
+                yield dict(run, name=f.name, families=[f.name], device_args=f.device)
+
+
 def main():
     report = Report()
     os.makedirs(BUILD + "/logs", exist_ok=True)
@@ -207,7 +218,7 @@ def main():
             spec = tomllib.load(f)
         for run in spec.get("command", []):
             run_command(report, suite, run)
-        for run in spec.get("guest", []):
+        for run in guests(spec):
             run_guest(report, suite, spec, run)
     sys.exit(report.finish())
 
