@@ -1,3 +1,92 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0-only
-//! Place for the program.
-fn main() {}
+
+//! The guest tests: one program, so that it can be one file of a guest image.
+//!
+//! `virtgpu-tests list` prints one family a line: name, kernel (`any` or `debug`), driver (`ours`,
+//! `c` or `both`), arguments for the device. `virtgpu-tests run FAMILY… [--filter TEXT]` runs
+//! families and reports in KTAP; `all` stands for those that need no arguments for the device.
+//! `VIRTGPU_TESTS_SCALE=N` (percent) shortens the loops that say so in their output.
+
+mod basic;
+mod cdriver;
+mod ktap;
+mod support;
+mod userptr;
+
+use std::process::ExitCode;
+
+use ktap::{Driver, Family, Kernel};
+
+const FAMILIES: &[&Family] = &[&basic::FAMILY, &cdriver::FAMILY, &userptr::FAMILY];
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    match arguments.split_first() {
+        Some((command, [])) if command == "list" => {
+            list();
+            ExitCode::SUCCESS
+        }
+        Some((command, rest)) if command == "run" && !rest.is_empty() => run(rest),
+        _ => usage(),
+    }
+}
+
+fn usage() -> ExitCode {
+    eprintln!("usage: virtgpu-tests list | run FAMILY... [--filter TEXT]");
+    ExitCode::from(2)
+}
+
+fn list() {
+    for family in FAMILIES {
+        let kernel = match family.kernel {
+            Kernel::Any => "any",
+            Kernel::Debug => "debug",
+        };
+        let driver = match family.driver {
+            Driver::Ours => "ours",
+            Driver::C => "c",
+            Driver::Both => "both",
+        };
+        println!("{} {kernel} {driver} {}", family.name, family.device);
+    }
+}
+
+fn run(arguments: &[String]) -> ExitCode {
+    let mut names = Vec::new();
+    let mut filter = None;
+    let mut arguments = arguments.iter();
+    while let Some(argument) = arguments.next() {
+        if argument == "--filter" {
+            filter = arguments.next().map(String::as_str);
+        } else {
+            names.push(argument.as_str());
+        }
+    }
+    let mut families = Vec::new();
+    for name in names {
+        if name == "all" {
+            families.extend(FAMILIES.iter().filter(|family| family.device.is_empty()));
+            continue;
+        }
+        match FAMILIES.iter().find(|family| family.name == name) {
+            Some(family) => families.push(family),
+            None => {
+                eprintln!("virtgpu-tests: no family is called {name}");
+                return ExitCode::from(2);
+            }
+        }
+    }
+    let families: Vec<&Family> = families.into_iter().copied().collect();
+    let env = match support::Env::new() {
+        Ok(env) => env,
+        Err(error) => {
+            println!("Bail out! {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    if ktap::run(&families, filter, &env) {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
+}

@@ -1,0 +1,108 @@
+// SPDX-License-Identifier: MIT OR GPL-2.0-only
+
+//! Processes within a test case.
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::fd::FromRawFd;
+
+use crate::ktap::{reap, Outcome, TestResult};
+
+/// The user that tests become when they give up their privileges.
+pub(crate) const NOBODY: u32 = 65534;
+
+/// Runs `body` in a forked child, and returns its result.
+pub(crate) fn run(body: impl FnOnce() -> TestResult) -> TestResult {
+    spawn(body)?.join()
+}
+
+/// A running child.
+pub(crate) struct Child {
+    pub(crate) pid: i32,
+    reader: File,
+}
+
+/// Starts `body` in a forked child.
+pub(crate) fn spawn(body: impl FnOnce() -> TestResult) -> TestResult<Child> {
+    let mut fds = [0; 2];
+    // SAFETY: Room for two file descriptors.
+    if unsafe { libc::pipe2(fds.as_mut_ptr(), libc::O_CLOEXEC) } != 0 {
+        return Err(std::io::Error::last_os_error().into());
+    }
+    // SAFETY: The kernel has just given us these file descriptors.
+    let (reader, mut writer) = unsafe { (File::from_raw_fd(fds[0]), File::from_raw_fd(fds[1])) };
+    let _ = std::io::stdout().flush();
+    // SAFETY: The callers have no other threads at this point.
+    let pid = unsafe { libc::fork() };
+    if pid < 0 {
+        return Err(std::io::Error::last_os_error().into());
+    }
+    if pid == 0 {
+        drop(reader);
+        let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(body));
+        let text = match result {
+            Ok(Ok(())) => "ok ".to_string(),
+            Ok(Err(Outcome::Skip(reason))) => format!("skip {reason}"),
+            Ok(Err(Outcome::Fail(reason))) => format!("fail {reason}"),
+            Err(_) => "fail panicked".to_string(),
+        };
+        let _ = writer.write_all(text.as_bytes());
+        // SAFETY: Ends the child without running the parent's destructors.
+        unsafe { libc::_exit(0) }
+    }
+    Ok(Child { pid, reader })
+}
+
+impl Child {
+    /// Waits for the end and returns the result; a death by signal is a failure.
+    pub(crate) fn join(mut self) -> TestResult {
+        let mut text = String::new();
+        let _ = self.reader.read_to_string(&mut text);
+        let status = reap(self.pid)?;
+        match text.split_once(' ') {
+            Some(("ok", _)) => Ok(()),
+            Some(("skip", reason)) => Err(Outcome::Skip(reason.to_string())),
+            Some(("fail", reason)) => Err(Outcome::Fail(format!("in a child: {reason}"))),
+            _ => Err(Outcome::Fail(format!(
+                "a child ended without a result, status {status:#x}"
+            ))),
+        }
+    }
+
+    /// Kills it and waits for its end.
+    pub(crate) fn kill(self) -> TestResult {
+        // SAFETY: A signal to our own child.
+        unsafe { libc::kill(self.pid, libc::SIGKILL) };
+        reap(self.pid)?;
+        Ok(())
+    }
+}
+
+/// Becomes a user without any capability.
+pub(crate) fn drop_privileges() -> TestResult {
+    // SAFETY: System calls with integers; libc applies them to all threads, of which there is one.
+    let failed = unsafe {
+        libc::setgroups(0, std::ptr::null()) != 0
+            || libc::setresgid(NOBODY, NOBODY, NOBODY) != 0
+            || libc::setresuid(NOBODY, NOBODY, NOBODY) != 0
+            // Changing ids has made the process undumpable, which closes /proc/self to it.
+            || libc::prctl(libc::PR_SET_DUMPABLE, 1) != 0
+    };
+    if failed {
+        return Err(std::io::Error::last_os_error().into());
+    }
+    Ok(())
+}
+
+/// Sets RLIMIT_MEMLOCK.
+pub(crate) fn limit_memlock(bytes: u64) -> TestResult {
+    let limit = libc::rlimit {
+        rlim_cur: bytes,
+        rlim_max: bytes,
+    };
+    // SAFETY: A valid structure.
+    if unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, &raw const limit) } != 0 {
+        return Err(std::io::Error::last_os_error().into());
+    }
+    Ok(())
+}

@@ -1,0 +1,70 @@
+// SPDX-License-Identifier: MIT OR GPL-2.0-only
+
+//! Nothing may be left of a test case that has ended: no pinned page, no resource on the host.
+
+use std::sync::Mutex;
+use std::time::Duration;
+
+use virtgpu_client::{compute, Bytes};
+
+use crate::ktap::{Outcome, TestResult};
+use crate::support::{eventually, job, procfs, Env};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct State {
+    pinned_pages: i64,
+    resources: u64,
+    contexts: u64,
+    guest_bytes: u64,
+    host_bytes: u64,
+}
+
+static BEFORE: Mutex<Option<State>> = Mutex::new(None);
+
+fn now(env: &Env) -> TestResult<State> {
+    let device = env.compute()?;
+    let blob = device.create_blob(&virtgpu_client::BlobOptions::guest(4096))?;
+    let map = blob.map()?;
+    let mut stream = compute::Stream::new();
+    stream.stat(blob.at(0));
+    job::run(&device, &stream, &[blob.handle()])?;
+    Ok(State {
+        pinned_pages: procfs::pinned_pages()?,
+        resources: map.read_u64(0),
+        contexts: map.read_u64(8),
+        guest_bytes: map.read_u64(24),
+        host_bytes: map.read_u64(40),
+    })
+}
+
+/// Resources that exist on the host, less the one needed for asking.
+pub(crate) fn host_resources(env: &Env) -> TestResult<u64> {
+    Ok(now(env)?.resources - 1)
+}
+
+/// Notes the state before a case.
+pub(crate) fn remember(env: &Env) -> TestResult {
+    // What the case before left behind may still be on its way; `check` has waited for it.
+    let state = now(env)?;
+    *BEFORE.lock().expect("one thread") = Some(state);
+    Ok(())
+}
+
+/// Compares with the state before a case. Memory is given back by workers, so this waits for it.
+pub(crate) fn check(env: &Env) -> TestResult {
+    let before = BEFORE.lock().expect("one thread").expect("remembered");
+    let mut after = Ok(before);
+    let same = eventually(Duration::from_secs(20), || {
+        after = now(env);
+        after.as_ref() == Ok(&before)
+    });
+    if same {
+        return Ok(());
+    }
+    match after {
+        Ok(after) => Err(Outcome::Fail(format!(
+            "left behind: before {before:?}, after {after:?}"
+        ))),
+        Err(error) => Err(error),
+    }
+}

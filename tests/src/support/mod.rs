@@ -1,0 +1,163 @@
+// SPDX-License-Identifier: MIT OR GPL-2.0-only
+
+//! What the families share.
+
+pub(crate) mod child;
+pub(crate) mod errno;
+pub(crate) mod job;
+pub(crate) mod leak;
+pub(crate) mod memory;
+pub(crate) mod procfs;
+pub(crate) mod raw;
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use virtgpu_client::Device;
+
+use crate::ktap::{Driver, Family, Kernel, TestResult};
+
+/// A page.
+pub(crate) const PAGE: usize = 4096;
+/// A huge page.
+pub(crate) const HUGE: usize = 2 << 20;
+
+/// The machine the tests run on.
+pub(crate) struct Env {
+    pub(crate) node: PathBuf,
+    /// The driver under test is this project's.
+    pub(crate) ours: bool,
+    /// The kernel has fault injection, and is slow.
+    pub(crate) debug: bool,
+    /// Percent of the usual iterations.
+    scale: u64,
+}
+
+impl Env {
+    pub(crate) fn new() -> Result<Self, String> {
+        mount("debugfs", "/sys/kernel/debug");
+        mount("tmpfs", "/dev/shm");
+        let node = virtgpu_client::render_nodes()
+            .into_iter()
+            .next()
+            .ok_or("no render node of virtio_gpu")?;
+        // Some tests give up their privileges and open it again.
+        fs::set_permissions(&node, fs::Permissions::from_mode(0o666))
+            .map_err(|error| format!("{}: {error}", node.display()))?;
+        let device = Device::open_path(&node).map_err(|error| error.to_string())?;
+        let modes = device.userptr_modes().map_err(|error| error.to_string())?;
+        let scale = std::env::var("VIRTGPU_TESTS_SCALE")
+            .ok()
+            .and_then(|value| value.parse().ok())
+            .unwrap_or(100);
+        Ok(Self {
+            node,
+            ours: modes != 0,
+            debug: Path::new("/proc/self/fail-nth").exists(),
+            scale,
+        })
+    }
+
+    /// Opens the device, without a context.
+    pub(crate) fn open(&self) -> TestResult<Device> {
+        Ok(Device::open_path(&self.node)?)
+    }
+
+    /// Opens the device with a compute context of 4 rings.
+    pub(crate) fn compute(&self) -> TestResult<Device> {
+        let device = self.open()?;
+        device.context_init_compute(4)?;
+        Ok(device)
+    }
+
+    /// The iterations of a loop that is `full` times long on a fast machine.
+    pub(crate) fn iterations(&self, full: u64) -> u64 {
+        let count = (full * self.scale / 100).max(1);
+        if count != full {
+            println!("    # {count} of {full} iterations (VIRTGPU_TESTS_SCALE)");
+        }
+        count
+    }
+
+    /// Why a family cannot run here.
+    pub(crate) fn cannot_run(&self, family: &Family) -> Option<String> {
+        if family.kernel == Kernel::Debug && !self.debug {
+            return Some("needs a kernel with fault injection".into());
+        }
+        match family.driver {
+            Driver::Ours if !self.ours => Some("needs virtgpu_userptr".into()),
+            Driver::C if self.ours => Some("needs Linux's C driver".into()),
+            _ => None,
+        }
+    }
+}
+
+/// Mounts a file system unless one is there already.
+fn mount(kind: &str, at: &str) {
+    let mounts = fs::read_to_string("/proc/mounts").unwrap_or_default();
+    if mounts
+        .lines()
+        .any(|line| line.split(' ').nth(1) == Some(at))
+    {
+        return;
+    }
+    let _ = fs::create_dir_all(at);
+    let (kind, at) = (cstring(kind), cstring(at));
+    // SAFETY: The strings are NUL-terminated.
+    unsafe {
+        libc::mount(
+            kind.as_ptr(),
+            at.as_ptr(),
+            kind.as_ptr(),
+            0,
+            std::ptr::null(),
+        )
+    };
+}
+
+pub(crate) fn cstring(text: &str) -> std::ffi::CString {
+    std::ffi::CString::new(text).expect("no NUL in it")
+}
+
+/// Polls until `condition` holds; false if it does not in time.
+pub(crate) fn eventually(limit: Duration, mut condition: impl FnMut() -> bool) -> bool {
+    let deadline = Instant::now() + limit;
+    loop {
+        if condition() {
+            return true;
+        }
+        if Instant::now() >= deadline {
+            return false;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// A small generator of numbers for test data (SplitMix64).
+#[derive(Clone)]
+pub(crate) struct Random(pub(crate) u64);
+
+impl Random {
+    pub(crate) fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    pub(crate) fn below(&mut self, limit: u64) -> u64 {
+        self.next() % limit
+    }
+
+    pub(crate) fn bytes(&mut self, count: usize) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(count + 8);
+        while bytes.len() < count {
+            bytes.extend_from_slice(&self.next().to_le_bytes());
+        }
+        bytes.truncate(count);
+        bytes
+    }
+}

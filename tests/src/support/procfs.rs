@@ -1,0 +1,96 @@
+// SPDX-License-Identifier: MIT OR GPL-2.0-only
+
+//! What the kernel says about itself and about this process.
+
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
+
+use virtgpu_client::protocol::runs::Merger;
+
+use crate::ktap::{Outcome, TestResult};
+use crate::support::PAGE;
+
+/// Bytes that field `name` (in kB) of /proc/self/status has.
+pub(crate) fn status_bytes(name: &str) -> TestResult<u64> {
+    let text = fs::read_to_string("/proc/self/status")?;
+    field(&text, name)
+        .map(|kilobytes| kilobytes * 1024)
+        .ok_or_else(|| Outcome::Fail(format!("/proc/self/status has no {name}")))
+}
+
+/// Bytes that this process has pinned, as its limits count them.
+pub(crate) fn vm_pin() -> TestResult<u64> {
+    status_bytes("VmPin:")
+}
+
+fn field(text: &str, name: &str) -> Option<u64> {
+    text.lines()
+        .find_map(|line| line.strip_prefix(name))
+        .and_then(|rest| rest.split_whitespace().next()?.parse().ok())
+}
+
+/// Pages pinned now, in the whole system: those ever pinned less those ever unpinned.
+pub(crate) fn pinned_pages() -> TestResult<i64> {
+    // Counts that processors still keep to themselves are added up by this.
+    fs::write("/proc/sys/vm/stat_refresh", "1")?;
+    let text = fs::read_to_string("/proc/vmstat")?;
+    let value = |name: &str| {
+        field(&text, name).ok_or_else(|| Outcome::Fail(format!("/proc/vmstat has no {name}")))
+    };
+    Ok(value("nr_foll_pin_acquired ")? as i64 - value("nr_foll_pin_released ")? as i64)
+}
+
+/// Kilobytes that a field of /proc/meminfo has.
+pub(crate) fn meminfo(name: &str) -> TestResult<u64> {
+    let text = fs::read_to_string("/proc/meminfo")?;
+    field(&text, name).ok_or_else(|| Outcome::Fail(format!("/proc/meminfo has no {name}")))
+}
+
+/// Page frame numbers of `pages` pages from `address` on; None for pages that are not present.
+pub(crate) fn frames(address: usize, pages: usize) -> TestResult<Vec<Option<u64>>> {
+    let file = File::open("/proc/self/pagemap")?;
+    let mut bytes = vec![0_u8; pages * 8];
+    file.read_exact_at(&mut bytes, (address / PAGE * 8) as u64)?;
+    Ok(bytes
+        .chunks_exact(8)
+        .map(|entry| u64::from_le_bytes(entry.try_into().expect("8 bytes")))
+        .map(|entry| (entry >> 63 == 1).then_some(entry & ((1 << 55) - 1)))
+        .collect())
+}
+
+/// The fewest memory entries that `length` bytes at `address` need.
+pub(crate) fn minimal_runs(address: usize, length: usize) -> TestResult<u64> {
+    let mut merger = Merger::new();
+    let mut count = 0;
+    let mut emit = |_| -> Result<(), Outcome> {
+        count += 1;
+        Ok(())
+    };
+    for frame in frames(address, length / PAGE)? {
+        let frame = frame.ok_or_else(|| Outcome::Fail("a page is not present".into()))?;
+        merger.push(frame * PAGE as u64, PAGE as u64, &mut emit)?;
+    }
+    merger.flush(&mut emit)?;
+    Ok(count)
+}
+
+/// Makes sure that `count` free huge pages of 2 MiB exist; false if the system has no room.
+pub(crate) fn reserve_hugepages(count: u64) -> TestResult<bool> {
+    let folder = "/sys/kernel/mm/hugepages/hugepages-2048kB";
+    let read = |name: &str| -> TestResult<u64> {
+        let text = fs::read_to_string(format!("{folder}/{name}"))?;
+        Ok(text.trim().parse().unwrap_or(0))
+    };
+    if !std::path::Path::new(folder).exists() {
+        return Ok(false);
+    }
+    let (free, all) = (read("free_hugepages")?, read("nr_hugepages")?);
+    if free < count {
+        let _ = fs::write("/proc/sys/vm/compact_memory", "1");
+        fs::write(
+            format!("{folder}/nr_hugepages"),
+            format!("{}", all + count - free),
+        )?;
+    }
+    Ok(read("free_hugepages")? >= count)
+}
