@@ -51,6 +51,8 @@ if [ ! -e "$dir/.complete" ]; then
 		run_logged "making the $kind kernel" "$CACHE/log/kernel-$kind.log" \
 			env VIRTGPU_KERNEL_VERSION_FILE="/cache/${version_file##*/}" \
 			"$here/in-root" "scripts/$script" "/cache/${tmp##*/}" $kind
+		# The one place where a tree's own address matters.
+		sed -i "s|/cache/${tmp##*/}/|/cache/${dir##*/}/|" "$tmp/build/Makefile"
 		touch "$tmp/.complete"
 		rm -rf "$dir"
 		mv "$tmp" "$dir"
