@@ -47,6 +47,7 @@ def arguments():
     p.add_argument("--cpus", type=int, default=2)
     p.add_argument("--device-args", default="", help="more arguments of virtgpu-device")
     p.add_argument("--no-device", action="store_true", help="no GPU in the guest")
+    p.add_argument("--module", help="the .ko to load instead of build/module/KERNEL's")
     p.add_argument("--module-args", default="", help="parameters of the module")
     p.add_argument("--append", default="", help="more kernel command line")
     p.add_argument("--name", default=None, help="folder of the run in build/logs")
@@ -141,7 +142,7 @@ def run_image(args, run):
         os.makedirs(f"{tmp}/root")
         os.makedirs(f"{tmp}/usr/local/bin")
         if args.driver == "ours":
-            module = f"{BUILD}/module/{args.kernel}/virtgpu_userptr.ko"
+            module = args.module or f"{BUILD}/module/{args.kernel}/virtgpu_userptr.ko"
             if not os.path.exists(module):
                 sys.exit(f"vm.py: {module} is missing; run scripts/module.sh {args.kernel}")
             # Debug information would only cost guest memory and boot time.
