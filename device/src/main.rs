@@ -1,3 +1,42 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0-only
-//! Place for the program.
-fn main() {}
+
+//! The program `virtgpu-device`.
+
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use clap::Parser;
+use virtgpu_device::cli::{Cli, Command, RunArgs};
+use virtgpu_device::device::Device;
+use virtgpu_device::event_log::{Event, EventLog};
+use virtgpu_device::serve::serve;
+
+fn main() -> ExitCode {
+    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("warn")).init();
+    let cli = Cli::parse();
+    let result = match &cli.command {
+        Some(Command::CheckLog { .. }) => Ok(ExitCode::SUCCESS),
+        None => run(&cli.run),
+    };
+    result.unwrap_or_else(|error| {
+        eprintln!("virtgpu-device: {error}");
+        ExitCode::FAILURE
+    })
+}
+
+fn run(args: &RunArgs) -> Result<ExitCode, Box<dyn std::error::Error>> {
+    // A thread that died would leave the guest waiting for ever.
+    let hook = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        hook(info);
+        std::process::abort();
+    }));
+    let socket = args.socket.as_deref().ok_or("--socket is missing")?;
+    let log = Arc::new(EventLog::new(args.event_log.as_deref())?);
+    log.write(|| Event::Start {
+        options: std::env::args().skip(1).collect::<Vec<_>>().join(" "),
+    });
+    let device = Device::new(args.options()?, log)?;
+    serve(&device, socket, || println!("ready"))?;
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,172 @@
+// SPDX-License-Identifier: MIT OR GPL-2.0-only
+
+//! Answers on the control queue.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use vhost_user_backend::{VringRwLock, VringT};
+use virtgpu_protocol::virtio_gpu::{response, Header, FLAG_FENCE, FLAG_INFO_RING_IDX};
+use vm_memory::{Bytes, GuestAddress, GuestAddressSpace, GuestMemoryAtomic};
+use zerocopy::little_endian::{U32, U64};
+use zerocopy::IntoBytes;
+
+use crate::event_log::{Event, EventLog};
+use crate::names;
+use crate::ram::Memory;
+use crate::request::Ticket;
+
+/// The vring type of the device.
+pub type Vring = VringRwLock<GuestMemoryAtomic<Memory>>;
+
+/// What to answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Response {
+    /// A response type.
+    pub kind: u32,
+    /// What follows the header.
+    pub body: Vec<u8>,
+}
+
+impl Response {
+    /// An answer that is only a header.
+    #[must_use]
+    pub fn plain(kind: u32) -> Self {
+        Self {
+            kind,
+            body: Vec::new(),
+        }
+    }
+
+    /// Success.
+    #[must_use]
+    pub fn ok() -> Self {
+        Self::plain(response::OK_NODATA)
+    }
+
+    /// The answer on the wire, header included, to a request with header `to`.
+    #[must_use]
+    pub fn encode(&self, to: &Header) -> Vec<u8> {
+        let mut header = Header::new(self.kind, 0);
+        if to.flags.get() & FLAG_FENCE != 0 {
+            header.flags = U32::new(to.flags.get() & (FLAG_FENCE | FLAG_INFO_RING_IDX));
+            header.fence_id = U64::new(to.fence_id.get());
+            header.ctx_id = to.ctx_id;
+            header.ring_idx = to.ring_idx;
+        }
+        [header.as_bytes(), &self.body].concat()
+    }
+}
+
+#[derive(Default)]
+struct Inner {
+    vring: Option<Vring>,
+    /// Counts the times the queue was opened.
+    generation: u64,
+}
+
+/// The answering side of the control queue.
+///
+/// Nothing is written to the guest while it is closed, nor as an answer to a request from before
+/// it was closed.
+pub struct Answers {
+    memory: GuestMemoryAtomic<Memory>,
+    log: Arc<EventLog>,
+    inner: Mutex<Inner>,
+}
+
+impl Answers {
+    /// Closed.
+    #[must_use]
+    pub fn new(memory: GuestMemoryAtomic<Memory>, log: Arc<EventLog>) -> Self {
+        Self {
+            memory,
+            log,
+            inner: Mutex::default(),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Opens it, if it is closed; returns the generation of requests taken from now on.
+    pub fn open(&self, vring: &Vring) -> u64 {
+        let mut inner = self.lock();
+        if inner.vring.is_none() {
+            inner.vring = Some(vring.clone());
+            inner.generation += 1;
+            let generation = inner.generation;
+            self.log.write(|| Event::Open { generation });
+        }
+        inner.generation
+    }
+
+    /// Closes it.
+    pub fn close(&self) {
+        self.lock().vring = None;
+    }
+
+    /// Answers a request.
+    pub fn send(&self, ticket: &Ticket, answer: &Response) {
+        let inner = self.lock();
+        let Some(vring) = inner
+            .vring
+            .as_ref()
+            .filter(|_| inner.generation == ticket.generation)
+        else {
+            self.log.write(|| Event::Dropped { req: ticket.req });
+            return;
+        };
+        let capacity: u64 = ticket.writable.iter().map(|(_, l)| u64::from(*l)).sum();
+        let mut bytes = answer.encode(&ticket.header);
+        if bytes.len() as u64 > capacity && !answer.body.is_empty() {
+            bytes = Response::plain(response::ERR_INVALID_PARAMETER).encode(&ticket.header);
+        }
+        bytes.truncate(capacity.try_into().unwrap_or(usize::MAX));
+        let used = self.write(ticket, &bytes);
+        self.log.write(|| Event::Response {
+            req: ticket.req,
+            cmd: names::command(ticket.command()).into(),
+            kind: names::response(answer.kind).into(),
+            fence: fence(&ticket.header),
+            used,
+            adversary: None,
+        });
+        give_back(vring, ticket.head, used);
+    }
+
+    /// Writes to the device-writable buffers; returns how much could be.
+    fn write(&self, ticket: &Ticket, mut bytes: &[u8]) -> u32 {
+        let memory = self.memory.memory();
+        let mut used = 0;
+        for (addr, length) in &ticket.writable {
+            let (now, later) = bytes.split_at(bytes.len().min(*length as usize));
+            if memory.write_slice(now, GuestAddress(*addr)).is_err() {
+                break;
+            }
+            used += now.len() as u32;
+            bytes = later;
+        }
+        used
+    }
+}
+
+/// The fence of a request, if it has one.
+#[must_use]
+pub fn fence(header: &Header) -> Option<u64> {
+    (header.flags.get() & FLAG_FENCE != 0).then_some(header.fence_id.get())
+}
+
+/// Puts a chain into the used ring, and interrupts the guest if it wants that.
+fn give_back(vring: &Vring, head: u16, used: u32) {
+    let mut state = vring.get_mut();
+    if let Err(error) = state.add_used(head, used) {
+        log::warn!("used ring: {error}");
+        return;
+    }
+    if state.needs_notification().unwrap_or(true) {
+        if let Err(error) = state.signal_used_queue() {
+            log::warn!("interrupt: {error}");
+        }
+    }
+}

@@ -1,0 +1,287 @@
+// SPDX-License-Identifier: MIT OR GPL-2.0-only
+
+//! The vhost-user side of the device: features, configuration space, queues.
+
+use std::io;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use vhost::vhost_user::message::{
+    VhostUserMMap, VhostUserMMapFlags, VhostUserProtocolFeatures, VhostUserShMemConfig,
+    VhostUserVirtioFeatures,
+};
+use vhost::vhost_user::{Backend, VhostUserFrontendReqHandler};
+use vhost_user_backend::{VhostUserBackend, VringT};
+use virtgpu_protocol::virtio_gpu::{feature, Config, SHM_ID_HOST_VISIBLE};
+use virtio_bindings::bindings::virtio_config::{VIRTIO_F_ACCESS_PLATFORM, VIRTIO_F_VERSION_1};
+use virtio_bindings::bindings::virtio_ring::{
+    VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC,
+};
+use virtio_queue::{QueueOwnedT, QueueT};
+use vm_memory::{GuestAddressSpace, GuestMemoryAtomic};
+use vmm_sys_util::epoll::EventSet;
+use zerocopy::little_endian::U32;
+use zerocopy::IntoBytes;
+
+use crate::answers::Vring;
+use crate::device::Device;
+use crate::event_log::Event;
+use crate::ram::Memory;
+use crate::request::Ticket;
+use crate::state::Window;
+
+/// The queues: control, cursor, and two that an extension uses.
+pub const QUEUES: usize = 4;
+/// The control queue.
+const CONTROL: u32 = 0;
+/// The most descriptors of a queue.
+pub const QUEUE_SIZE: usize = 1024;
+/// The largest configuration space a frontend may ask for.
+const CONFIG_SIZE: usize = 256;
+
+/// The device, as the vhost-user library sees it.
+pub struct GpuBackend {
+    device: Arc<Device>,
+    /// The channel for requests to the frontend.
+    frontend: Mutex<Option<Backend>>,
+    acked: AtomicU64,
+    requests: AtomicU64,
+    events: AtomicU32,
+}
+
+impl GpuBackend {
+    /// Presents `device`.
+    #[must_use]
+    pub fn new(device: Arc<Device>) -> Self {
+        Self {
+            device,
+            frontend: Mutex::new(None),
+            acked: AtomicU64::new(0),
+            requests: AtomicU64::new(0),
+            events: AtomicU32::new(0),
+        }
+    }
+
+    /// The virtio features on offer.
+    fn offered(&self) -> u64 {
+        let mut bits = vec![
+            VIRTIO_F_VERSION_1,
+            VIRTIO_RING_F_INDIRECT_DESC,
+            VIRTIO_RING_F_EVENT_IDX,
+            feature::VIRGL,
+            feature::RESOURCE_UUID,
+            feature::RESOURCE_BLOB,
+            feature::CONTEXT_INIT,
+        ];
+        if self.device.options.blob_alignment != 0 {
+            bits.push(feature::BLOB_ALIGNMENT);
+        }
+        if self.device.options.access_platform {
+            bits.push(VIRTIO_F_ACCESS_PLATFORM);
+        }
+        let bits = bits.into_iter().fold(0, |mask, bit| mask | 1u64 << bit);
+        bits | VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits()
+    }
+
+    /// Asks the frontend, once, to map the window. On a thread of its own, because the answer may
+    /// come only after the frontend has had an answer from us.
+    fn show_window(&self) {
+        let mut state = self.device.lock();
+        if state.window != Window::Unknown {
+            return;
+        }
+        let frontend = self.frontend.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(frontend) = frontend.clone() else {
+            state.window = Window::Missing;
+            return;
+        };
+        state.window = Window::Asked;
+        drop(state);
+        let device = self.device.clone();
+        std::thread::spawn(move || {
+            let request = VhostUserMMap {
+                shmid: SHM_ID_HOST_VISIBLE,
+                fd_offset: 0,
+                shm_offset: 0,
+                len: device.options.hostmem,
+                flags: VhostUserMMapFlags::WRITABLE.bits(),
+                ..Default::default()
+            };
+            let window = match frontend.shmem_map(&request, &*device.memfd) {
+                Ok(_) => Window::There,
+                Err(error) => {
+                    log::error!("the frontend does not map the window: {error}");
+                    Window::Missing
+                }
+            };
+            device.window_changed(window);
+        });
+    }
+
+    /// Serves the control queue until it is empty.
+    fn serve_control(&self, vring: &Vring) {
+        let serve = self.device.serve.lock();
+        let mut buffer = serve.unwrap_or_else(PoisonError::into_inner);
+        if !vring.get_ref().get_queue().ready() {
+            return;
+        }
+        let generation = self.device.answers.open(vring);
+        self.show_window();
+        loop {
+            let _ = vring.disable_notification();
+            let mut any = false;
+            loop {
+                let memory = self.device.memory.memory().into_inner();
+                let start = Instant::now();
+                let chain = vring.get_mut().get_queue_mut().pop_descriptor_chain(memory);
+                let Some(chain) = chain else { break };
+                any = true;
+                let head = chain.head_index();
+                let (writable, result) = buffer.read(chain);
+                if let Err(error) = result {
+                    log::warn!("request: {error}");
+                }
+                let ticket = Ticket {
+                    req: self.requests.fetch_add(1, Ordering::Relaxed),
+                    generation,
+                    head,
+                    writable,
+                    header: buffer.header(),
+                };
+                self.device.handle(ticket, buffer.bytes(), start);
+            }
+            // A ring whose index jumped looks full and yields nothing: then wait for a kick.
+            if !any || !vring.enable_notification().unwrap_or(false) {
+                break;
+            }
+        }
+    }
+
+    /// Gives back what is in the cursor queue; cursor commands have no answer.
+    fn serve_cursor(&self, vring: &Vring) {
+        let memory = self.device.memory.memory().into_inner();
+        let mut state = vring.get_mut();
+        let mut heads = Vec::new();
+        if let Ok(chains) = state.get_queue_mut().iter(memory) {
+            heads.extend(chains.map(|chain| chain.head_index()));
+        }
+        for head in &heads {
+            let _ = state.add_used(*head, 0);
+        }
+        if !heads.is_empty() && state.needs_notification().unwrap_or(true) {
+            let _ = state.signal_used_queue();
+        }
+    }
+}
+
+impl VhostUserBackend for GpuBackend {
+    type Bitmap = ();
+    type Vring = Vring;
+
+    fn num_queues(&self) -> usize {
+        QUEUES
+    }
+
+    fn max_queue_size(&self) -> usize {
+        QUEUE_SIZE
+    }
+
+    fn features(&self) -> u64 {
+        self.offered()
+    }
+
+    fn acked_features(&self, features: u64) {
+        if self.acked.swap(features, Ordering::Relaxed) != features {
+            self.device.log.write(|| Event::Features { bits: features });
+        }
+    }
+
+    fn protocol_features(&self) -> VhostUserProtocolFeatures {
+        let mut features = VhostUserProtocolFeatures::MQ
+            | VhostUserProtocolFeatures::REPLY_ACK
+            | VhostUserProtocolFeatures::BACKEND_REQ
+            | VhostUserProtocolFeatures::BACKEND_SEND_FD
+            | VhostUserProtocolFeatures::CONFIG
+            | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS;
+        if self.device.options.hostmem != 0 {
+            features |= VhostUserProtocolFeatures::SHMEM;
+        }
+        features
+    }
+
+    fn reset_device(&self) {
+        self.device.reset();
+    }
+
+    // The library sets it in the queues.
+    fn set_event_idx(&self, _enabled: bool) {}
+
+    fn get_config(&self, offset: u32, size: u32) -> Vec<u8> {
+        let config = Config {
+            events_read: U32::new(self.events.load(Ordering::Relaxed)),
+            events_clear: U32::ZERO,
+            num_scanouts: U32::ZERO,
+            num_capsets: U32::new(self.device.options.capsets.len() as u32),
+            blob_alignment: U32::new(self.device.options.blob_alignment),
+        };
+        let mut bytes = config.as_bytes().to_vec();
+        bytes.resize(CONFIG_SIZE, 0);
+        let offset = offset as usize;
+        let part = bytes.get(offset..offset.saturating_add(size as usize));
+        part.map(<[u8]>::to_vec).unwrap_or_default()
+    }
+
+    /// The frontend writes all of the space, whatever field the guest wrote.
+    fn set_config(&self, offset: u32, bytes: &[u8]) -> io::Result<()> {
+        let clear = 4usize.wrapping_sub(offset as usize);
+        if let Some(&[a, b, c, d]) = bytes.get(clear..clear.wrapping_add(4)) {
+            let mask = u32::from_le_bytes([a, b, c, d]);
+            self.events.fetch_and(!mask, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
+    fn update_memory(&self, _memory: GuestMemoryAtomic<Memory>) -> io::Result<()> {
+        self.device.memory_changed();
+        Ok(())
+    }
+
+    fn set_backend_req_fd(&self, backend: Backend) {
+        *self.frontend.lock().unwrap_or_else(PoisonError::into_inner) = Some(backend);
+    }
+
+    fn get_shmem_config(&self) -> io::Result<VhostUserShMemConfig> {
+        let mut sizes = [0; SHM_ID_HOST_VISIBLE as usize + 1];
+        sizes[SHM_ID_HOST_VISIBLE as usize] = self.device.options.hostmem;
+        Ok(VhostUserShMemConfig::new(1, &sizes))
+    }
+
+    /// The control queue has a thread of its own; the others share one.
+    fn queues_per_thread(&self) -> Vec<u64> {
+        vec![1 << CONTROL, (1 << QUEUES) - 1 - (1 << CONTROL)]
+    }
+
+    fn stop_vring(&self, index: u32) -> io::Result<()> {
+        if index == CONTROL {
+            self.device.reset();
+        }
+        Ok(())
+    }
+
+    fn handle_event(
+        &self,
+        event: u16,
+        _events: EventSet,
+        vrings: &[Vring],
+        thread: usize,
+    ) -> io::Result<()> {
+        match (thread, event, vrings) {
+            (0, 0, [control, ..]) => self.serve_control(control),
+            (1, 0, [cursor, ..]) => self.serve_cursor(cursor),
+            // Queues of an extension that is not offered.
+            _ => {}
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,149 @@
+// SPDX-License-Identifier: MIT OR GPL-2.0-only
+
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::capsets::Capset;
+use crate::device::Options;
+
+/// A reference virtio-gpu device with a compute context, as a vhost-user process.
+///
+/// It listens on a socket, serves one virtual machine (QEMU's vhost-user-test-device-pci with
+/// virtio-id=16,num_vqs=4,config_size=64 and shared memory), and ends with it.
+///
+/// Exit status: 0 when the virtual machine ended the connection, 1 after an error, 2 for a wrong
+/// command line.
+#[derive(Debug, Parser)]
+#[command(version, args_conflicts_with_subcommands = true, max_term_width = 100)]
+pub struct Cli {
+    /// What to do instead of being a device.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+    /// Options of the device.
+    #[command(flatten)]
+    pub run: RunArgs,
+}
+
+/// What to do instead of being a device.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Check an event log against the rules of the protocol.
+    ///
+    /// Prints every violation and a summary. Exit status: 0 without violations, 1 with.
+    CheckLog {
+        /// The file that `--event-log` wrote.
+        file: PathBuf,
+    },
+}
+
+/// Options of the device.
+#[derive(Debug, Args)]
+pub struct RunArgs {
+    /// The Unix socket to listen on. An old one there is replaced. "ready" is printed once it
+    /// accepts connections.
+    #[arg(long, value_name = "PATH", required = true)]
+    pub socket: Option<PathBuf>,
+
+    /// Size of the host-visible memory region through which the guest maps host blobs: bytes, or
+    /// with a suffix K, M or G; a multiple of 4K; 0 for none.
+    #[arg(long, value_name = "SIZE", default_value = "256M", value_parser = parse_size)]
+    pub hostmem: u64,
+
+    /// Offer BLOB_ALIGNMENT: sizes of blobs must be multiples of this power of two, 4096 or more.
+    #[arg(long, value_name = "BYTES", value_parser = parse_alignment)]
+    pub blob_alignment: Option<u32>,
+
+    /// Offer ACCESS_PLATFORM, so that the driver uses DMA addresses. For a guest without IOMMU.
+    #[arg(long)]
+    pub access_platform: bool,
+
+    /// Offer one more capability set, of SIZE bytes, after the compute context's (29). Contexts of
+    /// it execute the compute operations too. 8 looks like AMD's ROCm. May be repeated.
+    #[arg(long = "capset", value_name = "ID:SIZE")]
+    pub capsets: Vec<Capset>,
+
+    /// Write what happens to this file, one JSON object a line, for `check-log` and for people.
+    #[arg(long, value_name = "FILE")]
+    pub event_log: Option<PathBuf>,
+}
+
+impl RunArgs {
+    /// What the device offers.
+    ///
+    /// # Errors
+    ///
+    /// If a capability set is offered twice.
+    pub fn options(&self) -> Result<Options, String> {
+        let mut capsets = vec![Capset::compute()];
+        for capset in &self.capsets {
+            if capsets.iter().any(|c| c.id == capset.id) {
+                return Err(format!("--capset {} is given twice", capset.id));
+            }
+            capsets.push(capset.clone());
+        }
+        Ok(Options {
+            hostmem: self.hostmem,
+            capsets,
+            blob_alignment: self.blob_alignment.unwrap_or(0),
+            access_platform: self.access_platform,
+        })
+    }
+}
+
+fn parse_size(text: &str) -> Result<u64, String> {
+    let (digits, shift) = match text.char_indices().next_back() {
+        Some((at, 'K' | 'k')) => (&text[..at], 10),
+        Some((at, 'M' | 'm')) => (&text[..at], 20),
+        Some((at, 'G' | 'g')) => (&text[..at], 30),
+        _ => (text, 0),
+    };
+    let number: u64 = digits.parse().map_err(|e| format!("{e}"))?;
+    match number.checked_mul(1 << shift) {
+        Some(size) if size % 4096 != 0 => Err("not a multiple of 4K".into()),
+        Some(size) if size <= 1 << 40 => Ok(size),
+        _ => Err("more than 1024G".into()),
+    }
+}
+
+fn parse_alignment(text: &str) -> Result<u32, String> {
+    match text.parse::<u32>() {
+        Ok(bytes) if bytes.is_power_of_two() && bytes >= 4096 => Ok(bytes),
+        Ok(_) => Err("not a power of two, or less than 4096".into()),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn sizes() {
+        assert_eq!(parse_size("256M"), Ok(256 << 20));
+        assert_eq!(parse_size("8192"), Ok(8192));
+        assert_eq!(parse_size("0"), Ok(0));
+        for bad in ["", "M", "1", "x", "-1M", "99999999999G", "2000G"] {
+            assert!(parse_size(bad).is_err(), "{bad}");
+        }
+        assert_eq!(parse_alignment("65536"), Ok(65536));
+        for bad in ["", "0", "5000", "2048"] {
+            assert!(parse_alignment(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn subcommands_need_no_socket() {
+        assert!(Cli::try_parse_from(["virtgpu-device", "check-log", "x"]).is_ok());
+        assert!(Cli::try_parse_from(["virtgpu-device", "--socket", "x"]).is_ok());
+        assert!(Cli::try_parse_from(["virtgpu-device"]).is_err());
+    }
+}

@@ -1,0 +1,765 @@
+// SPDX-License-Identifier: MIT OR GPL-2.0-only
+
+//! The commands of the control queue.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::Ordering;
+use std::sync::Arc;
+use std::time::Instant;
+
+use virtgpu_protocol::compute::Op;
+use virtgpu_protocol::virtio_gpu::{self as wire, blob_flag, blob_mem, command, response, Header};
+use virtgpu_protocol::virtio_gpu_2d as wire2d;
+use zerocopy::little_endian::{U32, U64};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+use crate::answers::{fence, Response};
+use crate::cancel::Cancel;
+use crate::capsets::AMD_CAPSET_ID;
+use crate::compute;
+use crate::device::{release, Device};
+use crate::event_log::Event;
+use crate::hostmem::{WindowError, PAGE};
+use crate::names;
+use crate::request::Ticket;
+use crate::segments::{EntryError, Segments};
+use crate::state::{Action, Context, Job, Live, Resource, State, Storage, Timeline};
+
+/// The most resources.
+const MAX_RESOURCES: usize = 1 << 20;
+/// The most contexts.
+const MAX_CONTEXTS: usize = 1 << 12;
+/// The most jobs of a context that are not over.
+const MAX_JOBS: usize = 1 << 14;
+/// Bytes of a pixel, in all formats that `RESOURCE_CREATE_2D` takes.
+const PIXEL: u64 = 4;
+/// The largest width and height of a picture.
+const MAX_IMAGE: u32 = 1 << 14;
+
+/// What became of a command.
+enum Outcome {
+    /// It is done.
+    Done(Response),
+    /// It goes on when jobs are over.
+    Later(Action),
+    /// It is a job, which answers itself.
+    Job(Timeline, Job),
+    /// It is a job that is answered now.
+    Unfenced(Timeline, Job),
+}
+
+impl Outcome {
+    const OK: Result<Self, u32> = Ok(Self::Done(Response {
+        kind: response::OK_NODATA,
+        body: Vec::new(),
+    }));
+}
+
+/// The answer with this error code.
+type Failed = u32;
+
+/// The structure at the start of `bytes`, and what follows it.
+fn parse<T: FromBytes + KnownLayout + Immutable + Unaligned>(
+    bytes: &[u8],
+) -> Result<(&T, &[u8]), Failed> {
+    T::ref_from_prefix(bytes).map_err(|_| response::ERR_INVALID_PARAMETER)
+}
+
+/// The answer of type `kind` that consists of `body`, which begins with a header.
+fn with_body<T: IntoBytes + Immutable>(kind: u32, body: &T) -> Outcome {
+    Outcome::Done(Response {
+        kind,
+        body: body.as_bytes()[size_of::<Header>()..].to_vec(),
+    })
+}
+
+/// The id of the resource that a command names, for logs. All of them name it first.
+fn resource_of(ticket: &Ticket, bytes: &[u8]) -> Option<u32> {
+    let names = matches!(
+        ticket.command(),
+        command::RESOURCE_CREATE_2D
+            | command::RESOURCE_UNREF
+            | command::RESOURCE_ATTACH_BACKING
+            | command::RESOURCE_DETACH_BACKING
+            | command::RESOURCE_ASSIGN_UUID
+            | command::RESOURCE_CREATE_BLOB
+            | command::CTX_ATTACH_RESOURCE
+            | command::CTX_DETACH_RESOURCE
+            | command::RESOURCE_MAP_BLOB
+            | command::RESOURCE_UNMAP_BLOB
+    );
+    let (_, rest) = Header::read_from_prefix(bytes).ok()?;
+    let (id, _) = U32::read_from_prefix(rest).ok()?;
+    names.then_some(id.get())
+}
+
+impl Device {
+    /// Carries out the request `bytes`. `start` is when it was taken from the queue.
+    pub(crate) fn handle(self: &Arc<Self>, ticket: Ticket, bytes: &[u8], start: Instant) {
+        self.counters.commands.fetch_add(1, Ordering::Relaxed);
+        let header = ticket.header;
+        let kind = ticket.command();
+        self.log.write(|| Event::Request {
+            req: ticket.req,
+            cmd: names::command(kind).into(),
+            ctx: header.ctx_id.get(),
+            ring: Timeline::of(&header).ring(),
+            fence: fence(&header),
+            resource: resource_of(&ticket, bytes),
+            bytes: bytes.len() as u64,
+        });
+        let outcome = check_ring(&header).and_then(|()| self.command(&ticket, bytes));
+        let mut state = self.lock();
+        match outcome {
+            Ok(Outcome::Done(answer)) => self.respond(&mut state, ticket, answer),
+            Ok(Outcome::Later(action)) => self.act(&mut state, ticket, action),
+            Ok(Outcome::Job(timeline, mut job)) => {
+                job.ticket = Some(ticket);
+                self.queue(&mut state, timeline, job);
+            }
+            Ok(Outcome::Unfenced(timeline, job)) => {
+                self.queue(&mut state, timeline, job);
+                self.respond(&mut state, ticket, Response::ok());
+            }
+            Err(code) => {
+                log::debug!("{}: {}", names::command(kind), names::response(code));
+                self.respond(&mut state, ticket, Response::plain(code));
+            }
+        }
+        let counter = match kind {
+            command::RESOURCE_CREATE_BLOB => &self.counters.create_blob_ns,
+            command::RESOURCE_UNREF => &self.counters.unref_ns,
+            _ => return,
+        };
+        counter.fetch_add(start.elapsed().as_nanos() as u64, Ordering::Relaxed);
+    }
+
+    fn command(self: &Arc<Self>, ticket: &Ticket, bytes: &[u8]) -> Result<Outcome, Failed> {
+        match ticket.command() {
+            command::GET_DISPLAY_INFO => Ok(with_body(
+                response::OK_DISPLAY_INFO,
+                &wire2d::ResponseDisplayInfo::default(),
+            )),
+            command::GET_CAPSET_INFO => self.get_capset_info(bytes),
+            command::GET_CAPSET => self.get_capset(bytes),
+            command::CTX_CREATE => self.ctx_create(bytes),
+            command::CTX_DESTROY => self.ctx_destroy(ticket.header.ctx_id.get()),
+            command::CTX_ATTACH_RESOURCE => self.attach(bytes),
+            command::CTX_DETACH_RESOURCE => self.detach(bytes),
+            command::RESOURCE_CREATE_BLOB => self.create_blob(bytes),
+            command::RESOURCE_CREATE_2D => self.create_2d(bytes),
+            command::RESOURCE_UNREF => self.unref(bytes),
+            command::RESOURCE_ATTACH_BACKING => self.attach_backing(bytes),
+            command::RESOURCE_DETACH_BACKING => self.detach_backing(bytes),
+            command::RESOURCE_MAP_BLOB => self.map_blob(bytes),
+            command::RESOURCE_UNMAP_BLOB => self.unmap_blob(bytes),
+            command::RESOURCE_ASSIGN_UUID => self.assign_uuid(bytes),
+            command::SET_SCANOUT | command::SET_SCANOUT_BLOB => {
+                // There are no scanouts.
+                Err(response::ERR_INVALID_SCANOUT_ID)
+            }
+            command::RESOURCE_FLUSH => {
+                let (flush, _) = parse::<wire2d::ResourceFlush>(bytes)?;
+                self.check_image(flush.resource_id.get())
+            }
+            command::TRANSFER_TO_HOST_2D => {
+                let (transfer, _) = parse::<wire2d::TransferToHost2d>(bytes)?;
+                self.check_image(transfer.resource_id.get())
+            }
+            command::SUBMIT_3D => self.submit(ticket, bytes),
+            _ => Err(response::ERR_UNSPEC),
+        }
+    }
+
+    fn get_capset_info(&self, bytes: &[u8]) -> Result<Outcome, Failed> {
+        let (request, _) = parse::<wire::GetCapsetInfo>(bytes)?;
+        let capset = self
+            .options
+            .capsets
+            .get(request.capset_index.get() as usize)
+            .ok_or(response::ERR_INVALID_PARAMETER)?;
+        Ok(with_body(
+            response::OK_CAPSET_INFO,
+            &wire::ResponseCapsetInfo {
+                capset_id: U32::new(capset.id),
+                capset_max_version: U32::new(capset.version),
+                capset_max_size: U32::new(capset.data.len() as u32),
+                ..Default::default()
+            },
+        ))
+    }
+
+    fn get_capset(&self, bytes: &[u8]) -> Result<Outcome, Failed> {
+        let (request, _) = parse::<wire::GetCapset>(bytes)?;
+        let capset =
+            self.options.capsets.iter().find(|c| {
+                c.id == request.capset_id.get() && request.capset_version.get() <= c.version
+            });
+        let capset = capset.ok_or(response::ERR_INVALID_PARAMETER)?;
+        Ok(Outcome::Done(Response {
+            kind: response::OK_CAPSET,
+            body: capset.data.clone(),
+        }))
+    }
+
+    fn ctx_create(&self, bytes: &[u8]) -> Result<Outcome, Failed> {
+        let (request, _) = parse::<wire::CtxCreate>(bytes)?;
+        let ctx = request.hdr.ctx_id.get();
+        let init = request.context_init.get();
+        let capset = init & wire::CONTEXT_INIT_CAPSET_ID_MASK;
+        let length = request.nlen.get() as usize;
+        let known = capset == 0 || self.options.capsets.iter().any(|c| c.id == capset);
+        if init != capset || !known || length > wire::DEBUG_NAME_LEN {
+            return Err(response::ERR_INVALID_PARAMETER);
+        }
+        let mut state = self.lock();
+        if ctx == 0 || state.contexts.contains_key(&ctx) {
+            return Err(response::ERR_INVALID_CONTEXT_ID);
+        }
+        if state.contexts.len() >= MAX_CONTEXTS {
+            return Err(response::ERR_OUT_OF_MEMORY);
+        }
+        let context = Context {
+            capset,
+            attached: BTreeSet::new(),
+            cancel: Arc::new(Cancel::default()),
+            lost: false,
+            dying: false,
+            jobs: 0,
+        };
+        state.contexts.insert(ctx, context);
+        self.log.write(|| Event::CtxCreate {
+            ctx,
+            capset,
+            name: String::from_utf8_lossy(&request.debug_name[..length]).into_owned(),
+        });
+        Outcome::OK
+    }
+
+    fn ctx_destroy(&self, ctx: u32) -> Result<Outcome, Failed> {
+        let mut state = self.lock();
+        let context = state.context(ctx).ok_or(response::ERR_INVALID_CONTEXT_ID)?;
+        context.dying = true;
+        context.cancel.set();
+        self.cancel_queued(&mut state, ctx);
+        Ok(Outcome::Later(Action::DestroyContext(ctx)))
+    }
+
+    fn attach(&self, bytes: &[u8]) -> Result<Outcome, Failed> {
+        let (request, _) = parse::<wire::ResourceCommand>(bytes)?;
+        let (ctx, resource) = (request.hdr.ctx_id.get(), request.resource_id.get());
+        let mut state = self.lock();
+        state.context(ctx).ok_or(response::ERR_INVALID_CONTEXT_ID)?;
+        state
+            .resource(resource)
+            .ok_or(response::ERR_INVALID_RESOURCE_ID)?;
+        let fresh = state
+            .context(ctx)
+            .is_some_and(|c| c.attached.insert(resource));
+        if fresh {
+            self.log.write(|| Event::Attach { ctx, resource });
+        }
+        Outcome::OK
+    }
+
+    fn detach(&self, bytes: &[u8]) -> Result<Outcome, Failed> {
+        let (request, _) = parse::<wire::ResourceCommand>(bytes)?;
+        let (ctx, resource) = (request.hdr.ctx_id.get(), request.resource_id.get());
+        let mut state = self.lock();
+        let context = state.context(ctx).ok_or(response::ERR_INVALID_CONTEXT_ID)?;
+        if !context.attached.remove(&resource) {
+            return Err(response::ERR_INVALID_RESOURCE_ID);
+        }
+        Ok(Outcome::Later(Action::Detach { ctx, resource }))
+    }
+
+    /// The memory that a list of `count` entries names.
+    fn segments(&self, rest: &[u8], count: u32, size: u64) -> Result<Segments, Failed> {
+        let length = (count as usize)
+            .checked_mul(size_of::<wire::MemEntry>())
+            .ok_or(response::ERR_INVALID_PARAMETER)?;
+        let entries = rest
+            .get(..length)
+            .and_then(|bytes| <[wire::MemEntry]>::ref_from_bytes(bytes).ok())
+            .ok_or(response::ERR_INVALID_PARAMETER)?;
+        Segments::from_entries(&self.ram(), entries, size).map_err(|error: EntryError| {
+            log::info!("memory entries: {error}");
+            response::ERR_INVALID_PARAMETER
+        })
+    }
+
+    fn create_blob(&self, bytes: &[u8]) -> Result<Outcome, Failed> {
+        let (request, rest) = parse::<wire::ResourceCreateBlob>(bytes)?;
+        let id = request.resource_id.get();
+        let size = request.size.get();
+        let flags = request.blob_flags.get();
+        let count = request.nr_entries.get();
+        let memory = request.blob_mem.get();
+        let known = blob_flag::USE_MAPPABLE
+            | blob_flag::USE_SHAREABLE
+            | blob_flag::USE_CROSS_DEVICE
+            | blob_flag::USE_USERPTR;
+        let alignment = u64::from(self.options.blob_alignment.max(1));
+        if size == 0 || size % alignment != 0 || flags & !known != 0 || request.blob_id.get() != 0 {
+            return Err(response::ERR_INVALID_PARAMETER);
+        }
+        let ctx = request.hdr.ctx_id.get();
+        let (capset, free) = {
+            let mut state = self.lock();
+            let capset = match ctx {
+                0 => None,
+                _ => Some(
+                    state
+                        .context(ctx)
+                        .ok_or(response::ERR_INVALID_CONTEXT_ID)?
+                        .capset,
+                ),
+            };
+            (capset, !state.resources.contains_key(&id))
+        };
+        if id == 0 || !free {
+            return Err(response::ERR_INVALID_RESOURCE_ID);
+        }
+        // The flag is AMD's and means nothing, or something else, elsewhere.
+        if flags & blob_flag::USE_USERPTR != 0 && capset != Some(AMD_CAPSET_ID) {
+            return Err(response::ERR_INVALID_PARAMETER);
+        }
+        let host = match memory {
+            blob_mem::GUEST | blob_mem::HOST3D_GUEST if count > 0 => false,
+            // Storage comes with a context's objects; blob 0 is plain memory.
+            blob_mem::HOST3D if count == 0 && capset.is_some() && size % PAGE == 0 => true,
+            _ => return Err(response::ERR_INVALID_PARAMETER),
+        };
+        let guest = match host {
+            true => None,
+            false => Some(Arc::new(self.segments(rest, count, size)?)),
+        };
+        let range = || match self.log.is_on() && !host {
+            true => bounds(&rest[..count as usize * size_of::<wire::MemEntry>()]),
+            false => (0, 0),
+        };
+        let (low, high) = range();
+        let mut state = self.lock();
+        let segments = guest.as_ref().map_or(1, |g| g.count() as u64);
+        let storage = match guest {
+            Some(memory) => Storage::Guest(memory, u64::from(count)),
+            None => {
+                let blob = state
+                    .host
+                    .allocate(size)
+                    .ok_or(response::ERR_OUT_OF_MEMORY)?;
+                Storage::Host {
+                    memory: Arc::new(Segments::from_host(blob.clone())),
+                    blob,
+                    shown: None,
+                    written: false,
+                }
+            }
+        };
+        let mappable = host && flags & blob_flag::USE_MAPPABLE != 0;
+        self.insert(&mut state, id, storage, size, mappable)?;
+        self.log.write(|| Event::Create {
+            resource: id,
+            kind: match memory {
+                blob_mem::GUEST => "guest",
+                blob_mem::HOST3D => "host3d",
+                _ => "host3d_guest",
+            }
+            .into(),
+            bytes: size,
+            entries: u64::from(count),
+            segments,
+            low,
+            high,
+        });
+        Outcome::OK
+    }
+
+    fn insert(
+        &self,
+        state: &mut State,
+        id: u32,
+        storage: Storage,
+        size: u64,
+        mappable: bool,
+    ) -> Result<(), Failed> {
+        if state.resources.len() >= MAX_RESOURCES {
+            release(state, &storage);
+            return Err(response::ERR_OUT_OF_MEMORY);
+        }
+        let resource = Resource {
+            storage,
+            size,
+            mappable,
+            uuid: None,
+            dying: false,
+        };
+        state.resources.insert(id, resource);
+        Ok(())
+    }
+
+    fn create_2d(&self, bytes: &[u8]) -> Result<Outcome, Failed> {
+        let (request, _) = parse::<wire2d::ResourceCreate2d>(bytes)?;
+        let id = request.resource_id.get();
+        let (width, height) = (request.width.get(), request.height.get());
+        let side = 1..=MAX_IMAGE;
+        if !side.contains(&width) || !side.contains(&height) {
+            return Err(response::ERR_INVALID_PARAMETER);
+        }
+        let size = u64::from(width) * u64::from(height) * PIXEL;
+        let mut state = self.lock();
+        if id == 0 || state.resources.contains_key(&id) {
+            return Err(response::ERR_INVALID_RESOURCE_ID);
+        }
+        self.insert(&mut state, id, Storage::Image(None), size, false)?;
+        self.log.write(|| Event::Create {
+            resource: id,
+            kind: "image".into(),
+            bytes: size,
+            entries: 0,
+            segments: 0,
+            low: 0,
+            high: 0,
+        });
+        Outcome::OK
+    }
+
+    /// The size of a picture, and whether it has guest memory.
+    fn image(state: &mut State, id: u32) -> Result<(u64, &mut Storage), Failed> {
+        let resource = state
+            .resource(id)
+            .ok_or(response::ERR_INVALID_RESOURCE_ID)?;
+        match resource.storage {
+            Storage::Image(_) => Ok((resource.size, &mut resource.storage)),
+            _ => Err(response::ERR_INVALID_PARAMETER),
+        }
+    }
+
+    /// The answer to a command that would show a picture.
+    fn check_image(&self, id: u32) -> Result<Outcome, Failed> {
+        Self::image(&mut self.lock(), id)?;
+        Outcome::OK
+    }
+
+    fn attach_backing(&self, bytes: &[u8]) -> Result<Outcome, Failed> {
+        let (request, rest) = parse::<wire::ResourceAttachBacking>(bytes)?;
+        let (id, count) = (request.resource_id.get(), request.nr_entries.get());
+        let size = match Self::image(&mut self.lock(), id)? {
+            (size, Storage::Image(None)) => size,
+            _ => return Err(response::ERR_UNSPEC),
+        };
+        let memory = Arc::new(self.segments(rest, count, size)?);
+        let mut state = self.lock();
+        let (_, storage) = Self::image(&mut state, id)?;
+        *storage = Storage::Image(Some((memory, u64::from(count))));
+        Outcome::OK
+    }
+
+    fn detach_backing(&self, bytes: &[u8]) -> Result<Outcome, Failed> {
+        let (request, _) = parse::<wire::ResourceCommand>(bytes)?;
+        let mut state = self.lock();
+        match Self::image(&mut state, request.resource_id.get())? {
+            (_, storage @ Storage::Image(Some(_))) => *storage = Storage::Image(None),
+            _ => return Err(response::ERR_UNSPEC),
+        }
+        Outcome::OK
+    }
+
+    fn unref(&self, bytes: &[u8]) -> Result<Outcome, Failed> {
+        let (request, _) = parse::<wire::ResourceCommand>(bytes)?;
+        let id = request.resource_id.get();
+        let mut state = self.lock();
+        let resource = state
+            .resource(id)
+            .ok_or(response::ERR_INVALID_RESOURCE_ID)?;
+        resource.dying = true;
+        Ok(Outcome::Later(Action::Unref(id)))
+    }
+
+    fn map_blob(&self, bytes: &[u8]) -> Result<Outcome, Failed> {
+        let (request, _) = parse::<wire::ResourceMapBlob>(bytes)?;
+        let (id, offset) = (request.resource_id.get(), request.offset.get());
+        let mut state = self.lock();
+        let resource = state
+            .resource(id)
+            .ok_or(response::ERR_INVALID_RESOURCE_ID)?;
+        let size = resource.size;
+        match resource.storage {
+            Storage::Host { shown: None, .. } if resource.mappable => {}
+            _ => return Err(response::ERR_INVALID_PARAMETER),
+        }
+        if !state.host.has_place(offset, size) {
+            return Err(response::ERR_INVALID_PARAMETER);
+        }
+        Ok(Outcome::Later(Action::Map {
+            resource: id,
+            offset,
+        }))
+    }
+
+    fn unmap_blob(&self, bytes: &[u8]) -> Result<Outcome, Failed> {
+        let (request, _) = parse::<wire::ResourceCommand>(bytes)?;
+        let id = request.resource_id.get();
+        let mut state = self.lock();
+        let resource = state
+            .resource(id)
+            .ok_or(response::ERR_INVALID_RESOURCE_ID)?;
+        match resource.storage {
+            Storage::Host { shown: Some(_), .. } => Ok(Outcome::Later(Action::Unmap(id))),
+            _ => Err(response::ERR_INVALID_PARAMETER),
+        }
+    }
+
+    fn assign_uuid(&self, bytes: &[u8]) -> Result<Outcome, Failed> {
+        let (request, _) = parse::<wire::ResourceCommand>(bytes)?;
+        let mut state = self.lock();
+        let next = state.uuids + 1;
+        let resource = state
+            .resource(request.resource_id.get())
+            .ok_or(response::ERR_INVALID_RESOURCE_ID)?;
+        let uuid = *resource.uuid.get_or_insert_with(|| uuid(next));
+        state.uuids = next;
+        Ok(with_body(
+            response::OK_RESOURCE_UUID,
+            &wire::ResponseResourceUuid {
+                uuid,
+                ..Default::default()
+            },
+        ))
+    }
+
+    fn submit(&self, ticket: &Ticket, bytes: &[u8]) -> Result<Outcome, Failed> {
+        let (request, rest) = parse::<wire::Submit3d>(bytes)?;
+        let payload = rest
+            .get(..request.size.get() as usize)
+            .ok_or(response::ERR_INVALID_PARAMETER)?;
+        let ctx = ticket.header.ctx_id.get();
+        let mut state = self.lock();
+        let context = state.context(ctx).ok_or(response::ERR_INVALID_CONTEXT_ID)?;
+        if context.capset == 0 && !payload.is_empty() {
+            return Err(response::ERR_INVALID_PARAMETER);
+        }
+        let ops = compute::parse(payload).map_err(|error| {
+            log::info!("job of context {ctx}: {error}");
+            response::ERR_INVALID_PARAMETER
+        })?;
+        if context.lost {
+            return Err(response::ERR_UNSPEC);
+        }
+        if context.jobs >= MAX_JOBS {
+            return Err(response::ERR_OUT_OF_MEMORY);
+        }
+        let timeline = Timeline::of(&ticket.header);
+        let job = self.job(&mut state, ticket, timeline, ops);
+        Ok(match fence(&ticket.header) {
+            Some(_) => Outcome::Job(timeline, job),
+            None => Outcome::Unfenced(timeline, job),
+        })
+    }
+
+    /// A job of an existing context. From here on it is live.
+    fn job(&self, state: &mut State, ticket: &Ticket, timeline: Timeline, ops: Vec<Op>) -> Job {
+        let ctx = ticket.header.ctx_id.get();
+        state.jobs += 1;
+        let id = state.jobs;
+        let mut live = Live {
+            ctx,
+            reads: BTreeSet::new(),
+            writes: BTreeSet::new(),
+        };
+        let mut memory = BTreeMap::new();
+        let mut cancel = Arc::default();
+        if let Some(context) = state.contexts.get_mut(&ctx) {
+            context.jobs += 1;
+            cancel = context.cancel.clone();
+            for access in ops.iter().flat_map(compute::accesses) {
+                let name = access.resource;
+                let resource = state.resources.get_mut(&name).filter(|r| !r.dying);
+                let Some(resource) = resource.filter(|_| context.attached.contains(&name)) else {
+                    continue;
+                };
+                let Some(segments) = resource.memory().cloned() else {
+                    continue;
+                };
+                if access.write {
+                    live.writes.insert(name);
+                    if let Storage::Host { written, .. } = &mut resource.storage {
+                        *written = true;
+                    }
+                }
+                live.reads.insert(name);
+                memory.insert(name, segments);
+            }
+        }
+        self.log.write(|| Event::Job {
+            job: id,
+            req: ticket.req,
+            ctx,
+            ring: timeline.ring(),
+            ops: ops.len() as u64,
+            resources: live.reads.iter().copied().collect(),
+        });
+        state.live.insert(id, live);
+        Job {
+            id,
+            ctx,
+            ticket: None,
+            ops,
+            memory,
+            cancel,
+        }
+    }
+
+    /// Carries out `action` as soon as no job is in the way, and answers.
+    fn act(&self, state: &mut State, ticket: Ticket, action: Action) {
+        if state.is_blocked(action) {
+            state.deferred.push_back((ticket, action));
+        } else {
+            let answer = self.complete(state, action);
+            self.respond(state, ticket, answer);
+        }
+    }
+
+    /// Goes on with the commands that waited for what is over now.
+    pub(crate) fn run_deferred(&self, state: &mut State) {
+        for (ticket, action) in std::mem::take(&mut state.deferred) {
+            let start = Instant::now();
+            let unref = matches!(action, Action::Unref(_)) && !state.is_blocked(action);
+            self.act(state, ticket, action);
+            if unref {
+                let elapsed = start.elapsed().as_nanos() as u64;
+                self.counters.unref_ns.fetch_add(elapsed, Ordering::Relaxed);
+            }
+        }
+    }
+
+    fn complete(&self, state: &mut State, action: Action) -> Response {
+        match action {
+            Action::Unref(id) => {
+                if let Some(resource) = state.resources.remove(&id) {
+                    release(state, &resource.storage);
+                }
+                for context in state.contexts.values_mut() {
+                    context.attached.remove(&id);
+                }
+                self.log.write(|| Event::Unref { resource: id });
+                Response::ok()
+            }
+            Action::Detach { ctx, resource } => {
+                self.log.write(|| Event::Detach { ctx, resource });
+                Response::ok()
+            }
+            Action::DestroyContext(ctx) => {
+                state.contexts.remove(&ctx);
+                self.log.write(|| Event::CtxDestroy { ctx });
+                Response::ok()
+            }
+            Action::Map { resource, offset } => match self.map(state, resource, offset) {
+                Ok(()) => Response {
+                    kind: response::OK_MAP_INFO,
+                    body: [U32::new(wire::map_cache::CACHED), U32::ZERO]
+                        .as_bytes()
+                        .to_vec(),
+                },
+                Err(code) => Response::plain(code),
+            },
+            Action::Unmap(id) => match self.unmap(state, id) {
+                Ok(()) => Response::ok(),
+                Err(code) => Response::plain(code),
+            },
+        }
+    }
+
+    fn map(&self, state: &mut State, id: u32, offset: u64) -> Result<(), Failed> {
+        let state = &mut *state;
+        if state.window != crate::state::Window::There {
+            return Err(response::ERR_UNSPEC);
+        }
+        let resource = state
+            .resources
+            .get_mut(&id)
+            .filter(|r| !r.dying)
+            .ok_or(response::ERR_INVALID_RESOURCE_ID)?;
+        let Storage::Host {
+            blob,
+            shown: shown @ None,
+            written,
+            ..
+        } = &mut resource.storage
+        else {
+            return Err(response::ERR_INVALID_PARAMETER);
+        };
+        state
+            .host
+            .show(blob, offset, *written)
+            .map_err(|error| match error {
+                WindowError::Place => response::ERR_INVALID_PARAMETER,
+                WindowError::Io(error) => {
+                    log::error!("window: {error}");
+                    response::ERR_OUT_OF_MEMORY
+                }
+            })?;
+        *shown = Some(offset);
+        // From now on the guest can write it.
+        *written = true;
+        self.log.write(|| Event::Map {
+            resource: id,
+            offset,
+        });
+        Ok(())
+    }
+
+    fn unmap(&self, state: &mut State, id: u32) -> Result<(), Failed> {
+        let state = &mut *state;
+        let Some(Resource {
+            storage: Storage::Host { blob, shown, .. },
+            ..
+        }) = state.resources.get_mut(&id)
+        else {
+            return Err(response::ERR_INVALID_RESOURCE_ID);
+        };
+        let offset = shown.take().ok_or(response::ERR_INVALID_PARAMETER)?;
+        state.host.hide(blob, offset, true).map_err(|error| {
+            log::error!("window: {error}");
+            response::ERR_OUT_OF_MEMORY
+        })?;
+        self.log.write(|| Event::Unmap { resource: id });
+        Ok(())
+    }
+}
+
+/// Checks the ring that a request names.
+fn check_ring(header: &Header) -> Result<(), Failed> {
+    match Timeline::of(header) {
+        Timeline::Ring(0, _) => Err(response::ERR_INVALID_CONTEXT_ID),
+        Timeline::Ring(_, ring) if u32::from(ring) >= compute::MAX_RINGS => {
+            Err(response::ERR_INVALID_PARAMETER)
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The lowest and the highest address of memory entries.
+fn bounds(entries: &[u8]) -> (u64, u64) {
+    let entries = <[wire::MemEntry]>::ref_from_bytes(entries).unwrap_or_default();
+    entries.iter().fold((u64::MAX, 0), |(low, high), entry| {
+        let start = entry.addr.get();
+        let end = start.saturating_add(u64::from(entry.length.get()));
+        (low.min(start), high.max(end))
+    })
+}
+
+/// The UUID of number `count`: version 4, but the same in every run.
+fn uuid(count: u64) -> [u8; 16] {
+    let mix = |seed: u64| {
+        let mut value = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        value = (value ^ (value >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        value ^ (value >> 31)
+    };
+    let mut bytes = [0; 16];
+    bytes[..8].copy_from_slice(U64::new(mix(2 * count)).as_bytes());
+    bytes[8..].copy_from_slice(U64::new(mix(2 * count + 1)).as_bytes());
+    bytes[6] = bytes[6] & 0x0f | 0x40;
+    bytes[8] = bytes[8] & 0x3f | 0x80;
+    bytes
+}

@@ -1,0 +1,205 @@
+// SPDX-License-Identifier: MIT OR GPL-2.0-only
+
+//! The device as a whole: what its threads share, and its life from reset to reset.
+//!
+//! Threads: the control queue's (serving requests), the workers (running jobs), the frontend's
+//! socket's (starting and stopping). Lock order: [`Device::serve`], state, answers, vring. The
+//! socket's thread takes any of them; nobody who holds one waits for that thread.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
+
+use virtgpu_protocol::compute::Stat;
+use vm_memory::{GuestAddressSpace, GuestMemoryAtomic};
+use zerocopy::little_endian::U64;
+
+use crate::answers::Answers;
+use crate::capsets::Capset;
+use crate::event_log::{Event, EventLog};
+use crate::hostmem::HostMemory;
+use crate::ram::{GuestRam, Memory};
+use crate::request::RequestBuffer;
+use crate::state::{State, Storage, Window};
+
+/// What the device offers.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Bytes of the host-visible window, 0 for none.
+    pub hostmem: u64,
+    /// Capability sets.
+    pub capsets: Vec<Capset>,
+    /// Bytes to which blob sizes are aligned, 0 to offer no `BLOB_ALIGNMENT`.
+    pub blob_alignment: u32,
+    /// Offer `ACCESS_PLATFORM`.
+    pub access_platform: bool,
+}
+
+/// Counts since the process was started.
+#[derive(Debug, Default)]
+pub(crate) struct Counters {
+    pub(crate) commands: AtomicU64,
+    pub(crate) create_blob_ns: AtomicU64,
+    pub(crate) unref_ns: AtomicU64,
+}
+
+/// The device.
+pub struct Device {
+    pub(crate) options: Options,
+    pub(crate) log: Arc<EventLog>,
+    pub(crate) memory: GuestMemoryAtomic<Memory>,
+    /// What resources may be made of.
+    ram: RwLock<Arc<GuestRam>>,
+    /// The file of the host-visible window.
+    pub(crate) memfd: Arc<std::fs::File>,
+    /// Held while the control queue is served.
+    pub(crate) serve: Mutex<RequestBuffer>,
+    pub(crate) state: Mutex<State>,
+    /// Work for a worker.
+    pub(crate) work: Condvar,
+    /// A job is over.
+    pub(crate) over: Condvar,
+    pub(crate) answers: Answers,
+    pub(crate) counters: Counters,
+}
+
+impl Device {
+    /// A device without memory and driver yet.
+    ///
+    /// # Errors
+    ///
+    /// If there is no memory for the window.
+    pub fn new(options: Options, log: Arc<EventLog>) -> std::io::Result<Arc<Self>> {
+        let memory = GuestMemoryAtomic::new(Memory::new());
+        let host = HostMemory::new(options.hostmem)?;
+        Ok(Arc::new(Self {
+            options,
+            ram: RwLock::new(Arc::new(GuestRam::new(Arc::new(Memory::new()), None))),
+            memfd: host.memfd().clone(),
+            serve: Mutex::default(),
+            state: Mutex::new(State::new(host)),
+            work: Condvar::new(),
+            over: Condvar::new(),
+            answers: Answers::new(memory.clone(), log.clone()),
+            counters: Counters::default(),
+            memory,
+            log,
+        }))
+    }
+
+    /// Guest memory, to be filled by the frontend's messages.
+    #[must_use]
+    pub fn memory(&self) -> GuestMemoryAtomic<Memory> {
+        self.memory.clone()
+    }
+
+    /// Takes note of a change of guest memory. Resources that exist keep what they have.
+    pub fn memory_changed(&self) {
+        let memory = self.memory.memory().into_inner();
+        let ram = Arc::new(GuestRam::new(memory, Some(&self.memfd)));
+        *self.ram.write().unwrap_or_else(PoisonError::into_inner) = ram;
+    }
+
+    /// Guest RAM as of now.
+    pub(crate) fn ram(&self) -> Arc<GuestRam> {
+        let ram = self.ram.read().unwrap_or_else(PoisonError::into_inner);
+        ram.clone()
+    }
+
+    pub(crate) fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes note of whether the guest can see the window.
+    pub(crate) fn window_changed(&self, window: Window) {
+        let mut state = self.lock();
+        state.window = window;
+        self.run_deferred(&mut state);
+    }
+
+    /// The device's counts.
+    pub(crate) fn stat(&self) -> Stat {
+        let state = self.lock();
+        let mut guest = (0, 0);
+        for resource in state.resources.values() {
+            let (bytes, entries) = resource.guest();
+            guest = (guest.0 + bytes, guest.1 + entries);
+        }
+        let counter = |counter: &AtomicU64| U64::new(counter.load(Ordering::Relaxed));
+        Stat {
+            resources: U64::new(state.resources.len() as u64),
+            contexts: U64::new(state.contexts.len() as u64),
+            commands: counter(&self.counters.commands),
+            guest_bytes: U64::new(guest.0),
+            guest_entries: U64::new(guest.1),
+            host_bytes: U64::new(state.host.bytes_shown()),
+            create_blob_ns: counter(&self.counters.create_blob_ns),
+            unref_ns: counter(&self.counters.unref_ns),
+        }
+    }
+
+    /// Stops all jobs, forgets everything, and returns once nothing touches guest memory any more.
+    /// The control queue must not be ready.
+    pub fn reset(&self) {
+        self.answers.close();
+        // The queue is not ready, so the control thread lets go after the command at hand.
+        let serve = self.serve.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.lock();
+        for context in state.contexts.values() {
+            context.cancel.set();
+        }
+        let lanes = std::mem::take(&mut state.lanes);
+        state.ready.clear();
+        let queued = lanes.into_values().flat_map(|lane| lane.items);
+        let deferred = std::mem::take(&mut state.deferred);
+        let tickets = queued
+            .filter_map(crate::state::Item::into_ticket)
+            .chain(deferred.into_iter().map(|(ticket, _)| ticket));
+        for ticket in tickets {
+            self.log.write(|| Event::Dropped { req: ticket.req });
+        }
+        while state.running > 0 {
+            state = self
+                .over
+                .wait(state)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+        // Jobs that ended meanwhile found nothing to do after them.
+        state.lanes.clear();
+        state.ready.clear();
+        state.live.clear();
+        let resources = state.resources.len() as u64;
+        let contexts = state.contexts.len() as u64;
+        state.contexts.clear();
+        for (_, resource) in std::mem::take(&mut state.resources) {
+            release(&mut state, &resource.storage);
+        }
+        self.log.write(|| Event::Reset {
+            resources,
+            contexts,
+        });
+        drop(state);
+        drop(serve);
+    }
+
+    /// Writes the last line of the log.
+    pub fn end(&self) {
+        let state = self.lock();
+        self.log.write(|| Event::End {
+            resources: state.resources.len() as u64,
+            contexts: state.contexts.len() as u64,
+            commands: self.counters.commands.load(Ordering::Relaxed),
+        });
+    }
+}
+
+/// Gives back the host memory of a resource.
+pub(crate) fn release(state: &mut State, storage: &Storage) {
+    if let Storage::Host { blob, shown, .. } = storage {
+        if let Some(offset) = shown {
+            if let Err(error) = state.host.hide(blob, *offset, false) {
+                log::error!("window: {error}");
+            }
+        }
+        state.host.free(blob);
+    }
+}

@@ -1,0 +1,177 @@
+// SPDX-License-Identifier: MIT OR GPL-2.0-only
+
+//! The event log: what the device did, one JSON object a line, for [`crate::check_log`] and people.
+
+use std::borrow::Cow;
+use std::fs::File;
+use std::io::{self, Write};
+use std::path::Path;
+use std::sync::{Mutex, PoisonError};
+use std::time::Instant;
+
+use serde::{Deserialize, Serialize};
+
+/// A name.
+pub type Name = Cow<'static, str>;
+
+/// One line of the log.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Line {
+    /// Counts the lines, from 0.
+    pub seq: u64,
+    /// Microseconds since the device was started.
+    pub t: u64,
+    /// What happened.
+    #[serde(flatten)]
+    pub event: Event,
+}
+
+/// What happened.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+#[allow(missing_docs)] // The fields are named after what they are in the protocol.
+pub enum Event {
+    /// The process was started with this command line.
+    Start { options: String },
+    /// The driver accepted these feature bits.
+    Features { bits: u64 },
+    /// The control queue began to work.
+    Open { generation: u64 },
+    /// A request was taken from the control queue.
+    Request {
+        req: u64,
+        cmd: Name,
+        ctx: u32,
+        #[serde(skip_serializing_if = "Option::is_none", default)]
+        ring: Option<u8>,
+        #[serde(skip_serializing_if = "Option::is_none", default)]
+        fence: Option<u64>,
+        #[serde(skip_serializing_if = "Option::is_none", default)]
+        resource: Option<u32>,
+        bytes: u64,
+    },
+    /// The request is about to be answered.
+    Response {
+        req: u64,
+        cmd: Name,
+        kind: Name,
+        #[serde(skip_serializing_if = "Option::is_none", default)]
+        fence: Option<u64>,
+        used: u32,
+        /// The adversary's mode that changed the answer.
+        #[serde(skip_serializing_if = "Option::is_none", default)]
+        adversary: Option<Name>,
+    },
+    /// The request will never be answered, because of a reset.
+    Dropped { req: u64 },
+    /// A resource exists. `low` and `high` bound its guest addresses.
+    Create {
+        resource: u32,
+        kind: Name,
+        bytes: u64,
+        entries: u64,
+        segments: u64,
+        low: u64,
+        high: u64,
+    },
+    /// A resource is gone, and nothing can touch its memory any more.
+    Unref { resource: u32 },
+    /// A context exists.
+    CtxCreate { ctx: u32, capset: u32, name: String },
+    /// A context is gone.
+    CtxDestroy { ctx: u32 },
+    /// Jobs of the context may use the resource.
+    Attach { ctx: u32, resource: u32 },
+    /// They may not any more.
+    Detach { ctx: u32, resource: u32 },
+    /// A host blob is shown in the window.
+    Map { resource: u32, offset: u64 },
+    /// It is not any more.
+    Unmap { resource: u32 },
+    /// A job was queued that names these resources.
+    Job {
+        job: u64,
+        req: u64,
+        ctx: u32,
+        ring: Option<u8>,
+        ops: u64,
+        resources: Vec<u32>,
+    },
+    /// An operation of a job is about to touch memory.
+    Access {
+        job: u64,
+        op: Name,
+        resource: u32,
+        offset: u64,
+        length: u64,
+        write: bool,
+    },
+    /// A job is over.
+    JobEnd { job: u64, result: String },
+    /// The device was reset with this much alive; no access to guest memory follows.
+    Reset { resources: u64, contexts: u64 },
+    /// The process ends, with this much alive before that.
+    End {
+        resources: u64,
+        contexts: u64,
+        commands: u64,
+    },
+}
+
+#[derive(Debug)]
+struct Output {
+    file: File,
+    seq: u64,
+}
+
+/// Writes events; does nothing without a file.
+#[derive(Debug)]
+pub struct EventLog {
+    output: Option<Mutex<Output>>,
+    start: Instant,
+}
+
+impl EventLog {
+    /// A log to the file at `path`, which is emptied; to nowhere without.
+    ///
+    /// # Errors
+    ///
+    /// If the file cannot be created.
+    pub fn new(path: Option<&Path>) -> io::Result<Self> {
+        let output = path
+            .map(|path| File::create(path).map(|file| Mutex::new(Output { file, seq: 0 })))
+            .transpose()?;
+        Ok(Self {
+            output,
+            start: Instant::now(),
+        })
+    }
+
+    /// Whether anybody listens.
+    #[must_use]
+    pub fn is_on(&self) -> bool {
+        self.output.is_some()
+    }
+
+    /// Writes what `event` returns, if anybody listens.
+    pub fn write(&self, event: impl FnOnce() -> Event) {
+        let Some(output) = &self.output else { return };
+        let event = event();
+        let mut output = output.lock().unwrap_or_else(PoisonError::into_inner);
+        let line = Line {
+            seq: output.seq,
+            t: self.start.elapsed().as_micros() as u64,
+            event,
+        };
+        output.seq += 1;
+        match serde_json::to_string(&line) {
+            Ok(mut text) => {
+                text.push('\n');
+                if let Err(error) = output.file.write_all(text.as_bytes()) {
+                    log::error!("event log: {error}");
+                }
+            }
+            Err(error) => log::error!("event log: {error}"),
+        }
+    }
+}

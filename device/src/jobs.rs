@@ -1,0 +1,209 @@
+// SPDX-License-Identifier: MIT OR GPL-2.0-only
+
+//! Timelines and the workers that run the jobs on them.
+//!
+//! A timeline runs one job at a time, in order. Different ones run at the same time, each job on a
+//! thread of a pool that grows as needed.
+
+use std::sync::{Arc, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use virtgpu_protocol::virtio_gpu::response;
+
+use crate::answers::Response;
+use crate::compute::{self, Environment, Failure};
+use crate::device::Device;
+use crate::event_log::Event;
+use crate::names;
+use crate::request::Ticket;
+use crate::state::{Item, Job, State, Timeline};
+
+/// The most worker threads.
+const MAX_WORKERS: usize = 256;
+/// How long a worker waits for work before it ends.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+impl Item {
+    /// The answer that the element owes.
+    pub(crate) fn into_ticket(self) -> Option<Ticket> {
+        match self {
+            Self::Job(job) => job.ticket,
+            Self::Answer(ticket, _) => Some(ticket),
+        }
+    }
+}
+
+impl Device {
+    /// Answers a request, behind what is before it on its timeline.
+    pub(crate) fn respond(&self, state: &mut State, ticket: Ticket, answer: Response) {
+        if state.is_behind(&ticket.header) {
+            let lane = state.lanes.entry(Timeline::of(&ticket.header)).or_default();
+            lane.items.push_back(Item::Answer(ticket, answer));
+        } else {
+            self.answers.send(&ticket, &answer);
+        }
+    }
+
+    /// Queues a job.
+    pub(crate) fn queue(self: &Arc<Self>, state: &mut State, timeline: Timeline, job: Job) {
+        let lane = state.lanes.entry(timeline).or_default();
+        lane.items.push_back(Item::Job(job));
+        if lane.busy {
+            return;
+        }
+        lane.busy = true;
+        state.ready.push_back(timeline);
+        if state.ready.len() > state.idle && state.workers < MAX_WORKERS {
+            let device = self.clone();
+            let worker = std::thread::Builder::new()
+                .name("worker".into())
+                .spawn(move || device.work());
+            match worker {
+                Ok(_) => state.workers += 1,
+                Err(error) => log::error!("cannot start a worker: {error}"),
+            }
+        }
+        self.work.notify_one();
+    }
+
+    /// A worker's life.
+    fn work(&self) {
+        let mut state = self.lock();
+        loop {
+            if let Some(timeline) = state.ready.pop_front() {
+                state = self.advance(state, timeline);
+                continue;
+            }
+            state.idle += 1;
+            let (guard, waited) = self
+                .work
+                .wait_timeout(state, PATIENCE)
+                .unwrap_or_else(PoisonError::into_inner);
+            state = guard;
+            state.idle -= 1;
+            if waited.timed_out() && state.ready.is_empty() {
+                state.workers -= 1;
+                return;
+            }
+        }
+    }
+
+    /// Takes elements from `timeline` up to and including the next job.
+    fn advance<'a>(
+        &'a self,
+        mut state: MutexGuard<'a, State>,
+        timeline: Timeline,
+    ) -> MutexGuard<'a, State> {
+        let item = state.lanes.get_mut(&timeline).map(|l| l.items.pop_front());
+        match item {
+            Some(Some(Item::Job(job))) => {
+                let lost = state.contexts.get(&job.ctx).is_none_or(|c| c.lost);
+                state.running += 1;
+                drop(state);
+                let result = if lost { None } else { Some(self.execute(&job)) };
+                state = self.lock();
+                self.finish(&mut state, job, result);
+                state.running -= 1;
+                self.over.notify_all();
+            }
+            Some(Some(Item::Answer(ticket, answer))) => self.answers.send(&ticket, &answer),
+            Some(None) => {
+                state.lanes.remove(&timeline);
+                return state;
+            }
+            None => return state,
+        }
+        // Others first; the lane may be gone since a reset.
+        if state.lanes.contains_key(&timeline) {
+            state.ready.push_back(timeline);
+        }
+        state
+    }
+
+    fn execute(&self, job: &Job) -> Result<(), Failure> {
+        let memory = |id| job.memory.get(&id).cloned();
+        let stat = || self.stat();
+        let environment = Environment {
+            memory: &memory,
+            cancel: &job.cancel,
+            stat: &stat,
+        };
+        if !self.log.is_on() {
+            return compute::execute(&job.ops, &environment);
+        }
+        for (index, op) in job.ops.iter().enumerate() {
+            for access in compute::accesses(op) {
+                self.log.write(|| Event::Access {
+                    job: job.id,
+                    op: names::operation(op.op.get()).into(),
+                    resource: access.resource,
+                    offset: access.offset,
+                    length: access.length,
+                    write: access.write,
+                });
+            }
+            compute::execute(std::slice::from_ref(op), &environment).map_err(|f| f.at(index))?;
+        }
+        Ok(())
+    }
+
+    /// Ends a job: `None` as the result is a job that did not begin, its context being lost.
+    fn finish(&self, state: &mut State, job: Job, result: Option<Result<(), Failure>>) {
+        self.log.write(|| Event::JobEnd {
+            job: job.id,
+            result: match &result {
+                None => "context lost".into(),
+                Some(Ok(())) => "ok".into(),
+                Some(Err(failure)) => failure.to_string(),
+            },
+        });
+        if let Some(context) = state.contexts.get_mut(&job.ctx) {
+            context.jobs -= 1;
+            context.lost |= matches!(result, Some(Err(Failure::Fault(_))));
+        }
+        if let Some(Err(failure)) = &result {
+            log::info!("job {} of context {}: {failure}", job.id, job.ctx);
+        }
+        state.live.remove(&job.id);
+        // The answer must find no reference to memory left.
+        drop(job.memory);
+        if let Some(ticket) = job.ticket {
+            let answer = match result {
+                Some(Ok(())) => Response::ok(),
+                _ => Response::plain(response::ERR_UNSPEC),
+            };
+            // Not through `respond`: the job was the first of its timeline.
+            self.answers.send(&ticket, &answer);
+        }
+        self.run_deferred(state);
+    }
+
+    /// Turns the queued jobs of a context into the answers they owe.
+    pub(crate) fn cancel_queued(&self, state: &mut State, ctx: u32) {
+        let mut cancelled = Vec::new();
+        for lane in state.lanes.values_mut() {
+            for item in std::mem::take(&mut lane.items) {
+                match item {
+                    Item::Job(job) if job.ctx == ctx => {
+                        cancelled.push(job.id);
+                        if let Some(ticket) = job.ticket {
+                            let answer = Response::plain(response::ERR_UNSPEC);
+                            lane.items.push_back(Item::Answer(ticket, answer));
+                        }
+                    }
+                    other => lane.items.push_back(other),
+                }
+            }
+        }
+        if let Some(context) = state.contexts.get_mut(&ctx) {
+            context.jobs -= cancelled.len();
+        }
+        for job in cancelled {
+            state.live.remove(&job);
+            self.log.write(|| Event::JobEnd {
+                job,
+                result: "cancelled".into(),
+            });
+        }
+    }
+}

@@ -1,0 +1,28 @@
+// SPDX-License-Identifier: MIT OR GPL-2.0-only
+
+//! A reference virtio-gpu device with a compute context, as a vhost-user process.
+//!
+//! - [`cli`], [`serve`]: the process;
+//! - [`backend`]: the vhost-user side; [`request`], [`answers`]: the control queue;
+//! - [`device`] and its parts: what exists, the commands, the jobs;
+//! - [`segments`], [`ram`], [`hostmem`]: memory; [`compute`]: the operations on it;
+//! - [`event_log`]: what happened.
+
+mod access;
+pub mod answers;
+pub mod backend;
+pub mod cancel;
+pub mod capsets;
+pub mod cli;
+pub mod compute;
+mod control;
+pub mod device;
+pub mod event_log;
+pub mod hostmem;
+mod jobs;
+pub mod names;
+pub mod ram;
+pub mod request;
+pub mod segments;
+pub mod serve;
+mod state;

@@ -1,0 +1,63 @@
+// SPDX-License-Identifier: MIT OR GPL-2.0-only
+
+//! Names of numbers of the protocol, for logs and options.
+
+use virtgpu_protocol::compute::op;
+use virtgpu_protocol::virtio_gpu::{command, response};
+
+macro_rules! names {
+    ($module:ident: $($name:ident)*) => {
+        &[$((stringify!($name), $module::$name)),*]
+    };
+}
+
+const COMMANDS: &[(&str, u32)] = names!(command:
+    GET_DISPLAY_INFO RESOURCE_CREATE_2D RESOURCE_UNREF SET_SCANOUT RESOURCE_FLUSH
+    TRANSFER_TO_HOST_2D RESOURCE_ATTACH_BACKING RESOURCE_DETACH_BACKING GET_CAPSET_INFO GET_CAPSET
+    GET_EDID RESOURCE_ASSIGN_UUID RESOURCE_CREATE_BLOB SET_SCANOUT_BLOB CTX_CREATE CTX_DESTROY
+    CTX_ATTACH_RESOURCE CTX_DETACH_RESOURCE RESOURCE_CREATE_3D TRANSFER_TO_HOST_3D
+    TRANSFER_FROM_HOST_3D SUBMIT_3D RESOURCE_MAP_BLOB RESOURCE_UNMAP_BLOB UPDATE_CURSOR MOVE_CURSOR
+);
+
+const RESPONSES: &[(&str, u32)] = names!(response:
+    OK_NODATA OK_DISPLAY_INFO OK_CAPSET_INFO OK_CAPSET OK_EDID OK_RESOURCE_UUID OK_MAP_INFO
+    ERR_UNSPEC ERR_OUT_OF_MEMORY ERR_INVALID_SCANOUT_ID ERR_INVALID_RESOURCE_ID
+    ERR_INVALID_CONTEXT_ID ERR_INVALID_PARAMETER
+);
+
+const OPERATIONS: &[(&str, u32)] = names!(op:
+    FILL COPY CRC32C ADD_U32 SAXPY_F32 GEMM_F32 ATOMIC_ADD_U64 STRIDE_READ POINTER_CHASE DELAY_US
+    SPIN_UNTIL STAT
+);
+
+fn name(names: &[(&'static str, u32)], number: u32) -> &'static str {
+    names
+        .iter()
+        .find(|(_, n)| *n == number)
+        .map_or("unknown", |(name, _)| name)
+}
+
+/// The name of a command.
+#[must_use]
+pub fn command(number: u32) -> &'static str {
+    name(COMMANDS, number)
+}
+
+/// The number of a command.
+#[must_use]
+pub fn command_number(name: &str) -> Option<u32> {
+    let command = COMMANDS.iter().find(|(n, _)| n.eq_ignore_ascii_case(name));
+    command.map(|(_, number)| *number)
+}
+
+/// The name of a response.
+#[must_use]
+pub fn response(number: u32) -> &'static str {
+    name(RESPONSES, number)
+}
+
+/// The name of a compute operation.
+#[must_use]
+pub fn operation(number: u32) -> &'static str {
+    name(OPERATIONS, number)
+}

@@ -1,0 +1,121 @@
+// SPDX-License-Identifier: MIT OR GPL-2.0-only
+
+//! Requests on the control queue.
+
+use std::ops::Deref;
+
+use virtgpu_protocol::virtio_gpu::Header;
+use virtio_queue::DescriptorChain;
+use vm_memory::{Bytes, GuestAddress, GuestMemory};
+use zerocopy::FromBytes;
+
+use crate::ram::Memory;
+
+/// The longest request: 16 million memory entries.
+pub const MAX_REQUEST: usize = 256 << 20;
+
+/// Where the answer to a request goes.
+#[derive(Clone, Debug)]
+pub struct Ticket {
+    /// Number of the request, for logs.
+    pub req: u64,
+    /// The reset that the request came after.
+    pub generation: u64,
+    /// Head of the descriptor chain.
+    pub head: u16,
+    /// Device-writable buffers: guest address and length.
+    pub writable: Vec<(u64, u32)>,
+    /// The request's header.
+    pub header: Header,
+}
+
+impl Ticket {
+    /// The request's type.
+    #[must_use]
+    pub fn command(&self) -> u32 {
+        self.header.kind.get()
+    }
+}
+
+/// What was wrong with a descriptor chain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ChainError {
+    /// A descriptor is not in guest memory.
+    #[error("a descriptor is not in guest memory")]
+    Memory,
+    /// The request is longer than [`MAX_REQUEST`].
+    #[error("the request is too long")]
+    TooLong,
+}
+
+/// A buffer for requests, which keeps its memory.
+#[derive(Debug, Default)]
+pub struct RequestBuffer {
+    bytes: Vec<u8>,
+    filled: usize,
+}
+
+impl RequestBuffer {
+    /// Memory kept between requests.
+    const KEEP: usize = 32 << 20;
+
+    /// Reads the device-readable part of `chain`, and returns the device-writable buffers. After an
+    /// error the buffer holds what was read before.
+    pub(crate) fn read<M>(
+        &mut self,
+        chain: DescriptorChain<M>,
+    ) -> (Vec<(u64, u32)>, Result<(), ChainError>)
+    where
+        M: Deref<Target = Memory> + Clone,
+    {
+        self.filled = 0;
+        if self.bytes.len() > Self::KEEP {
+            self.bytes = Vec::new();
+        }
+        let mut writable = Vec::new();
+        let mut result = Ok(());
+        let memory = chain.memory().clone();
+        for descriptor in chain {
+            if descriptor.is_write_only() {
+                writable.push((descriptor.addr().0, descriptor.len()));
+            } else if result.is_ok() {
+                result = self.append(&memory, descriptor.addr(), descriptor.len() as usize);
+            }
+        }
+        (writable, result)
+    }
+
+    fn append<M>(&mut self, memory: &M, addr: GuestAddress, length: usize) -> Result<(), ChainError>
+    where
+        M: GuestMemory,
+    {
+        let end = self.filled + length;
+        if end > MAX_REQUEST {
+            return Err(ChainError::TooLong);
+        }
+        if end > self.bytes.len() {
+            // Double it, for chains of many small descriptors.
+            self.bytes.resize(end.max(self.bytes.len() * 2), 0);
+        }
+        memory
+            .read_slice(&mut self.bytes[self.filled..end], addr)
+            .map_err(|_| ChainError::Memory)?;
+        self.filled = end;
+        Ok(())
+    }
+
+    /// The request.
+    #[must_use]
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes[..self.filled]
+    }
+
+    /// The request's header; zeroes where it is shorter.
+    #[must_use]
+    pub fn header(&self) -> Header {
+        let mut bytes = [0; size_of::<Header>()];
+        let length = bytes.len().min(self.filled);
+        bytes[..length].copy_from_slice(&self.bytes[..length]);
+        Header::read_from_bytes(&bytes).unwrap_or_default()
+    }
+}

@@ -1,0 +1,253 @@
+// SPDX-License-Identifier: MIT OR GPL-2.0-only
+
+//! What exists in the device: resources, contexts, and the work that is queued on them.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::sync::Arc;
+
+use virtgpu_protocol::compute::Op;
+use virtgpu_protocol::virtio_gpu::{Header, FLAG_FENCE, FLAG_INFO_RING_IDX};
+
+use crate::answers::Response;
+use crate::cancel::Cancel;
+use crate::hostmem::{HostBlob, HostMemory};
+use crate::request::Ticket;
+use crate::segments::Segments;
+
+/// What a resource is made of.
+#[derive(Debug)]
+pub(crate) enum Storage {
+    /// A blob in guest memory, of this many entries.
+    Guest(Arc<Segments>, u64),
+    /// A blob in host memory.
+    Host {
+        blob: Arc<HostBlob>,
+        memory: Arc<Segments>,
+        /// Where in the window the guest sees it.
+        shown: Option<u64>,
+        /// Whether it can be anything but zero.
+        written: bool,
+    },
+    /// A picture, which nobody looks at, and its guest memory.
+    Image(Option<(Arc<Segments>, u64)>),
+}
+
+/// A resource.
+#[derive(Debug)]
+pub(crate) struct Resource {
+    pub(crate) storage: Storage,
+    pub(crate) size: u64,
+    pub(crate) mappable: bool,
+    pub(crate) uuid: Option<[u8; 16]>,
+    /// UNREF came, its answer has not gone out.
+    pub(crate) dying: bool,
+}
+
+impl Resource {
+    /// What jobs can touch.
+    pub(crate) fn memory(&self) -> Option<&Arc<Segments>> {
+        match &self.storage {
+            Storage::Guest(memory, _) | Storage::Host { memory, .. } => Some(memory),
+            Storage::Image(_) => None,
+        }
+    }
+
+    /// Guest memory: bytes and entries.
+    pub(crate) fn guest(&self) -> (u64, u64) {
+        match &self.storage {
+            Storage::Guest(memory, entries) | Storage::Image(Some((memory, entries))) => {
+                (memory.size(), *entries)
+            }
+            _ => (0, 0),
+        }
+    }
+}
+
+/// A context.
+#[derive(Debug)]
+pub(crate) struct Context {
+    pub(crate) capset: u32,
+    pub(crate) attached: BTreeSet<u32>,
+    /// Ends its jobs.
+    pub(crate) cancel: Arc<Cancel>,
+    /// A job touched what it may not.
+    pub(crate) lost: bool,
+    /// CTX_DESTROY came, its answer has not gone out.
+    pub(crate) dying: bool,
+    /// Jobs that are not over.
+    pub(crate) jobs: usize,
+}
+
+/// A sequence of jobs and answers that is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Timeline {
+    /// That of all requests without a ring, of any context.
+    Global,
+    /// A ring of a context.
+    Ring(u32, u8),
+}
+
+impl Timeline {
+    /// The timeline of a request.
+    pub(crate) fn of(header: &Header) -> Self {
+        if header.flags.get() & FLAG_INFO_RING_IDX != 0 {
+            Self::Ring(header.ctx_id.get(), header.ring_idx)
+        } else {
+            Self::Global
+        }
+    }
+
+    /// The ring's number.
+    pub(crate) fn ring(self) -> Option<u8> {
+        match self {
+            Self::Global => None,
+            Self::Ring(_, ring) => Some(ring),
+        }
+    }
+}
+
+/// A job.
+#[derive(Debug)]
+pub(crate) struct Job {
+    pub(crate) id: u64,
+    pub(crate) ctx: u32,
+    /// Its answer goes out when it is over, if it is not out already.
+    pub(crate) ticket: Option<Ticket>,
+    pub(crate) ops: Vec<Op>,
+    /// The attached resources that it names.
+    pub(crate) memory: BTreeMap<u32, Arc<Segments>>,
+    pub(crate) cancel: Arc<Cancel>,
+}
+
+/// An element of a timeline.
+#[derive(Debug)]
+pub(crate) enum Item {
+    Job(Job),
+    /// An answer that must not overtake those before it.
+    Answer(Ticket, Response),
+}
+
+/// The elements of a timeline, and whether a worker is, or is called, to take one.
+#[derive(Debug, Default)]
+pub(crate) struct Lane {
+    pub(crate) items: VecDeque<Item>,
+    pub(crate) busy: bool,
+}
+
+/// A job that is not over, as far as others wait for it.
+#[derive(Debug)]
+pub(crate) struct Live {
+    pub(crate) ctx: u32,
+    /// The resources that it can touch.
+    pub(crate) reads: BTreeSet<u32>,
+    /// Those of them that it can write.
+    pub(crate) writes: BTreeSet<u32>,
+}
+
+/// The rest of a command that waits until jobs are over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Action {
+    Unref(u32),
+    Detach { ctx: u32, resource: u32 },
+    DestroyContext(u32),
+    Map { resource: u32, offset: u64 },
+    Unmap(u32),
+}
+
+/// Whether the guest can see the window.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Window {
+    /// The frontend has not been asked yet.
+    Unknown,
+    /// It has been asked.
+    Asked,
+    /// It can.
+    There,
+    /// It cannot.
+    Missing,
+}
+
+/// What exists in the device.
+#[derive(Debug)]
+pub(crate) struct State {
+    pub(crate) resources: HashMap<u32, Resource>,
+    pub(crate) contexts: HashMap<u32, Context>,
+    pub(crate) host: HostMemory,
+    pub(crate) window: Window,
+    pub(crate) lanes: HashMap<Timeline, Lane>,
+    pub(crate) live: HashMap<u64, Live>,
+    pub(crate) deferred: VecDeque<(Ticket, Action)>,
+    /// Jobs ever queued.
+    pub(crate) jobs: u64,
+    /// UUIDs ever given.
+    pub(crate) uuids: u64,
+
+    /// Timelines that a worker should look at.
+    pub(crate) ready: VecDeque<Timeline>,
+    /// Workers waiting for one.
+    pub(crate) idle: usize,
+    /// Workers.
+    pub(crate) workers: usize,
+    /// Jobs being executed right now.
+    pub(crate) running: usize,
+}
+
+impl State {
+    pub(crate) fn new(host: HostMemory) -> Self {
+        let window = if host.size() == 0 {
+            Window::Missing
+        } else {
+            Window::Unknown
+        };
+        Self {
+            resources: HashMap::new(),
+            contexts: HashMap::new(),
+            host,
+            window,
+            lanes: HashMap::new(),
+            live: HashMap::new(),
+            deferred: VecDeque::new(),
+            jobs: 0,
+            uuids: 0,
+            ready: VecDeque::new(),
+            idle: 0,
+            workers: 0,
+            running: 0,
+        }
+    }
+
+    /// The resource, unless it is dying.
+    pub(crate) fn resource(&mut self, id: u32) -> Option<&mut Resource> {
+        self.resources.get_mut(&id).filter(|r| !r.dying)
+    }
+
+    /// The context, unless it is dying.
+    pub(crate) fn context(&mut self, id: u32) -> Option<&mut Context> {
+        self.contexts.get_mut(&id).filter(|c| !c.dying)
+    }
+
+    /// Whether `action` has to wait.
+    pub(crate) fn is_blocked(&self, action: Action) -> bool {
+        let any = |f: &dyn Fn(&Live) -> bool| self.live.values().any(f);
+        match action {
+            Action::Unref(id) | Action::Unmap(id) => any(&|j| j.reads.contains(&id)),
+            Action::Detach { ctx, resource } => {
+                any(&|j| j.ctx == ctx && j.reads.contains(&resource))
+            }
+            Action::DestroyContext(ctx) => any(&|j| j.ctx == ctx),
+            Action::Map { resource, .. } => {
+                matches!(self.window, Window::Unknown | Window::Asked)
+                    || any(&|j| j.writes.contains(&resource))
+            }
+        }
+    }
+
+    /// Whether an answer with this header has to wait for others on its timeline.
+    pub(crate) fn is_behind(&self, header: &Header) -> bool {
+        header.flags.get() & FLAG_FENCE != 0
+            && self
+                .lanes
+                .get(&Timeline::of(header))
+                .is_some_and(|lane| lane.busy || !lane.items.is_empty())
+    }
+}
