@@ -11,11 +11,14 @@ set -euo pipefail
 series=7.3
 command=$1 version_file=$2
 
-# The index of the build root, or a newer one once that is out of date.
+# The index of the build root, or a newer one once that is out of date. The
+# caller holds the lock of the source.
 lists=/cache/apt-lists
-if [ ! -d $lists/partial ]; then
+if [ ! -e $lists/.complete ]; then
+	rm -rf $lists
 	mkdir -p $lists/partial
 	cp /var/lib/apt/lists/*_* $lists/
+	touch $lists/.complete
 fi
 apt=(-o "Dir::State::Lists=$lists" -o Dir::Cache=/tmp/apt -o APT::Sandbox::User=root
 	-o Acquire::Check-Valid-Until=false -o Acquire::Languages=none)

@@ -25,7 +25,11 @@ root=$("$here/root.sh")
 
 # The version is found once per build root, from the archive's index.
 version_file=$CACHE/kernel-version-${root##*/root-}
-[ -s "$version_file" ] || "$here/in-root" scripts/kernel-source.sh find "/cache/${version_file##*/}" >&2
+[ -s "$version_file" ] || (
+	with_lock linux-source
+	[ -s "$version_file" ] ||
+		"$here/in-root" scripts/kernel-source.sh find "/cache/${version_file##*/}" >&2
+)
 [ -s "$version_file" ] || die "no Linux 7.3 found in the archive"
 
 # A Rust module fits only the very compilers that made the kernel.
