@@ -7,9 +7,13 @@
 //! families and reports in KTAP; `all` stands for those that need no arguments for the device.
 //! `VIRTGPU_TESTS_SCALE=N` (percent) shortens the loops that say so in their output.
 
+mod bad_input;
+mod bad_memory;
 mod basic;
 mod cdriver;
+mod handles;
 mod ktap;
+mod read_only;
 mod support;
 mod userptr;
 
@@ -17,7 +21,15 @@ use std::process::ExitCode;
 
 use ktap::{Driver, Family, Kernel};
 
-const FAMILIES: &[&Family] = &[&basic::FAMILY, &cdriver::FAMILY, &userptr::FAMILY];
+const FAMILIES: &[&Family] = &[
+    &basic::FAMILY,
+    &cdriver::FAMILY,
+    &userptr::FAMILY,
+    &bad_input::FAMILY,
+    &bad_memory::FAMILY,
+    &read_only::FAMILY,
+    &handles::FAMILY,
+];
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();

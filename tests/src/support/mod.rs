@@ -4,11 +4,13 @@
 
 pub(crate) mod child;
 pub(crate) mod errno;
+pub(crate) mod ext4;
 pub(crate) mod job;
 pub(crate) mod leak;
 pub(crate) mod memory;
 pub(crate) mod procfs;
 pub(crate) mod raw;
+pub(crate) mod unchanged;
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;

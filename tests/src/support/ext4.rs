@@ -1,0 +1,42 @@
+// SPDX-License-Identifier: MIT OR GPL-2.0-only
+
+//! A file system that needs to know which pages were written.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::ktap::{Outcome, TestResult};
+
+const FOLDER: &str = "/tmp/virtgpu-tests-ext4";
+const IMAGE: &str = "/tmp/virtgpu-tests-ext4.img";
+
+/// A folder on ext4, mounted from an image by a loop device.
+pub(crate) fn folder() -> TestResult<PathBuf> {
+    let mounts = fs::read_to_string("/proc/mounts")?;
+    if !mounts.contains(FOLDER) {
+        fs::create_dir_all(FOLDER)?;
+        let file = fs::File::create(IMAGE)?;
+        file.set_len(64 << 20)?;
+        drop(file);
+        run("mkfs.ext4", &["-q", "-F", IMAGE])?;
+        run("mount", &["-t", "ext4", "-o", "loop", IMAGE, FOLDER])?;
+        let everyone = std::os::unix::fs::PermissionsExt::from_mode(0o777);
+        fs::set_permissions(FOLDER, everyone)?;
+    }
+    Ok(Path::new(FOLDER).to_path_buf())
+}
+
+fn run(program: &str, arguments: &[&str]) -> TestResult {
+    let output = match Command::new(program).args(arguments).output() {
+        Ok(output) => output,
+        Err(error) => return Err(Outcome::Skip(format!("{program}: {error}"))),
+    };
+    if output.status.success() {
+        return Ok(());
+    }
+    Err(Outcome::Skip(format!(
+        "{program}: {}",
+        String::from_utf8_lossy(&output.stderr).trim()
+    )))
+}
