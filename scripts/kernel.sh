@@ -33,9 +33,10 @@ version_file=$CACHE/kernel-version-${root##*/root-}
 [ -s "$version_file" ] || die "no Linux 7.3 found in the archive"
 
 # A Rust module fits only the very compilers that made the kernel.
+version=$(cat "$version_file")
 toolchain=$(awk '/^Package: (gcc-14|rustc|clang-19|bindgen)$/ {p=$2} /^Version:/ && p {print p, $2; p=""}' \
 	"$root/var/lib/dpkg/status")
-key=$({ cat "$version_file" "${inputs[@]}"; echo "$toolchain"; } | sha256sum | cut -c1-12)
+key=$({ echo "$version"; cat "${inputs[@]}"; echo "$toolchain"; } | sha256sum | cut -c1-12)
 dir=$CACHE/kernel-$kind-$key
 
 if [ ! -e "$dir/.complete" ]; then
@@ -47,6 +48,8 @@ if [ ! -e "$dir/.complete" ]; then
 			with_lock linux-source
 			"$here/in-root" scripts/kernel-source.sh unpack "/cache/${version_file##*/}" >&2
 		)
+		# The archive had moved on: everything has another name now.
+		[ "$(cat "$version_file")" = "$version" ] || exec "$0" "$kind"
 		tmp=$(mktemp -d "$CACHE/tmp.kernel-$kind-XXXXXX")
 		trap 'rm -rf "$tmp"' EXIT
 		chmod 755 "$tmp"
