@@ -4,7 +4,7 @@
 //!
 //! The driver of this project has no displays and does not compile this file.
 
-use crate::virtio_gpu::Header;
+use super::virtio_gpu::Header;
 use zerocopy::little_endian::{U32, U64};
 use zerocopy_derive::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 

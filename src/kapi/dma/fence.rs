@@ -1,0 +1,266 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Fences: events that other drivers and userspace can wait for.
+//!
+//! C header: [`include/linux/dma-fence.h`](srctree/include/linux/dma-fence.h)
+
+use crate::kapi::{
+    bindings,
+    sync, //
+};
+use core::{
+    marker::PhantomData,
+    mem::MaybeUninit,
+    ptr::{
+        self,
+        NonNull, //
+    },
+};
+use kernel::{
+    prelude::*,
+    sync::aref::{
+        ARef,
+        AlwaysRefCounted, //
+    },
+    types::Opaque, //
+};
+
+/// A fence, of any driver.
+///
+/// # Invariants
+///
+/// A valid `struct dma_fence`.
+#[repr(transparent)]
+pub(crate) struct Fence(Opaque<bindings::dma_fence>);
+
+// SAFETY: The functions of a fence may be called from any thread, and so may the last put.
+unsafe impl Send for Fence {}
+
+// SAFETY: The functions of a fence may be called concurrently.
+unsafe impl Sync for Fence {}
+
+// SAFETY: The functions count references; the memory is freed with the last one.
+unsafe impl AlwaysRefCounted for Fence {
+    fn inc_ref(&self) {
+        // SAFETY: The existence of a reference guarantees that the count is non-zero.
+        unsafe { bindings::kapi_dma_fence_get(self.as_raw()) };
+    }
+
+    unsafe fn dec_ref(obj: NonNull<Self>) {
+        // SAFETY: The caller gives up a reference.
+        unsafe { bindings::kapi_dma_fence_put(obj.as_ptr().cast()) }
+    }
+}
+
+impl Fence {
+    pub(in crate::kapi) fn as_raw(&self) -> *mut bindings::dma_fence {
+        self.0.get()
+    }
+
+    /// Takes over a reference that C code returned.
+    ///
+    /// # Safety
+    ///
+    /// `raw` is a valid fence, and the caller owns a reference to it.
+    pub(in crate::kapi) unsafe fn from_owned(raw: NonNull<bindings::dma_fence>) -> ARef<Self> {
+        // SAFETY: By the requirements of this function.
+        unsafe { ARef::from_raw(raw.cast()) }
+    }
+
+    /// Waits for all fences inside this one that are not of timeline `context`, for `ms`
+    /// milliseconds at most.
+    ///
+    /// # Errors
+    ///
+    /// [`EBUSY`] when the time is over, [`ERESTARTSYS`] on a signal.
+    pub(crate) fn wait_for_others(&self, context: u64, ms: u32) -> Result {
+        // SAFETY: By the type invariant the fence is valid.
+        let left = unsafe {
+            bindings::kapi_dma_fence_wait_others(self.as_raw(), context, sync::jiffies(ms))
+        };
+        match left {
+            0 => Err(EBUSY),
+            left if left < 0 => Err(Error::from_errno(left as c_int)),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Allocates `count` timelines, and returns the first.
+pub(crate) fn allocate_timelines(count: u32) -> u64 {
+    // SAFETY: Can always be called; the count is not zero.
+    unsafe { bindings::dma_fence_context_alloc(count.max(1)) }
+}
+
+/// The names that a driver's fences show in debugfs and trace events.
+pub(crate) trait TimelineNames: 'static {
+    /// Of the driver.
+    const DRIVER: &'static CStr;
+    /// Of the timeline.
+    const TIMELINE: &'static CStr;
+}
+
+struct Ops<T>(PhantomData<T>);
+
+impl<T: TimelineNames> Ops<T> {
+    // Without `release` and `wait`, a signalled fence does not need this module any more.
+    const OPS: bindings::dma_fence_ops = bindings::dma_fence_ops {
+        get_driver_name: Some(Self::driver_name),
+        get_timeline_name: Some(Self::timeline_name),
+        enable_signaling: None,
+        signaled: None,
+        wait: None,
+        release: None,
+        set_deadline: None,
+    };
+
+    extern "C" fn driver_name(_fence: *mut bindings::dma_fence) -> *const c_char {
+        T::DRIVER.as_char_ptr()
+    }
+
+    extern "C" fn timeline_name(_fence: *mut bindings::dma_fence) -> *const c_char {
+        T::TIMELINE.as_char_ptr()
+    }
+}
+
+/// A fence that this driver promises to signal.
+///
+/// Dropping it signals it with `-ECANCELED`.
+///
+/// # Invariants
+///
+/// Not signalled. Nobody else may signal it.
+pub(crate) struct DriverFence {
+    fence: ARef<Fence>,
+}
+
+impl DriverFence {
+    /// A fence on timeline `context`, without sequence number.
+    ///
+    /// # Errors
+    ///
+    /// [`ENOMEM`].
+    pub(crate) fn new<T: TimelineNames>(context: u64) -> Result<Self> {
+        let memory: KBox<MaybeUninit<bindings::dma_fence>> = KBox::new_uninit(GFP_KERNEL)?;
+        let raw = KBox::into_raw(memory).cast::<bindings::dma_fence>();
+
+        // SAFETY: `raw` is valid for writes. The table is static. Without a lock the fence uses
+        // its own. The last put frees the memory with `kfree_rcu()`, which fits `KBox`, as there
+        // is nothing to drop.
+        unsafe {
+            bindings::dma_fence_init64(
+                raw,
+                const { &Ops::<T>::OPS },
+                ptr::null_mut(),
+                context,
+                0,
+            )
+        };
+        // INVARIANT: New fences are not signalled.
+        // SAFETY: A new fence has one reference, which is ours, and is not null.
+        let fence = unsafe { ARef::from_raw(NonNull::new_unchecked(raw.cast())) };
+        Ok(Self { fence })
+    }
+
+    /// Gives the fence its place in its timeline.
+    ///
+    /// The caller must do so before anybody can compare the fence with others: before it is added
+    /// to a reservation or a syncobj.
+    pub(crate) fn set_sequence(&mut self, seqno: u64) {
+        // SAFETY: The fence is valid, and by the rule above nobody reads the number.
+        unsafe { (*self.fence.as_raw()).seqno = seqno }
+    }
+
+    /// The fence, to hand on to those who wait.
+    pub(crate) fn fence(&self) -> &ARef<Fence> {
+        &self.fence
+    }
+
+    /// Signals the fence. May be called in any context.
+    pub(crate) fn signal(self, outcome: Result) {
+        let this = core::mem::ManuallyDrop::new(self);
+        this.finish(outcome);
+        // SAFETY: `this` is never dropped, so the reference is moved out once.
+        drop(unsafe { ptr::read(&this.fence) });
+    }
+
+    fn finish(&self, outcome: Result) {
+        let raw = self.fence.as_raw();
+        // SAFETY: The fence is valid and, by the type invariant, not signalled, so that the error
+        // may be set.
+        unsafe {
+            if let Err(e) = outcome {
+                bindings::kapi_dma_fence_set_error(raw, e.to_errno());
+            }
+            bindings::dma_fence_signal(raw);
+        }
+    }
+}
+
+impl Drop for DriverFence {
+    fn drop(&mut self) {
+        self.finish(Err(ECANCELED));
+    }
+}
+
+/// Tells lockdep that what happens as long as this lives is needed to signal fences.
+///
+/// # Invariants
+///
+/// The cookie is that of the begin, whose end follows once, on the same thread.
+pub(crate) struct Signalling {
+    cookie: bool,
+    _not_send: kernel::types::NotThreadSafe,
+}
+
+impl Signalling {
+    /// Begins a critical section of signalling.
+    pub(crate) fn begin() -> Self {
+        // INVARIANT: This is the begin.
+        Self {
+            // SAFETY: May be called in any context.
+            cookie: unsafe { bindings::kapi_dma_fence_begin_signalling() },
+            _not_send: kernel::types::NotThreadSafe,
+        }
+    }
+}
+
+impl Drop for Signalling {
+    fn drop(&mut self) {
+        // SAFETY: By the type invariant this ends the section that `begin` began.
+        unsafe { bindings::kapi_dma_fence_end_signalling(self.cookie) }
+    }
+}
+
+/// A node for one more point of a timeline syncobj, allocated ahead.
+///
+/// # Invariants
+///
+/// From `dma_fence_chain_alloc()`, not initialized.
+pub(crate) struct ChainNode(NonNull<bindings::dma_fence_chain>);
+
+impl ChainNode {
+    /// Allocates a node.
+    ///
+    /// # Errors
+    ///
+    /// [`ENOMEM`].
+    pub(crate) fn new() -> Result<Self> {
+        // SAFETY: Can always be called.
+        let raw = unsafe { bindings::kapi_dma_fence_chain_alloc() };
+        // INVARIANT: Just allocated.
+        NonNull::new(raw).map(Self).ok_or(ENOMEM)
+    }
+
+    /// Gives the node up to a C function that takes it over.
+    pub(in crate::kapi) fn into_raw(self) -> *mut bindings::dma_fence_chain {
+        core::mem::ManuallyDrop::new(self).0.as_ptr()
+    }
+}
+
+impl Drop for ChainNode {
+    fn drop(&mut self) {
+        // SAFETY: By the type invariant the node was never used.
+        unsafe { bindings::kapi_dma_fence_chain_free(self.0.as_ptr()) }
+    }
+}

@@ -1,0 +1,275 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! DRM devices.
+//!
+//! C headers: [`include/drm/drm_device.h`](srctree/include/drm/drm_device.h),
+//! [`include/drm/drm_drv.h`](srctree/include/drm/drm_drv.h)
+
+use super::{
+    file::File,
+    gem,
+    ioctl::IoctlTable, //
+};
+use crate::kapi::bindings;
+use core::{
+    mem,
+    ops::Deref,
+    ptr::{
+        self,
+        NonNull, //
+    },
+};
+use kernel::{
+    device,
+    error::{
+        from_err_ptr,
+        to_result, //
+    },
+    module::{
+        this_module,
+        ModuleMetadata, //
+    },
+    prelude::*,
+    sync::aref::{
+        ARef,
+        AlwaysRefCounted, //
+    },
+    types::Opaque, //
+};
+
+/// Driver feature: GEM objects.
+pub(crate) const FEAT_GEM: u32 = bindings::drm_driver_feature_DRIVER_GEM;
+/// Driver feature: a render node.
+pub(crate) const FEAT_RENDER: u32 = bindings::drm_driver_feature_DRIVER_RENDER;
+/// Driver feature: syncobjs.
+pub(crate) const FEAT_SYNCOBJ: u32 = bindings::drm_driver_feature_DRIVER_SYNCOBJ;
+/// Driver feature: syncobjs with timelines.
+pub(crate) const FEAT_SYNCOBJ_TIMELINE: u32 = bindings::drm_driver_feature_DRIVER_SYNCOBJ_TIMELINE;
+
+/// What `DRM_IOCTL_VERSION` tells.
+pub(crate) struct DriverInfo {
+    /// Major version.
+    pub(crate) major: i32,
+    /// Minor version.
+    pub(crate) minor: i32,
+    /// Patch level.
+    pub(crate) patchlevel: i32,
+    /// Name.
+    pub(crate) name: &'static CStr,
+    /// Description.
+    pub(crate) desc: &'static CStr,
+}
+
+/// A DRM driver.
+pub(crate) trait Driver: Sized + 'static {
+    /// The module that this is part of.
+    type OwnerModule: ModuleMetadata;
+
+    /// Data of a device.
+    type Data: Send + Sync;
+
+    /// Data of an open file.
+    type File: Send + Sync;
+
+    /// Data of a GEM object.
+    type Object: gem::DriverObject<Driver = Self>;
+
+    /// What the driver tells of itself.
+    const INFO: DriverInfo;
+
+    /// Mask of `FEAT_*`.
+    const FEATURES: u32;
+
+    /// The driver's ioctls.
+    const IOCTLS: &'static IoctlTable;
+
+    /// A file was opened.
+    ///
+    /// # Errors
+    ///
+    /// Any error fails the open.
+    fn open(dev: &Device<Self>) -> Result<Pin<KBox<Self::File>>>;
+}
+
+/// A DRM device with the driver's data.
+///
+/// # Invariants
+///
+/// `dev` is a valid `struct drm_device` whose driver is `T`'s.
+#[repr(C)]
+pub(crate) struct Device<T: Driver> {
+    dev: Opaque<bindings::drm_device>,
+    data: T::Data,
+}
+
+impl<T: Driver> Device<T> {
+    const VTABLE: bindings::drm_driver = bindings::drm_driver {
+        load: None,
+        open: Some(File::<T>::open_callback),
+        postclose: Some(File::<T>::postclose_callback),
+        unload: None,
+        release: Some(Self::release_callback),
+        master_set: None,
+        master_drop: None,
+        debugfs_init: None,
+        gem_create_object: None,
+        prime_handle_to_fd: None,
+        prime_fd_to_handle: None,
+        gem_prime_import: None,
+        gem_prime_import_sg_table: None,
+        dumb_create: None,
+        dumb_map_offset: None,
+        fbdev_probe: None,
+        show_fdinfo: None,
+        major: T::INFO.major,
+        minor: T::INFO.minor,
+        patchlevel: T::INFO.patchlevel,
+        name: kernel::str::as_char_ptr_in_const_context(T::INFO.name).cast_mut(),
+        desc: kernel::str::as_char_ptr_in_const_context(T::INFO.desc).cast_mut(),
+        driver_features: T::FEATURES,
+        ioctls: T::IOCTLS.descriptors().as_ptr(),
+        num_ioctls: T::IOCTLS.descriptors().len() as i32,
+        fops: &Self::FOPS,
+    };
+
+    const FOPS: bindings::file_operations = {
+        let mut fops: bindings::file_operations = pin_init::zeroed();
+
+        fops.owner = this_module::<T::OwnerModule>().as_ptr();
+        fops.open = Some(bindings::drm_open);
+        fops.release = Some(bindings::drm_release);
+        fops.unlocked_ioctl = Some(super::ioctl::unlocked_ioctl::<T>);
+        #[cfg(CONFIG_COMPAT)]
+        {
+            fops.compat_ioctl = Some(super::ioctl::compat_ioctl::<T>);
+        }
+        fops.poll = Some(bindings::drm_poll);
+        fops.read = Some(bindings::drm_read);
+        fops.llseek = Some(bindings::noop_llseek);
+        fops.mmap = Some(bindings::drm_gem_mmap);
+        fops.get_unmapped_area = Some(bindings::drm_gem_get_unmapped_area);
+        fops.fop_flags = bindings::FOP_UNSIGNED_OFFSET;
+        fops
+    };
+
+    /// Creates a device below `parent`, which does its DMA.
+    ///
+    /// # Errors
+    ///
+    /// [`ENOMEM`], or that of `data`.
+    pub(crate) fn new(
+        parent: &device::Device<device::Bound>,
+        data: impl PinInit<T::Data, Error>,
+    ) -> Result<ARef<Self>> {
+        // Without `release`, until there is data to drop.
+        let before_data = const {
+            &bindings::drm_driver {
+                release: None,
+                ..Self::VTABLE
+            }
+        };
+        let parent: &device::Device = parent;
+        // SAFETY: The table is static; the parent is valid, and transparent.
+        let raw: *mut Self = unsafe {
+            bindings::__drm_dev_alloc(
+                ptr::from_ref(parent).cast_mut().cast(),
+                before_data,
+                mem::size_of::<Self>(),
+                mem::offset_of!(Self, dev),
+            )
+        }
+        .cast();
+        let raw = NonNull::new(from_err_ptr(raw)?).ok_or(ENOMEM)?;
+
+        // SAFETY: The memory of the data is valid for writes, and does not move.
+        let written = unsafe {
+            pin_init::raw_try_init(&raw mut (*raw.as_ptr()).data, data)
+        };
+        if let Err(e) = written {
+            // SAFETY: There is one reference, which is ours.
+            unsafe { bindings::drm_dev_put(raw.as_ptr().cast()) };
+            return Err(e);
+        }
+        // SAFETY: Nobody else knows the device yet.
+        unsafe { (*raw.as_ptr().cast::<bindings::drm_device>()).driver = const { &Self::VTABLE } };
+
+        // INVARIANT: The device is valid and has the driver's table.
+        // SAFETY: There is one reference, which is ours.
+        Ok(unsafe { ARef::from_raw(raw) })
+    }
+
+    pub(super) fn as_raw(&self) -> *mut bindings::drm_device {
+        self.dev.get()
+    }
+
+    /// The device around a `struct drm_device`.
+    ///
+    /// # Safety
+    ///
+    /// `raw` is a valid device of driver `T` for `'a`.
+    pub(super) unsafe fn from_raw<'a>(raw: *mut bindings::drm_device) -> &'a Self {
+        // SAFETY: By the requirements of this function; `dev` is the first field.
+        unsafe { &*raw.cast() }
+    }
+
+    extern "C" fn release_callback(raw: *mut bindings::drm_device) {
+        // SAFETY: The last reference is gone, so nobody uses the data, which `new` initialized.
+        unsafe { ptr::drop_in_place(&raw mut (*raw.cast::<Self>()).data) }
+    }
+}
+
+impl<T: Driver> Deref for Device<T> {
+    type Target = T::Data;
+
+    fn deref(&self) -> &T::Data {
+        &self.data
+    }
+}
+
+// SAFETY: The functions count references; the last put releases the device.
+unsafe impl<T: Driver> AlwaysRefCounted for Device<T> {
+    fn inc_ref(&self) {
+        // SAFETY: The existence of a reference guarantees that the count is non-zero.
+        unsafe { bindings::drm_dev_get(self.as_raw()) }
+    }
+
+    unsafe fn dec_ref(obj: NonNull<Self>) {
+        // SAFETY: The caller gives up a reference.
+        unsafe { bindings::drm_dev_put(obj.as_ptr().cast()) }
+    }
+}
+
+// SAFETY: The functions of a device may be called from any thread; the data may be sent.
+unsafe impl<T: Driver> Send for Device<T> {}
+
+// SAFETY: The functions of a device may be called concurrently; the data may be shared.
+unsafe impl<T: Driver> Sync for Device<T> {}
+
+/// A device that userspace can open.
+///
+/// # Invariants
+///
+/// `drm_dev_register()` has succeeded.
+pub(crate) struct Registration<T: Driver>(ARef<Device<T>>);
+
+impl<T: Driver> Registration<T> {
+    /// Makes device nodes for `dev`.
+    ///
+    /// # Errors
+    ///
+    /// Those of `drm_dev_register()`.
+    pub(crate) fn new(dev: ARef<Device<T>>) -> Result<Self> {
+        // SAFETY: The device is valid and not yet registered.
+        to_result(unsafe { bindings::drm_dev_register(dev.as_raw(), 0) })?;
+        // INVARIANT: The registration has succeeded.
+        Ok(Self(dev))
+    }
+}
+
+impl<T: Driver> Drop for Registration<T> {
+    /// Takes the nodes away, and ends all mappings; open files stay, and get [`ENODEV`].
+    fn drop(&mut self) {
+        // SAFETY: By the type invariant the device is registered.
+        unsafe { bindings::drm_dev_unplug(self.0.as_raw()) }
+    }
+}

@@ -1,0 +1,587 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! GEM buffer objects.
+//!
+//! A driver has one type of object, [`Object`], in three kinds:
+//!
+//! - *shmem*: with pages of its own, which userspace can map;
+//! - *I/O*: without pages; what userspace maps is a stretch of device memory;
+//! - *private*: cannot be mapped at all.
+//!
+//! C headers: [`include/drm/drm_gem.h`](srctree/include/drm/drm_gem.h),
+//! [`include/drm/drm_gem_shmem_helper.h`](srctree/include/drm/drm_gem_shmem_helper.h)
+
+use super::{
+    device::{
+        Device,
+        Driver, //
+    },
+    file::File,
+};
+use crate::kapi::bindings;
+use core::{
+    marker::PhantomData,
+    mem::MaybeUninit,
+    ops::Deref,
+    ptr::{
+        self,
+        NonNull, //
+    },
+};
+use kernel::{
+    error::{
+        from_err_ptr,
+        from_result,
+        to_result, //
+    },
+    prelude::*,
+    sync::aref::{
+        ARef,
+        AlwaysRefCounted, //
+    },
+    types::Opaque, //
+};
+
+/// How the CPU maps device memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Caching {
+    /// Like ordinary memory.
+    Cached,
+    /// Not at all.
+    Uncached,
+    /// Writes may be combined.
+    WriteCombining,
+}
+
+/// A stretch of device memory that userspace may map.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct IoMemory {
+    /// Physical address, a multiple of the page size.
+    pub(crate) phys: u64,
+    /// Bytes.
+    pub(crate) len: u64,
+    /// How.
+    pub(crate) caching: Caching,
+}
+
+/// The driver's part of a GEM object.
+pub(crate) trait DriverObject: Sized + Send + Sync + 'static {
+    /// The driver.
+    type Driver: Driver<Object = Self>;
+
+    /// A handle is being made for `file`. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// Any error refuses the handle.
+    fn open(obj: &Object<Self>, file: &File<Self::Driver>) -> Result;
+
+    /// A handle of `file` is being closed. May sleep.
+    fn close(obj: &Object<Self>, file: &File<Self::Driver>);
+
+    /// The last reference is gone.
+    ///
+    /// Called in process context, maybe with `mmap_lock` held if the object can be mapped.
+    /// Dropping `obj` frees it, which may be done later, but must be done.
+    fn free(obj: Owned<Self>);
+
+    /// What a mapping of an I/O object shows. May sleep; `mmap_lock` is held.
+    ///
+    /// # Errors
+    ///
+    /// Go to userspace.
+    fn io_memory(obj: &Object<Self>) -> Result<IoMemory>;
+
+    /// Whether the object may be shared through a dma-buf.
+    ///
+    /// # Errors
+    ///
+    /// Go to userspace.
+    fn may_export(obj: &Object<Self>) -> Result;
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Shmem,
+    Io,
+    Private,
+}
+
+/// A GEM object with the driver's data.
+///
+/// # Invariants
+///
+/// `base.base` is an initialized GEM object; with [`Kind::Shmem`], `base` is an initialized shmem
+/// object. All GEM objects of a device of the driver are of this type.
+#[repr(C)]
+pub(crate) struct Object<O: DriverObject> {
+    base: Opaque<bindings::drm_gem_shmem_object>,
+    kind: Kind,
+    dev: ARef<Device<O::Driver>>,
+    data: O,
+}
+
+struct Table<O>(PhantomData<O>);
+
+impl<O: DriverObject> Table<O> {
+    const PRIVATE: bindings::drm_gem_object_funcs = {
+        let mut funcs: bindings::drm_gem_object_funcs = pin_init::zeroed();
+
+        funcs.free = Some(Object::<O>::free_callback);
+        funcs.open = Some(Object::<O>::open_callback);
+        funcs.close = Some(Object::<O>::close_callback);
+        funcs.export = Some(Object::<O>::export_callback);
+        funcs
+    };
+
+    const IO: bindings::drm_gem_object_funcs = {
+        let mut funcs = Self::PRIVATE;
+
+        funcs.mmap = Some(Object::<O>::io_mmap_callback);
+        funcs.vm_ops = &Self::IO_VM_OPS;
+        funcs
+    };
+
+    const IO_VM_OPS: bindings::vm_operations_struct = {
+        let mut ops: bindings::vm_operations_struct = pin_init::zeroed();
+
+        ops.open = Some(bindings::drm_gem_vm_open);
+        ops.close = Some(bindings::drm_gem_vm_close);
+        ops
+    };
+
+    const SHMEM: bindings::drm_gem_object_funcs = {
+        let mut funcs = Self::PRIVATE;
+
+        funcs.pin = Some(shmem_pin);
+        funcs.unpin = Some(shmem_unpin);
+        funcs.get_sg_table = Some(shmem_get_sg_table);
+        funcs.vmap = Some(shmem_vmap);
+        funcs.vunmap = Some(shmem_vunmap);
+        funcs.mmap = Some(shmem_mmap);
+        funcs.vm_ops = &raw const bindings::drm_gem_shmem_vm_ops;
+        funcs
+    };
+}
+
+unsafe extern "C" fn shmem_pin(obj: *mut bindings::drm_gem_object) -> c_int {
+    // SAFETY: Called for shmem objects only, in which the GEM object is the first field.
+    unsafe { bindings::drm_gem_shmem_pin_locked(obj.cast()) }
+}
+
+unsafe extern "C" fn shmem_unpin(obj: *mut bindings::drm_gem_object) {
+    // SAFETY: As in `shmem_pin`.
+    unsafe { bindings::drm_gem_shmem_unpin_locked(obj.cast()) }
+}
+
+unsafe extern "C" fn shmem_get_sg_table(
+    obj: *mut bindings::drm_gem_object,
+) -> *mut bindings::sg_table {
+    // SAFETY: As in `shmem_pin`.
+    unsafe { bindings::drm_gem_shmem_get_sg_table(obj.cast()) }
+}
+
+unsafe extern "C" fn shmem_vmap(
+    obj: *mut bindings::drm_gem_object,
+    map: *mut bindings::iosys_map,
+) -> c_int {
+    // SAFETY: As in `shmem_pin`.
+    unsafe { bindings::drm_gem_shmem_vmap_locked(obj.cast(), map) }
+}
+
+unsafe extern "C" fn shmem_vunmap(
+    obj: *mut bindings::drm_gem_object,
+    map: *mut bindings::iosys_map,
+) {
+    // SAFETY: As in `shmem_pin`.
+    unsafe { bindings::drm_gem_shmem_vunmap_locked(obj.cast(), map) }
+}
+
+unsafe extern "C" fn shmem_mmap(
+    obj: *mut bindings::drm_gem_object,
+    vma: *mut bindings::vm_area_struct,
+) -> c_int {
+    // SAFETY: As in `shmem_pin`.
+    unsafe { bindings::drm_gem_shmem_mmap(obj.cast(), vma) }
+}
+
+impl<O: DriverObject> Object<O> {
+    /// A shmem object of `size` bytes, a multiple of the page size and not 0.
+    ///
+    /// # Errors
+    ///
+    /// [`ENOMEM`].
+    pub(crate) fn new_shmem(
+        dev: &Device<O::Driver>,
+        size: usize,
+        data: impl PinInit<O, Error>,
+    ) -> Result<ARef<Self>> {
+        let raw = Self::allocate(dev, Kind::Shmem, data)?;
+        // SAFETY: The object is zeroed, and has its functions.
+        let made =
+            to_result(unsafe { bindings::drm_gem_shmem_init(dev.as_raw(), raw.as_ptr().cast(), size) });
+        if let Err(e) = made {
+            // SAFETY: The function undoes what it did, so that what is left is our memory.
+            unsafe { Self::deallocate(raw) };
+            return Err(e);
+        }
+        // INVARIANT: The object was initialized.
+        // SAFETY: It has one reference, which is ours.
+        Ok(unsafe { ARef::from_raw(raw) })
+    }
+
+    /// An I/O object of `size` bytes, a multiple of the page size and not 0.
+    ///
+    /// # Errors
+    ///
+    /// [`ENOMEM`].
+    pub(crate) fn new_io(
+        dev: &Device<O::Driver>,
+        size: usize,
+        data: impl PinInit<O, Error>,
+    ) -> Result<ARef<Self>> {
+        Self::new_without_memory(dev, Kind::Io, size, data)
+    }
+
+    /// A private object of `size` bytes, a multiple of the page size and not 0.
+    ///
+    /// # Errors
+    ///
+    /// [`ENOMEM`].
+    pub(crate) fn new_private(
+        dev: &Device<O::Driver>,
+        size: usize,
+        data: impl PinInit<O, Error>,
+    ) -> Result<ARef<Self>> {
+        Self::new_without_memory(dev, Kind::Private, size, data)
+    }
+
+    fn new_without_memory(
+        dev: &Device<O::Driver>,
+        kind: Kind,
+        size: usize,
+        data: impl PinInit<O, Error>,
+    ) -> Result<ARef<Self>> {
+        let raw = Self::allocate(dev, kind, data)?;
+        // INVARIANT: The object is initialized here.
+        // SAFETY: The object is zeroed, and has its functions. It gets one reference, which is
+        // ours.
+        unsafe {
+            bindings::drm_gem_private_object_init(dev.as_raw(), raw.as_ptr().cast(), size);
+            Ok(ARef::from_raw(raw))
+        }
+    }
+
+    fn allocate(
+        dev: &Device<O::Driver>,
+        kind: Kind,
+        data: impl PinInit<O, Error>,
+    ) -> Result<NonNull<Self>> {
+        let memory: KBox<MaybeUninit<Self>> =
+            KBox::new_uninit(GFP_KERNEL | kernel::alloc::flags::__GFP_ZERO)?;
+        let raw = KBox::into_raw(memory).cast::<Self>();
+
+        // SAFETY: The memory is valid for writes, and does not move.
+        unsafe {
+            if let Err(e) = pin_init::raw_try_init(&raw mut (*raw).data, data) {
+                drop(KBox::from_raw(raw.cast::<MaybeUninit<Self>>()));
+                return Err(e);
+            }
+            (&raw mut (*raw).kind).write(kind);
+            (&raw mut (*raw).dev).write(dev.into());
+            (*raw.cast::<bindings::drm_gem_object>()).funcs = match kind {
+                Kind::Shmem => const { &Table::<O>::SHMEM },
+                Kind::Io => const { &Table::<O>::IO },
+                Kind::Private => const { &Table::<O>::PRIVATE },
+            };
+            Ok(NonNull::new_unchecked(raw))
+        }
+    }
+
+    /// Drops the data and the memory.
+    ///
+    /// # Safety
+    ///
+    /// `raw` is from `allocate`, its GEM object is not initialized or released, and nobody uses
+    /// it any more.
+    unsafe fn deallocate(raw: NonNull<Self>) {
+        let raw = raw.as_ptr();
+        // SAFETY: By the requirements of this function. The device goes last: it may be what
+        // keeps the module.
+        unsafe {
+            let dev = ptr::read(&raw const (*raw).dev);
+            ptr::drop_in_place(&raw mut (*raw).data);
+            drop(KBox::from_raw(raw.cast::<MaybeUninit<Self>>()));
+            drop(dev);
+        }
+    }
+
+    pub(super) fn as_raw(&self) -> *mut bindings::drm_gem_object {
+        self.base.get().cast()
+    }
+
+    /// The object around a `struct drm_gem_object`.
+    ///
+    /// # Safety
+    ///
+    /// `raw` is a valid object of a device of driver `O::Driver` for `'a`.
+    unsafe fn from_raw<'a>(raw: *mut bindings::drm_gem_object) -> &'a Self {
+        // SAFETY: By the requirements of this function, and the type invariant.
+        unsafe { &*raw.cast() }
+    }
+
+    /// The device.
+    pub(crate) fn device(&self) -> &ARef<Device<O::Driver>> {
+        &self.dev
+    }
+
+    /// Bytes.
+    pub(crate) fn size(&self) -> usize {
+        // SAFETY: By the type invariant the object is valid; the size does not change.
+        unsafe { (*self.as_raw()).size }
+    }
+
+    /// Whether userspace can map it.
+    pub(crate) fn is_mappable(&self) -> bool {
+        self.kind != Kind::Private
+    }
+
+    /// Makes a handle for `file`.
+    ///
+    /// # Errors
+    ///
+    /// [`ENOMEM`], or that of [`DriverObject::open`].
+    pub(crate) fn create_handle(&self, file: &File<O::Driver>) -> Result<u32> {
+        let mut handle = 0;
+        // SAFETY: The file and, by the type invariant, the object are valid.
+        to_result(unsafe {
+            bindings::drm_gem_handle_create(file.as_raw(), self.as_raw(), &mut handle)
+        })?;
+        Ok(handle)
+    }
+
+    /// The object with `handle` of `file`.
+    ///
+    /// # Errors
+    ///
+    /// [`ENOENT`].
+    pub(crate) fn lookup(file: &File<O::Driver>, handle: u32) -> Result<ARef<Self>> {
+        // SAFETY: The file is valid.
+        let raw = unsafe { bindings::drm_gem_object_lookup(file.as_raw(), handle) };
+        let raw = NonNull::new(raw).ok_or(ENOENT)?;
+        // SAFETY: The function returns a reference; by the type invariant all objects are of this
+        // type.
+        Ok(unsafe { ARef::from_raw(raw.cast()) })
+    }
+
+    /// The offset for mmap(2), allocated at first use.
+    ///
+    /// # Errors
+    ///
+    /// [`EINVAL`] if the object cannot be mapped, [`ENOMEM`].
+    pub(crate) fn mmap_offset(&self) -> Result<u64> {
+        if !self.is_mappable() {
+            return Err(EINVAL);
+        }
+        // SAFETY: By the type invariant the object is valid.
+        unsafe {
+            to_result(bindings::drm_gem_create_mmap_offset(self.as_raw()))?;
+            Ok(bindings::kapi_drm_gem_object_mmap_offset(self.as_raw()))
+        }
+    }
+
+    /// Passes the pieces of a shmem object's memory to `emit`, with their length in bytes, in
+    /// order: DMA addresses with `dma`, else physical ones.
+    ///
+    /// The pages stay where they are as long as the object exists.
+    ///
+    /// # Errors
+    ///
+    /// [`EINVAL`] if it is not a shmem object, [`ENOMEM`], and those of `emit`.
+    pub(crate) fn for_each_run(
+        &self,
+        dma: bool,
+        mut emit: impl FnMut(u64, u64) -> Result,
+    ) -> Result {
+        if self.kind != Kind::Shmem {
+            return Err(EINVAL);
+        }
+        // SAFETY: By the type invariant this is a shmem object.
+        let table =
+            from_err_ptr(unsafe { bindings::drm_gem_shmem_get_pages_sgt(self.base.get()) })?;
+        // SAFETY: The table is valid as long as the object, and has that many entries.
+        unsafe {
+            let count = if dma { (*table).nents } else { (*table).orig_nents };
+            let mut sg = (*table).sgl;
+            for _ in 0..count {
+                let mut run = bindings::kapi_run::default();
+                sg = bindings::kapi_sg_run(sg, dma, &mut run);
+                emit(run.addr, run.length)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits until the jobs that write the object are done, for `ms` milliseconds at most.
+    ///
+    /// # Errors
+    ///
+    /// [`EBUSY`] when the time is over, [`ERESTARTSYS`] on a signal.
+    pub(crate) fn wait_idle(&self, ms: u32) -> Result {
+        // SAFETY: By the type invariant the object, and so its reservation, is valid.
+        let left = unsafe {
+            bindings::dma_resv_wait_timeout(
+                (*self.as_raw()).resv,
+                bindings::dma_resv_usage_DMA_RESV_USAGE_READ,
+                true,
+                crate::kapi::sync::jiffies(ms),
+            )
+        };
+        match left {
+            0 => Err(EBUSY),
+            left if left < 0 => Err(Error::from_errno(left as c_int)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether the jobs that use the object are done.
+    pub(crate) fn is_idle(&self) -> bool {
+        // SAFETY: By the type invariant the object, and so its reservation, is valid.
+        unsafe {
+            bindings::dma_resv_test_signaled(
+                (*self.as_raw()).resv,
+                bindings::dma_resv_usage_DMA_RESV_USAGE_READ,
+            )
+        }
+    }
+
+    unsafe extern "C" fn free_callback(raw: *mut bindings::drm_gem_object) {
+        // SAFETY: The core calls when the last reference is gone.
+        // INVARIANT: So nobody else uses the object.
+        O::free(Owned(unsafe { NonNull::new_unchecked(raw.cast()) }));
+    }
+
+    unsafe extern "C" fn open_callback(
+        raw: *mut bindings::drm_gem_object,
+        file: *mut bindings::drm_file,
+    ) -> c_int {
+        // SAFETY: The core calls with an object and a file of this driver.
+        let (obj, file) = unsafe { (Self::from_raw(raw), File::from_raw(file)) };
+        from_result(|| O::open(obj, file).map(|()| 0))
+    }
+
+    unsafe extern "C" fn close_callback(
+        raw: *mut bindings::drm_gem_object,
+        file: *mut bindings::drm_file,
+    ) {
+        // SAFETY: The core calls with an object and a file of this driver.
+        let (obj, file) = unsafe { (Self::from_raw(raw), File::from_raw(file)) };
+        O::close(obj, file);
+    }
+
+    unsafe extern "C" fn export_callback(
+        raw: *mut bindings::drm_gem_object,
+        flags: c_int,
+    ) -> *mut bindings::dma_buf {
+        // SAFETY: The core calls with an object of this driver.
+        let obj = unsafe { Self::from_raw(raw) };
+        match O::may_export(obj) {
+            // SAFETY: The arguments are those of the core.
+            Ok(()) => unsafe { bindings::drm_gem_prime_export(raw, flags) },
+            Err(e) => e.to_ptr(),
+        }
+    }
+
+    unsafe extern "C" fn io_mmap_callback(
+        raw: *mut bindings::drm_gem_object,
+        vma: *mut bindings::vm_area_struct,
+    ) -> c_int {
+        from_result(|| {
+            // SAFETY: The core calls with an object of this driver.
+            let obj = unsafe { Self::from_raw(raw) };
+            let memory = O::io_memory(obj)?;
+            // SAFETY: The core calls with a new area, whose offset is relative to that of the
+            // object.
+            let (offset, len) = unsafe {
+                let start = bindings::kapi_drm_gem_object_mmap_offset(raw);
+                let page = ((*vma).vm_pgoff as u64) << bindings::PAGE_SHIFT;
+                let range = (*vma).__bindgen_anon_1.__bindgen_anon_1;
+                (page.wrapping_sub(start), (range.vm_end - range.vm_start) as u64)
+            };
+            if offset.checked_add(len).ok_or(EINVAL)? > memory.len {
+                return Err(EINVAL);
+            }
+            let caching = match memory.caching {
+                Caching::Cached => 0,
+                Caching::Uncached => 1,
+                Caching::WriteCombining => 2,
+            };
+            // SAFETY: The area is new; the memory is as long as it, by the check above.
+            to_result(unsafe { bindings::kapi_vm_iomap(vma, memory.phys + offset, caching) })?;
+            Ok(0)
+        })
+    }
+}
+
+impl<O: DriverObject> Deref for Object<O> {
+    type Target = O;
+
+    fn deref(&self) -> &O {
+        &self.data
+    }
+}
+
+// SAFETY: The functions count references; the last put calls `free_callback`.
+unsafe impl<O: DriverObject> AlwaysRefCounted for Object<O> {
+    fn inc_ref(&self) {
+        // SAFETY: The existence of a reference guarantees that the count is non-zero.
+        unsafe { bindings::kapi_drm_gem_object_get(self.as_raw()) }
+    }
+
+    unsafe fn dec_ref(obj: NonNull<Self>) {
+        // SAFETY: The caller gives up a reference.
+        unsafe { bindings::kapi_drm_gem_object_put(obj.as_ptr().cast()) }
+    }
+}
+
+// SAFETY: The functions of an object may be called from any thread; the data may be sent.
+unsafe impl<O: DriverObject> Send for Object<O> {}
+
+// SAFETY: The functions of an object may be called concurrently; the data may be shared.
+unsafe impl<O: DriverObject> Sync for Object<O> {}
+
+/// An object without references, about to be freed.
+///
+/// # Invariants
+///
+/// The pointer is that of an initialized object, which nobody else uses.
+pub(crate) struct Owned<O: DriverObject>(NonNull<Object<O>>);
+
+// SAFETY: An object may be freed by any thread.
+unsafe impl<O: DriverObject> Send for Owned<O> {}
+
+// SAFETY: Shared references give what a shared `Object` gives.
+unsafe impl<O: DriverObject> Sync for Owned<O> {}
+
+impl<O: DriverObject> Deref for Owned<O> {
+    type Target = Object<O>;
+
+    fn deref(&self) -> &Object<O> {
+        // SAFETY: By the type invariant.
+        unsafe { self.0.as_ref() }
+    }
+}
+
+impl<O: DriverObject> Drop for Owned<O> {
+    fn drop(&mut self) {
+        let raw = self.as_raw();
+        // SAFETY: By the type invariant the object is initialized, and nobody else uses it.
+        unsafe {
+            match self.kind {
+                Kind::Shmem => bindings::drm_gem_shmem_release(raw.cast()),
+                Kind::Io | Kind::Private => bindings::drm_gem_object_release(raw),
+            }
+            Object::deallocate(self.0);
+        }
+    }
+}

@@ -1,0 +1,32 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The Direct Rendering Manager.
+//!
+//! `kernel::drm` is compiled out where DRM is a module, as it is on distribution kernels, and does
+//! not yet know syncobjs, PRIME, or several kinds of GEM object in a driver. Names and shapes here
+//! are those of `kernel::drm`, so that moving over to it is mechanical once it catches up.
+//!
+//! - [`device`]: devices and their registration;
+//! - [`file`]: what userspace has opened;
+//! - [`ioctl`]: tables of ioctls;
+//! - [`gem`]: buffer objects, with memory of their own or without;
+//! - [`reservation`]: locking several objects to add a fence to them;
+//! - [`syncobj`]: fences under handles.
+
+pub(crate) mod device;
+pub(crate) mod file;
+pub(crate) mod gem;
+pub(crate) mod ioctl;
+pub(crate) mod range;
+pub(crate) mod reservation;
+pub(crate) mod syncobj;
+
+pub(crate) use self::{
+    device::{
+        Device,
+        Driver,
+        DriverInfo,
+        Registration, //
+    },
+    file::File, //
+};

@@ -1,0 +1,331 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * Inline functions and macros of the kernel, as functions that Rust can call.
+ * helpers.h says what they do where that differs from their namesakes.
+ */
+
+#include <drm/drm_gem.h>
+#include <drm/drm_syncobj.h>
+#include <drm/drm_vma_manager.h>
+#include <linux/completion.h>
+#include <linux/dma-fence-chain.h>
+#include <linux/dma-fence-unwrap.h>
+#include <linux/dma-fence.h>
+#include <linux/dma-mapping.h>
+#include <linux/fcntl.h>
+#include <linux/fs.h>
+#include <linux/hugetlb.h>
+#include <linux/idr.h>
+#include <linux/mm.h>
+#include <linux/scatterlist.h>
+#include <linux/sched/signal.h>
+#include <linux/shmem_fs.h>
+#include <linux/virtio.h>
+#include <linux/virtio_config.h>
+#include <linux/wait.h>
+#include <linux/workqueue.h>
+
+#include "helpers.h"
+
+bool kapi_virtio_has_feature(const struct virtio_device *vdev, unsigned int bit)
+{
+	return virtio_has_feature(vdev, bit);
+}
+
+int kapi_virtio_find_vqs(struct virtio_device *vdev, unsigned int count,
+			 struct virtqueue **vqs, struct virtqueue_info *infos)
+{
+	return virtio_find_vqs(vdev, count, vqs, infos, NULL);
+}
+
+void kapi_virtio_del_vqs(struct virtio_device *vdev)
+{
+	vdev->config->del_vqs(vdev);
+}
+
+void kapi_virtio_device_ready(struct virtio_device *vdev)
+{
+	virtio_device_ready(vdev);
+}
+
+void kapi_virtio_synchronize_cbs(struct virtio_device *vdev)
+{
+	virtio_synchronize_cbs(vdev);
+}
+
+bool kapi_virtio_get_shm_region(struct virtio_device *vdev,
+				struct virtio_shm_region *region, u8 id)
+{
+	return virtio_get_shm_region(vdev, region, id);
+}
+
+u32 kapi_virtio_config_read32(struct virtio_device *vdev, unsigned int offset)
+{
+	__le32 value = 0;
+
+	might_sleep();
+	vdev->config->get(vdev, offset, &value, sizeof(value));
+	return le32_to_cpu(value);
+}
+
+struct device *kapi_virtio_device_parent(struct virtio_device *vdev)
+{
+	return vdev->dev.parent;
+}
+
+void kapi_sg_set_buf(struct scatterlist *sg, const void *buf, unsigned int length)
+{
+	sg_set_buf(sg, buf, length);
+}
+
+struct scatterlist *kapi_sg_run(struct scatterlist *sg, bool dma,
+				struct kapi_run *run)
+{
+	run->addr = dma ? sg_dma_address(sg) : sg_phys(sg);
+	run->length = dma ? sg_dma_len(sg) : sg->length;
+	return sg_next(sg);
+}
+
+void kapi_init_completion(struct completion *completion)
+{
+	init_completion(completion);
+}
+
+void kapi_init_waitqueue_head(struct wait_queue_head *head)
+{
+	init_waitqueue_head(head);
+}
+
+void kapi_wake_up_all(struct wait_queue_head *head)
+{
+	wake_up_all(head);
+}
+
+long kapi_wait_event_timeout(struct wait_queue_head *head,
+			     bool (*condition)(void *data), void *data,
+			     unsigned long timeout)
+{
+	return wait_event_timeout(*head, condition(data), timeout);
+}
+
+long kapi_wait_event_killable_timeout(struct wait_queue_head *head,
+				      bool (*condition)(void *data), void *data,
+				      unsigned long timeout)
+{
+	return wait_event_killable_timeout(*head, condition(data), timeout);
+}
+
+void kapi_ida_init(struct ida *ida)
+{
+	ida_init(ida);
+}
+
+struct workqueue_struct *kapi_alloc_reclaim_workqueue(const char *name)
+{
+	return alloc_workqueue("%s", WQ_MEM_RECLAIM | WQ_UNBOUND, 0, name);
+}
+
+struct dma_fence *kapi_dma_fence_get(struct dma_fence *fence)
+{
+	return dma_fence_get(fence);
+}
+
+void kapi_dma_fence_put(struct dma_fence *fence)
+{
+	dma_fence_put(fence);
+}
+
+bool kapi_dma_fence_is_signaled(struct dma_fence *fence)
+{
+	return dma_fence_is_signaled(fence);
+}
+
+void kapi_dma_fence_set_error(struct dma_fence *fence, int error)
+{
+	dma_fence_set_error(fence, error);
+}
+
+bool kapi_dma_fence_begin_signalling(void)
+{
+	return dma_fence_begin_signalling();
+}
+
+void kapi_dma_fence_end_signalling(bool cookie)
+{
+	dma_fence_end_signalling(cookie);
+}
+
+struct dma_fence_chain *kapi_dma_fence_chain_alloc(void)
+{
+	return dma_fence_chain_alloc();
+}
+
+void kapi_dma_fence_chain_free(struct dma_fence_chain *chain)
+{
+	dma_fence_chain_free(chain);
+}
+
+long kapi_dma_fence_wait_others(struct dma_fence *fence, u64 context,
+				unsigned long timeout)
+{
+	struct dma_fence_unwrap cursor;
+	struct dma_fence *part;
+	long left = max(timeout, 1UL);
+
+	dma_fence_unwrap_for_each(part, &cursor, fence) {
+		if (part->context == context)
+			continue;
+		left = dma_fence_wait_timeout(part, true, left);
+		if (left <= 0) {
+			dma_fence_put(cursor.chain);
+			return left;
+		}
+	}
+	return left;
+}
+
+void kapi_drm_gem_object_get(struct drm_gem_object *obj)
+{
+	drm_gem_object_get(obj);
+}
+
+void kapi_drm_gem_object_put(struct drm_gem_object *obj)
+{
+	drm_gem_object_put(obj);
+}
+
+u64 kapi_drm_gem_object_mmap_offset(struct drm_gem_object *obj)
+{
+	return drm_vma_node_offset_addr(&obj->vma_node);
+}
+
+void kapi_drm_syncobj_put(struct drm_syncobj *syncobj)
+{
+	drm_syncobj_put(syncobj);
+}
+
+int kapi_vm_iomap(struct vm_area_struct *vma, phys_addr_t phys, int cache)
+{
+	vm_flags_set(vma, VM_MIXEDMAP | VM_DONTEXPAND);
+	vma->vm_page_prot = vm_get_page_prot(vma->vm_flags);
+	vma->vm_page_prot = pgprot_decrypted(vma->vm_page_prot);
+	if (cache == 1)
+		vma->vm_page_prot = pgprot_noncached(vma->vm_page_prot);
+	else if (cache == 2)
+		vma->vm_page_prot = pgprot_writecombine(vma->vm_page_prot);
+
+	return io_remap_pfn_range(vma, vma->vm_start, PHYS_PFN(phys),
+				  vma->vm_end - vma->vm_start,
+				  vma->vm_page_prot);
+}
+
+unsigned long kapi_pages_to_runs(struct page **pages, unsigned long count,
+				 struct kapi_run *runs)
+{
+	unsigned long used = 0;
+
+	for (unsigned long i = 0; i < count; i++) {
+		u64 phys = page_to_phys(pages[i]);
+
+		if (used && runs[used - 1].addr + runs[used - 1].length == phys) {
+			runs[used - 1].length += PAGE_SIZE;
+		} else {
+			runs[used].addr = phys;
+			runs[used].length = PAGE_SIZE;
+			used++;
+		}
+	}
+	return used;
+}
+
+struct page *kapi_phys_to_page(phys_addr_t phys)
+{
+	return pfn_to_page(PHYS_PFN(phys));
+}
+
+unsigned long kapi_rlimit_memlock(void)
+{
+	return rlimit(RLIMIT_MEMLOCK);
+}
+
+void kapi_cond_resched(void)
+{
+	cond_resched();
+}
+
+s64 kapi_mm_pinned_vm_add(struct mm_struct *mm, s64 pages)
+{
+	return atomic64_add_return(pages, &mm->pinned_vm);
+}
+
+static int memfd_seals(struct file *file)
+{
+	if (shmem_file(file))
+		return SHMEM_I(file_inode(file))->seals;
+#ifdef CONFIG_HUGETLBFS
+	if (is_file_hugepages(file))
+		return HUGETLBFS_I(file_inode(file))->seals;
+#endif
+	return -EINVAL;
+}
+
+long kapi_memfd_pin_range(struct file *file, loff_t start, loff_t end,
+			  bool write, struct folio **folios,
+			  unsigned int max_folios, struct kapi_run *runs,
+			  loff_t *done)
+{
+	struct inode *inode = file_inode(file);
+	loff_t at = start;
+	pgoff_t offset;
+	long pinned;
+	int seals;
+
+	inode_lock_shared(inode);
+	seals = memfd_seals(file);
+	if (seals < 0)
+		pinned = seals;
+	else if (write && (seals & (F_SEAL_WRITE | F_SEAL_FUTURE_WRITE)))
+		pinned = -EPERM;
+	else
+		pinned = memfd_pin_folios(file, start, end - 1, folios,
+					  max_folios, &offset);
+	inode_unlock_shared(inode);
+	if (pinned < 0)
+		return pinned;
+
+	for (long i = 0; i < pinned; i++) {
+		size_t skip = i ? 0 : offset;
+		size_t length = min_t(u64, folio_size(folios[i]) - skip, end - at);
+
+		runs[i].addr = PFN_PHYS(folio_pfn(folios[i])) + skip;
+		runs[i].length = length;
+		at += length;
+		/* The folio has one pin, for its first page of the range. */
+		if (length > PAGE_SIZE)
+			folio_add_pins(folios[i], (length >> PAGE_SHIFT) - 1);
+	}
+	*done = at - start;
+	return pinned;
+}
+
+u64 kapi_dma_map_phys(struct device *dev, phys_addr_t phys, size_t size,
+		      bool write, bool *ok)
+{
+	dma_addr_t addr = dma_map_phys(dev, phys, size,
+				       write ? DMA_BIDIRECTIONAL : DMA_TO_DEVICE,
+				       0);
+
+	*ok = !dma_mapping_error(dev, addr);
+	return addr;
+}
+
+void kapi_dma_unmap_phys(struct device *dev, u64 addr, size_t size, bool write)
+{
+	dma_unmap_phys(dev, addr, size,
+		       write ? DMA_BIDIRECTIONAL : DMA_TO_DEVICE, 0);
+}
+
+bool kapi_dma_is_direct(struct device *dev)
+{
+	return dma_max_mapping_size(dev) == SIZE_MAX;
+}

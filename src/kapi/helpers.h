@@ -1,0 +1,147 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/*
+ * Inline functions and macros of the kernel, as functions that Rust can call.
+ * A helper does what the function in its name does; those that do more say so.
+ */
+#ifndef KAPI_HELPERS_H
+#define KAPI_HELPERS_H
+
+#include <linux/types.h>
+
+struct completion;
+struct device;
+struct dma_fence;
+struct dma_fence_chain;
+struct drm_file;
+struct drm_gem_object;
+struct drm_syncobj;
+struct file;
+struct folio;
+struct module;
+struct page;
+struct scatterlist;
+struct sg_table;
+struct virtio_device;
+struct virtio_shm_region;
+struct virtqueue;
+struct virtqueue_info;
+struct vm_area_struct;
+struct wait_queue_head;
+struct workqueue_struct;
+
+/* linux/virtio_config.h */
+bool kapi_virtio_has_feature(const struct virtio_device *vdev, unsigned int bit);
+int kapi_virtio_find_vqs(struct virtio_device *vdev, unsigned int count,
+			 struct virtqueue **vqs, struct virtqueue_info *infos);
+void kapi_virtio_del_vqs(struct virtio_device *vdev);
+void kapi_virtio_device_ready(struct virtio_device *vdev);
+void kapi_virtio_synchronize_cbs(struct virtio_device *vdev);
+bool kapi_virtio_get_shm_region(struct virtio_device *vdev,
+				struct virtio_shm_region *region, u8 id);
+/* A little-endian 32-bit field of the configuration space. */
+u32 kapi_virtio_config_read32(struct virtio_device *vdev, unsigned int offset);
+struct device *kapi_virtio_device_parent(struct virtio_device *vdev);
+
+/* linux/scatterlist.h */
+void kapi_sg_set_buf(struct scatterlist *sg, const void *buf, unsigned int length);
+
+/*
+ * The address and length of one entry of a scatterlist, as the CPU sees it or,
+ * with @dma, as the device does. Returns the next entry.
+ */
+struct kapi_run;
+struct scatterlist *kapi_sg_run(struct scatterlist *sg, bool dma,
+				struct kapi_run *run);
+
+/* linux/completion.h, linux/wait.h */
+void kapi_init_completion(struct completion *completion);
+void kapi_init_waitqueue_head(struct wait_queue_head *head);
+void kapi_wake_up_all(struct wait_queue_head *head);
+/*
+ * wait_event_timeout() on condition(data), and its killable variant. Returns
+ * the jiffies left (at least 1), 0 on time-out, or -ERESTARTSYS.
+ */
+long kapi_wait_event_timeout(struct wait_queue_head *head,
+			     bool (*condition)(void *data), void *data,
+			     unsigned long timeout);
+long kapi_wait_event_killable_timeout(struct wait_queue_head *head,
+				      bool (*condition)(void *data), void *data,
+				      unsigned long timeout);
+
+/* linux/idr.h */
+struct ida;
+void kapi_ida_init(struct ida *ida);
+
+/* linux/workqueue.h: flags are WQ_MEM_RECLAIM | WQ_UNBOUND. */
+struct workqueue_struct *kapi_alloc_reclaim_workqueue(const char *name);
+
+/* linux/dma-fence.h, linux/dma-fence-chain.h */
+struct dma_fence *kapi_dma_fence_get(struct dma_fence *fence);
+void kapi_dma_fence_put(struct dma_fence *fence);
+bool kapi_dma_fence_is_signaled(struct dma_fence *fence);
+void kapi_dma_fence_set_error(struct dma_fence *fence, int error);
+bool kapi_dma_fence_begin_signalling(void);
+void kapi_dma_fence_end_signalling(bool cookie);
+struct dma_fence_chain *kapi_dma_fence_chain_alloc(void);
+void kapi_dma_fence_chain_free(struct dma_fence_chain *chain);
+/*
+ * dma_fence_wait_timeout(), interruptible, for each fence that @fence contains
+ * and that is not of timeline @context. Returns the jiffies left (at least 1),
+ * 0 on time-out, or a negative error.
+ */
+long kapi_dma_fence_wait_others(struct dma_fence *fence, u64 context,
+				unsigned long timeout);
+
+/* drm/drm_gem.h, drm/drm_syncobj.h, drm/drm_vma_manager.h */
+void kapi_drm_gem_object_get(struct drm_gem_object *obj);
+void kapi_drm_gem_object_put(struct drm_gem_object *obj);
+u64 kapi_drm_gem_object_mmap_offset(struct drm_gem_object *obj);
+void kapi_drm_syncobj_put(struct drm_syncobj *syncobj);
+
+/*
+ * Maps @size bytes at physical address @phys at the start of @vma, which must
+ * be no larger. @cache is 0 for cached, 1 for uncached, 2 for write-combining.
+ */
+int kapi_vm_iomap(struct vm_area_struct *vma, phys_addr_t phys, int cache);
+
+/* linux/mm.h */
+/* A stretch of memory: address and bytes. */
+struct kapi_run {
+	u64 addr;
+	u64 length;
+};
+
+/*
+ * Physical addresses of @count pages as runs, in order; neighbours that touch
+ * are merged. @runs has room for @count. Returns the number of runs.
+ */
+unsigned long kapi_pages_to_runs(struct page **pages, unsigned long count,
+				 struct kapi_run *runs);
+struct page *kapi_phys_to_page(phys_addr_t phys);
+unsigned long kapi_rlimit_memlock(void);
+void kapi_cond_resched(void);
+struct mm_struct;
+/* atomic64_add_return() on mm->pinned_vm. */
+s64 kapi_mm_pinned_vm_add(struct mm_struct *mm, s64 pages);
+
+/*
+ * memfd_pin_folios() for bytes [start, end], after a check of the file's seals
+ * that holds until the pages are pinned. On success every page of the range
+ * carries a pin of its own, as pin_user_pages() would have left it, and @runs
+ * (room for one entry a page) describes the range. Returns the number of runs,
+ * -EPERM if the file is sealed against writing and @write is set, -EINVAL if
+ * it is not a memfd, or another error; then nothing is pinned.
+ */
+long kapi_memfd_pin_range(struct file *file, loff_t start, loff_t end,
+			  bool write, struct folio **folios,
+			  unsigned int max_folios, struct kapi_run *runs,
+			  loff_t *done);
+
+/* linux/dma-mapping.h */
+u64 kapi_dma_map_phys(struct device *dev, phys_addr_t phys, size_t size,
+		      bool write, bool *ok);
+void kapi_dma_unmap_phys(struct device *dev, u64 addr, size_t size, bool write);
+/* No bounce buffers: a mapping of any size shows the device the memory itself. */
+bool kapi_dma_is_direct(struct device *dev);
+
+#endif /* KAPI_HELPERS_H */

@@ -1,0 +1,92 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Allocation of small integers.
+//!
+//! C header: [`include/linux/idr.h`](srctree/include/linux/idr.h)
+
+use crate::kapi::bindings;
+use kernel::{
+    prelude::*,
+    sync::Arc,
+    types::Opaque, //
+};
+
+/// Hands out integers that are in use once at a time.
+#[pin_data(PinnedDrop)]
+pub(crate) struct Ida {
+    #[pin]
+    inner: Opaque<bindings::ida>,
+}
+
+// SAFETY: The functions of an IDA lock it themselves.
+unsafe impl Send for Ida {}
+
+// SAFETY: As above.
+unsafe impl Sync for Ida {}
+
+impl Ida {
+    /// An IDA with all integers free.
+    pub(crate) fn new() -> impl PinInit<Self> {
+        pin_init!(Self {
+            inner <- Opaque::ffi_init(|slot| {
+                // SAFETY: `slot` is valid for writes and pinned.
+                unsafe { bindings::kapi_ida_init(slot) }
+            }),
+        })
+    }
+
+    /// The lowest free integer, 1 or more.
+    ///
+    /// # Errors
+    ///
+    /// [`ENOMEM`], [`ENOSPC`].
+    pub(crate) fn allocate(self: &Arc<Self>) -> Result<Id> {
+        // SAFETY: The IDA was initialized. Only positive `int`s are asked for.
+        let id = unsafe {
+            bindings::ida_alloc_range(
+                self.inner.get(),
+                1,
+                c_int::MAX as c_uint,
+                bindings::GFP_KERNEL,
+            )
+        };
+        kernel::error::to_result(id)?;
+        // INVARIANT: The integer was just allocated.
+        Ok(Id {
+            ida: self.clone(),
+            id: id as u32,
+        })
+    }
+}
+
+#[pinned_drop]
+impl PinnedDrop for Ida {
+    fn drop(self: Pin<&mut Self>) {
+        // SAFETY: The IDA was initialized, and nobody uses it any more.
+        unsafe { bindings::ida_destroy(self.inner.get()) }
+    }
+}
+
+/// An integer that is free again when this is dropped.
+///
+/// # Invariants
+///
+/// `id` is allocated from `ida`, and this is its only owner.
+pub(crate) struct Id {
+    ida: Arc<Ida>,
+    id: u32,
+}
+
+impl Id {
+    /// The integer.
+    pub(crate) fn get(&self) -> u32 {
+        self.id
+    }
+}
+
+impl Drop for Id {
+    fn drop(&mut self) {
+        // SAFETY: By the type invariant the integer is allocated.
+        unsafe { bindings::ida_free(self.ida.inner.get(), self.id) }
+    }
+}

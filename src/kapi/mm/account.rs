@@ -1,0 +1,63 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Accounting of pinned memory against RLIMIT_MEMLOCK.
+//!
+//! `mm->pinned_vm` is an atomic counter, so that it can be given back in any context, even after
+//! the process has gone. This is the practice of `drivers/infiniband/core/umem.c`.
+
+use crate::kapi::bindings;
+use kernel::{
+    current,
+    mm::Mm,
+    page::PAGE_SHIFT,
+    prelude::*,
+    sync::aref::ARef, //
+};
+
+/// Pages charged to a process; given back when this is dropped.
+///
+/// # Invariants
+///
+/// `pages` are part of the process's `pinned_vm`.
+pub(crate) struct PinnedVm {
+    mm: ARef<Mm>,
+    pages: i64,
+}
+
+impl PinnedVm {
+    /// Charges `pages` to the current process.
+    ///
+    /// # Errors
+    ///
+    /// [`ENOMEM`] if that exceeds its RLIMIT_MEMLOCK and it lacks CAP_IPC_LOCK, [`EFAULT`] if it
+    /// has no memory.
+    pub(crate) fn charge(pages: usize) -> Result<Self> {
+        let mm: ARef<Mm> = {
+            let task = current!();
+            let mm: &Mm = task.mm().ok_or(EFAULT)?;
+            mm.into()
+        };
+        let pages = i64::try_from(pages)?;
+        // SAFETY: The counter is valid as long as the `Mm`.
+        let total = unsafe { bindings::kapi_mm_pinned_vm_add(mm.as_raw(), pages) };
+        // INVARIANT: Just added; dropping `this` on failure gives it back.
+        let this = Self { mm, pages };
+        // SAFETY: Both functions look at the current task only.
+        let allowed = unsafe {
+            (total as u64) <= (bindings::kapi_rlimit_memlock() >> PAGE_SHIFT) as u64
+                || bindings::capable(bindings::CAP_IPC_LOCK as c_int)
+        };
+        if !allowed {
+            return Err(ENOMEM);
+        }
+        Ok(this)
+    }
+}
+
+impl Drop for PinnedVm {
+    fn drop(&mut self) {
+        // SAFETY: The counter is valid as long as the `Mm`; by the type invariant the pages are
+        // part of it.
+        unsafe { bindings::kapi_mm_pinned_vm_add(self.mm.as_raw(), -self.pages) };
+    }
+}

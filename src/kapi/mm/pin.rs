@@ -1,0 +1,269 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Long-term pins on the pages of user memory.
+//!
+//! C headers: [`include/linux/mm.h`](srctree/include/linux/mm.h),
+//! [`include/linux/memfd.h`](srctree/include/linux/memfd.h); see
+//! `Documentation/core-api/pin_user_pages.rst`.
+
+use crate::kapi::bindings;
+use core::ptr;
+use kernel::{
+    current,
+    fs::LocalFile,
+    mm::virt::flags,
+    page::{
+        PAGE_SHIFT,
+        PAGE_SIZE, //
+    },
+    prelude::*, //
+};
+
+/// Pages pinned by one call: what fits a page of pointers.
+const BATCH: usize = PAGE_SIZE / size_of::<*mut bindings::page>();
+
+/// A stretch of physical memory; the layout is that of `struct kapi_run`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub(crate) struct Run {
+    /// Physical address, a multiple of the page size.
+    pub(crate) phys: u64,
+    /// Bytes, a multiple of the page size, not 0.
+    pub(crate) len: u64,
+}
+
+/// Pages that stay where they are until this is dropped.
+///
+/// Dropping it sleeps if the pages were pinned for writing: they are marked dirty.
+///
+/// # Invariants
+///
+/// Every page of every run carries a pin of this (`FOLL_PIN`), once for each time it appears.
+pub(crate) struct Pins {
+    runs: KVVec<Run>,
+    pages: usize,
+    write: bool,
+}
+
+/// Memory for one batch.
+struct Scratch {
+    pages: KVec<*mut bindings::page>,
+    runs: KVec<Run>,
+}
+
+impl Scratch {
+    fn new() -> Result<Self> {
+        Ok(Self {
+            pages: KVec::from_elem(ptr::null_mut(), BATCH, GFP_KERNEL)?,
+            runs: KVec::from_elem(Run { phys: 0, len: 0 }, BATCH, GFP_KERNEL)?,
+        })
+    }
+}
+
+impl Pins {
+    fn empty(write: bool) -> Self {
+        // INVARIANT: There are no runs.
+        Self {
+            runs: KVVec::new(),
+            pages: 0,
+            write,
+        }
+    }
+
+    /// Pins `len` bytes at `addr` of the current process's memory, for writing if `write`.
+    ///
+    /// Both are multiples of the page size, and do not wrap. Faults the pages in, and migrates
+    /// those that must not be pinned for long (`FOLL_LONGTERM`). Without `write`, refuses memory
+    /// that the process could not make writable, because nothing but trust keeps the device from
+    /// writing.
+    ///
+    /// # Errors
+    ///
+    /// [`EFAULT`] where nothing is mapped, permission is missing or the memory cannot be pinned,
+    /// [`EPERM`] for memory that is shared and never writable, [`ENOMEM`], [`EBUSY`] if the pages
+    /// cannot be migrated now, [`EINTR`] on a fatal signal, [`EOPNOTSUPP`] for file systems that
+    /// do not take part.
+    pub(crate) fn of_user_range(addr: usize, len: usize, write: bool) -> Result<Self> {
+        let mut scratch = Scratch::new()?;
+        let mut this = Self::empty(write);
+        let end = addr.checked_add(len).ok_or(EINVAL)?;
+        let mut at = addr;
+        while at < end {
+            let want = ((end - at) >> PAGE_SHIFT).min(BATCH);
+            let got = if write {
+                // SAFETY: The array has room for `want` pages.
+                unsafe {
+                    bindings::pin_user_pages_fast(
+                        at,
+                        want as c_int,
+                        bindings::FOLL_WRITE | bindings::FOLL_LONGTERM,
+                        scratch.pages.as_mut_ptr(),
+                    ) as isize
+                }
+            } else {
+                Self::pin_readable(at, want, &mut scratch.pages)?
+            };
+            if got <= 0 {
+                return Err(Self::pin_error(got));
+            }
+            let got = got as usize;
+            // SAFETY: The first `got` pages are valid and pinned; there is room for as many runs.
+            let runs = unsafe {
+                bindings::kapi_pages_to_runs(
+                    scratch.pages.as_mut_ptr(),
+                    got,
+                    scratch.runs.as_mut_ptr().cast(),
+                )
+            };
+            this.take(&scratch.runs[..runs])?;
+            at += got << PAGE_SHIFT;
+            // SAFETY: May sleep here.
+            unsafe { bindings::kapi_cond_resched() };
+        }
+        Ok(this)
+    }
+
+    /// Pins up to `want` pages at `at` for reading, having looked at the areas under the same
+    /// lock.
+    fn pin_readable(
+        at: usize,
+        want: usize,
+        pages: &mut [*mut bindings::page],
+    ) -> Result<isize> {
+        let task = current!();
+        let lock = task.mm().ok_or(EFAULT)?.mmap_read_lock();
+        let end = at + (want << PAGE_SHIFT);
+        let mut next = at;
+        while next < end {
+            let area = lock.vma_lookup(next).ok_or(EFAULT)?;
+            if area.flags() & flags::MAYSHARE != 0 && area.flags() & flags::MAYWRITE == 0 {
+                return Err(EPERM);
+            }
+            next = area.end();
+        }
+        // SAFETY: The array has room for `want` pages, and `mmap_lock` is held.
+        Ok(unsafe {
+            bindings::pin_user_pages(
+                at,
+                want.min(pages.len()),
+                bindings::FOLL_LONGTERM,
+                pages.as_mut_ptr(),
+            )
+        })
+    }
+
+    /// What to tell the caller when nothing could be pinned.
+    fn pin_error(got: isize) -> Error {
+        match Error::from_errno(if got == 0 { EFAULT.to_errno() } else { got as c_int }) {
+            // The page would not migrate. DRM users repeat EAGAIN for ever.
+            e if e == EAGAIN => EBUSY,
+            e => e,
+        }
+    }
+
+    /// Pins bytes [`start`, `start + len`) of memfd `file`, for writing if `write`.
+    ///
+    /// Both are multiples of the page size. Holes are filled. The file's seals hold while the
+    /// pages are looked up; see `kapi_memfd_pin_range`. Whether `file` was opened for writing is
+    /// for the caller to check.
+    ///
+    /// # Errors
+    ///
+    /// [`EINVAL`] if it is no memfd or the range ends beyond it, [`EPERM`] if it is sealed against
+    /// writing, [`ENOMEM`], [`EBUSY`].
+    pub(crate) fn of_file_range(
+        file: &LocalFile,
+        start: u64,
+        len: usize,
+        write: bool,
+    ) -> Result<Self> {
+        let mut folios: KVec<*mut bindings::folio> =
+            KVec::from_elem(ptr::null_mut(), BATCH, GFP_KERNEL)?;
+        let mut scratch = Scratch::new()?;
+        let mut this = Self::empty(write);
+        let mut at = i64::try_from(start)?;
+        let end = at.checked_add(i64::try_from(len)?).ok_or(EINVAL)?;
+        while at < end {
+            let mut done = 0;
+            // SAFETY: The file is valid, and both arrays have room for `BATCH` entries.
+            let runs = unsafe {
+                bindings::kapi_memfd_pin_range(
+                    file.as_ptr(),
+                    at,
+                    end,
+                    write,
+                    folios.as_mut_ptr(),
+                    BATCH as c_uint,
+                    scratch.runs.as_mut_ptr().cast(),
+                    &mut done,
+                )
+            };
+            if runs <= 0 || done <= 0 {
+                return Err(Self::pin_error(runs.min(0)));
+            }
+            this.take(&scratch.runs[..runs as usize])?;
+            at += done;
+            // SAFETY: May sleep here.
+            unsafe { bindings::kapi_cond_resched() };
+        }
+        Ok(this)
+    }
+
+    /// Adds runs whose pages are pinned; unpins those that cannot be remembered.
+    fn take(&mut self, runs: &[Run]) -> Result {
+        // INVARIANT: The pages of the new runs are pinned.
+        for (i, &run) in runs.iter().enumerate() {
+            match self.runs.last_mut() {
+                Some(last) if last.phys + last.len == run.phys => last.len += run.len,
+                _ => {
+                    if let Err(e) = self.runs.push(run, GFP_KERNEL) {
+                        for run in &runs[i..] {
+                            Self::unpin(run.phys, run.len, false);
+                        }
+                        return Err(e.into());
+                    }
+                }
+            }
+            self.pages += (run.len >> PAGE_SHIFT) as usize;
+        }
+        Ok(())
+    }
+
+    fn unpin(phys: u64, len: u64, dirty: bool) {
+        // SAFETY: The caller gives up the pins of these pages, which are contiguous.
+        unsafe {
+            bindings::unpin_user_page_range_dirty_lock(
+                bindings::kapi_phys_to_page(phys),
+                (len >> PAGE_SHIFT) as c_ulong,
+                dirty,
+            )
+        }
+    }
+
+    /// The memory, in the order of the addresses; neighbours that touch are one run.
+    pub(crate) fn runs(&self) -> &[Run] {
+        &self.runs
+    }
+
+    /// Number of pages.
+    pub(crate) fn pages(&self) -> usize {
+        self.pages
+    }
+
+    /// Whether the pages were pinned for writing.
+    pub(crate) fn is_writable(&self) -> bool {
+        self.write
+    }
+}
+
+impl Drop for Pins {
+    fn drop(&mut self) {
+        for run in &self.runs {
+            // By the type invariant the pages are pinned. Nobody says which of them the device
+            // wrote.
+            Self::unpin(run.phys, run.len, self.write);
+            // SAFETY: Pins are dropped where one may sleep.
+            unsafe { bindings::kapi_cond_resched() };
+        }
+    }
+}

@@ -1,0 +1,15 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Safe abstractions over C kernel interfaces that the `kernel` crate lacks.
+//!
+//! Everything `unsafe` of this module lives here, and nothing here knows what a GPU is: each file
+//! wraps one C interface, and could be sent upstream alone.
+
+mod bindings;
+
+pub(crate) mod dma;
+pub(crate) mod drm;
+pub(crate) mod ida;
+pub(crate) mod mm;
+pub(crate) mod sync;
+pub(crate) mod virtio;

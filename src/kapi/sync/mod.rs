@@ -1,0 +1,18 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Waiting with a bound, and work that memory reclaim may depend on.
+
+mod delayed;
+mod wait_queue;
+mod workqueue;
+
+pub(crate) use self::{
+    delayed::cancel_delayed_sync,
+    wait_queue::WaitQueue,
+    workqueue::Workqueue, //
+};
+
+/// Jiffies for `ms` milliseconds, rounded up.
+pub(crate) fn jiffies(ms: u32) -> kernel::ffi::c_ulong {
+    kernel::time::msecs_to_jiffies(ms)
+}

@@ -1,0 +1,343 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Memory that travels through a virtqueue: a request and room for its answer.
+
+use crate::kapi::bindings;
+use core::cell::UnsafeCell;
+use kernel::{
+    alloc::flags::*,
+    list::{
+        impl_list_arc_safe,
+        impl_list_item,
+        ListArc,
+        ListLinks, //
+    },
+    prelude::*, //
+};
+
+/// Most bytes of the fixed part of a request.
+pub(crate) const REQUEST_MAX: usize = 128;
+/// Most bytes of the fixed part of an answer.
+pub(crate) const RESPONSE_MAX: usize = 64;
+
+/// The largest piece that is tried, and a piece that the page allocator gives even when memory is
+/// fragmented (`PAGE_ALLOC_COSTLY_ORDER`).
+const CHUNK_MAX: usize = 4 << 20;
+const CHUNK_EASY: usize = 32 << 10;
+/// The first piece of a growing list: most are short.
+const CHUNK_MIN: usize = 256;
+
+/// Bytes in a few physically contiguous pieces.
+///
+/// # Invariants
+///
+/// Every piece comes from `kmalloc()` and has at least one byte.
+#[derive(Default)]
+pub(crate) struct Chunks {
+    pieces: KVec<KVec<u8>>,
+    len: usize,
+}
+
+impl Chunks {
+    /// No bytes.
+    pub(crate) const fn new() -> Self {
+        Self {
+            pieces: KVec::new(),
+            len: 0,
+        }
+    }
+
+    /// Room for `len` bytes, zeroed, in as few pieces as the memory allows.
+    ///
+    /// # Errors
+    ///
+    /// [`ENOMEM`] if `max_pieces` do not suffice.
+    pub(crate) fn zeroed(len: usize, max_pieces: usize) -> Result<Self> {
+        let mut this = Self::new();
+        let mut want = CHUNK_MAX;
+        let mut left = len;
+        while left > 0 {
+            let take = left.min(want);
+            match Self::piece(take) {
+                Ok(mut piece) => {
+                    piece.resize(take, 0, GFP_KERNEL)?;
+                    this.pieces.push(piece, GFP_KERNEL)?;
+                    left -= take;
+                }
+                Err(_) if take > CHUNK_EASY => {
+                    want = (want / 2).max(CHUNK_EASY);
+                    continue;
+                }
+                Err(e) => return Err(e.into()),
+            }
+            if left > 0 && this.pieces.len() == max_pieces {
+                return Err(ENOMEM);
+            }
+        }
+        this.len = len;
+        Ok(this)
+    }
+
+    fn piece(len: usize) -> Result<KVec<u8>, kernel::alloc::AllocError> {
+        KVec::with_capacity(
+            len,
+            if len > CHUNK_EASY {
+                // Not worth reclaim: smaller pieces do.
+                GFP_NOWAIT | __GFP_NOWARN
+            } else {
+                GFP_KERNEL
+            },
+        )
+    }
+
+    /// Appends `bytes`, growing by pieces that double in size up to 4 MiB.
+    ///
+    /// A record that is appended whole is never split between pieces if its length divides 256.
+    ///
+    /// # Errors
+    ///
+    /// [`ENOMEM`] if there is no memory, [`E2BIG`] if it would take more than `max_pieces`.
+    pub(crate) fn append(&mut self, bytes: &[u8], max_pieces: usize) -> Result {
+        let full = match self.pieces.last() {
+            Some(piece) => piece.capacity() - piece.len() < bytes.len(),
+            None => true,
+        };
+        if full {
+            if self.pieces.len() >= max_pieces {
+                return Err(E2BIG);
+            }
+            let mut want = self.len.next_power_of_two().clamp(CHUNK_MIN, CHUNK_MAX);
+            let piece = loop {
+                match Self::piece(want) {
+                    Ok(piece) => break piece,
+                    Err(_) if want > CHUNK_EASY => want /= 2,
+                    Err(e) => return Err(e.into()),
+                }
+            };
+            self.pieces.push(piece, GFP_KERNEL)?;
+        }
+        if let Some(piece) = self.pieces.last_mut() {
+            piece.extend_from_slice(bytes, GFP_KERNEL)?;
+        }
+        self.len += bytes.len();
+        Ok(())
+    }
+
+    /// Bytes in all.
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
+    /// The pieces.
+    pub(crate) fn pieces(&self) -> impl Iterator<Item = &[u8]> {
+        self.pieces.iter().map(|piece| piece.as_slice())
+    }
+
+    /// The pieces, to be filled.
+    pub(crate) fn pieces_mut(&mut self) -> impl Iterator<Item = &mut [u8]> {
+        self.pieces.iter_mut().map(|piece| piece.as_mut_slice())
+    }
+
+    /// Number of pieces.
+    pub(crate) fn count(&self) -> usize {
+        self.pieces.len()
+    }
+}
+
+/// A cache line of its own, so that DMA to it disturbs nothing beside it.
+#[repr(C, align(128))]
+struct Line<const N: usize>(UnsafeCell<[u8; N]>);
+
+/// A request with room for its answer, and data of the driver: `S` for everybody who has a
+/// reference, `O` for the owner, which is the holder of the one [`ListArc`].
+///
+/// The device reads the fixed part of the request and then `payload`; it writes the fixed part of
+/// the answer and then `reply`.
+///
+/// # Invariants
+///
+/// `request_len <= REQUEST_MAX` and `response_len <= RESPONSE_MAX`. Only the owner of the
+/// [`ListArc`] writes `request` or touches `sg` or `owned`; the device writes `response`.
+#[pin_data]
+pub(crate) struct Message<S, O> {
+    request: Line<REQUEST_MAX>,
+    response: Line<RESPONSE_MAX>,
+    request_len: usize,
+    response_len: usize,
+    payload: Chunks,
+    reply: Chunks,
+    sg: UnsafeCell<KVec<bindings::scatterlist>>,
+    owned: UnsafeCell<O>,
+    /// Data of the driver for everybody.
+    #[pin]
+    pub(crate) shared: S,
+    #[pin]
+    links: ListLinks,
+}
+
+impl_list_arc_safe! {
+    impl{S, O} ListArcSafe<0> for Message<S, O> { untracked; }
+}
+impl_list_item! {
+    impl{S, O} ListItem<0> for Message<S, O> { using ListLinks { self.links }; }
+}
+
+// SAFETY: By the type invariant `request`, `sg` and `owned` are accessed by one owner at a time, and
+// `response` is read byte by byte with volatile accesses.
+unsafe impl<S: Send, O: Send> Send for Message<S, O> {}
+
+// SAFETY: As above; the other fields are only read through a shared reference.
+unsafe impl<S: Sync, O: Send> Sync for Message<S, O> {}
+
+impl<S, O> Message<S, O> {
+    /// A message whose answer has a fixed part of `response_len` bytes.
+    ///
+    /// # Errors
+    ///
+    /// [`EINVAL`] if a fixed part is too long, [`ENOMEM`].
+    pub(crate) fn new(
+        request: &[u8],
+        payload: Chunks,
+        response_len: usize,
+        reply: Chunks,
+        shared: impl PinInit<S>,
+        owned: O,
+    ) -> Result<ListArc<Self>> {
+        let mut fixed = [0; REQUEST_MAX];
+        fixed
+            .get_mut(..request.len())
+            .ok_or(EINVAL)?
+            .copy_from_slice(request);
+        if response_len > RESPONSE_MAX {
+            return Err(EINVAL);
+        }
+        let request_len = request.len();
+        let descriptors = payload.count() + reply.count() + 2;
+        let sg = KVec::with_capacity(descriptors, GFP_KERNEL)?;
+
+        // INVARIANT: Both lengths were checked.
+        ListArc::pin_init(
+            try_pin_init!(Self {
+                request: Line(UnsafeCell::new(fixed)),
+                response: Line(UnsafeCell::new([0; RESPONSE_MAX])),
+                request_len,
+                response_len,
+                payload,
+                reply,
+                sg: UnsafeCell::new(sg),
+                owned: UnsafeCell::new(owned),
+                shared <- shared,
+                links <- ListLinks::new(),
+            }),
+            GFP_KERNEL,
+        )
+    }
+
+    /// The owner's data.
+    pub(crate) fn owned(this: &mut ListArc<Self>) -> &mut O {
+        // SAFETY: There is one `ListArc`, so nobody else has a reference.
+        unsafe { &mut *this.owned.get() }
+    }
+
+    /// Descriptors that the message takes in a ring without indirect descriptors.
+    pub(crate) fn descriptors(&self) -> usize {
+        self.payload.count() + self.reply.count() + 1 + usize::from(self.response_len > 0)
+    }
+
+    /// Bytes that the device may write.
+    pub(crate) fn writable_len(&self) -> usize {
+        self.response_len + self.reply.len()
+    }
+
+    /// The variable part of the request.
+    pub(crate) fn payload(&self) -> &Chunks {
+        &self.payload
+    }
+
+    /// Replaces bytes of the fixed part of the request, from `offset` on.
+    ///
+    /// Bytes beyond its end are dropped.
+    pub(crate) fn patch_request(this: &mut ListArc<Self>, offset: usize, bytes: &[u8]) {
+        let base = this.request.0.get().cast::<u8>();
+        for (i, &byte) in bytes.iter().enumerate() {
+            if offset + i >= this.request_len {
+                break;
+            }
+            // SAFETY: `offset + i` is within the array, by the check above and the type
+            // invariant. There is one `ListArc`, so no other thread writes, and while a driver
+            // holds it the message is in no queue, so that the device does not read.
+            unsafe { base.add(offset + i).write_volatile(byte) };
+        }
+    }
+
+    /// The first bytes of the fixed part of the request.
+    pub(crate) fn read_request(&self, out: &mut [u8]) {
+        let base = self.request.0.get().cast::<u8>();
+        for (i, byte) in out.iter_mut().enumerate().take(self.request_len) {
+            // SAFETY: `i` is within the array, by the type invariant; see `read_response` for
+            // concurrent writers.
+            *byte = unsafe { base.add(i).read_volatile() };
+        }
+    }
+
+    /// Copies the fixed part of the answer to `out`, as far as both go.
+    ///
+    /// Whether the device has written it is for the caller to know. The device may go on writing
+    /// although it said that it was done, hence a copy, and hence what is judged must be the copy.
+    pub(crate) fn read_response(&self, out: &mut [u8]) {
+        let base = self.response.0.get().cast::<u8>();
+        for (i, byte) in out.iter_mut().enumerate().take(self.response_len) {
+            // SAFETY: `i` is within the array, by the type invariant. Nothing but the device
+            // writes it, and a volatile read of a byte tolerates that.
+            *byte = unsafe { base.add(i).read_volatile() };
+        }
+    }
+
+    /// Copies the variable part of the answer, from its start, to `out`.
+    pub(crate) fn read_reply(&self, out: &mut [u8]) {
+        let bytes = self.reply.pieces().flatten();
+        for (to, from) in out.iter_mut().zip(bytes) {
+            // SAFETY: `from` is a valid reference; the device may write the byte, which a volatile
+            // read tolerates.
+            *to = unsafe { core::ptr::from_ref(from).read_volatile() };
+        }
+    }
+
+    /// Fills the scatterlist. Returns it, and how many of its entries the device reads and writes.
+    ///
+    /// The pointer is valid as long as the message is.
+    pub(super) fn scatterlist(
+        this: &mut ListArc<Self>,
+    ) -> (*mut bindings::scatterlist, usize, usize) {
+        let outs = 1 + this.payload.count();
+        let ins = usize::from(this.response_len > 0) + this.reply.count();
+        // SAFETY: The caller has the one `ListArc`, and nothing else touches `sg`.
+        let sg = unsafe { &mut *this.sg.get() };
+        let table = sg.spare_capacity_mut().as_mut_ptr().cast::<bindings::scatterlist>();
+
+        let request = this.request.0.get().cast::<u8>().cast_const();
+        let response = this.response.0.get().cast::<u8>().cast_const();
+        // `pin_init::Init` has a `chain` as well.
+        let out_bytes = Iterator::chain(
+            core::iter::once((request, this.request_len)),
+            this.payload.pieces().map(|p| (p.as_ptr(), p.len())),
+        );
+        let in_bytes = Iterator::chain(
+            core::iter::once((response, this.response_len)).filter(|(_, len)| *len > 0),
+            this.reply.pieces().map(|p| (p.as_ptr(), p.len())),
+        );
+
+        // SAFETY: `new` reserved room for all entries, and never pushed any. The addresses are
+        // those of `kmalloc()` memory, the `Arc`'s own or a piece's.
+        unsafe {
+            bindings::sg_init_table(table, outs as c_uint);
+            if ins > 0 {
+                bindings::sg_init_table(table.add(outs), ins as c_uint);
+            }
+            for (i, (addr, len)) in Iterator::chain(out_bytes, in_bytes).enumerate() {
+                bindings::kapi_sg_set_buf(table.add(i), addr.cast(), len as c_uint);
+            }
+        }
+        (table, outs, ins)
+    }
+}

@@ -1,0 +1,37 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The virtio bus.
+//!
+//! - [`driver`]: registration of drivers, in the manner of `kernel::auxiliary`;
+//! - [`device`]: a device, its features, configuration space and shared memory regions;
+//! - [`queue`]: virtqueues, which own the messages that are on their way;
+//! - [`message`]: memory for a request and its answer.
+//!
+//! C headers: [`include/linux/virtio.h`](srctree/include/linux/virtio.h),
+//! [`include/linux/virtio_config.h`](srctree/include/linux/virtio_config.h)
+
+pub(crate) mod device;
+pub(crate) mod driver;
+pub(crate) mod message;
+pub(crate) mod queue;
+
+pub(crate) use self::{
+    device::{
+        Device,
+        ShmRegion, //
+    },
+    driver::{
+        Adapter,
+        DeviceId,
+        Driver,
+        IdTable, //
+    },
+    message::{
+        Chunks,
+        Message, //
+    },
+    queue::{
+        Queue,
+        QueueHandler, //
+    },
+};

@@ -1,0 +1,5 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The virtqueues of a virtio-gpu device, one file each.
+
+pub(crate) mod control;
