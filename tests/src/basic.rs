@@ -800,7 +800,7 @@ fn bad_syncobj(env: &Env) -> TestResult {
     );
     check_err!(
         exec.signal_syncobjs(&unknown).submit(&device),
-        Errno::NOENT,
+        Errno::INVAL,
         "unknown out"
     );
     let flags = [point(syncobj.handle(), 2, 0)];

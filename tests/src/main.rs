@@ -11,6 +11,8 @@ mod bad_input;
 mod bad_memory;
 mod basic;
 mod cdriver;
+mod cow;
+mod gup_longterm;
 mod handles;
 mod ktap;
 mod read_only;
@@ -29,6 +31,8 @@ const FAMILIES: &[&Family] = &[
     &bad_memory::FAMILY,
     &read_only::FAMILY,
     &handles::FAMILY,
+    &gup_longterm::FAMILY,
+    &cow::FAMILY,
 ];
 
 fn main() -> ExitCode {
