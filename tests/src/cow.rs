@@ -14,7 +14,7 @@ use virtgpu_client::{Bytes, Device, Mapping, Memfd, Memory, RegisterOptions, Reg
 
 use crate::ktap::{Driver, Family, Kernel, Outcome, TestResult};
 use crate::support::memory::{hugetlb, small_pages, Thp};
-use crate::support::{child, job, procfs, Env, HUGE, PAGE};
+use crate::support::{child, job, procfs, swap, Env, HUGE, PAGE};
 use crate::{cases, check, check_eq, skip};
 
 pub(crate) const FAMILY: Family = Family {
@@ -67,6 +67,7 @@ impl Range {
 
 fn thp() -> TestResult<Thp> {
     let memory = Thp::new(HUGE)?;
+    memory.fill(0x11);
     if memory.is_huge()? {
         return Ok(memory);
     }
@@ -88,15 +89,20 @@ fn protect(memory: &impl Memory, offset: usize, length: usize, flags: MprotectFl
 const RW: MprotectFlags = MprotectFlags::READ.union(MprotectFlags::WRITE);
 
 fn base_pages() -> TestResult<Range> {
-    Ok(Range::of(small_pages(4 * PAGE)?, 0, 4 * PAGE))
+    let memory = small_pages(4 * PAGE)?;
+    memory.fill(0x11);
+    Ok(Range::of(memory, 0, 4 * PAGE))
 }
 
 fn swapped() -> TestResult<Range> {
-    if procfs::meminfo("SwapTotal:")? == 0 {
-        return Err(Outcome::Skip("no swap".into()));
-    }
+    swap::enable()?;
     let memory = small_pages(4 * PAGE)?;
+    memory.fill(0x11);
     advise(&memory, 0, 4 * PAGE, Advice::LinuxPageOut)?;
+    let frames = procfs::frames(memory.as_ptr() as usize, 4)?;
+    if frames.iter().any(Option::is_some) {
+        return Err(Outcome::Skip("the pages did not go to swap".into()));
+    }
     Ok(Range::of(memory, 0, 4 * PAGE))
 }
 
@@ -162,7 +168,7 @@ fn hugetlb_page() -> TestResult<Range> {
         return Err(Outcome::Skip("no room for hugetlb pages".into()));
     }
     let memory = hugetlb(HUGE, MapFlags::PRIVATE)?;
-    memory.fill(0);
+    memory.fill(0x11);
     Ok(Range::of(memory, 0, HUGE))
 }
 
@@ -191,7 +197,6 @@ fn on_each_kind(env: &Env, test: fn(&Device, &Range) -> TestResult) -> TestResul
             }
             Err(error) => return Err(error),
         };
-        memory.fill(0x11);
         if let Err(Outcome::Fail(reason)) = test(&device, &memory) {
             return Err(Outcome::Fail(format!("{name}: {reason}")));
         }

@@ -15,6 +15,7 @@ mod cow;
 mod gup_longterm;
 mod handles;
 mod ktap;
+mod life;
 mod read_only;
 mod support;
 mod userptr;
@@ -33,6 +34,7 @@ const FAMILIES: &[&Family] = &[
     &handles::FAMILY,
     &gup_longterm::FAMILY,
     &cow::FAMILY,
+    &life::FAMILY,
 ];
 
 fn main() -> ExitCode {
@@ -42,6 +44,14 @@ fn main() -> ExitCode {
             list();
             ExitCode::SUCCESS
         }
+        // What a test of exec starts.
+        Some((command, rest)) if command == "after-exec" => match life::after_exec(rest) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                println!("    # after exec: {error:?}");
+                ExitCode::FAILURE
+            }
+        },
         Some((command, rest)) if command == "run" && !rest.is_empty() => run(rest),
         _ => usage(),
     }

@@ -10,6 +10,7 @@ pub(crate) mod leak;
 pub(crate) mod memory;
 pub(crate) mod procfs;
 pub(crate) mod raw;
+pub(crate) mod swap;
 pub(crate) mod unchanged;
 
 use std::fs;
