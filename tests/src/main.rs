@@ -12,13 +12,17 @@ mod bad_memory;
 mod basic;
 mod cdriver;
 mod cow;
+mod faults;
 mod gup_longterm;
 mod handles;
 mod ktap;
 mod life;
 mod read_only;
+mod remove;
 mod support;
+mod unplug;
 mod userptr;
+mod variants;
 
 use std::process::ExitCode;
 
@@ -35,6 +39,13 @@ const FAMILIES: &[&Family] = &[
     &gup_longterm::FAMILY,
     &cow::FAMILY,
     &life::FAMILY,
+    &remove::FAMILY,
+    &unplug::FAMILY,
+    &faults::FAMILY,
+    &variants::ACCESS_PLATFORM,
+    &variants::ALIGNMENT,
+    &variants::NO_HOSTMEM,
+    &variants::ROCM,
 ];
 
 fn main() -> ExitCode {

@@ -37,11 +37,6 @@ fn now(env: &Env) -> TestResult<State> {
     })
 }
 
-/// Resources that exist on the host, less the one needed for asking.
-pub(crate) fn host_resources(env: &Env) -> TestResult<u64> {
-    Ok(now(env)?.resources - 1)
-}
-
 /// Notes the state before a case.
 pub(crate) fn remember(env: &Env) -> TestResult {
     // What the case before left behind may still be on its way; `check` has waited for it.

@@ -5,6 +5,7 @@
 pub(crate) mod child;
 pub(crate) mod errno;
 pub(crate) mod ext4;
+pub(crate) mod gpu;
 pub(crate) mod job;
 pub(crate) mod leak;
 pub(crate) mod memory;
@@ -12,6 +13,7 @@ pub(crate) mod procfs;
 pub(crate) mod raw;
 pub(crate) mod swap;
 pub(crate) mod unchanged;
+pub(crate) mod victim;
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -20,7 +22,7 @@ use std::time::{Duration, Instant};
 
 use virtgpu_client::Device;
 
-use crate::ktap::{Driver, Family, Kernel, TestResult};
+use crate::ktap::{Driver, Family, Kernel, Outcome, TestResult};
 
 /// A page.
 pub(crate) const PAGE: usize = 4096;
@@ -29,7 +31,6 @@ pub(crate) const HUGE: usize = 2 << 20;
 
 /// The machine the tests run on.
 pub(crate) struct Env {
-    pub(crate) node: PathBuf,
     /// The driver under test is this project's.
     pub(crate) ours: bool,
     /// The kernel has fault injection, and is slow.
@@ -42,13 +43,7 @@ impl Env {
     pub(crate) fn new() -> Result<Self, String> {
         mount("debugfs", "/sys/kernel/debug");
         mount("tmpfs", "/dev/shm");
-        let node = virtgpu_client::render_nodes()
-            .into_iter()
-            .next()
-            .ok_or("no render node of virtio_gpu")?;
-        // Some tests give up their privileges and open it again.
-        fs::set_permissions(&node, fs::Permissions::from_mode(0o666))
-            .map_err(|error| format!("{}: {error}", node.display()))?;
+        let node = find_node().ok_or("no render node of virtio_gpu")?;
         let device = Device::open_path(&node).map_err(|error| error.to_string())?;
         let modes = device.userptr_modes().map_err(|error| error.to_string())?;
         let scale = std::env::var("VIRTGPU_TESTS_SCALE")
@@ -56,16 +51,23 @@ impl Env {
             .and_then(|value| value.parse().ok())
             .unwrap_or(100);
         Ok(Self {
-            node,
             ours: modes != 0,
             debug: Path::new("/proc/self/fail-nth").exists(),
             scale,
         })
     }
 
+    /// The render node. Its number changes when the device is removed while a file is open.
+    pub(crate) fn node(&self) -> Option<PathBuf> {
+        find_node()
+    }
+
     /// Opens the device, without a context.
     pub(crate) fn open(&self) -> TestResult<Device> {
-        Ok(Device::open_path(&self.node)?)
+        let node = self
+            .node()
+            .ok_or_else(|| Outcome::Fail("there is no render node of virtio_gpu".into()))?;
+        Ok(Device::open_path(node)?)
     }
 
     /// Opens the device with a compute context of 4 rings.
@@ -95,6 +97,13 @@ impl Env {
             _ => None,
         }
     }
+}
+
+/// The render node, made accessible for tests that give up their privileges.
+fn find_node() -> Option<PathBuf> {
+    let node = virtgpu_client::render_nodes().into_iter().next()?;
+    let _ = fs::set_permissions(&node, fs::Permissions::from_mode(0o666));
+    Some(node)
 }
 
 /// Mounts a file system unless one is there already.

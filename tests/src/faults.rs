@@ -1,0 +1,442 @@
+// SPDX-License-Identifier: MIT OR GPL-2.0-only
+
+//! Fault injection: each ioctl is called with its first, second, third... allocation or copy to user
+//! memory failing, until a call ends before a fault was due. Nothing may leak and nothing may stay
+//! half-made. Needs a kernel with FAULT_INJECTION.
+
+use std::fs;
+use std::os::fd::AsFd;
+
+use virtgpu_client::protocol::{compute as wire, uapi};
+use virtgpu_client::{compute, BlobOptions, Device, Errno, Exec, Memfd, Memory, RegisterOptions};
+
+use crate::ktap::{Driver, Family, Kernel, TestResult};
+use crate::support::memory::small_pages;
+use crate::support::{errno, eventually, job, procfs, raw, Env, PAGE};
+use crate::{cases, check};
+
+pub(crate) const FAMILY: Family = Family {
+    name: "faults",
+    kernel: Kernel::Debug,
+    driver: Driver::Ours,
+    device: "",
+    leak_check: true,
+    cases: cases![
+        open_and_close: 600,
+        getparam: 600,
+        get_caps: 600,
+        context_init: 600,
+        implicit_context: 600,
+        create_guest_blob: 600,
+        create_host_blob: 600,
+        create_host3d_guest_blob: 600,
+        resource_info: 600,
+        map: 600,
+        mmap: 600,
+        execbuffer: 600,
+        execbuffer_long: 600,
+        execbuffer_fences: 600,
+        execbuffer_syncobjs: 600,
+        wait: 600,
+        register: 600,
+        register_fragmented: 900,
+        register_memfd: 600,
+        register_rocm: 600,
+        query: 600,
+        prefetch: 600,
+        gem_close: 600,
+        prime: 600,
+    ],
+};
+
+/// Faults are silent, and hit allocations that may sleep and single pages too.
+fn configure() -> TestResult {
+    let debug = "/sys/kernel/debug";
+    for (file, value) in [
+        ("failslab/verbose", "0"),
+        ("failslab/ignore-gfp-wait", "N"),
+        ("failslab/cache-filter", "N"),
+        ("fail_page_alloc/verbose", "0"),
+        ("fail_page_alloc/ignore-gfp-wait", "N"),
+        ("fail_page_alloc/ignore-gfp-highmem", "N"),
+        ("fail_page_alloc/min-order", "0"),
+        ("fail_usercopy/verbose", "0"),
+    ] {
+        // A kernel may have some of the three only.
+        let _ = fs::write(format!("{debug}/{file}"), value);
+    }
+    Ok(())
+}
+
+fn set_nth(nth: u64) -> TestResult {
+    fs::write("/proc/thread-self/fail-nth", nth.to_string())?;
+    Ok(())
+}
+
+/// Whether a fault was injected since `set_nth`; ends the injection.
+fn was_hit() -> TestResult<bool> {
+    let left = fs::read_to_string("/proc/thread-self/fail-nth")?;
+    set_nth(0)?;
+    Ok(left.trim() == "0")
+}
+
+/// Calls `attempt` with each of its faults. It must clean up after its successes.
+fn each_fault<T>(
+    what: &str,
+    mut attempt: impl FnMut() -> Result<T, Errno>,
+    mut undo: impl FnMut(T) -> TestResult,
+) -> TestResult {
+    const MOST: u64 = 3000;
+    configure()?;
+    let pinned = procfs::vm_pin()?;
+    let (mut failed, mut survived) = (0, 0);
+    for nth in 1..=MOST {
+        set_nth(nth)?;
+        let result = attempt();
+        let hit = was_hit()?;
+        match result {
+            Ok(value) => {
+                undo(value)?;
+                survived += u64::from(hit);
+            }
+            Err(error) => {
+                check!(hit, "{what} fails without a fault: {}", errno::name(error));
+                check!(error != Errno::AGAIN, "{what}, fault {nth}: EAGAIN");
+                failed += 1;
+            }
+        }
+        check!(
+            eventually(job::LIMIT, || procfs::vm_pin() == Ok(pinned)),
+            "{what}, fault {nth}: VmPin was {pinned}, is {:?}",
+            procfs::vm_pin()
+        );
+        if !hit {
+            println!("    # {what}: {failed} faults failed it, {survived} did not");
+            return Ok(());
+        }
+    }
+    check!(false, "{what} still meets faults after {MOST} calls");
+    Ok(())
+}
+
+fn nothing<T>(_: T) -> TestResult {
+    Ok(())
+}
+
+fn open_and_close(env: &Env) -> TestResult {
+    let node = env.node().unwrap_or_default();
+    each_fault("open", || Device::open_path(&node), nothing)
+}
+
+fn getparam(env: &Env) -> TestResult {
+    let device = env.open()?;
+    each_fault("GETPARAM", || device.userptr_modes(), nothing)
+}
+
+fn get_caps(env: &Env) -> TestResult {
+    // Both a capability set that is asked for the first time and one that is known.
+    for _ in 0..2 {
+        let device = env.open()?;
+        each_fault("GET_CAPS", || device.compute_caps(), nothing)?;
+    }
+    Ok(())
+}
+
+fn context_init(env: &Env) -> TestResult {
+    let mut device = env.open()?;
+    // A failed call must leave the file usable; each success needs a new one.
+    let mut used = false;
+    for nth in 1..3000 {
+        if used {
+            device = env.open()?;
+        }
+        configure()?;
+        set_nth(nth)?;
+        let result = device.context_init_compute(2);
+        let hit = was_hit()?;
+        used = result.is_ok();
+        if let Err(error) = result {
+            check!(
+                hit,
+                "CONTEXT_INIT fails without a fault: {}",
+                errno::name(error)
+            );
+        }
+        if !hit {
+            return Ok(());
+        }
+    }
+    check!(false, "CONTEXT_INIT still meets faults");
+    Ok(())
+}
+
+fn implicit_context(env: &Env) -> TestResult {
+    let node = env.node().unwrap_or_default();
+    each_fault(
+        "open and CREATE_BLOB",
+        || {
+            let device = Device::open_path(&node)?;
+            device.create_blob(&BlobOptions::guest(4096)).map(drop)
+        },
+        nothing,
+    )
+}
+
+fn create(env: &Env, what: &str, options: &BlobOptions<'_>) -> TestResult {
+    let device = env.compute()?;
+    each_fault(
+        what,
+        || {
+            device
+                .create_blob(options)
+                .map(virtgpu_client::Blob::into_handle)
+        },
+        |handle| Ok(device.gem_close(handle)?),
+    )
+}
+
+fn create_guest_blob(env: &Env) -> TestResult {
+    create(env, "a guest blob", &BlobOptions::guest(64 << 10))
+}
+
+fn create_host_blob(env: &Env) -> TestResult {
+    create(env, "a host blob", &BlobOptions::host3d(64 << 10, 1))
+}
+
+fn create_host3d_guest_blob(env: &Env) -> TestResult {
+    create(
+        env,
+        "a blob of both",
+        &BlobOptions::host3d_guest(64 << 10, 1),
+    )
+}
+
+fn resource_info(env: &Env) -> TestResult {
+    let device = env.compute()?;
+    let blob = device.create_blob(&BlobOptions::guest(4096))?;
+    each_fault("RESOURCE_INFO", || blob.info(), nothing)
+}
+
+fn map(env: &Env) -> TestResult {
+    let device = env.compute()?;
+    let blob = device.create_blob(&BlobOptions::guest(4096))?;
+    each_fault("MAP", || blob.map_offset(), nothing)
+}
+
+fn mmap(env: &Env) -> TestResult {
+    let device = env.compute()?;
+    let guest = device.create_blob(&BlobOptions::guest(4096))?;
+    each_fault("mmap of a guest blob", || guest.map(), nothing)?;
+    let host = device.create_blob(&BlobOptions::host3d(4096, 1))?;
+    each_fault("mmap of a host blob", || host.map(), nothing)
+}
+
+fn execbuffer(env: &Env) -> TestResult {
+    let device = env.compute()?;
+    let blobs = (0..3)
+        .map(|_| device.create_blob(&BlobOptions::guest(4096)))
+        .collect::<Result<Vec<_>, _>>()?;
+    let handles: Vec<_> = blobs.iter().map(virtgpu_client::Blob::handle).collect();
+    let mut stream = compute::Stream::new();
+    stream.add_u32(blobs[0].at(0), 4096, 1);
+    let exec = Exec::new(stream.as_bytes()).ring(1).buffers(&handles);
+    each_fault("EXECBUFFER", || exec.submit(&device), nothing)
+}
+
+fn execbuffer_long(env: &Env) -> TestResult {
+    let device = env.compute()?;
+    let blob = device.create_blob(&BlobOptions::guest(4096))?;
+    let mut stream = compute::Stream::new();
+    let count = device.compute_caps()?.max_ops.get().min(500);
+    for _ in 0..count {
+        stream.add_u32(blob.at(0), 4, 1);
+    }
+    let handles = [blob.handle()];
+    let exec = Exec::new(stream.as_bytes()).buffers(&handles);
+    each_fault("a long EXECBUFFER", || exec.submit(&device), nothing)
+}
+
+fn execbuffer_fences(env: &Env) -> TestResult {
+    let device = env.compute()?;
+    let mut stream = compute::Stream::new();
+    stream.delay(1);
+    let before = Exec::new(stream.as_bytes())
+        .ring(0)
+        .submit_with_fence(&device)?;
+    let exec = Exec::new(stream.as_bytes()).ring(1).after(&before);
+    let open = fs::read_dir("/proc/self/fd")?.count();
+    each_fault(
+        "EXECBUFFER with fences",
+        || exec.submit_with_fence(&device),
+        nothing,
+    )?;
+    check!(
+        fs::read_dir("/proc/self/fd")?.count() == open,
+        "file descriptors have leaked"
+    );
+    Ok(())
+}
+
+fn execbuffer_syncobjs(env: &Env) -> TestResult {
+    let device = env.compute()?;
+    let (first, second) = (device.create_syncobj()?, device.create_syncobj()?);
+    let point = |handle, point| uapi::ExecBufferSyncobj {
+        handle,
+        flags: 0,
+        point,
+    };
+    let mut stream = compute::Stream::new();
+    stream.delay(1);
+    let prepare = [point(first.handle(), 0)];
+    Exec::new(stream.as_bytes())
+        .signal_syncobjs(&prepare)
+        .run(&device)?;
+    let mut value = 0;
+    each_fault(
+        "EXECBUFFER with syncobjs",
+        || {
+            value += 1;
+            let (input, output) = ([point(first.handle(), 0)], [point(second.handle(), value)]);
+            Exec::new(stream.as_bytes())
+                .wait_syncobjs(&input)
+                .signal_syncobjs(&output)
+                .submit(&device)
+        },
+        nothing,
+    )
+}
+
+fn wait(env: &Env) -> TestResult {
+    let device = env.compute()?;
+    let blob = device.create_blob(&BlobOptions::guest(4096))?;
+    each_fault("WAIT", || device.wait(blob.handle()), nothing)
+}
+
+fn registration(env: &Env, what: &str, memory: &impl Memory) -> TestResult {
+    let device = env.compute()?;
+    for flags in [0, uapi::USERPTR_RDONLY] {
+        let mut register = raw::pinned(memory.as_ptr() as u64, memory.len() as u64);
+        register.flags |= flags;
+        each_fault(
+            what,
+            || raw::register(&device, register),
+            |handle| Ok(device.gem_close(handle)?),
+        )?;
+    }
+    Ok(())
+}
+
+fn register(env: &Env) -> TestResult {
+    registration(env, "REGISTER", &small_pages(16 * PAGE)?)
+}
+
+fn register_fragmented(env: &Env) -> TestResult {
+    registration(env, "REGISTER of 3000 pages", &small_pages(3000 * PAGE)?)
+}
+
+fn register_memfd(env: &Env) -> TestResult {
+    let device = env.compute()?;
+    let memfd = Memfd::new(64 * PAGE as u64)?;
+    memfd.map()?;
+    let register = uapi::UserptrRegister {
+        flags: uapi::USERPTR_PINNED | uapi::USERPTR_FD,
+        fd: std::os::fd::AsRawFd::as_raw_fd(&memfd.as_fd()),
+        ..raw::pinned(0, 64 * PAGE as u64)
+    };
+    each_fault(
+        "REGISTER of a memfd",
+        || raw::register(&device, register),
+        |handle| Ok(device.gem_close(handle)?),
+    )
+}
+
+fn register_rocm(env: &Env) -> TestResult {
+    let device = env.compute()?;
+    let memory = small_pages(16 * PAGE)?;
+    let addr = memory.as_ptr() as u64;
+    each_fault(
+        "CREATE_BLOB of user memory",
+        || {
+            let mut blob = uapi::ResourceCreateBlob {
+                blob_mem: 3,
+                blob_flags: 0x8,
+                size: memory.len() as u64,
+                blob_id: 1,
+                blob_hints: addr as u32,
+                pad2: (addr >> 32) as u32,
+                ..Default::default()
+            };
+            raw::call(&device, uapi::nr::RESOURCE_CREATE_BLOB, &mut blob)?;
+            Ok(blob.bo_handle)
+        },
+        |handle| Ok(device.gem_close(handle)?),
+    )
+}
+
+fn query(env: &Env) -> TestResult {
+    let device = env.compute()?;
+    let memory = small_pages(PAGE)?;
+    let userptr = device.register(&memory, RegisterOptions::pinned())?;
+    each_fault("BO_QUERY", || userptr.query(), nothing)
+}
+
+fn prefetch(env: &Env) -> TestResult {
+    let device = env.compute()?;
+    let memory = small_pages(PAGE)?;
+    let userptr = device.register(&memory, RegisterOptions::pinned())?;
+    each_fault(
+        "USERPTR_PREFETCH",
+        || userptr.prefetch(0, PAGE as u64),
+        nothing,
+    )
+}
+
+/// Giving memory back cannot fail, whatever it would like to allocate.
+fn gem_close(env: &Env) -> TestResult {
+    configure()?;
+    let device = env.compute()?;
+    let memory = small_pages(64 * PAGE)?;
+    for nth in 1..1000 {
+        let addr = memory.as_ptr() as u64;
+        let handle = raw::register(&device, raw::pinned(addr, 64 * PAGE as u64))?;
+        set_nth(nth)?;
+        let result = device.gem_close(handle);
+        let hit = was_hit()?;
+        if result.is_err() {
+            // The copy of the arguments was what failed.
+            device.gem_close(handle)?;
+        }
+        check!(
+            eventually(job::LIMIT, || procfs::vm_pin() == Ok(0)),
+            "GEM_CLOSE, fault {nth}: VmPin is {:?}",
+            procfs::vm_pin()
+        );
+        if !hit {
+            return Ok(());
+        }
+    }
+    check!(false, "GEM_CLOSE still meets faults");
+    Ok(())
+}
+
+fn prime(env: &Env) -> TestResult {
+    let (first, second) = (env.compute()?, env.compute()?);
+    let blob = first.create_blob(&BlobOptions {
+        flags: 3,
+        ..BlobOptions::guest(4096)
+    })?;
+    each_fault(
+        "PRIME_HANDLE_TO_FD",
+        || first.prime_export(blob.handle()),
+        nothing,
+    )?;
+    let dmabuf = first.prime_export(blob.handle())?;
+    each_fault(
+        "PRIME_FD_TO_HANDLE",
+        || second.prime_import(&dmabuf),
+        |handle| Ok(second.gem_close(handle)?),
+    )?;
+    // What is left works.
+    let at = wire::Operand::resource(blob.resource(), 0);
+    job::add(&first, at, 4096, 1, blob.handle())
+}

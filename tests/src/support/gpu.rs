@@ -1,0 +1,109 @@
+// SPDX-License-Identifier: MIT OR GPL-2.0-only
+
+//! The GPU as the kernel's device model shows it.
+
+use std::fs;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::ktap::{Outcome, TestResult};
+use crate::support::{cstring, eventually, Env};
+
+/// Longer than binding or unbinding may take.
+pub(crate) const LIMIT: Duration = Duration::from_secs(60);
+
+/// A virtio-gpu device with a driver.
+#[derive(Debug)]
+pub(crate) struct Gpu {
+    /// Name on the virtio bus.
+    pub(crate) name: String,
+    /// Folder of the driver.
+    pub(crate) driver: PathBuf,
+    /// Folder of the PCI device.
+    pub(crate) pci: PathBuf,
+}
+
+/// The first virtio-gpu device that has a driver.
+pub(crate) fn find() -> TestResult<Gpu> {
+    for entry in fs::read_dir("/sys/bus/virtio/devices")?.flatten() {
+        let path = fs::canonicalize(entry.path())?;
+        let id = fs::read_to_string(path.join("device")).unwrap_or_default();
+        if id.trim() != "0x0010" {
+            continue;
+        }
+        let Ok(driver) = fs::canonicalize(path.join("driver")) else {
+            continue;
+        };
+        let pci = path
+            .parent()
+            .ok_or_else(|| Outcome::Fail("a virtio device without parent".into()))?;
+        return Ok(Gpu {
+            name: entry.file_name().to_string_lossy().into_owned(),
+            driver,
+            pci: pci.to_path_buf(),
+        });
+    }
+    Err(Outcome::Fail("no virtio-gpu device has a driver".into()))
+}
+
+impl Gpu {
+    pub(crate) fn unbind(&self) -> TestResult {
+        Ok(fs::write(self.driver.join("unbind"), &self.name)?)
+    }
+
+    pub(crate) fn bind(&self) -> TestResult {
+        Ok(fs::write(self.driver.join("bind"), &self.name)?)
+    }
+}
+
+/// Waits until a render node is there and works, and lets everyone open it.
+pub(crate) fn wait_for_node(env: &Env) -> TestResult {
+    let there = eventually(LIMIT, || env.node().is_some());
+    if !there {
+        return Err(Outcome::Fail("no render node has come back".into()));
+    }
+    Ok(())
+}
+
+/// Waits until there is no render node.
+pub(crate) fn wait_for_no_node(env: &Env) -> bool {
+    eventually(LIMIT, || env.node().is_none())
+}
+
+/// Our module's file.
+pub(crate) fn module_file() -> TestResult<PathBuf> {
+    let path = std::env::var("VIRTGPU_MODULE").unwrap_or("/job/virtgpu_userptr.ko".into());
+    let path = PathBuf::from(path);
+    if path.exists() {
+        return Ok(path);
+    }
+    Err(Outcome::Skip(format!(
+        "{} is not there (set VIRTGPU_MODULE)",
+        path.display()
+    )))
+}
+
+/// delete_module(2), which does not wait.
+pub(crate) fn unload(module: &str) -> std::io::Result<()> {
+    let name = cstring(module);
+    // SAFETY: A NUL-terminated string.
+    let result = unsafe { libc::syscall(libc::SYS_delete_module, name.as_ptr(), libc::O_NONBLOCK) };
+    match result {
+        0 => Ok(()),
+        _ => Err(std::io::Error::last_os_error()),
+    }
+}
+
+/// finit_module(2) without parameters.
+pub(crate) fn load(file: &PathBuf) -> std::io::Result<()> {
+    use std::os::fd::AsRawFd;
+    let file = fs::File::open(file)?;
+    let none = c"";
+    // SAFETY: An open file and a NUL-terminated string.
+    let result =
+        unsafe { libc::syscall(libc::SYS_finit_module, file.as_raw_fd(), none.as_ptr(), 0) };
+    match result {
+        0 => Ok(()),
+        _ => Err(std::io::Error::last_os_error()),
+    }
+}

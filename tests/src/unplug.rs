@@ -1,0 +1,109 @@
+// SPDX-License-Identifier: MIT OR GPL-2.0-only
+
+//! The device leaves the driver: it is unplugged, or its process dies. Needs the host's help, which
+//! is asked for by lines on standard output.
+
+use std::io::Write;
+use std::time::Duration;
+
+use virtgpu_client::{Bytes, Errno, RegisterOptions};
+
+use crate::ktap::{Driver, Family, Kernel, TestResult};
+use crate::support::gpu::{wait_for_no_node, wait_for_node};
+use crate::support::memory::small_pages;
+use crate::support::victim::Victim;
+use crate::support::{job, Env, PAGE};
+use crate::{cases, check, check_eq, skip};
+
+pub(crate) const FAMILY: Family = Family {
+    name: "unplug",
+    kernel: Kernel::Any,
+    driver: Driver::Ours,
+    device: "",
+    // A device plugged in anew has counts of its own.
+    leak_check: false,
+    cases: cases![
+        unplugged_idle: 240,
+        unplugged_with_jobs: 240,
+        device_process_dies: 400,
+        device_process_stops: 400,
+    ],
+};
+
+const LIMIT: Duration = Duration::from_secs(90);
+
+fn host(action: &str) -> TestResult {
+    if std::env::var_os("VIRTGPU_KERNEL").is_none() {
+        skip!("no host that listens");
+    }
+    println!("VIRTGPU-HOST: {action}");
+    std::io::stdout().flush()?;
+    Ok(())
+}
+
+fn works(env: &Env) -> TestResult {
+    wait_for_node(env)?;
+    let device = env.compute()?;
+    let memory = small_pages(4 * PAGE)?;
+    let userptr = device.register(&memory, RegisterOptions::pinned())?;
+    job::add(&device, userptr.at(0), 4 * PAGE as u64, 1, userptr.handle())?;
+    check_eq!(memory.read_u32(PAGE), 1, "a job's result");
+    Ok(())
+}
+
+fn unplug(env: &Env) -> TestResult {
+    host("device_del")?;
+    check!(wait_for_no_node(env), "the render node goes away");
+    Ok(())
+}
+
+fn plug(env: &Env) -> TestResult {
+    host("device_add")?;
+    works(env)
+}
+
+fn unplugged_idle(env: &Env) -> TestResult {
+    unplug(env)?;
+    plug(env)
+}
+
+fn unplugged_with_jobs(env: &Env) -> TestResult {
+    let mut victim = Victim::new(env)?;
+    unplug(env)?;
+    victim.released(LIMIT)?;
+    victim.gone()?;
+    victim.close(LIMIT)?;
+    plug(env)
+}
+
+/// Nobody answers any more: the device is given up, everyone who waits is released, and nothing
+/// stays pinned.
+fn device_process_dies(env: &Env) -> TestResult {
+    let mut victim = Victim::new(env)?;
+    host("kill")?;
+    given_up(&mut victim)?;
+    victim.close(LIMIT)?;
+    unplug(env)?;
+    plug(env)
+}
+
+/// The same, but the process may still write to the memory, so the reset comes first.
+fn device_process_stops(env: &Env) -> TestResult {
+    let mut victim = Victim::new(env)?;
+    host("stop")?;
+    let result = given_up(&mut victim);
+    // A reset of a stopped process waits in QEMU until it goes on.
+    host("cont")?;
+    result?;
+    victim.unpinned(LIMIT)?;
+    victim.close(LIMIT)?;
+    unplug(env)?;
+    plug(env)
+}
+
+fn given_up(victim: &mut Victim) -> TestResult {
+    // An ioctl that needs an answer is what notices.
+    victim.refused(&[Errno::NODEV, Errno::IO, Errno::BUSY])?;
+    victim.released(LIMIT)?;
+    victim.refused(&[Errno::NODEV, Errno::IO])
+}
