@@ -104,7 +104,6 @@ def families():
 
 def feed(reader, report, suite, command, log):
     """Runs a command, reports what its output says, returns its exit status."""
-    last = time.monotonic()
     with open(log, "w") as out:
         p = subprocess.Popen(command, cwd=PROJECT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                              stderr=subprocess.STDOUT, text=True, errors="replace")
@@ -112,9 +111,7 @@ def feed(reader, report, suite, command, log):
             out.write(line)
             out.flush()
             for r in reader.feed(line.rstrip("\n")):
-                now = time.monotonic()
-                report.add(f"{suite}/{r.name}", r.status, now - last, r.reason, r.notes)
-                last = now
+                report.add(f"{suite}/{r.name}", r.status, r.seconds, r.reason, r.notes)
         return p.wait()
 
 
@@ -140,7 +137,8 @@ def run_command(report, suite, run):
                    f"exit status {status}, log: {shown}" if status else "", tail(log))
         return
     reader = ktap.Cargo() if form == "cargo" else ktap.Ktap()
-    status = feed(reader, report, suite, ["sh", "-c", run["run"]], log)
+    prefix = suite if form == "cargo" else name
+    status = feed(reader, report, prefix, ["sh", "-c", run["run"]], log)
     for r in reader.finish():
         report.add(f"{name}/{r.name}", r.status, None, r.reason, r.notes)
     if status and report.failed == failed:

@@ -6,6 +6,7 @@ gives what is wrong at the end (a plan that was not fulfilled, for example).
 """
 
 import re
+import time
 from dataclasses import dataclass, field
 
 
@@ -15,6 +16,7 @@ class Result:
     status: str  # ok, not ok, skip
     reason: str = ""
     notes: list = field(default_factory=list)  # diagnostics that came before it
+    seconds: float = None  # since the result before it, as the lines arrived
 
 
 @dataclass
@@ -36,6 +38,7 @@ class Ktap:
         self.levels = [Level()]
         self.notes = []
         self.total = 0
+        self.last = time.monotonic()
 
     def feed(self, line):
         """Returns the results that this line completes."""
@@ -50,7 +53,7 @@ class Ktap:
             self.level(self.depth(m[1])).name = m[2].strip()
             return []
         if line.strip() and not line.strip().startswith("KTAP version") and not line.strip().startswith("TAP version"):
-            self.notes = (self.notes + [line.strip()])[-40:]
+            self.notes = (self.notes + [line.strip().removeprefix("# ")])[-40:]
         return []
 
     def depth(self, indent):
@@ -90,7 +93,9 @@ class Ktap:
                 done.append(Result(name, "not ok", reason or "the group failed, none of its tests did", self.notes))
             self.levels = self.levels[:depth + 1]
         else:
-            done.append(Result(name, status, reason, self.notes))
+            now = time.monotonic()
+            done.append(Result(name, status, reason, self.notes, now - self.last))
+            self.last = now
             self.levels = self.levels[:depth + 1]
         self.notes = []
         prefix = [l.name for l in self.levels[1:depth + 1]]
@@ -131,17 +136,19 @@ class Cargo:
     TEST = re.compile(r"^test (.+?)(?: - (?:should panic|compile|compile fail))? \.\.\. (ok|FAILED|ignored)(?:, (.*))?$")
 
     def __init__(self):
-        self.crate, self.notes, self.total = "", [], 0
+        self.crate, self.total, self.last = "", 0, time.monotonic()
 
     def feed(self, line):
         if m := self.CRATE.match(line):
             self.crate = m[1] or m[2] + "/doc"
         elif m := self.TEST.match(line.strip()):
             self.total += 1
+            now, last = time.monotonic(), self.last
+            self.last = now
             status = {"ok": "ok", "FAILED": "not ok", "ignored": "skip"}[m[2]]
             name = re.sub(r" - .*\(line (\d+)\)", r":\1", m[1]).replace(" ", "_")
             return [Result(f"{self.crate}/{name}", status,
-                           m[3] or ("ignored" if status == "skip" else ""))]
+                           m[3] or ("ignored" if status == "skip" else ""), [], now - last)]
         return []
 
     def finish(self):

@@ -191,7 +191,7 @@ class Device:
         if not self.process:
             return None
         try:
-            return self.process.wait(2)  # it ends by itself when QEMU goes
+            return self.process.wait(1)  # it ends by itself when QEMU goes
         except subprocess.TimeoutExpired:
             pass
         self.process.send_signal(signal.SIGCONT)
@@ -296,6 +296,18 @@ def serve(word, device, qmp_path):
     return "done"
 
 
+def check_events(run):
+    """Lets the device's own checker judge what the driver did."""
+    errors = []
+    for log in sorted(f for f in os.listdir(run) if f.startswith("events")):
+        p = subprocess.run([f"{TARGET}/virtgpu-device", "check-log", f"{run}/{log}"],
+                           stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        if p.returncode:
+            lines = p.stdout.splitlines() or [f"status {p.returncode}"]
+            errors += [f"check-log {log}: {line}" for line in lines[:20]]
+    return errors
+
+
 class Follower:
     """Reads a growing file line by line."""
 
@@ -383,6 +395,10 @@ def main():
     scan = subprocess.run([PROJECT + "/scripts/scan-log.sh", f"{run}/console.log"],
                           stdout=subprocess.PIPE, text=True)
     result["scan"] = scan.stdout.splitlines()
+    if device:
+        result["errors"] += check_events(run)
+    if device_status and device_status > 0:
+        result["errors"].append(f"the device ended with status {device_status}, see device.log")
     # Guest and unload problems, apart from what the job itself returned.
     if timed_out:
         result["errors"].append(f"killed after {timeout} s")
