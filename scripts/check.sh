@@ -36,8 +36,12 @@ building=programs
 run_logged "building the device and the guest programs" "$BUILD/logs/programs.log" \
 	"$TOP/scripts/in-root" cargo build --release --locked --workspace
 # Nobody but the C driver's suite can do without the module.
-# shellcheck disable=SC2086
-needs_module=$(grep -L '^driver *= *"c"' $(grep -l '^kernel' $files /dev/null) /dev/null | grep -v /dev/null || true)
+needs_module=
+for f in $files; do
+	if grep -q '^kernel' "$f" && ! grep -q '^driver *= *"c"' "$f"; then
+		needs_module=1
+	fi
+done
 for k in $(echo $kernels | tr ' ' '\n' | sort -u); do
 	building=kernel-$k
 	kernel=$("$TOP/scripts/kernel.sh" "$k")
