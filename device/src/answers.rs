@@ -4,7 +4,7 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use vhost_user_backend::{VringRwLock, VringT};
+use vhost_user_backend::VringT;
 use virtgpu_protocol::virtio_gpu::{response, Header, FLAG_FENCE, FLAG_INFO_RING_IDX};
 use vm_memory::{Bytes, GuestAddress, GuestAddressSpace, GuestMemoryAtomic};
 use zerocopy::little_endian::{U32, U64};
@@ -14,9 +14,7 @@ use crate::event_log::{Event, EventLog};
 use crate::names;
 use crate::ram::Memory;
 use crate::request::Ticket;
-
-/// The vring type of the device.
-pub type Vring = VringRwLock<GuestMemoryAtomic<Memory>>;
+use crate::vring::Vring;
 
 /// What to answer.
 #[derive(Clone, Debug, PartialEq, Eq)]

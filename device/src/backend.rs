@@ -24,12 +24,12 @@ use vmm_sys_util::epoll::EventSet;
 use zerocopy::little_endian::U32;
 use zerocopy::IntoBytes;
 
-use crate::answers::Vring;
 use crate::device::Device;
 use crate::event_log::Event;
 use crate::ram::Memory;
 use crate::request::Ticket;
 use crate::state::Window;
+use crate::vring::Vring;
 
 /// The queues: control, cursor, and two that an extension uses.
 pub const QUEUES: usize = 4;
@@ -84,7 +84,7 @@ impl GpuBackend {
         bits | VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits()
     }
 
-    /// Asks the frontend, once, to map the window. On a thread of its own, because the answer may
+    /// Asks the frontend to map the window, which it forgets at a reset. On a thread of its own, because the answer may
     /// come only after the frontend has had an answer from us.
     fn show_window(&self) {
         let mut state = self.device.lock();
@@ -108,14 +108,19 @@ impl GpuBackend {
                 flags: VhostUserMMapFlags::WRITABLE.bits(),
                 ..Default::default()
             };
-            let window = match frontend.shmem_map(&request, &*device.memfd) {
-                Ok(_) => Window::There,
-                Err(error) => {
-                    log::error!("the frontend does not map the window: {error}");
-                    Window::Missing
+            let mut there = false;
+            loop {
+                let resets = device.lock().resets;
+                match frontend.shmem_map(&request, &*device.memfd) {
+                    Ok(_) => there = true,
+                    // After a reset that came in between it may be there still.
+                    Err(error) if !there => log::error!("window: the frontend refuses: {error}"),
+                    Err(_) => {}
                 }
-            };
-            device.window_changed(window);
+                if device.window_changed(there, resets) {
+                    break;
+                }
+            }
         });
     }
 
@@ -202,8 +207,9 @@ impl VhostUserBackend for GpuBackend {
             | VhostUserProtocolFeatures::REPLY_ACK
             | VhostUserProtocolFeatures::BACKEND_REQ
             | VhostUserProtocolFeatures::BACKEND_SEND_FD
-            | VhostUserProtocolFeatures::CONFIG
-            | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS;
+            | VhostUserProtocolFeatures::CONFIG;
+        // Not CONFIGURE_MEM_SLOTS: QEMU 11.1 drops the window at a reset and crashes at the next
+        // start, when it wants to send REM_MEM_REG for memory that it does not have any more.
         if self.device.options.hostmem != 0 {
             features |= VhostUserProtocolFeatures::SHMEM;
         }

@@ -300,7 +300,9 @@ impl Device {
             | blob_flag::USE_CROSS_DEVICE
             | blob_flag::USE_USERPTR;
         let alignment = u64::from(self.options.blob_alignment.max(1));
-        if size == 0 || size % alignment != 0 || flags & !known != 0 || request.blob_id.get() != 0 {
+        // Contexts have no objects that a blob could be; an id is ignored where it may be given.
+        let wrong_id = memory == blob_mem::GUEST && request.blob_id.get() != 0;
+        if size == 0 || size % alignment != 0 || flags & !known != 0 || wrong_id {
             return Err(response::ERR_INVALID_PARAMETER);
         }
         let ctx = request.hdr.ctx_id.get();
@@ -326,7 +328,6 @@ impl Device {
         }
         let host = match memory {
             blob_mem::GUEST | blob_mem::HOST3D_GUEST if count > 0 => false,
-            // Storage comes with a context's objects; blob 0 is plain memory.
             blob_mem::HOST3D if count == 0 && capset.is_some() && size % PAGE == 0 => true,
             _ => return Err(response::ERR_INVALID_PARAMETER),
         };

@@ -109,11 +109,19 @@ impl Device {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes note of whether the guest can see the window.
-    pub(crate) fn window_changed(&self, window: Window) {
+    /// Takes note of whether the guest can see the window, unless a reset came since there had been
+    /// `resets` of them; returns whether it did.
+    pub(crate) fn window_changed(&self, there: bool, resets: u64) -> bool {
         let mut state = self.lock();
-        state.window = window;
+        if there && state.resets != resets {
+            return false;
+        }
+        state.window = match there {
+            true => Window::There,
+            false => Window::Missing,
+        };
         self.run_deferred(&mut state);
+        true
     }
 
     /// The device's counts.
@@ -172,6 +180,10 @@ impl Device {
         state.contexts.clear();
         for (_, resource) in std::mem::take(&mut state.resources) {
             release(&mut state, &resource.storage);
+        }
+        state.resets += 1;
+        if state.window == Window::There {
+            state.window = Window::Unknown;
         }
         self.log.write(|| Event::Reset {
             resources,

@@ -26,3 +26,4 @@ pub mod request;
 pub mod segments;
 pub mod serve;
 mod state;
+pub mod vring;

@@ -177,6 +177,8 @@ pub(crate) struct State {
     pub(crate) lanes: HashMap<Timeline, Lane>,
     pub(crate) live: HashMap<u64, Live>,
     pub(crate) deferred: VecDeque<(Ticket, Action)>,
+    /// Resets so far.
+    pub(crate) resets: u64,
     /// Jobs ever queued.
     pub(crate) jobs: u64,
     /// UUIDs ever given.
@@ -207,6 +209,7 @@ impl State {
             lanes: HashMap::new(),
             live: HashMap::new(),
             deferred: VecDeque::new(),
+            resets: 0,
             jobs: 0,
             uuids: 0,
             ready: VecDeque::new(),
