@@ -53,7 +53,8 @@ pub(crate) fn remember(env: &Env) -> TestResult {
     // What the case before used may still be on its way back.
     let mut state = now(env)?;
     eventually(Duration::from_secs(5), || {
-        let last = std::mem::replace(&mut state, now(env).unwrap_or(state));
+        let last = state;
+        state = now(env).unwrap_or(last);
         last == state
     });
     *BEFORE.lock().expect("one thread") = Some(state);
