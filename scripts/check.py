@@ -21,8 +21,8 @@ A suite is a file tests/suites/NAME.toml:
                           # kernel and driver, want a well-behaved device and are
                           # not named by another run of the suite
   except = ["slow"]       # families that "*" leaves out
-  each_device = true      # instead: a guest for each family that wants a device
-                          # with arguments of its own
+  each_device = "REGEX"   # instead: a guest for each family that wants a device
+                          # with arguments of its own, if they match
   job = "…"               # instead: a shell command that prints KTAP
   kernel, driver, mem, cpus, timeout, device_args, module_args, append
                           # as the options of vm.sh
@@ -33,6 +33,7 @@ A suite is a file tests/suites/NAME.toml:
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -204,7 +205,7 @@ def guests(spec):
             continue
         kernel, driver = run.get("kernel", spec["kernel"]), run.get("driver", spec.get("driver", "ours"))
         for f in families().values():
-            if f.device and f.applies(kernel, driver):
+            if f.device and re.search(run["each_device"], f.device) and f.applies(kernel, driver):
                 yield dict(run, name=f.name, families=[f.name], device_args=f.device)
 
 
