@@ -2,11 +2,15 @@
 
 //! Answers on the control queue.
 
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use vhost_user_backend::VringT;
 use virtgpu_protocol::virtio_gpu::{response, Header, FLAG_FENCE, FLAG_INFO_RING_IDX};
-use vm_memory::{Bytes, GuestAddress, GuestAddressSpace, GuestMemoryAtomic};
+use virtio_queue::{Queue, QueueT};
+use vm_memory::{
+    Address, Bytes, GuestAddress, GuestAddressSpace, GuestMemoryAtomic, GuestMemoryError,
+};
 use zerocopy::little_endian::{U32, U64};
 use zerocopy::IntoBytes;
 
@@ -104,14 +108,23 @@ impl Answers {
         self.lock().vring = None;
     }
 
-    /// Answers a request.
-    pub fn send(&self, ticket: &Ticket, answer: &Response) {
+    /// Answers a request, unless something else is to happen to it.
+    pub fn send(self: &Arc<Self>, ticket: &Ticket, answer: &Response) {
+        let mut ticket = ticket.clone();
+        let Some(delay) = ticket.attack.take_delay() else {
+            return self.send_now(&ticket, answer);
+        };
+        let (answers, answer) = (self.clone(), answer.clone());
+        std::thread::spawn(move || {
+            std::thread::sleep(delay);
+            answers.send_now(&ticket, &answer);
+        });
+    }
+
+    fn send_now(&self, ticket: &Ticket, answer: &Response) {
         let inner = self.lock();
-        let Some(vring) = inner
-            .vring
-            .as_ref()
-            .filter(|_| inner.generation == ticket.generation)
-        else {
+        let current = |_: &&Vring| inner.generation == ticket.generation;
+        let Some(vring) = inner.vring.as_ref().filter(current) else {
             self.log.write(|| Event::Dropped { req: ticket.req });
             return;
         };
@@ -121,16 +134,22 @@ impl Answers {
             bytes = Response::plain(response::ERR_INVALID_PARAMETER).encode(&ticket.header);
         }
         bytes.truncate(capacity.try_into().unwrap_or(usize::MAX));
-        let used = self.write(ticket, &bytes);
+        let mut twisted = ticket.attack.twist(bytes, capacity, ticket.head);
+        if ticket.attack.is_silent() {
+            twisted.bytes.clear();
+            twisted.heads.clear();
+        }
+        let written = self.write(ticket, &twisted.bytes);
+        let used = twisted.used.unwrap_or(written);
         self.log.write(|| Event::Response {
             req: ticket.req,
             cmd: names::command(ticket.command()).into(),
             kind: names::response(answer.kind).into(),
             fence: fence(&ticket.header),
             used,
-            adversary: None,
+            adversary: ticket.attack.name().map(Into::into),
         });
-        give_back(vring, ticket.head, used);
+        give_back(vring, &self.memory.memory(), &twisted.heads, used);
     }
 
     /// Writes to the device-writable buffers; returns how much could be.
@@ -155,16 +174,45 @@ pub fn fence(header: &Header) -> Option<u64> {
     (header.flags.get() & FLAG_FENCE != 0).then_some(header.fence_id.get())
 }
 
-/// Puts a chain into the used ring, and interrupts the guest if it wants that.
-fn give_back(vring: &Vring, head: u16, used: u32) {
+/// Puts chains into the used ring, and interrupts the guest if it wants that.
+fn give_back(vring: &Vring, memory: &Memory, heads: &[u32], used: u32) {
     let mut state = vring.get_mut();
-    if let Err(error) = state.add_used(head, used) {
-        log::warn!("used ring: {error}");
-        return;
+    let mut interrupt = false;
+    for head in heads {
+        let result = match u16::try_from(*head) {
+            Ok(head) if head < state.get_queue().size() => state
+                .add_used(head, used)
+                .map_err(|error| error.to_string()),
+            _ => {
+                interrupt = true;
+                add_impossible(state.get_queue_mut(), memory, *head, used)
+                    .map_err(|error| error.to_string())
+            }
+        };
+        if let Err(error) = result {
+            log::warn!("used ring: {error}");
+        }
     }
-    if state.needs_notification().unwrap_or(true) {
+    if interrupt || !heads.is_empty() && state.needs_notification().unwrap_or(true) {
         if let Err(error) = state.signal_used_queue() {
             log::warn!("interrupt: {error}");
         }
     }
+}
+
+/// Puts a descriptor that does not exist into the used ring.
+fn add_impossible(
+    queue: &mut Queue,
+    memory: &Memory,
+    head: u32,
+    used: u32,
+) -> Result<(), GuestMemoryError> {
+    let next = queue.next_used();
+    let ring = GuestAddress(queue.used_ring());
+    let slot = 4 + 8 * u64::from(next % queue.size());
+    let element = [U32::new(head), U32::new(used)];
+    memory.write_slice(element.as_bytes(), ring.unchecked_add(slot))?;
+    queue.set_next_used(next.wrapping_add(1));
+    let index = u16::to_le(queue.next_used());
+    memory.store(index, ring.unchecked_add(2), Ordering::Release)
 }

@@ -153,6 +153,11 @@ impl GpuBackend {
                     head,
                     writable,
                     header: buffer.header(),
+                    attack: self
+                        .device
+                        .options
+                        .adversary
+                        .attack(buffer.header().kind.get()),
                 };
                 self.device.handle(ticket, buffer.bytes(), start);
             }
@@ -224,11 +229,12 @@ impl VhostUserBackend for GpuBackend {
     fn set_event_idx(&self, _enabled: bool) {}
 
     fn get_config(&self, offset: u32, size: u32) -> Vec<u8> {
+        let options = &self.device.options;
         let config = Config {
             events_read: U32::new(self.events.load(Ordering::Relaxed)),
             events_clear: U32::ZERO,
             num_scanouts: U32::ZERO,
-            num_capsets: U32::new(self.device.options.capsets.len() as u32),
+            num_capsets: U32::new(options.adversary.capsets(options.capsets.len() as u32)),
             blob_alignment: U32::new(self.device.options.blob_alignment),
         };
         let mut bytes = config.as_bytes().to_vec();

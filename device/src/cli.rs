@@ -6,8 +6,10 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::adversary::{Adversary, Mode};
 use crate::capsets::Capset;
 use crate::device::Options;
+use crate::names;
 
 /// A reference virtio-gpu device with a compute context, as a vhost-user process.
 ///
@@ -44,7 +46,7 @@ pub enum Command {
 pub struct RunArgs {
     /// The Unix socket to listen on. An old one there is replaced. "ready" is printed once it
     /// accepts connections.
-    #[arg(long, value_name = "PATH", required = true)]
+    #[arg(long, value_name = "PATH", required_unless_present = "list_adversary")]
     pub socket: Option<PathBuf>,
 
     /// Size of the host-visible memory region through which the guest maps host blobs: bytes, or
@@ -64,6 +66,59 @@ pub struct RunArgs {
     /// it execute the compute operations too. 8 looks like AMD's ROCm. May be repeated.
     #[arg(long = "capset", value_name = "ID:SIZE")]
     pub capsets: Vec<Capset>,
+
+    /// Misbehave like this on the control queue; N means something else for each MODE. May be
+    /// repeated: then everything at once. `--list-adversary` explains each.
+    #[arg(
+        long = "adversary",
+        value_name = "MODE[:N]",
+        help_heading = "Misbehaviour"
+    )]
+    pub adversary: Vec<Mode>,
+
+    /// Mistreat only commands of this type, for example SUBMIT_3D. May be repeated.
+    #[arg(long, value_name = "COMMAND", value_parser = parse_command, help_heading = "Misbehaviour")]
+    pub adversary_on: Vec<u32>,
+
+    /// Treat the first N of these commands well.
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 0,
+        help_heading = "Misbehaviour"
+    )]
+    pub adversary_from: u64,
+
+    /// Mistreat only every Nth of these commands.
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 1,
+        help_heading = "Misbehaviour"
+    )]
+    pub adversary_every: u64,
+
+    /// Mistreat N of these commands, then behave; 0 for no end.
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 0,
+        help_heading = "Misbehaviour"
+    )]
+    pub adversary_count: u64,
+
+    /// The seed of all random numbers.
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 1,
+        help_heading = "Misbehaviour"
+    )]
+    pub seed: u64,
+
+    /// Print the names of all ways to misbehave, with explanations, and exit.
+    #[arg(long, help_heading = "Misbehaviour")]
+    pub list_adversary: bool,
 
     /// Write what happens to this file, one JSON object a line, for `check-log` and for people.
     #[arg(long, value_name = "FILE")]
@@ -89,6 +144,15 @@ impl RunArgs {
             capsets,
             blob_alignment: self.blob_alignment.unwrap_or(0),
             access_platform: self.access_platform,
+            adversary: Adversary {
+                modes: self.adversary.clone(),
+                on: self.adversary_on.clone(),
+                from: self.adversary_from,
+                every: self.adversary_every,
+                count: self.adversary_count,
+                seed: self.seed,
+                ..Default::default()
+            },
         })
     }
 }
@@ -114,6 +178,10 @@ fn parse_alignment(text: &str) -> Result<u32, String> {
         Ok(_) => Err("not a power of two, or less than 4096".into()),
         Err(error) => Err(error.to_string()),
     }
+}
+
+fn parse_command(text: &str) -> Result<u32, String> {
+    names::command_number(text).ok_or_else(|| "no command of the control queue".into())
 }
 
 #[cfg(test)]

@@ -108,7 +108,14 @@ impl Device {
             resource: resource_of(&ticket, bytes),
             bytes: bytes.len() as u64,
         });
-        let outcome = check_ring(&header).and_then(|()| self.command(&ticket, bytes));
+        if let Some(status) = ticket.attack.exit() {
+            self.end();
+            std::process::exit(status);
+        }
+        let outcome = match ticket.attack.refusal() {
+            Some(code) => Err(code),
+            None => check_ring(&header).and_then(|()| self.command(&ticket, bytes)),
+        };
         let mut state = self.lock();
         match outcome {
             Ok(Outcome::Done(answer)) => self.respond(&mut state, ticket, answer),

@@ -13,6 +13,7 @@ use virtgpu_protocol::compute::Stat;
 use vm_memory::{GuestAddressSpace, GuestMemoryAtomic};
 use zerocopy::little_endian::U64;
 
+use crate::adversary::Adversary;
 use crate::answers::Answers;
 use crate::capsets::Capset;
 use crate::event_log::{Event, EventLog};
@@ -22,7 +23,7 @@ use crate::request::RequestBuffer;
 use crate::state::{State, Storage, Window};
 
 /// What the device offers.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Options {
     /// Bytes of the host-visible window, 0 for none.
     pub hostmem: u64,
@@ -32,6 +33,8 @@ pub struct Options {
     pub blob_alignment: u32,
     /// Offer `ACCESS_PLATFORM`.
     pub access_platform: bool,
+    /// How to misbehave.
+    pub adversary: Adversary,
 }
 
 /// Counts since the process was started.
@@ -58,7 +61,7 @@ pub struct Device {
     pub(crate) work: Condvar,
     /// A job is over.
     pub(crate) over: Condvar,
-    pub(crate) answers: Answers,
+    pub(crate) answers: Arc<Answers>,
     pub(crate) counters: Counters,
 }
 
@@ -79,7 +82,7 @@ impl Device {
             state: Mutex::new(State::new(host)),
             work: Condvar::new(),
             over: Condvar::new(),
-            answers: Answers::new(memory.clone(), log.clone()),
+            answers: Arc::new(Answers::new(memory.clone(), log.clone())),
             counters: Counters::default(),
             memory,
             log,

@@ -9,6 +9,7 @@
 //! - [`event_log`]: what happened.
 
 mod access;
+pub mod adversary;
 pub mod answers;
 pub mod backend;
 pub mod cancel;

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use clap::Parser;
+use virtgpu_device::adversary;
 use virtgpu_device::cli::{Cli, Command, RunArgs};
 use virtgpu_device::device::Device;
 use virtgpu_device::event_log::{Event, EventLog};
@@ -16,6 +17,10 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let result = match &cli.command {
         Some(Command::CheckLog { .. }) => Ok(ExitCode::SUCCESS),
+        None if cli.run.list_adversary => {
+            print!("{}", adversary::list());
+            Ok(ExitCode::SUCCESS)
+        }
         None => run(&cli.run),
     };
     result.unwrap_or_else(|error| {

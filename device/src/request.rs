@@ -9,6 +9,7 @@ use virtio_queue::DescriptorChain;
 use vm_memory::{Bytes, GuestAddress, GuestMemory};
 use zerocopy::FromBytes;
 
+use crate::adversary::Attack;
 use crate::ram::Memory;
 
 /// The longest request: 16 million memory entries.
@@ -27,6 +28,8 @@ pub struct Ticket {
     pub writable: Vec<(u64, u32)>,
     /// The request's header.
     pub header: Header,
+    /// How it is mistreated.
+    pub attack: Attack,
 }
 
 impl Ticket {

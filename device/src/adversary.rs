@@ -1,0 +1,409 @@
+// SPDX-License-Identifier: MIT OR GPL-2.0-only
+
+//! A device that misbehaves on purpose, on the control queue.
+//!
+//! Whether and how a request is mistreated depends on the seed, the requests before it and nothing
+//! else, so that a run can be repeated.
+
+use std::str::FromStr;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use virtgpu_protocol::virtio_gpu::{command, response, Header, FLAG_FENCE};
+use zerocopy::little_endian::{U32, U64};
+use zerocopy::IntoBytes;
+
+/// A way to misbehave.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// The answer is cut off.
+    Short,
+    /// The used length is more than the buffer.
+    Oversized,
+    /// The answer's type is none.
+    GarbageType,
+    /// All of the answer is random.
+    Garbage,
+    /// The buffer comes back twice.
+    Duplicate,
+    /// Another buffer comes back.
+    UnknownHead,
+    /// The answer names another fence.
+    WrongFence,
+    /// The answer names no fence.
+    NoFence,
+    /// There is no answer.
+    Silence,
+    /// The answer comes late.
+    Delay,
+    /// The process ends.
+    Exit,
+    /// The command is refused.
+    Refuse,
+    /// GET_CAPSET_INFO lies about the size.
+    CapsetSize,
+    /// GET_CAPSET_INFO names the same set again and again.
+    CapsetDuplicate,
+    /// The configuration space has too many sets.
+    CapsetCount,
+    /// RESOURCE_MAP_BLOB asks for a kind of mapping that does not exist.
+    MapInfo,
+}
+
+/// A kind's name, what its number means, the number's default, and what it does.
+struct Description {
+    kind: Kind,
+    name: &'static str,
+    number: u64,
+    help: &'static str,
+}
+
+const fn describe(kind: Kind, name: &'static str, number: u64, help: &'static str) -> Description {
+    Description {
+        kind,
+        name,
+        number,
+        help,
+    }
+}
+
+const KINDS: &[Description] = &[
+    describe(Kind::Short, "short", 24, "only N bytes of the answer are written; 24 and more: a random number below 24"),
+    describe(Kind::Oversized, "oversized", 4096, "the used length is N more than the buffer"),
+    describe(Kind::GarbageType, "garbage-type", 0, "the answer's type is N; 0: a random number"),
+    describe(Kind::Garbage, "garbage", 0, "all bytes of the answer are random"),
+    describe(Kind::Duplicate, "duplicate", 1, "the buffer comes back N more times"),
+    describe(Kind::UnknownHead, "unknown-head", 0xffff, "descriptor N comes back instead"),
+    describe(Kind::WrongFence, "wrong-fence", 1 << 40, "N is added to the answer's fence id"),
+    describe(Kind::NoFence, "no-fence", 0, "the answer to a fenced request has no fence"),
+    describe(Kind::Silence, "silence", 0, "the command is executed, but never answered"),
+    describe(Kind::Delay, "delay", 100, "the answer comes N milliseconds late"),
+    describe(Kind::Exit, "exit", 1, "the process ends with exit status N instead of executing the command"),
+    describe(Kind::Refuse, "refuse", response::ERR_OUT_OF_MEMORY as u64, "the command is not executed and the answer is error N; RESOURCE_CREATE_BLOB unless --adversary-on says otherwise"),
+    describe(Kind::CapsetSize, "capset-size", 0xffff_fff0, "GET_CAPSET_INFO says that a capability set has N bytes"),
+    describe(Kind::CapsetDuplicate, "capset-duplicate", 29, "GET_CAPSET_INFO says that every capability set has id N"),
+    describe(Kind::CapsetCount, "capset-count", 0xffff_ffff, "the configuration space says that there are N capability sets"),
+    describe(Kind::MapInfo, "map-info", 0xffff_fff7, "RESOURCE_MAP_BLOB's answer has map_info N"),
+];
+
+/// Names and explanations of all kinds, one a line.
+#[must_use]
+pub fn list() -> String {
+    let line = |d: &Description| format!("{:<18}{} [N: {}]\n", d.name, d.help, d.number);
+    KINDS.iter().map(line).collect()
+}
+
+/// A kind and its number: `MODE[:N]`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mode {
+    kind: Kind,
+    number: u64,
+}
+
+impl FromStr for Mode {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (name, number) = match text.split_once(':') {
+            Some((name, number)) => (name, Some(number)),
+            None => (text, None),
+        };
+        let known = KINDS.iter().find(|d| d.name == name);
+        let known = known.ok_or("unknown; --list-adversary prints the names")?;
+        let number = match number.map(|n| (n, n.strip_prefix("0x"))) {
+            None => Ok(known.number),
+            Some((_, Some(digits))) => u64::from_str_radix(digits, 16),
+            Some((digits, None)) => digits.parse(),
+        };
+        Ok(Self {
+            kind: known.kind,
+            number: number.map_err(|e| e.to_string())?,
+        })
+    }
+}
+
+impl Mode {
+    fn name(self) -> &'static str {
+        let known = KINDS.iter().find(|d| d.kind == self.kind);
+        known.map_or("unknown", |d| d.name)
+    }
+
+    /// The commands that it is about, if not about all.
+    fn scope(self) -> Option<u32> {
+        match self.kind {
+            Kind::Refuse => Some(command::RESOURCE_CREATE_BLOB),
+            Kind::CapsetSize | Kind::CapsetDuplicate => Some(command::GET_CAPSET_INFO),
+            Kind::MapInfo => Some(command::RESOURCE_MAP_BLOB),
+            _ => None,
+        }
+    }
+}
+
+/// When and how to misbehave.
+#[derive(Debug, Default)]
+pub struct Adversary {
+    /// All at once.
+    pub modes: Vec<Mode>,
+    /// The commands to mistreat; empty for all.
+    pub on: Vec<u32>,
+    /// How many requests that could be mistreated are not.
+    pub from: u64,
+    /// Every so many of the others.
+    pub every: u64,
+    /// How many are mistreated at most; 0 for no limit.
+    pub count: u64,
+    /// For the random numbers.
+    pub seed: u64,
+    /// Requests that could be mistreated so far.
+    pub seen: AtomicU64,
+}
+
+/// How a request is mistreated.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Attack {
+    modes: Vec<Mode>,
+    random: u64,
+}
+
+/// What to do instead of answering properly.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Answer {
+    /// What is written.
+    pub(crate) bytes: Vec<u8>,
+    /// The used length, if it is not what was written.
+    pub(crate) used: Option<u32>,
+    /// The descriptors that come back.
+    pub(crate) heads: Vec<u32>,
+}
+
+impl Adversary {
+    /// What happens to the next request, which is `command`.
+    pub(crate) fn attack(&self, command: u32) -> Attack {
+        let applies = |mode: &&Mode| match mode.scope() {
+            Some(scope) if self.on.is_empty() || mode.kind != Kind::Refuse => scope == command,
+            _ => self.on.is_empty() || self.on.contains(&command),
+        };
+        let modes: Vec<Mode> = self.modes.iter().filter(applies).copied().collect();
+        if modes.is_empty() {
+            return Attack::default();
+        }
+        let step = self.seen.fetch_add(1, Ordering::Relaxed);
+        let Some(late) = step.checked_sub(self.from) else {
+            return Attack::default();
+        };
+        let every = self.every.max(1);
+        if late % every != 0 || (self.count != 0 && late / every >= self.count) {
+            return Attack::default();
+        }
+        Attack {
+            modes,
+            random: mix(self.seed ^ mix(step)),
+        }
+    }
+
+    /// The number of capability sets to put into the configuration space.
+    pub(crate) fn capsets(&self, real: u32) -> u32 {
+        let mode = self.modes.iter().find(|m| m.kind == Kind::CapsetCount);
+        mode.map_or(real, |m| m.number as u32)
+    }
+}
+
+impl Attack {
+    fn number(&self, kind: Kind) -> Option<u64> {
+        let mode = self.modes.iter().find(|m| m.kind == kind);
+        mode.map(|m| m.number)
+    }
+
+    /// The names of what is done, for the log.
+    pub(crate) fn name(&self) -> Option<String> {
+        let names: Vec<_> = self.modes.iter().map(|m| m.name()).collect();
+        (!names.is_empty()).then(|| names.join("+"))
+    }
+
+    /// The exit status to end with.
+    pub(crate) fn exit(&self) -> Option<i32> {
+        self.number(Kind::Exit).map(|n| n as i32)
+    }
+
+    /// The error to answer without doing anything.
+    pub(crate) fn refusal(&self) -> Option<u32> {
+        self.number(Kind::Refuse).map(|n| n as u32)
+    }
+
+    /// Whether there is no answer.
+    pub(crate) fn is_silent(&self) -> bool {
+        self.number(Kind::Silence).is_some()
+    }
+
+    /// How late the answer is; only the first call knows.
+    pub(crate) fn take_delay(&mut self) -> Option<Duration> {
+        let delay = self.number(Kind::Delay).map(Duration::from_millis);
+        self.modes.retain(|m| m.kind != Kind::Delay);
+        delay
+    }
+
+    /// The answer `bytes` to a buffer of `capacity` bytes at `head`, mistreated.
+    pub(crate) fn twist(&self, mut bytes: Vec<u8>, capacity: u64, head: u16) -> Answer {
+        let mut random = self.random;
+        let mut next = || {
+            random = mix(random);
+            random
+        };
+        let mut used = None;
+        let mut heads = vec![u32::from(head)];
+        for mode in &self.modes {
+            let number = mode.number;
+            match mode.kind {
+                Kind::Short => {
+                    let length = if number < 24 { number } else { next() % 24 };
+                    bytes.truncate(length as usize);
+                }
+                Kind::Oversized => used = Some(capacity.saturating_add(number) as u32),
+                Kind::GarbageType => {
+                    let kind = if number == 0 { next() } else { number };
+                    put(&mut bytes, 0, U32::new(kind as u32).as_bytes());
+                }
+                Kind::Garbage => bytes.fill_with(|| next() as u8),
+                Kind::Duplicate => heads.extend((0..number.min(1024)).map(|_| u32::from(head))),
+                Kind::UnknownHead => heads = vec![number as u32],
+                Kind::WrongFence => {
+                    let old = read_u64(&bytes, FENCE_ID);
+                    put(
+                        &mut bytes,
+                        FENCE_ID,
+                        U64::new(old.wrapping_add(number)).as_bytes(),
+                    );
+                }
+                Kind::NoFence => {
+                    let flags = read_u64(&bytes, 0) >> 32;
+                    let flags = U32::new(flags as u32 & !FLAG_FENCE);
+                    put(&mut bytes, FLAGS, flags.as_bytes());
+                    put(&mut bytes, FENCE_ID, &[0; 8]);
+                }
+                Kind::CapsetSize => put(&mut bytes, BODY + 8, U32::new(number as u32).as_bytes()),
+                Kind::CapsetDuplicate => put(&mut bytes, BODY, U32::new(number as u32).as_bytes()),
+                Kind::MapInfo => put(&mut bytes, BODY, U32::new(number as u32).as_bytes()),
+                Kind::Silence | Kind::Delay | Kind::Exit | Kind::Refuse | Kind::CapsetCount => {}
+            }
+        }
+        Answer { bytes, used, heads }
+    }
+}
+
+/// Offset of `Header::flags`.
+const FLAGS: usize = 4;
+/// Offset of `Header::fence_id`.
+const FENCE_ID: usize = 8;
+/// Offset of what follows the header.
+const BODY: usize = size_of::<Header>();
+
+/// Overwrites a part of an answer, if it is long enough.
+fn put(bytes: &mut [u8], offset: usize, value: &[u8]) {
+    if let Some(part) = bytes.get_mut(offset..offset + value.len()) {
+        part.copy_from_slice(value);
+    }
+}
+
+fn read_u64(bytes: &[u8], offset: usize) -> u64 {
+    let part = bytes.get(offset..offset + 8);
+    part.and_then(|p| p.try_into().ok())
+        .map_or(0, u64::from_le_bytes)
+}
+
+/// A step of the SplitMix64 generator.
+pub(crate) fn mix(value: u64) -> u64 {
+    let mut value = value.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    value = (value ^ (value >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    value = (value ^ (value >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    value ^ (value >> 31)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn attack(modes: &[&str]) -> Attack {
+        Attack {
+            modes: modes.iter().map(|m| m.parse().unwrap()).collect(),
+            random: 7,
+        }
+    }
+
+    #[test]
+    fn names_are_unique_and_parse() {
+        for (index, known) in KINDS.iter().enumerate() {
+            let mode: Mode = known.name.parse().unwrap();
+            assert_eq!((mode.kind, mode.number), (known.kind, known.number));
+            assert_eq!(mode.name(), known.name);
+            assert!(KINDS[..index]
+                .iter()
+                .all(|k| k.name != known.name && k.kind != known.kind));
+            assert!(list().contains(known.name));
+        }
+        assert_eq!("short:0x10".parse::<Mode>().unwrap().number, 16);
+        for bad in ["", "nothing", "short:", "short:x", "short:-1"] {
+            assert!(bad.parse::<Mode>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn steps() {
+        let adversary = Adversary {
+            modes: vec!["silence".parse().unwrap()],
+            on: vec![command::SUBMIT_3D],
+            from: 2,
+            every: 3,
+            count: 2,
+            ..Default::default()
+        };
+        assert!(!adversary.attack(command::CTX_CREATE).is_silent());
+        let hits: Vec<_> = (0..12)
+            .filter(|_| adversary.attack(command::SUBMIT_3D).is_silent())
+            .collect();
+        assert_eq!(hits.len(), 2);
+        assert_eq!(adversary.seen.load(Ordering::Relaxed), 12);
+    }
+
+    #[test]
+    fn refusal_has_a_scope() {
+        let mut adversary = Adversary {
+            modes: vec!["refuse".parse().unwrap()],
+            ..Default::default()
+        };
+        let refused = |a: &Adversary, c| a.attack(c).refusal().is_some();
+        assert!(refused(&adversary, command::RESOURCE_CREATE_BLOB));
+        assert!(!refused(&adversary, command::CTX_CREATE));
+        adversary.on = vec![command::CTX_CREATE];
+        assert!(!refused(&adversary, command::RESOURCE_CREATE_BLOB));
+        assert!(refused(&adversary, command::CTX_CREATE));
+    }
+
+    #[test]
+    fn twists() {
+        let mut header = Header::new(response::OK_NODATA, 1);
+        header.flags = U32::new(FLAG_FENCE);
+        header.fence_id = U64::new(5);
+        let bytes = header.as_bytes().to_vec();
+        let twist = |modes: &[&str]| attack(modes).twist(bytes.clone(), 24, 3);
+        assert_eq!(twist(&["short:4"]).bytes.len(), 4);
+        assert!(twist(&["short"]).bytes.len() < 24);
+        assert_eq!(twist(&["oversized:8"]).used, Some(32));
+        assert_eq!(twist(&["duplicate:2"]).heads, [3, 3, 3]);
+        assert_eq!(twist(&["unknown-head:9"]).heads, [9]);
+        assert_eq!(read_u64(&twist(&["wrong-fence:2"]).bytes, FENCE_ID), 7);
+        assert_eq!(read_u64(&twist(&["no-fence"]).bytes, 0) >> 32, 0);
+        assert_ne!(twist(&["garbage"]).bytes, bytes);
+        assert_eq!(twist(&["garbage"]), twist(&["garbage"]));
+        assert_eq!(twist(&["garbage-type:7"]).bytes[0], 7);
+        // Too short for what is to be changed.
+        assert_eq!(twist(&["map-info"]).bytes, bytes);
+    }
+
+    #[test]
+    fn delay_is_taken_once() {
+        let mut attack = attack(&["delay:3", "short:1"]);
+        assert_eq!(attack.take_delay(), Some(Duration::from_millis(3)));
+        assert_eq!(attack.take_delay(), None);
+        assert_eq!(attack.name().as_deref(), Some("short"));
+    }
+}
