@@ -6,7 +6,8 @@
 //! - [`backend`]: the vhost-user side; [`request`], [`answers`]: the control queue;
 //! - [`device`] and its parts: what exists, the commands, the jobs;
 //! - [`segments`], [`ram`], [`hostmem`]: memory; [`compute`]: the operations on it;
-//! - [`event_log`]: what happened.
+//! - [`event_log`]: what happened; [`check_log`]: whether it should have;
+//! - [`adversary`] is misbehaviour.
 
 mod access;
 pub mod adversary;
@@ -14,6 +15,7 @@ pub mod answers;
 pub mod backend;
 pub mod cancel;
 pub mod capsets;
+pub mod check_log;
 pub mod cli;
 pub mod compute;
 mod control;

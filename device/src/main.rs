@@ -2,21 +2,24 @@
 
 //! The program `virtgpu-device`.
 
+use std::fs::File;
+use std::io::BufReader;
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 
 use clap::Parser;
-use virtgpu_device::adversary;
 use virtgpu_device::cli::{Cli, Command, RunArgs};
 use virtgpu_device::device::Device;
 use virtgpu_device::event_log::{Event, EventLog};
 use virtgpu_device::serve::serve;
+use virtgpu_device::{adversary, check_log};
 
 fn main() -> ExitCode {
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("warn")).init();
     let cli = Cli::parse();
     let result = match &cli.command {
-        Some(Command::CheckLog { .. }) => Ok(ExitCode::SUCCESS),
+        Some(Command::CheckLog { file }) => check(file),
         None if cli.run.list_adversary => {
             print!("{}", adversary::list());
             Ok(ExitCode::SUCCESS)
@@ -26,6 +29,30 @@ fn main() -> ExitCode {
     result.unwrap_or_else(|error| {
         eprintln!("virtgpu-device: {error}");
         ExitCode::FAILURE
+    })
+}
+
+fn check(file: &Path) -> Result<ExitCode, Box<dyn std::error::Error>> {
+    let input = File::open(file).map_err(|error| format!("{}: {error}", file.display()))?;
+    let report = check_log::check(BufReader::new(input))?;
+    for (line, what) in &report.violations {
+        println!("line {line}: {what}");
+    }
+    println!(
+        "{} lines, {} requests, {} jobs, {} violations{}",
+        report.lines,
+        report.requests,
+        report.jobs,
+        report.violations.len(),
+        if report.complete {
+            ""
+        } else {
+            "; the log has no end"
+        },
+    );
+    Ok(match report.violations.is_empty() {
+        true => ExitCode::SUCCESS,
+        false => ExitCode::FAILURE,
     })
 }
 

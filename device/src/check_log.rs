@@ -1,0 +1,448 @@
+// SPDX-License-Identifier: MIT OR GPL-2.0-only
+
+//! Checks an event log against the rules that a well-behaved device and driver keep.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::io::{self, BufRead};
+
+use crate::event_log::{Event, Line};
+
+/// What a check found.
+#[derive(Debug, Default)]
+pub struct Report {
+    /// Line number, from 1, and what is wrong there.
+    pub violations: Vec<(u64, String)>,
+    /// Lines.
+    pub lines: u64,
+    /// Requests.
+    pub requests: u64,
+    /// Jobs.
+    pub jobs: u64,
+    /// Whether the log has an end: the process was not killed.
+    pub complete: bool,
+}
+
+/// Checks the log that `input` holds.
+///
+/// # Errors
+///
+/// If it cannot be read.
+pub fn check(input: impl BufRead) -> io::Result<Report> {
+    let mut checker = Checker::default();
+    for line in input.lines() {
+        let line = line?;
+        checker.report.lines += 1;
+        match serde_json::from_str::<Line>(&line) {
+            Ok(line) => checker.line(line),
+            Err(error) => checker.wrong(format!("no event: {error}")),
+        }
+    }
+    Ok(checker.report)
+}
+
+/// A request that has not been answered.
+struct Open {
+    cmd: String,
+    fence: Option<u64>,
+    timeline: Timeline,
+}
+
+/// A ring of a context, or the timeline that all share.
+type Timeline = Option<(u32, u8)>;
+
+struct Job {
+    ctx: u32,
+    resources: BTreeSet<u32>,
+    /// It touched what it may not.
+    must_fail: bool,
+}
+
+#[derive(Default)]
+struct Checker {
+    report: Report,
+    next_seq: u64,
+    ended: bool,
+    open: bool,
+    adversary: bool,
+    requests: BTreeMap<u64, Open>,
+    /// Requests from before a reset.
+    stale: BTreeSet<u64>,
+    next_req: u64,
+    /// Fenced jobs in the order in which they must be answered.
+    fences: BTreeMap<Timeline, VecDeque<u64>>,
+    /// Sizes.
+    resources: BTreeMap<u32, u64>,
+    /// Places in the window.
+    shown: BTreeMap<u32, u64>,
+    contexts: BTreeMap<u32, BTreeSet<u32>>,
+    jobs: BTreeMap<u64, Job>,
+    next_job: u64,
+}
+
+impl Checker {
+    fn wrong(&mut self, what: impl Into<String>) {
+        self.report
+            .violations
+            .push((self.report.lines, what.into()));
+    }
+
+    fn expect(&mut self, good: bool, what: impl FnOnce() -> String) {
+        if !good {
+            self.wrong(what());
+        }
+    }
+
+    fn line(&mut self, line: Line) {
+        let (seq, want) = (line.seq, self.next_seq);
+        self.expect(seq == want, || format!("seq is {seq}, not {want}"));
+        self.next_seq = seq + 1;
+        let ended = self.ended;
+        self.expect(!ended, || "after the end".into());
+        self.event(line.event);
+    }
+
+    fn event(&mut self, event: Event) {
+        match event {
+            Event::Start { options } => self.adversary = options.contains("--adversary"),
+            Event::Features { .. } => {}
+            Event::Open { .. } => {
+                let open = std::mem::replace(&mut self.open, true);
+                self.expect(!open, || "opened twice".into());
+            }
+            Event::Request {
+                req,
+                cmd,
+                ctx,
+                ring,
+                fence,
+                ..
+            } => {
+                let (open, next) = (self.open, self.next_req);
+                self.expect(open, || "a request while the queue is closed".into());
+                self.expect(req >= next, || format!("request {req} came before"));
+                self.next_req = req + 1;
+                self.report.requests += 1;
+                let timeline = ring.map(|ring| (ctx, ring));
+                if fence.is_some() && cmd == "SUBMIT_3D" {
+                    self.fences.entry(timeline).or_default().push_back(req);
+                }
+                let cmd = cmd.into_owned();
+                self.requests.insert(
+                    req,
+                    Open {
+                        cmd,
+                        fence,
+                        timeline,
+                    },
+                );
+            }
+            Event::Response {
+                req,
+                cmd,
+                fence,
+                adversary,
+                ..
+            } => self.response(req, &cmd, fence, adversary.is_some()),
+            Event::Dropped { req } => {
+                let known = self.requests.remove(&req).is_some() || self.stale.remove(&req);
+                self.expect(known, || format!("request {req} is dropped, but not open"));
+                self.fences
+                    .values_mut()
+                    .for_each(|f| f.retain(|r| *r != req));
+            }
+            Event::Create {
+                resource, bytes, ..
+            } => {
+                let old = self.resources.insert(resource, bytes);
+                let good = old.is_none() && resource != 0;
+                self.expect(good, || format!("resource {resource} exists or is 0"));
+            }
+            Event::Unref { resource } => {
+                let known = self.resources.remove(&resource).is_some();
+                self.expect(known, || format!("resource {resource} does not exist"));
+                self.shown.remove(&resource);
+                for attached in self.contexts.values_mut() {
+                    attached.remove(&resource);
+                }
+                self.no_job("gone", |job| job.resources.contains(&resource));
+            }
+            Event::CtxCreate { ctx, .. } => {
+                let old = self.contexts.insert(ctx, BTreeSet::new());
+                let good = old.is_none() && ctx != 0;
+                self.expect(good, || format!("context {ctx} exists or is 0"));
+            }
+            Event::CtxDestroy { ctx } => {
+                let known = self.contexts.remove(&ctx).is_some();
+                self.expect(known, || format!("context {ctx} does not exist"));
+                self.no_job("of a context that is gone", |job| job.ctx == ctx);
+            }
+            Event::Attach { ctx, resource } => {
+                let alive = self.resources.contains_key(&resource);
+                let context = self.contexts.get_mut(&ctx);
+                let good = alive && context.is_some_and(|attached| attached.insert(resource));
+                self.expect(good, || format!("cannot attach {resource} to {ctx}"));
+            }
+            Event::Detach { ctx, resource } => {
+                let context = self.contexts.get_mut(&ctx);
+                let good = context.is_some_and(|attached| attached.remove(&resource));
+                self.expect(good, || format!("cannot detach {resource} from {ctx}"));
+                self.no_job("detached", |job| {
+                    job.ctx == ctx && job.resources.contains(&resource)
+                });
+            }
+            Event::Map { resource, offset } => self.map(resource, offset),
+            Event::Unmap { resource } => {
+                let known = self.shown.remove(&resource).is_some();
+                self.expect(known, || format!("resource {resource} is not mapped"));
+            }
+            Event::Job {
+                job,
+                ctx,
+                resources,
+                ..
+            } => {
+                let attached = self.contexts.get(&ctx).cloned().unwrap_or_default();
+                for resource in &resources {
+                    let good = attached.contains(resource);
+                    self.expect(good, || format!("resource {resource} is not attached"));
+                }
+                let next = self.next_job;
+                self.expect(job >= next, || format!("job {job} came before"));
+                self.next_job = job + 1;
+                self.report.jobs += 1;
+                let job_state = Job {
+                    ctx,
+                    resources: resources.into_iter().collect(),
+                    must_fail: false,
+                };
+                self.jobs.insert(job, job_state);
+            }
+            Event::Access {
+                job,
+                resource,
+                offset,
+                length,
+                ..
+            } => self.access(job, resource, offset, length),
+            Event::JobEnd { job, result } => match self.jobs.remove(&job) {
+                None => self.wrong(format!("job {job} ends, but does not exist")),
+                Some(state) => {
+                    let good = !state.must_fail || result != "ok";
+                    self.expect(good, || format!("job {job} touched what it may not"));
+                }
+            },
+            Event::Reset {
+                resources,
+                contexts,
+            } => {
+                self.counts(resources, contexts);
+                self.open = false;
+                self.stale
+                    .extend(std::mem::take(&mut self.requests).into_keys());
+                self.fences.clear();
+                self.resources.clear();
+                self.shown.clear();
+                self.contexts.clear();
+                self.jobs.clear();
+            }
+            Event::End {
+                resources,
+                contexts,
+                ..
+            } => {
+                self.counts(resources, contexts);
+                self.ended = true;
+                self.report.complete = true;
+            }
+        }
+    }
+
+    fn response(&mut self, req: u64, cmd: &str, fence: Option<u64>, adversary: bool) {
+        let open = self.open;
+        self.expect(open, || "an answer while the queue is closed".into());
+        let Some(request) = self.requests.remove(&req) else {
+            return self.wrong(format!("request {req} is answered, but not open"));
+        };
+        if adversary {
+            self.fences
+                .values_mut()
+                .for_each(|f| f.retain(|r| *r != req));
+            return;
+        }
+        self.expect(cmd == request.cmd, || {
+            format!("request {req} was another command")
+        });
+        self.expect(fence == request.fence, || {
+            format!("request {req} had another fence")
+        });
+        let fences = self.fences.entry(request.timeline).or_default();
+        if let Some(at) = fences.iter().position(|r| *r == req) {
+            fences.remove(at);
+            let good = at == 0 || self.adversary;
+            self.expect(good, || {
+                format!("request {req} overtook others on its timeline")
+            });
+        }
+    }
+
+    fn map(&mut self, resource: u32, offset: u64) {
+        let Some(size) = self.resources.get(&resource).copied() else {
+            return self.wrong(format!("resource {resource} does not exist"));
+        };
+        let overlap = self.shown.iter().find(|(other, start)| {
+            let length = self.resources.get(other).copied().unwrap_or(0);
+            **start < offset + size && offset < **start + length
+        });
+        let overlap = overlap.map(|(other, _)| *other);
+        if let Some(other) = overlap {
+            self.wrong(format!("resource {resource} is mapped over {other}"));
+        }
+        self.shown.insert(resource, offset);
+    }
+
+    fn access(&mut self, job: u64, resource: u32, offset: u64, length: u64) {
+        let end = offset.checked_add(length);
+        let size = self.resources.get(&resource).copied();
+        let inside = size.is_some_and(|size| end.is_some_and(|end| end <= size));
+        match self.jobs.get_mut(&job) {
+            None => self.wrong(format!("job {job} touches memory, but does not exist")),
+            Some(job) => job.must_fail |= !inside || !job.resources.contains(&resource),
+        }
+    }
+
+    /// No job may be left for which `touches` holds.
+    fn no_job(&mut self, what: &str, touches: impl Fn(&Job) -> bool) {
+        let left: Vec<u64> = self
+            .jobs
+            .iter()
+            .filter(|(_, job)| touches(job))
+            .map(|(id, _)| *id)
+            .collect();
+        for job in left {
+            self.wrong(format!("job {job} can touch what is {what}"));
+        }
+    }
+
+    fn counts(&mut self, resources: u64, contexts: u64) {
+        let have = (self.resources.len() as u64, self.contexts.len() as u64);
+        self.expect(have == (resources, contexts), || {
+            format!("the device has {resources} resources and {contexts} contexts, not {have:?}")
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Violations in a log of these events, without `seq` and `t`.
+    fn violations(events: &[&str]) -> Vec<u64> {
+        let lines = events.iter().enumerate().map(|(seq, event)| {
+            let (name, rest) = event.split_once(' ').unwrap_or((event, ""));
+            let comma = if rest.is_empty() { "" } else { "," };
+            format!("{{\"seq\":{seq},\"t\":0,\"event\":\"{name}\"{comma}{rest}}}\n")
+        });
+        let text: String = lines.collect();
+        let report = check(text.as_bytes()).unwrap();
+        report.violations.iter().map(|(line, _)| *line).collect()
+    }
+
+    const OPEN: &str = r#"open "generation":1"#;
+    const CREATE: &str = r#"create "resource":1,"kind":"guest","bytes":4096,"entries":1,"segments":1,"low":0,"high":0"#;
+    const CONTEXT: &str = r#"ctx_create "ctx":1,"capset":29,"name":"""#;
+    const ATTACH: &str = r#"attach "ctx":1,"resource":1"#;
+    const JOB: &str = r#"job "job":1,"req":0,"ctx":1,"ring":null,"ops":1,"resources":[1]"#;
+    const ACCESS: &str =
+        r#"access "job":1,"op":"FILL","resource":1,"offset":0,"length":8,"write":true"#;
+    const JOB_END: &str = r#"job_end "job":1,"result":"ok""#;
+    const UNREF: &str = r#"unref "resource":1"#;
+
+    fn submit(req: u64, fence: u64) -> String {
+        format!(r#"request "req":{req},"cmd":"SUBMIT_3D","ctx":1,"fence":{fence},"bytes":1"#)
+    }
+
+    fn answer(req: u64, fence: u64) -> String {
+        format!(
+            r#"response "req":{req},"cmd":"SUBMIT_3D","kind":"OK_NODATA","fence":{fence},"used":24"#
+        )
+    }
+
+    #[test]
+    fn a_good_life() {
+        let end = r#"end "resources":0,"contexts":1,"commands":1"#;
+        let (submit, answer) = (submit(0, 1), answer(0, 1));
+        let events = [
+            OPEN, CREATE, CONTEXT, ATTACH, &submit, JOB, ACCESS, JOB_END, &answer, UNREF, end,
+        ];
+        assert_eq!(violations(&events), [0u64; 0]);
+    }
+
+    #[test]
+    fn access_after_unref() {
+        let before = [OPEN, CREATE, CONTEXT, ATTACH, JOB];
+        assert_eq!(violations(&[&before[..], &[UNREF]].concat()), [6]);
+        assert_eq!(
+            violations(&[&before[..], &[JOB_END, UNREF, ACCESS]].concat()),
+            [8]
+        );
+        let destroy = r#"ctx_destroy "ctx":1"#;
+        assert_eq!(violations(&[&before[..], &[destroy]].concat()), [6]);
+        let detach = r#"detach "ctx":1,"resource":1"#;
+        assert_eq!(violations(&[&before[..], &[detach]].concat()), [6]);
+        let reset = r#"reset "resources":1,"contexts":1"#;
+        assert_eq!(violations(&[&before[..], &[reset, ACCESS]].concat()), [7]);
+    }
+
+    #[test]
+    fn access_outside() {
+        let outside = ACCESS.replace("\"offset\":0", "\"offset\":4090");
+        let before = [OPEN, CREATE, CONTEXT, ATTACH, JOB, &outside];
+        assert_eq!(violations(&[&before[..], &[JOB_END]].concat()), [7]);
+        let failed = JOB_END.replace("ok", "fault");
+        assert_eq!(violations(&[&before[..], &[&failed]].concat()), [0u64; 0]);
+    }
+
+    #[test]
+    fn answers() {
+        let (first, second) = (submit(0, 1), submit(1, 2));
+        let before = [OPEN, &first, &second];
+        let (one, two) = (answer(0, 1), answer(1, 2));
+        assert_eq!(
+            violations(&[&before[..], &[&one, &two]].concat()),
+            [0u64; 0]
+        );
+        assert_eq!(violations(&[&before[..], &[&two, &one]].concat()), [4]);
+        assert_eq!(violations(&[&before[..], &[&one, &one]].concat()), [5]);
+        assert_eq!(violations(&[&before[..], &[&answer(0, 2)]].concat()), [4]);
+        let reset = r#"reset "resources":0,"contexts":0"#;
+        assert_eq!(violations(&[&before[..], &[reset, &one]].concat()), [5, 5]);
+    }
+
+    #[test]
+    fn ids() {
+        assert_eq!(violations(&[OPEN, CREATE, CREATE]), [3]);
+        assert_eq!(violations(&[OPEN, CREATE, UNREF, UNREF]), [4]);
+        assert_eq!(violations(&[OPEN, CONTEXT, CONTEXT]), [3]);
+        assert_eq!(violations(&[OPEN, CONTEXT, ATTACH]), [3]);
+        assert_eq!(
+            violations(&[
+                OPEN,
+                CREATE,
+                r#"end "resources":0,"contexts":0,"commands":0"#
+            ]),
+            [3]
+        );
+        assert_eq!(violations(&["nonsense"]), [1]);
+    }
+
+    #[test]
+    fn maps() {
+        let map =
+            |resource: u32, offset: u64| format!(r#"map "resource":{resource},"offset":{offset}"#);
+        let other = CREATE.replace("\"resource\":1", "\"resource\":2");
+        let before = [OPEN, CREATE, &other];
+        let (a, b, c) = (map(1, 0), map(2, 4096), map(2, 4095));
+        assert_eq!(violations(&[&before[..], &[&a, &b]].concat()), [0u64; 0]);
+        assert_eq!(violations(&[&before[..], &[&a, &c]].concat()), [5]);
+    }
+}
