@@ -52,7 +52,9 @@ class Ktap:
         if m := self.SUBTEST.match(line):
             self.level(self.depth(m[1])).name = m[2].strip()
             return []
-        if line.strip() and not line.strip().startswith("KTAP version") and not line.strip().startswith("TAP version"):
+        if line.startswith("KTAP version"):
+            self.last = time.monotonic()  # not the boot of the guest
+        elif line.strip() and not line.strip().startswith("KTAP version"):
             self.notes = (self.notes + [line.strip().removeprefix("# ")])[-40:]
         return []
 

@@ -11,6 +11,13 @@ if [ ! -e "$root/.complete" ]; then
 	with_lock root
 	if [ ! -e "$root/.complete" ]; then # else another clone was faster
 		need_space 12
+		# shellcheck disable=SC2016 # fields of apt, not of the shell
+		index=$(apt-get indextargets --format '$(REPO_URI)dists/$(RELEASE)/InRelease' 'Created-By: Packages' | head -n1)
+		[ -n "$index" ] || die "apt knows no Debian archive; set one up in /etc/apt and run apt-get update"
+		probe=$(mktemp -d)
+		/usr/lib/apt/apt-helper download-file "$index" "$probe/InRelease" >/dev/null 2>&1 || rm -rf "$probe"
+		[ -d "$probe" ] || die "cannot reach the Debian archive ($index): is the network there?"
+		rm -rf "$probe"
 		if ! command -v mmdebstrap >/dev/null; then
 			note "mmdebstrap is missing on this host: installing it with apt-get"
 			apt-get update -qq >&2 || die "apt-get update failed: is the network there?"
