@@ -1,3 +1,116 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0-only
-//! Place for the program.
-fn main() {}
+
+//! The measures, taken in the guest: what registering memory costs (P1), what it saves (P2), how few
+//! memory entries it needs (P6), and how this driver compares with Linux's own (P8).
+//!
+//! Everything is a ratio of two numbers from the same run. The result is a table, and a last line
+//! `BENCH-JSON {"rows":[...]}`.
+
+mod copying;
+mod drivers;
+mod entries;
+mod gup;
+mod memory;
+mod pinning;
+mod report;
+mod setup;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use report::Report;
+
+/// What the command line says.
+struct Options {
+    /// Repetitions of each measurement.
+    runs: usize,
+    /// Measures to take; all if empty.
+    only: Vec<String>,
+    /// Our module.
+    ours: PathBuf,
+    /// Linux's module, or its name for modprobe.
+    c: String,
+    /// Largest registration, in MiB.
+    largest: usize,
+}
+
+const USAGE: &str = "\
+usage: virtgpu-bench [options] [P1] [P2] [P6] [P8]
+  --runs N       repetitions of each measurement, 5 or more (5)
+  --largest MIB  largest registration of P1 (1024)
+  --ours FILE    this project's module (/job/virtgpu_userptr.ko)
+  --c MODULE     Linux's module: a file, or a name for modprobe (virtio-gpu)";
+
+fn options() -> Result<Options, String> {
+    let mut options = Options {
+        runs: 5,
+        only: Vec::new(),
+        ours: "/job/virtgpu_userptr.ko".into(),
+        c: "virtio-gpu".into(),
+        largest: 1024,
+    };
+    let mut arguments = std::env::args().skip(1);
+    while let Some(argument) = arguments.next() {
+        let mut value = || {
+            arguments
+                .next()
+                .ok_or_else(|| format!("{argument} needs a value"))
+        };
+        let number = |text: String| {
+            text.parse::<usize>()
+                .map_err(|error| format!("{text}: {error}"))
+        };
+        match argument.as_str() {
+            "--runs" => options.runs = number(value()?)?.max(5),
+            "--largest" => options.largest = number(value()?)?.max(32),
+            "--ours" => options.ours = value()?.into(),
+            "--c" => options.c = value()?,
+            "P1" | "P2" | "P6" | "P8" => options.only.push(argument),
+            _ => return Err(USAGE.into()),
+        }
+    }
+    Ok(options)
+}
+
+impl Options {
+    fn wants(&self, measure: &str) -> bool {
+        self.only.is_empty() || self.only.iter().any(|name| name == measure)
+    }
+}
+
+type Measure = fn(&Options, &mut Report) -> setup::Result;
+
+fn main() -> ExitCode {
+    let options = match options() {
+        Ok(options) => options,
+        Err(error) => {
+            eprintln!("{error}");
+            return ExitCode::from(2);
+        }
+    };
+    setup::prepare();
+    let mut report = Report::new();
+    let mut failed = false;
+    let measures: [(&str, Measure); 4] = [
+        ("P1", pinning::measure),
+        ("P2", copying::measure),
+        ("P6", entries::measure),
+        ("P8", drivers::measure),
+    ];
+    for (name, measure) in measures {
+        if !options.wants(name) {
+            continue;
+        }
+        eprintln!("measuring {name}");
+        if let Err(error) = measure(&options, &mut report) {
+            eprintln!("{name}: {error}");
+            failed = true;
+        }
+    }
+    report.print();
+    if failed {
+        ExitCode::FAILURE
+    } else {
+        ExitCode::SUCCESS
+    }
+}

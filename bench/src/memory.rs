@@ -1,0 +1,124 @@
+// SPDX-License-Identifier: MIT OR GPL-2.0-only
+
+//! Memory in pages of a certain size and order.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+
+use rustix::mm::{Advice, MapFlags, ProtFlags};
+use virtgpu_client::protocol::runs::Merger;
+use virtgpu_client::{Bytes, Mapping, Memory};
+
+use crate::setup::{Result, PAGE};
+
+const HUGE: usize = 2 << 20;
+
+/// How memory is made up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// Transparent huge pages.
+    Thp,
+    /// Pages of 4 KiB, no two of which are neighbours.
+    Fragmented,
+    /// hugetlb pages.
+    Hugetlb,
+}
+
+impl Kind {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Thp => "thp",
+            Self::Fragmented => "4k-fragmented",
+            Self::Hugetlb => "hugetlb",
+        }
+    }
+}
+
+/// A part of a mapping.
+pub(crate) struct Region {
+    mapping: Mapping,
+    offset: usize,
+    length: usize,
+}
+
+// SAFETY: A part of the mapping, which lives as long.
+unsafe impl Memory for Region {
+    fn as_ptr(&self) -> *mut u8 {
+        self.mapping.as_ptr().wrapping_add(self.offset)
+    }
+    fn len(&self) -> usize {
+        self.length
+    }
+}
+
+/// `length` bytes of memory of a kind, all of it resident.
+pub(crate) fn make(kind: Kind, length: usize) -> Result<Region> {
+    match kind {
+        Kind::Thp => {
+            let region = aligned(length, Advice::LinuxHugepage)?;
+            region.fill(1);
+            Ok(region)
+        }
+        Kind::Fragmented => {
+            // Touched in turns, the pages of the two alternate; then one of them goes.
+            let region = aligned(length, Advice::LinuxNoHugepage)?;
+            let other = aligned(length, Advice::LinuxNoHugepage)?;
+            for offset in (0..length).step_by(PAGE) {
+                region.write_u64(offset, 1);
+                other.write_u64(offset, 1);
+            }
+            Ok(region)
+        }
+        Kind::Hugetlb => {
+            let pages = "/proc/sys/vm/nr_hugepages";
+            std::fs::write(pages, (length / HUGE).to_string())?;
+            let mapping = Mapping::anonymous_with(
+                length,
+                ProtFlags::READ | ProtFlags::WRITE,
+                MapFlags::PRIVATE | MapFlags::HUGETLB,
+            )?;
+            mapping.fill(1);
+            Ok(Region {
+                mapping,
+                offset: 0,
+                length,
+            })
+        }
+    }
+}
+
+fn aligned(length: usize, advice: Advice) -> Result<Region> {
+    let mapping = Mapping::anonymous(length + HUGE)?;
+    let offset = mapping.as_ptr().align_offset(HUGE);
+    let region = Region {
+        mapping,
+        offset,
+        length,
+    };
+    // SAFETY: The range is ours, and nothing is in it yet.
+    unsafe { rustix::mm::madvise(region.as_ptr().cast(), length, advice)? };
+    Ok(region)
+}
+
+/// The fewest runs of physical memory that the region is in.
+pub(crate) fn minimal_runs(region: &Region) -> Result<u64> {
+    let file = File::open("/proc/self/pagemap")?;
+    let mut bytes = vec![0; region.len() / PAGE * 8];
+    file.read_exact_at(&mut bytes, (region.as_ptr() as usize / PAGE * 8) as u64)?;
+    let mut merger = Merger::new();
+    let mut count = 0;
+    let mut emit = |_| -> Result {
+        count += 1;
+        Ok(())
+    };
+    for entry in bytes.chunks_exact(8) {
+        let entry = u64::from_le_bytes(entry.try_into()?);
+        if entry >> 63 == 0 {
+            return Err("a page is not present".into());
+        }
+        let frame = entry & ((1 << 55) - 1);
+        merger.push(frame * PAGE as u64, PAGE as u64, &mut emit)?;
+    }
+    merger.flush(&mut emit)?;
+    Ok(count)
+}
