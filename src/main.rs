@@ -1,25 +1,104 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! virtio-gpu guest driver.
+//! virtio-gpu guest driver for rendering and compute, with user memory.
+//!
+//! # Map
+//!
+//! Dependencies point downwards only.
+//!
+//! | module | what |
+//! |---|---|
+//! | [`ioctl`] | reads and judges the arguments of each ioctl |
+//! | [`submit`] | jobs: what they wait for, queueing, what they signal |
+//! | [`userptr`] | registration of user memory |
+//! | [`resource`] | buffers and their life on the host |
+//! | [`context`] | an open file's context on the host |
+//! | [`driver`] | the driver as the DRM core sees it |
+//! | [`gpu`] | the device: probe, features, capability sets, removal |
+//! | [`transport`] | the virtqueues |
+//! | [`kapi`] | safe abstractions over C kernel interfaces; all `unsafe` is there |
+//! | [`protocol`] | wire structures and pure logic, shared with the device and the tests |
+//!
+//! # Lock order
+//!
+//! Outer to inner. A lock in one line may be taken while one of a line above is held, never the
+//! other way round.
+//!
+//! 1. `FileData::context` (mutex; held while the host creates a context)
+//! 2. `mmap_lock` (the kernel's; held by mmap of a host-visible buffer)
+//! 3. `HostMemory::mapping` (mutex; held while a mapping is requested)
+//! 4. `Capsets::cache`, `RangeAllocator::lock`, `Context::destroy`, `Bound::registration`
+//!    (mutexes; nothing is taken inside)
+//! 5. `dma_resv` of the buffers of a job (ww mutexes; held while the job is queued, never across a
+//!    wait for the device)
+//! 6. `Lifetime::inner`, `Carrier::state` (spinlocks)
+//! 7. `Control::inner` (spinlock, interrupts off)
+//! 8. `Control::done`, `Command::fence` (spinlocks, interrupts off)
+//!
+//! A credit for the ring ([`transport::control::Credit`]) is taken before any lock from 5 on.
 #![crate_name = "virtgpu_userptr"]
 
-use kernel::prelude::*;
+use kernel::{
+    driver::Registration,
+    prelude::*,
+    InPlaceModule, //
+};
 
+mod context;
+mod driver;
+mod gpu;
+mod ioctl;
 mod kapi;
-mod transport;
+#[allow(
+    dead_code,
+    unreachable_pub,
+    reason = "also describes what only the device and userspace use"
+)]
 #[path = "../protocol/src/lib.rs"]
 mod protocol;
+mod resource;
+mod submit;
+mod transport;
+mod userptr;
 
 module! {
-    type: Test,
+    type: VirtgpuUserptr,
     name: "virtgpu_userptr",
     authors: ["virtio-gpu-userptr developers"],
     description: "virtio-gpu render driver with user memory",
     license: "GPL",
+    params: {
+        ack_timeout_ms: u32 {
+            default: 20000,
+            description: "Milliseconds without an answer after which the device is given up",
+        },
+    },
 }
-struct Test;
-impl kernel::Module for Test {
-    fn init(_module: &'static ThisModule) -> Result<Self> {
-        Ok(Test)
+
+/// The module: one registered virtio driver.
+#[pin_data(PinnedDrop)]
+struct VirtgpuUserptr {
+    #[pin]
+    driver: Registration<kapi::virtio::Adapter<gpu::VirtioGpu>>,
+}
+
+impl InPlaceModule for VirtgpuUserptr {
+    fn init(module: &'static ThisModule) -> impl PinInit<Self, Error> {
+        try_pin_init!(Self {
+            driver <- Registration::new(<Self as kernel::ModuleMetadata>::NAME, module),
+        })
     }
+}
+
+#[pinned_drop]
+impl PinnedDrop for VirtgpuUserptr {
+    fn drop(self: Pin<&mut Self>) {
+        // Readers of fences may still be in their name callbacks, which are part of this module.
+        kernel::sync::rcu::synchronize_rcu();
+    }
+}
+
+/// Milliseconds without an answer after which the device is given up.
+fn ack_timeout_ms() -> u32 {
+    module_parameters::ack_timeout_ms.value().max(1)
 }

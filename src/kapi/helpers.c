@@ -20,6 +20,7 @@
 #include <linux/scatterlist.h>
 #include <linux/sched/signal.h>
 #include <linux/shmem_fs.h>
+#include <linux/uaccess.h>
 #include <linux/virtio.h>
 #include <linux/virtio_config.h>
 #include <linux/wait.h>
@@ -251,6 +252,21 @@ unsigned long kapi_rlimit_memlock(void)
 void kapi_cond_resched(void)
 {
 	cond_resched();
+}
+
+bool kapi_access_ok(unsigned long addr, unsigned long size)
+{
+	return access_ok((void __user *)addr, size);
+}
+
+void kapi_current_comm(char *name)
+{
+	strscpy(name, current->comm, TASK_COMM_LEN);
+}
+
+bool kapi_current_is_worker(void)
+{
+	return current->flags & PF_WQ_WORKER;
 }
 
 s64 kapi_mm_pinned_vm_add(struct mm_struct *mm, s64 pages)

@@ -120,6 +120,12 @@ unsigned long kapi_pages_to_runs(struct page **pages, unsigned long count,
 struct page *kapi_phys_to_page(phys_addr_t phys);
 unsigned long kapi_rlimit_memlock(void);
 void kapi_cond_resched(void);
+/* access_ok() */
+bool kapi_access_ok(unsigned long addr, unsigned long size);
+/* get_task_comm() of the current task; @name has room for TASK_COMM_LEN bytes. */
+void kapi_current_comm(char *name);
+/* The current task is a workqueue's worker. */
+bool kapi_current_is_worker(void);
 struct mm_struct;
 /* atomic64_add_return() on mm->pinned_vm. */
 s64 kapi_mm_pinned_vm_add(struct mm_struct *mm, s64 pages);

@@ -12,4 +12,5 @@ pub(crate) mod drm;
 pub(crate) mod ida;
 pub(crate) mod mm;
 pub(crate) mod sync;
+pub(crate) mod task;
 pub(crate) mod virtio;

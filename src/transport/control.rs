@@ -84,16 +84,12 @@ use kernel::{
         Monotonic, //
     },
     workqueue::{
-        self,
         DelayedWork,
         Work,
         WorkItem, //
     },
 };
-use zerocopy::{
-    FromBytes,
-    IntoBytes, //
-};
+use zerocopy::IntoBytes;
 
 /// Descriptors kept for commands that take something away.
 const TEARDOWN_RESERVE: usize = 16;
@@ -130,7 +126,18 @@ pub(crate) struct Owned {
     index: usize,
     /// Its answer may take as long as a job does.
     job: bool,
+    expect: Expect,
     finish: Option<KBox<dyn Finish>>,
+}
+
+/// Whether the device may refuse a command.
+pub(crate) enum Expect {
+    /// It may.
+    Anything,
+    /// It may not: a device that does is not to be trusted.
+    Success,
+    /// It may only if it has refused the other command, which this one undoes.
+    SuccessUnlessFailed(Arc<Command>),
 }
 
 /// What is left to do when a command has come to its end.
@@ -194,6 +201,20 @@ pub(crate) struct Credit {
 }
 
 impl Credit {
+    /// Splits off a credit for `slots` of the descriptors.
+    ///
+    /// # Errors
+    ///
+    /// [`EINVAL`] if it has fewer.
+    pub(crate) fn split(&mut self, slots: usize) -> Result<Self> {
+        self.slots = self.slots.checked_sub(slots).ok_or(EINVAL)?;
+        Ok(Self {
+            control: self.control.clone(),
+            share: self.share.clone(),
+            slots,
+        })
+    }
+
     /// Turns the credit into descriptors in use.
     fn spend(mut self) -> (usize, Arc<Share>) {
         (core::mem::take(&mut self.slots), self.share.clone())
@@ -228,6 +249,8 @@ struct Inner {
     state: State,
     /// `None` before the start and after the removal.
     queue: Option<Queue<Control, Shared, Owned>>,
+    /// Never used, but the device counts on it.
+    cursor: Option<Queue<Control, Shared, Owned>>,
     /// Descriptors for ordinary commands.
     free: usize,
     /// Descriptors for commands that take something away.
@@ -301,6 +324,8 @@ pub(crate) struct Request<'a> {
     pub(crate) fence: Option<(DriverFence, Option<u8>)>,
     /// The answer may take as long as a job.
     pub(crate) job: bool,
+    /// Whether the device may refuse it.
+    pub(crate) expect: Expect,
     /// What is left to do then.
     pub(crate) finish: Option<KBox<dyn Finish>>,
 }
@@ -316,6 +341,7 @@ impl<'a> Request<'a> {
             reply: Chunks::new(),
             fence: None,
             job: false,
+            expect: Expect::Anything,
             finish: None,
         }
     }
@@ -350,6 +376,7 @@ impl<'a> Request<'a> {
                 share: None,
                 index: 0,
                 job: self.job,
+                expect: self.expect,
                 finish: self.finish,
             },
         )
@@ -378,6 +405,7 @@ impl Control {
                 inner <- new_spinlock_irq!(Inner {
                     state: State::Running,
                     queue: None,
+                    cursor: None,
                     free: 0,
                     reserve: 0,
                     ring_size: 0,
@@ -407,8 +435,7 @@ impl Control {
     ///
     /// Those of the transport, [`ENOMEM`], and [`EINVAL`] if the ring is too small.
     pub(crate) fn start(self: &Arc<Self>, vdev: &virtio::Device<device::Core<'_>>) -> Result {
-        // The cursor queue is never used, but the device counts on it.
-        let [queue, _cursor] = queue::find_queues(vdev, self.clone(), [c"control", c"cursor"])?;
+        let [queue, cursor] = queue::find_queues(vdev, self.clone(), [c"control", c"cursor"])?;
         let ring_size = queue.size();
         if ring_size < 2 * TEARDOWN_RESERVE {
             return Err(EINVAL);
@@ -420,6 +447,7 @@ impl Control {
         {
             let mut inner = self.inner.lock();
             inner.queue = Some(queue);
+            inner.cursor = Some(cursor);
             inner.in_flight = in_flight;
             inner.ring_size = ring_size;
             inner.free = ring_size - TEARDOWN_RESERVE;
@@ -558,7 +586,8 @@ impl Control {
             if inner.watched == 1 {
                 inner.progress = Instant::now();
                 let delay = msecs_to_jiffies(WATCHDOG_MS);
-                let _ = workqueue::system()
+                let _ = self
+                    .reset_workqueue
                     .enqueue_delayed::<Arc<Self>, 4>(self.clone(), delay);
             }
         }
@@ -679,7 +708,7 @@ impl Control {
         Ok(reference)
     }
 
-    /// What the device said; only for a command that was answered.
+    /// How a command ended; only for one that has.
     fn answer(command: &Command) -> Answer {
         if command.shared.used.load(Acquire) >= ABORTED {
             return Answer::Aborted;
@@ -714,25 +743,34 @@ impl Control {
         inner.held.push_all_back(&mut backlog);
         let _ = self.reset_workqueue.enqueue::<Arc<Self>, 2>(self.clone());
         let delay = msecs_to_jiffies(RESET_TIMEOUT_MS);
-        let _ = workqueue::system().enqueue_delayed::<Arc<Self>, 3>(self.clone(), delay);
+        let _ = self
+            .reset_workqueue
+            .enqueue_delayed::<Arc<Self>, 3>(self.clone(), delay);
     }
 
-    /// Ends all use of the device, which is being removed: on return it has been reset, all
+    /// Lets nobody wait for the device any longer: it is being removed.
+    pub(crate) fn retire(self: &Arc<Self>) {
+        let mut inner = self.inner.lock();
+        if inner.state == State::Running {
+            self.lose_locked(&mut inner);
+        }
+        drop(inner);
+        self.wait.wake_all();
+    }
+
+    /// Ends all use of the device: on return it has been reset, all
     /// commands are finished, the queues are gone, and no work runs.
     pub(crate) fn stop(self: &Arc<Self>) {
-        {
-            let mut inner = self.inner.lock();
-            if inner.state == State::Running {
-                self.lose_locked(&mut inner);
-            }
-        }
-        self.wait.wake_all();
+        self.retire();
         self.reset_workqueue.flush();
         cancel_delayed_sync::<Self, 3>(self);
         cancel_delayed_sync::<Self, 4>(self);
         self.workqueue.flush();
-        let queue = self.inner.lock().queue.take();
-        drop(queue);
+        let queues = {
+            let mut inner = self.inner.lock();
+            (inner.queue.take(), inner.cursor.take())
+        };
+        drop(queues);
     }
 
     /// Takes used commands from the ring.
@@ -789,7 +827,27 @@ impl Control {
         }
         let mut header = Header::default();
         command.read_response(header.as_mut_bytes());
-        is_answer_to(&asked, &header)
+        if !is_answer_to(&asked, &header) {
+            return false;
+        }
+        header.kind.get() < response::ERR_UNSPEC
+            || match &Message::owned(command).expect {
+                Expect::Anything => true,
+                Expect::Success => false,
+                Expect::SuccessUnlessFailed(other) => {
+                    matches!(Self::answer(other), Answer::Error(_))
+                }
+            }
+    }
+
+    /// Changes what the device may answer to a command that was not sent yet.
+    pub(crate) fn set_expect(command: &mut ListArc<Command>, expect: Expect) {
+        Message::owned(command).expect = expect;
+    }
+
+    /// How a command ended, if it has.
+    pub(crate) fn ended(command: &Command) -> Option<Answer> {
+        (command.shared.used.load(Acquire) != PENDING).then(|| Self::answer(command))
     }
 
     /// Finishes a command that the device never answered, and never will.
@@ -953,7 +1011,9 @@ impl WorkItem<4> for Control {
             this.lose(c"it is silent");
         } else {
             let delay = msecs_to_jiffies(WATCHDOG_MS);
-            let _ = workqueue::system().enqueue_delayed::<Arc<Self>, 4>(this, delay);
+            let _ = this
+                .reset_workqueue
+                .enqueue_delayed::<Arc<Self>, 4>(this.clone(), delay);
         }
     }
 }

@@ -156,24 +156,17 @@ impl<T: Driver> Device<T> {
     ///
     /// # Errors
     ///
-    /// [`ENOMEM`], or that of `data`.
+    /// [`ENOMEM`].
     pub(crate) fn new(
         parent: &device::Device<device::Bound>,
-        data: impl PinInit<T::Data, Error>,
+        data: T::Data,
     ) -> Result<ARef<Self>> {
-        // Without `release`, until there is data to drop.
-        let before_data = const {
-            &bindings::drm_driver {
-                release: None,
-                ..Self::VTABLE
-            }
-        };
         let parent: &device::Device = parent;
         // SAFETY: The table is static; the parent is valid, and transparent.
         let raw: *mut Self = unsafe {
             bindings::__drm_dev_alloc(
                 ptr::from_ref(parent).cast_mut().cast(),
-                before_data,
+                const { &Self::VTABLE },
                 mem::size_of::<Self>(),
                 mem::offset_of!(Self, dev),
             )
@@ -181,17 +174,8 @@ impl<T: Driver> Device<T> {
         .cast();
         let raw = NonNull::new(from_err_ptr(raw)?).ok_or(ENOMEM)?;
 
-        // SAFETY: The memory of the data is valid for writes, and does not move.
-        let written = unsafe {
-            pin_init::raw_try_init(&raw mut (*raw.as_ptr()).data, data)
-        };
-        if let Err(e) = written {
-            // SAFETY: There is one reference, which is ours.
-            unsafe { bindings::drm_dev_put(raw.as_ptr().cast()) };
-            return Err(e);
-        }
-        // SAFETY: Nobody else knows the device yet.
-        unsafe { (*raw.as_ptr().cast::<bindings::drm_device>()).driver = const { &Self::VTABLE } };
+        // SAFETY: The memory of the data is valid for writes.
+        unsafe { (&raw mut (*raw.as_ptr()).data).write(data) };
 
         // INVARIANT: The device is valid and has the driver's table.
         // SAFETY: There is one reference, which is ours.

@@ -214,7 +214,7 @@ impl<O: DriverObject> Object<O> {
     pub(crate) fn new_shmem(
         dev: &Device<O::Driver>,
         size: usize,
-        data: impl PinInit<O, Error>,
+        data: O,
     ) -> Result<ARef<Self>> {
         let raw = Self::allocate(dev, Kind::Shmem, data)?;
         // SAFETY: The object is zeroed, and has its functions.
@@ -238,7 +238,7 @@ impl<O: DriverObject> Object<O> {
     pub(crate) fn new_io(
         dev: &Device<O::Driver>,
         size: usize,
-        data: impl PinInit<O, Error>,
+        data: O,
     ) -> Result<ARef<Self>> {
         Self::new_without_memory(dev, Kind::Io, size, data)
     }
@@ -251,7 +251,7 @@ impl<O: DriverObject> Object<O> {
     pub(crate) fn new_private(
         dev: &Device<O::Driver>,
         size: usize,
-        data: impl PinInit<O, Error>,
+        data: O,
     ) -> Result<ARef<Self>> {
         Self::new_without_memory(dev, Kind::Private, size, data)
     }
@@ -260,7 +260,7 @@ impl<O: DriverObject> Object<O> {
         dev: &Device<O::Driver>,
         kind: Kind,
         size: usize,
-        data: impl PinInit<O, Error>,
+        data: O,
     ) -> Result<ARef<Self>> {
         let raw = Self::allocate(dev, kind, data)?;
         // INVARIANT: The object is initialized here.
@@ -275,7 +275,7 @@ impl<O: DriverObject> Object<O> {
     fn allocate(
         dev: &Device<O::Driver>,
         kind: Kind,
-        data: impl PinInit<O, Error>,
+        data: O,
     ) -> Result<NonNull<Self>> {
         let memory: KBox<MaybeUninit<Self>> =
             KBox::new_uninit(GFP_KERNEL | kernel::alloc::flags::__GFP_ZERO)?;
@@ -283,10 +283,7 @@ impl<O: DriverObject> Object<O> {
 
         // SAFETY: The memory is valid for writes, and does not move.
         unsafe {
-            if let Err(e) = pin_init::raw_try_init(&raw mut (*raw).data, data) {
-                drop(KBox::from_raw(raw.cast::<MaybeUninit<Self>>()));
-                return Err(e);
-            }
+            (&raw mut (*raw).data).write(data);
             (&raw mut (*raw).kind).write(kind);
             (&raw mut (*raw).dev).write(dev.into());
             (*raw.cast::<bindings::drm_gem_object>()).funcs = match kind {
@@ -328,11 +325,6 @@ impl<O: DriverObject> Object<O> {
     unsafe fn from_raw<'a>(raw: *mut bindings::drm_gem_object) -> &'a Self {
         // SAFETY: By the requirements of this function, and the type invariant.
         unsafe { &*raw.cast() }
-    }
-
-    /// The device.
-    pub(crate) fn device(&self) -> &ARef<Device<O::Driver>> {
-        &self.dev
     }
 
     /// Bytes.

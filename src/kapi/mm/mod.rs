@@ -2,13 +2,18 @@
 
 //! Memory of user processes.
 
+use crate::kapi::bindings;
+
 mod account;
 mod pin;
 
+/// Whether `len` bytes at `addr` can be user memory at all.
+pub(crate) fn is_user_range(addr: usize, len: usize) -> bool {
+    // SAFETY: Compares numbers only.
+    unsafe { bindings::kapi_access_ok(addr, len) }
+}
+
 pub(crate) use self::{
     account::PinnedVm,
-    pin::{
-        Pins,
-        Run, //
-    },
+    pin::Pins, //
 };

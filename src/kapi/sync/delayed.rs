@@ -7,7 +7,6 @@
 use crate::kapi::bindings;
 use kernel::{
     container_of,
-    prelude::*,
     sync::Arc,
     workqueue::{
         HasDelayedWork,

@@ -5,7 +5,10 @@
 //! C headers: [`include/linux/virtio.h`](srctree/include/linux/virtio.h),
 //! [`include/linux/virtio_config.h`](srctree/include/linux/virtio_config.h)
 
-use crate::kapi::bindings;
+use crate::kapi::{
+    bindings,
+    dma::map::Mapper, //
+};
 use core::{
     marker::PhantomData,
     ptr::NonNull, //
@@ -94,6 +97,17 @@ impl<Ctx: device::DeviceContext> Device<Ctx> {
 }
 
 impl Device<device::Core<'_>> {
+    /// Maps memory for a device with [`F_ACCESS_PLATFORM`].
+    ///
+    /// # Errors
+    ///
+    /// [`EOPNOTSUPP`] if the device would be shown copies.
+    pub(crate) fn dma_mapper(&self) -> Result<Mapper> {
+        // SAFETY: The parent is the transport's device, which stays bound to the transport's
+        // driver for as long as the virtio device exists, and longer than this driver is bound.
+        unsafe { Mapper::new(self.parent()) }
+    }
+
     /// Tells the device that the driver is ready, so that the queues can be used before `probe`
     /// returns.
     pub(crate) fn ready(&self) {

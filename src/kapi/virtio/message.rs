@@ -249,11 +249,6 @@ impl<S, O> Message<S, O> {
         self.response_len + self.reply.len()
     }
 
-    /// The variable part of the request.
-    pub(crate) fn payload(&self) -> &Chunks {
-        &self.payload
-    }
-
     /// Replaces bytes of the fixed part of the request, from `offset` on.
     ///
     /// Bytes beyond its end are dropped.
@@ -267,16 +262,6 @@ impl<S, O> Message<S, O> {
             // invariant. There is one `ListArc`, so no other thread writes, and while a driver
             // holds it the message is in no queue, so that the device does not read.
             unsafe { base.add(offset + i).write_volatile(byte) };
-        }
-    }
-
-    /// The first bytes of the fixed part of the request.
-    pub(crate) fn read_request(&self, out: &mut [u8]) {
-        let base = self.request.0.get().cast::<u8>();
-        for (i, byte) in out.iter_mut().enumerate().take(self.request_len) {
-            // SAFETY: `i` is within the array, by the type invariant; see `read_response` for
-            // concurrent writers.
-            *byte = unsafe { base.add(i).read_volatile() };
         }
     }
 

@@ -16,10 +16,7 @@ pub(crate) mod message;
 pub(crate) mod queue;
 
 pub(crate) use self::{
-    device::{
-        Device,
-        ShmRegion, //
-    },
+    device::Device,
     driver::{
         Adapter,
         DeviceId,

@@ -79,7 +79,8 @@ extern "C" fn callback<H: QueueHandler>(vq: *mut bindings::virtqueue) {
 
 /// A virtqueue, which owns the messages that it carries.
 ///
-/// Dropping the last queue of a device resets it and takes the queues down, which sleeps.
+/// Dropping a queue resets the device, and dropping the last one takes the queues down. Both
+/// sleep.
 ///
 /// # Invariants
 ///

@@ -1,0 +1,275 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! An open file's context on the host, and its rings.
+
+use crate::{
+    gpu::{
+        capsets,
+        Gpu, //
+    },
+    kapi::{
+        dma::fence::allocate_timelines,
+        ida::Id,
+        task::current_comm, //
+    },
+    protocol::virtio_gpu::{
+        blob_flag,
+        command,
+        CtxCreate,
+        CtxDestroy,
+        Header,
+        ResourceCommand,
+        CONTEXT_INIT_CAPSET_ID_MASK,
+        DEBUG_NAME_LEN, //
+    },
+    transport::control::{
+        Answer,
+        Command,
+        Finish,
+        Request,
+        Share, //
+    },
+};
+use kernel::{
+    list::ListArc,
+    new_mutex,
+    prelude::*,
+    sync::{
+        atomic::{
+            AtomicFlag,
+            ordering::{
+                Acquire,
+                Release, //
+            },
+        },
+        Arc,
+        Mutex, //
+    },
+};
+
+/// Most rings of a context.
+pub(crate) const MAX_RINGS: u32 = 64;
+
+/// What userspace asks of a context.
+pub(crate) struct ContextParams {
+    /// Capability set, 0 for none.
+    pub(crate) capset_id: u32,
+    /// Rings, 0 for the device's timeline only.
+    pub(crate) rings: u32,
+    /// Name for the host's logs; the rest is zero.
+    pub(crate) debug_name: [u8; DEBUG_NAME_LEN],
+    /// Bytes of the name.
+    pub(crate) debug_name_len: u32,
+}
+
+impl ContextParams {
+    /// A context with the name of the current process.
+    pub(crate) fn implicit() -> Self {
+        let mut this = Self {
+            capset_id: 0,
+            rings: 0,
+            debug_name: [0; DEBUG_NAME_LEN],
+            debug_name_len: 0,
+        };
+        let name = current_comm();
+        let len = name.iter().position(|&c| c == 0).unwrap_or(name.len());
+        this.set_name(&name[..len]);
+        this
+    }
+
+    /// Sets the name, cut to what fits.
+    pub(crate) fn set_name(&mut self, name: &[u8]) {
+        let len = name.len().min(DEBUG_NAME_LEN - 1);
+        self.debug_name = [0; DEBUG_NAME_LEN];
+        self.debug_name[..len].copy_from_slice(&name[..len]);
+        self.debug_name_len = len as u32;
+    }
+}
+
+/// A context on the host. Lives as long as its file is open.
+pub(crate) struct Context {
+    id: u32,
+    timelines: u64,
+    rings: u32,
+    /// Its capability set is AMD's.
+    amd: bool,
+    /// The host has given it up.
+    lost: AtomicFlag,
+    /// Destroys it; made with it, so that closing a file needs no memory. Protects only itself;
+    /// taken once.
+    destroy: Pin<KBox<Mutex<Option<ListArc<Command>>>>>,
+}
+
+/// Keeps the id of a context until the host has answered that it is gone.
+struct Destroyed {
+    _id: Id,
+}
+
+impl Finish for Destroyed {
+    fn finish(&mut self, _answer: &Answer) {}
+}
+
+impl Context {
+    fn new(gpu: &Arc<Gpu>, share: &Arc<Share>, params: &ContextParams) -> Result<Self> {
+        let id_guard = gpu.context_ids.allocate()?;
+        let id = id_guard.get();
+
+        let fixed = CtxCreate {
+            hdr: Header::default(),
+            nlen: params.debug_name_len.into(),
+            context_init: (params.capset_id & CONTEXT_INIT_CAPSET_ID_MASK).into(),
+            debug_name: params.debug_name,
+        };
+        let create = Request::new(Header::new(command::CTX_CREATE, id), &fixed).build()?;
+        let fixed = CtxDestroy::default();
+        let mut destroy = Request::new(Header::new(command::CTX_DESTROY, id), &fixed);
+        destroy.finish = Some(KBox::new(Destroyed { _id: id_guard }, GFP_KERNEL)?);
+        let destroy = KBox::pin_init(
+            new_mutex!(Some(destroy.build()?), "Context::destroy"),
+            GFP_KERNEL,
+        )?;
+
+        gpu.control.call(share, create)?;
+        Ok(Self {
+            id,
+            timelines: allocate_timelines(params.rings),
+            rings: params.rings,
+            amd: params.capset_id == capsets::AMD_ID && gpu.capsets.is_amd(),
+            lost: AtomicFlag::new(false),
+            destroy,
+        })
+    }
+
+    /// The id on the wire.
+    pub(crate) fn id(&self) -> u32 {
+        self.id
+    }
+
+    /// The timeline of ring `ring`, if the context has it.
+    pub(crate) fn timeline(&self, ring: u32) -> Option<u64> {
+        (ring < self.rings).then(|| self.timelines + u64::from(ring))
+    }
+
+    /// The flags with which the host is told of user memory.
+    ///
+    /// To most hosts user memory is guest memory like any other. AMD's wants a flag that means
+    /// something else to others, so only contexts of AMD's capability set send it.
+    pub(crate) fn userptr_wire_flags(&self) -> u32 {
+        if self.amd {
+            blob_flag::USE_USERPTR
+        } else {
+            0
+        }
+    }
+
+    /// The host has given the context up: it refuses all jobs.
+    pub(crate) fn set_lost(&self) {
+        self.lost.store(true, Release);
+    }
+
+    /// Whether the host has given the context up.
+    pub(crate) fn is_lost(&self) -> bool {
+        self.lost.load(Acquire)
+    }
+
+    /// A command that attaches a resource to the context, or detaches it.
+    ///
+    /// # Errors
+    ///
+    /// [`ENOMEM`].
+    pub(crate) fn attachment(&self, resource_id: u32, attach: bool) -> Result<ListArc<Command>> {
+        let kind = if attach {
+            command::CTX_ATTACH_RESOURCE
+        } else {
+            command::CTX_DETACH_RESOURCE
+        };
+        let fixed = ResourceCommand {
+            resource_id: resource_id.into(),
+            ..Default::default()
+        };
+        Request::new(Header::new(kind, self.id), &fixed).build()
+    }
+}
+
+/// What the driver keeps of an open file.
+#[pin_data(PinnedDrop)]
+pub(crate) struct FileData {
+    /// The device.
+    pub(crate) gpu: Arc<Gpu>,
+    /// The file's part of the control queue.
+    pub(crate) share: Arc<Share>,
+    /// Protects the making of the context; held while the host makes it.
+    #[pin]
+    context: Mutex<Option<Arc<Context>>>,
+}
+
+impl FileData {
+    /// For a newly opened file.
+    ///
+    /// # Errors
+    ///
+    /// [`ENOMEM`].
+    pub(crate) fn new(gpu: &Arc<Gpu>) -> Result<Pin<KBox<Self>>> {
+        let share = Share::new()?;
+        KBox::pin_init(
+            try_pin_init!(Self {
+                gpu: gpu.clone(),
+                share,
+                context <- new_mutex!(None, "FileData::context"),
+            }),
+            GFP_KERNEL,
+        )
+    }
+
+    /// Makes the context that `params` describe.
+    ///
+    /// # Errors
+    ///
+    /// [`EEXIST`] if there is one already; that of the host.
+    pub(crate) fn init_context(&self, params: &ContextParams) -> Result<Arc<Context>> {
+        let mut context = self.context.lock();
+        if context.is_some() {
+            return Err(EEXIST);
+        }
+        let new = Arc::new(Context::new(&self.gpu, &self.share, params)?, GFP_KERNEL)?;
+        *context = Some(new.clone());
+        Ok(new)
+    }
+
+    /// The context; makes one without capability set if there is none and the device has
+    /// contexts.
+    ///
+    /// # Errors
+    ///
+    /// That of the host.
+    pub(crate) fn ensure_context(&self) -> Result<Option<Arc<Context>>> {
+        if !self.gpu.features.virgl {
+            return Ok(None);
+        }
+        if let Some(context) = self.context() {
+            return Ok(Some(context));
+        }
+        match self.init_context(&ContextParams::implicit()) {
+            // Another thread was faster.
+            Err(e) if e == EEXIST => Ok(self.context()),
+            other => other.map(Some),
+        }
+    }
+
+    /// The context, if there is one.
+    pub(crate) fn context(&self) -> Option<Arc<Context>> {
+        self.context.lock().clone()
+    }
+}
+
+#[pinned_drop]
+impl PinnedDrop for FileData {
+    fn drop(self: Pin<&mut Self>) {
+        // The host ends the context's jobs.
+        if let Some(context) = self.context.lock().take() {
+            if let Some(destroy) = context.destroy.lock().take() {
+                self.gpu.control.teardown(destroy);
+            }
+        }
+    }
+}

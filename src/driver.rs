@@ -1,0 +1,56 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The driver as the DRM core sees it.
+
+use crate::{
+    context::FileData,
+    gpu::Gpu,
+    ioctl,
+    kapi::drm::{
+        self,
+        device::{
+            FEAT_GEM,
+            FEAT_RENDER,
+            FEAT_SYNCOBJ,
+            FEAT_SYNCOBJ_TIMELINE, //
+        },
+        ioctl::IoctlTable, //
+    },
+    resource::Resource,
+};
+use kernel::{
+    prelude::*,
+    sync::Arc, //
+};
+
+/// The DRM driver.
+pub(crate) struct GpuDriver;
+
+/// A device.
+pub(crate) type Device = drm::Device<GpuDriver>;
+/// An open file.
+pub(crate) type File = drm::File<GpuDriver>;
+/// A buffer.
+pub(crate) type Object = drm::gem::Object<Resource>;
+
+impl drm::Driver for GpuDriver {
+    type OwnerModule = crate::VirtgpuUserptr;
+    type Data = Arc<Gpu>;
+    type File = FileData;
+    type Object = Resource;
+
+    // Name and version are those of Linux's C driver: userspace looks for them.
+    const INFO: drm::DriverInfo = drm::DriverInfo {
+        major: 0,
+        minor: 1,
+        patchlevel: 0,
+        name: c"virtio_gpu",
+        desc: c"virtio GPU",
+    };
+    const FEATURES: u32 = FEAT_GEM | FEAT_RENDER | FEAT_SYNCOBJ | FEAT_SYNCOBJ_TIMELINE;
+    const IOCTLS: &'static IoctlTable = &ioctl::TABLE;
+
+    fn open(dev: &Device) -> Result<Pin<KBox<FileData>>> {
+        FileData::new(dev)
+    }
+}

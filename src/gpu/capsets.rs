@@ -1,0 +1,183 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Capability sets: what the device's contexts can do, in formats that only userspace knows.
+
+use crate::{
+    kapi::virtio::Chunks,
+    protocol::virtio_gpu::{
+        command,
+        response,
+        GetCapset,
+        GetCapsetInfo,
+        Header,
+        ResponseCapsetInfo, //
+    },
+    transport::control::{
+        Answer,
+        Control,
+        Request,
+        Share, //
+    },
+};
+use kernel::{
+    new_mutex,
+    prelude::*,
+    sync::{
+        Arc,
+        Mutex, //
+    },
+};
+use zerocopy::IntoBytes;
+
+/// Most capability sets that a device can have; more is not believed.
+const MAX_CAPSETS: u32 = 64;
+/// Most bytes of one; more is not believed.
+const MAX_SIZE: u32 = 1 << 20;
+/// Id and size in bytes of AMD's capability set.
+pub(crate) const AMD_ID: u32 = 8;
+const AMD_SIZE: u32 = 24;
+/// Ids above this cannot be named in CONTEXT_INIT.
+pub(crate) const MAX_ID: u32 = 63;
+
+#[derive(Clone, Copy)]
+struct Info {
+    id: u32,
+    max_version: u32,
+    max_size: u32,
+}
+
+struct Cached {
+    id: u32,
+    version: u32,
+    bytes: Arc<KVVec<u8>>,
+}
+
+/// The capability sets of a device.
+pub(crate) struct Capsets {
+    infos: KVec<Info>,
+    /// Those that were read. Protects the list only; taken innermost, held while allocating.
+    cache: Pin<KBox<Mutex<KVec<Cached>>>>,
+}
+
+impl Capsets {
+    /// Asks the device for its `count` capability sets.
+    ///
+    /// # Errors
+    ///
+    /// [`EINVAL`] if the device's claims make no sense, [`ENODEV`] if it does not answer.
+    pub(super) fn query(control: &Arc<Control>, share: &Arc<Share>, count: u32) -> Result<Self> {
+        if count > MAX_CAPSETS {
+            return Err(EINVAL);
+        }
+        let mut infos: KVec<Info> = KVec::with_capacity(count as usize, GFP_KERNEL)?;
+        for index in 0..count {
+            let fixed = GetCapsetInfo {
+                capset_index: index.into(),
+                ..Default::default()
+            };
+            let mut request = Request::new(Header::new(command::GET_CAPSET_INFO, 0), &fixed);
+            request.response_len = size_of::<ResponseCapsetInfo>();
+            let answered = control.call(share, request.build()?)?;
+            if Control::ended(&answered) != Some(Answer::Ok(response::OK_CAPSET_INFO)) {
+                return Err(EINVAL);
+            }
+            let mut answer = ResponseCapsetInfo::default();
+            answered.read_response(answer.as_mut_bytes());
+            let info = Info {
+                id: answer.capset_id.get(),
+                max_version: answer.capset_max_version.get(),
+                max_size: answer.capset_max_size.get(),
+            };
+            if info.max_size > MAX_SIZE || infos.iter().any(|other| other.id == info.id) {
+                return Err(EINVAL);
+            }
+            infos.push(info, GFP_KERNEL)?;
+        }
+        Ok(Self {
+            infos,
+            cache: KBox::pin_init(new_mutex!(KVec::new(), "Capsets::cache"), GFP_KERNEL)?,
+        })
+    }
+
+    /// Whether there are none.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.infos.is_empty()
+    }
+
+    /// Mask of the ids.
+    pub(crate) fn mask(&self) -> u64 {
+        self.infos
+            .iter()
+            .filter(|info| info.id <= MAX_ID)
+            .fold(0, |mask, info| mask | 1 << info.id)
+    }
+
+    /// Whether the capability set with AMD's id looks like AMD's: it has the size of
+    /// `struct virgl_renderer_capset_hsakmt`.
+    pub(crate) fn is_amd(&self) -> bool {
+        self.infos
+            .iter()
+            .any(|info| info.id == AMD_ID && info.max_size == AMD_SIZE)
+    }
+
+    /// Whether there is one with `id`.
+    pub(crate) fn contains(&self, id: u32) -> bool {
+        id <= MAX_ID && self.infos.iter().any(|info| info.id == id)
+    }
+
+    /// The bytes of capability set `id` in `version`, read from the device once.
+    ///
+    /// # Errors
+    ///
+    /// [`EINVAL`] if there is none, [`ENODEV`] if the device does not answer.
+    pub(crate) fn get(
+        &self,
+        control: &Arc<Control>,
+        share: &Arc<Share>,
+        id: u32,
+        version: u32,
+    ) -> Result<Arc<KVVec<u8>>> {
+        let info = self
+            .infos
+            .iter()
+            .find(|info| info.id == id && info.max_version >= version)
+            .ok_or(EINVAL)?;
+        if let Some(found) = self.find(id, version) {
+            return Ok(found);
+        }
+
+        let fixed = GetCapset {
+            capset_id: id.into(),
+            capset_version: version.into(),
+            ..Default::default()
+        };
+        let size = info.max_size as usize;
+        let mut request = Request::new(Header::new(command::GET_CAPSET, 0), &fixed);
+        request.reply = Chunks::zeroed(size, control.max_descriptors() - 2)?;
+        let answered = control.call(share, request.build()?)?;
+        if Control::ended(&answered) != Some(Answer::Ok(response::OK_CAPSET)) {
+            return Err(EINVAL);
+        }
+        let mut bytes = KVVec::from_elem(0, size, GFP_KERNEL)?;
+        answered.read_reply(&mut bytes);
+
+        let bytes = Arc::new(bytes, GFP_KERNEL)?;
+        self.cache.lock().push(
+            Cached {
+                id,
+                version,
+                bytes: bytes.clone(),
+            },
+            GFP_KERNEL,
+        )?;
+        Ok(bytes)
+    }
+
+    fn find(&self, id: u32, version: u32) -> Option<Arc<KVVec<u8>>> {
+        self.cache
+            .lock()
+            .iter()
+            .find(|cached| cached.id == id && cached.version == version)
+            .map(|cached| cached.bytes.clone())
+    }
+}

@@ -1,0 +1,95 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Feature bits.
+
+use crate::{
+    kapi::virtio::{
+        self,
+        device::{
+            F_ACCESS_PLATFORM,
+            F_VERSION_1, //
+        },
+    },
+    protocol::virtio_gpu::{
+        feature,
+        Config, //
+    },
+};
+use core::mem::offset_of;
+use kernel::{
+    device,
+    page::PAGE_SIZE,
+    prelude::*, //
+};
+
+/// The feature bits that the driver understands.
+pub(super) const UNDERSTOOD: &[u32] = &[
+    feature::VIRGL,
+    feature::RESOURCE_UUID,
+    feature::RESOURCE_BLOB,
+    feature::CONTEXT_INIT,
+    feature::BLOB_ALIGNMENT,
+];
+
+/// What the device offers and the driver uses.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Features {
+    /// Contexts and 3D commands.
+    pub(crate) virgl: bool,
+    /// Blob resources.
+    pub(crate) blob: bool,
+    /// Contexts of several kinds.
+    pub(crate) context_init: bool,
+    /// UUIDs for resources.
+    pub(crate) uuid: bool,
+    /// Bytes that blob sizes are multiples of, if the device asks for that.
+    pub(crate) blob_alignment: Option<u32>,
+    /// The device sees DMA addresses, not physical ones.
+    pub(crate) dma: bool,
+}
+
+/// Judges the negotiated features.
+///
+/// # Errors
+///
+/// [`ENODEV`] for a device from before virtio 1.0.
+pub(super) fn validate(vdev: &virtio::Device<device::Core<'_>>) -> Result {
+    if !vdev.has_feature(F_VERSION_1) {
+        return Err(ENODEV);
+    }
+    Ok(())
+}
+
+impl Features {
+    /// Reads the features of a device that is being probed.
+    ///
+    /// # Errors
+    ///
+    /// [`EINVAL`] if the alignment makes no sense.
+    pub(super) fn new(vdev: &virtio::Device<device::Core<'_>>) -> Result<Self> {
+        let blob_alignment = if vdev.has_feature(feature::BLOB_ALIGNMENT) {
+            let alignment = vdev.config_read32(offset_of!(Config, blob_alignment));
+            if !alignment.is_power_of_two() || (alignment as usize) < PAGE_SIZE {
+                return Err(EINVAL);
+            }
+            Some(alignment)
+        } else {
+            None
+        };
+        Ok(Self {
+            virgl: vdev.has_feature(feature::VIRGL),
+            blob: vdev.has_feature(feature::RESOURCE_BLOB),
+            context_init: vdev.has_feature(feature::CONTEXT_INIT),
+            uuid: vdev.has_feature(feature::RESOURCE_UUID),
+            blob_alignment,
+            dma: vdev.has_feature(F_ACCESS_PLATFORM),
+        })
+    }
+
+    /// Whether the device takes blobs of `size` bytes.
+    pub(crate) fn takes_blob_size(&self, size: u64) -> bool {
+        // A power of two, see `new`.
+        let mask = u64::from(self.blob_alignment.unwrap_or(1)) - 1;
+        size != 0 && size & mask == 0
+    }
+}

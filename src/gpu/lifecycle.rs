@@ -1,0 +1,173 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! How a device comes and goes.
+
+use super::{
+    features,
+    Capsets,
+    Features,
+    Gpu,
+    HostVisible, //
+};
+use crate::{
+    driver::GpuDriver,
+    kapi::{
+        dma::fence::allocate_timelines,
+        drm::{
+            self,
+            range::RangeAllocator, //
+        },
+        ida::Ida,
+        virtio::{
+            self,
+            driver::virtio_device_table,
+            DeviceId, //
+        },
+    },
+    protocol::virtio_gpu::{
+        Config,
+        DEVICE_ID,
+        SHM_ID_HOST_VISIBLE, //
+    },
+    transport::control::{
+        Control,
+        Share, //
+    },
+};
+use core::mem::offset_of;
+use kernel::{
+    device,
+    new_mutex,
+    prelude::*,
+    sync::{
+        Arc,
+        Mutex, //
+    },
+};
+
+/// The virtio driver.
+pub(crate) struct VirtioGpu;
+
+/// What the driver keeps of a bound device.
+#[pin_data]
+pub(crate) struct Bound {
+    gpu: Arc<Gpu>,
+    /// The device nodes. Protects only itself; taken once, when the device goes.
+    #[pin]
+    registration: Mutex<Option<drm::Registration<GpuDriver>>>,
+}
+
+virtio_device_table!(ID_TABLE, [DeviceId::new(DEVICE_ID)]);
+
+/// Stops the control queue of a device whose probe fails.
+struct StopOnError(Option<Arc<Control>>);
+
+impl Drop for StopOnError {
+    fn drop(&mut self) {
+        if let Some(control) = self.0.take() {
+            control.stop();
+        }
+    }
+}
+
+impl VirtioGpu {
+    fn set_up(
+        vdev: &virtio::Device<device::Core<'_>>,
+    ) -> Result<(Arc<Gpu>, drm::Registration<GpuDriver>)> {
+        let features = Features::new(vdev)?;
+        let mapper = if features.dma {
+            Some(vdev.dma_mapper()?)
+        } else {
+            None
+        };
+        let capset_count = if features.virgl {
+            vdev.config_read32(offset_of!(Config, num_capsets))
+        } else {
+            0
+        };
+        let host_visible = match vdev.shm_region(SHM_ID_HOST_VISIBLE) {
+            Some(region) => Some(HostVisible {
+                base: region.addr,
+                ranges: Arc::pin_init(RangeAllocator::new(region.len), GFP_KERNEL)?,
+            }),
+            None => None,
+        };
+
+        let control = Control::new(vdev, crate::ack_timeout_ms())?;
+        control.start(vdev)?;
+        let mut stop = StopOnError(Some(control.clone()));
+
+        let share = Share::new()?;
+        let capsets = Capsets::query(&control, &share, capset_count)?;
+        let gpu = Arc::new(
+            Gpu {
+                control,
+                features,
+                capsets,
+                share,
+                resource_ids: Arc::pin_init(Ida::new(), GFP_KERNEL)?,
+                context_ids: Arc::pin_init(Ida::new(), GFP_KERNEL)?,
+                timeline: allocate_timelines(1),
+                host_visible,
+                mapper,
+            },
+            GFP_KERNEL,
+        )?;
+        let drm = drm::Device::<GpuDriver>::new(vdev.parent(), gpu.clone())?;
+        let registration = drm::Registration::new(drm)?;
+
+        dev_info!(
+            vdev.as_ref(),
+            "capability sets {:#x}, blob {}, host-visible {}, context_init {}\n",
+            gpu.capsets.mask(),
+            features.blob,
+            gpu.host_visible.is_some(),
+            features.context_init
+        );
+        stop.0 = None;
+        Ok((gpu, registration))
+    }
+}
+
+impl virtio::Driver for VirtioGpu {
+    type Data = Bound;
+
+    const ID_TABLE: virtio::IdTable = &ID_TABLE;
+    const FEATURES: &'static [u32] = features::UNDERSTOOD;
+
+    fn validate(vdev: &virtio::Device<device::Core<'_>>) -> Result {
+        features::validate(vdev)
+    }
+
+    fn probe(vdev: &virtio::Device<device::Core<'_>>) -> impl PinInit<Bound, Error> {
+        pin_init::pin_init_scope(move || {
+            let (gpu, registration) = Self::set_up(vdev)?;
+            Ok(try_pin_init!(Bound {
+                gpu,
+                registration <- new_mutex!(Some(registration), "Bound::registration"),
+            }))
+        })
+    }
+
+    fn unbind(_vdev: &virtio::Device<device::Core<'_>>, this: Pin<&Bound>) {
+        // First those who wait for the device, then the nodes, then the device: unplugging waits
+        // for ioctls that are under way.
+        this.gpu.control.retire();
+        let registration = this.registration.lock().take();
+        drop(registration);
+        this.gpu.control.stop();
+    }
+
+    fn config_changed(_this: Pin<&Bound>) {
+        // Only displays raise events, and this driver has none.
+    }
+
+    fn freeze() -> Result {
+        // Contexts and host resources cannot be brought back.
+        Err(EPERM)
+    }
+
+    fn shutdown(_vdev: &virtio::Device<device::Core<'_>>, this: Pin<&Bound>) {
+        this.gpu.control.stop();
+    }
+}

@@ -1,0 +1,77 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The device: what it offers, and what all files share.
+
+pub(crate) mod capsets;
+mod features;
+mod lifecycle;
+
+pub(crate) use self::{
+    capsets::Capsets,
+    features::Features,
+    lifecycle::VirtioGpu, //
+};
+
+use crate::{
+    kapi::{
+        dma::{
+            map::Mapper,
+            TimelineNames, //
+        },
+        drm::range::RangeAllocator,
+        ida::Ida, //
+    },
+    transport::control::{
+        Control,
+        Share, //
+    },
+};
+use kernel::{
+    prelude::*,
+    sync::Arc, //
+};
+
+/// The window through which host blobs are mapped.
+pub(crate) struct HostVisible {
+    /// Physical address.
+    pub(crate) base: u64,
+    /// Bytes of the window that are in use.
+    pub(crate) ranges: Arc<RangeAllocator>,
+}
+
+/// A virtio-gpu device.
+pub(crate) struct Gpu {
+    /// Its control queue.
+    pub(crate) control: Arc<Control>,
+    /// What was negotiated.
+    pub(crate) features: Features,
+    /// Its capability sets.
+    pub(crate) capsets: Capsets,
+    /// The driver's own part of the control queue, for commands that belong to no file.
+    pub(crate) share: Arc<Share>,
+    /// Resource ids.
+    pub(crate) resource_ids: Arc<Ida>,
+    /// Context ids.
+    pub(crate) context_ids: Arc<Ida>,
+    /// The timeline of jobs without ring.
+    pub(crate) timeline: u64,
+    /// The window for host blobs, if the device has one.
+    pub(crate) host_visible: Option<HostVisible>,
+    /// Translates addresses, if the device wants that.
+    pub(crate) mapper: Option<Mapper>,
+}
+
+impl Gpu {
+    /// Whether user memory can be registered.
+    pub(crate) fn has_userptr(&self) -> bool {
+        self.features.blob
+    }
+}
+
+/// Names of this driver's fences.
+pub(crate) struct Timeline;
+
+impl TimelineNames for Timeline {
+    const DRIVER: &'static CStr = c"virtio_gpu";
+    const TIMELINE: &'static CStr = c"controlq";
+}

@@ -1,0 +1,259 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Buffers: RESOURCE_CREATE_BLOB, RESOURCE_INFO, MAP, WAIT and BO_QUERY.
+
+use super::userptr::register;
+use crate::{
+    context::Context,
+    driver::{
+        Device,
+        File,
+        GpuDriver,
+        Object, //
+    },
+    gpu::Gpu,
+    kapi::{
+        drm::ioctl::Ioctl,
+        virtio::Chunks, //
+    },
+    protocol::{
+        uapi::{
+            self,
+            bo_state,
+            memory_model,
+            nr,
+            BLOB_FLAG_USE_USERPTR,
+            BLOB_HINT_DEFER_MAPPING,
+            RESOURCE_CREATE_BLOB_MIN_SIZE, //
+        },
+        virtio_gpu::{
+            blob_flag,
+            blob_mem,
+            command,
+            Header,
+            Submit3d, //
+        },
+    },
+    resource::{
+        self,
+        BlobParams,
+        Kind, //
+    },
+    transport::control::{
+        Answer,
+        Request, //
+    },
+    userptr::params::Params,
+};
+use kernel::{
+    page::PAGE_SHIFT,
+    prelude::*,
+    uaccess::{
+        UserPtr,
+        UserSlice, //
+    },
+};
+
+/// How long WAIT waits.
+const WAIT_MS: u32 = 15_000;
+/// Most bytes of the command that may come with RESOURCE_CREATE_BLOB.
+const MAX_INLINE_COMMAND: u32 = 1 << 20;
+
+/// DRM_VIRTGPU_RESOURCE_CREATE_BLOB.
+pub(super) struct ResourceCreateBlob;
+
+fn blob_params(gpu: &Gpu, args: &uapi::ResourceCreateBlob) -> Result<BlobParams> {
+    let known =
+        blob_flag::USE_MAPPABLE | blob_flag::USE_SHAREABLE | blob_flag::USE_CROSS_DEVICE;
+    let host = match args.blob_mem {
+        blob_mem::GUEST => false,
+        blob_mem::HOST3D | blob_mem::HOST3D_GUEST if gpu.features.virgl => true,
+        _ => return Err(EINVAL),
+    };
+    if args.blob_flags & !known != 0
+        || args.blob_hints & !BLOB_HINT_DEFER_MAPPING != 0
+        || args.pad != 0
+        || args.pad2 != 0
+        || args.rocm != [0; 2]
+    {
+        return Err(EINVAL);
+    }
+    if args.blob_flags & blob_flag::USE_CROSS_DEVICE != 0 && !gpu.features.uuid {
+        return Err(EINVAL);
+    }
+    if !host && args.blob_id != 0 {
+        return Err(EINVAL);
+    }
+    if args.cmd_size != 0 && (!host || args.cmd_size % 4 != 0) {
+        return Err(EINVAL);
+    }
+    if !gpu.features.takes_blob_size(args.size) {
+        return Err(EINVAL);
+    }
+    let mappable = args.blob_flags & blob_flag::USE_MAPPABLE != 0;
+    if args.blob_mem == blob_mem::HOST3D && mappable && gpu.host_visible.is_none() {
+        return Err(EINVAL);
+    }
+    Ok(BlobParams {
+        mem: args.blob_mem,
+        flags: args.blob_flags,
+        size: args.size,
+        id: args.blob_id,
+        defer_mapping: args.blob_hints & BLOB_HINT_DEFER_MAPPING != 0,
+    })
+}
+
+/// Submits the command that makes the host object which the blob then names.
+fn submit_inline(file: &File, context: &Context, args: &uapi::ResourceCreateBlob) -> Result {
+    if args.cmd_size > MAX_INLINE_COMMAND {
+        return Err(EINVAL);
+    }
+    let size = args.cmd_size as usize;
+    let control = &file.gpu.control;
+    let mut payload = Chunks::zeroed(size, control.max_descriptors() - 2)?;
+    let addr = UserPtr::from_addr(usize::try_from(args.cmd)?);
+    let mut reader = UserSlice::new(addr, size).reader();
+    for piece in payload.pieces_mut() {
+        reader.read_slice(piece)?;
+    }
+    let fixed = Submit3d {
+        size: args.cmd_size.into(),
+        ..Default::default()
+    };
+    let mut request = Request::new(Header::new(command::SUBMIT_3D, context.id()), &fixed);
+    request.payload = payload;
+    request.job = true;
+    let command = request.build()?;
+    let credit = control.credit(&file.share, command.descriptors())?;
+    control.add(command, credit)
+}
+
+impl Ioctl<GpuDriver> for ResourceCreateBlob {
+    type Args = uapi::ResourceCreateBlob;
+
+    const NR: u32 = nr::RESOURCE_CREATE_BLOB;
+    const NAME: &'static CStr = c"VIRTGPU_RESOURCE_CREATE_BLOB";
+    const MIN_SIZE: usize = RESOURCE_CREATE_BLOB_MIN_SIZE;
+
+    fn call(dev: &Device, file: &File, args: &mut Self::Args) -> Result {
+        let gpu = &file.gpu;
+        if !gpu.features.blob {
+            return Err(EINVAL);
+        }
+        if args.blob_flags & BLOB_FLAG_USE_USERPTR != 0 {
+            let params = Params::from_blob(args, &gpu.features)?;
+            let (handle, object) = register(dev, file, &params)?;
+            args.bo_handle = handle;
+            args.res_handle = object.id();
+            return Ok(());
+        }
+
+        let params = blob_params(gpu, args)?;
+        let context = file.ensure_context()?;
+        if let (Some(context), true) = (&context, args.cmd_size != 0) {
+            submit_inline(file, context, args)?;
+        }
+        let object = resource::create_blob(dev, file, context.as_deref(), params)?;
+        args.bo_handle = object.create_handle(file)?;
+        args.res_handle = object.id();
+        Ok(())
+    }
+}
+
+/// DRM_VIRTGPU_RESOURCE_INFO.
+pub(super) struct ResourceInfo;
+
+impl Ioctl<GpuDriver> for ResourceInfo {
+    type Args = uapi::ResourceInfo;
+
+    const NR: u32 = nr::RESOURCE_INFO;
+    const NAME: &'static CStr = c"VIRTGPU_RESOURCE_INFO";
+
+    fn call(_dev: &Device, file: &File, args: &mut Self::Args) -> Result {
+        let object = Object::lookup(file, args.bo_handle)?;
+        args.res_handle = object.id();
+        // The interface has 32 bits for it; BO_QUERY has more.
+        args.size = object.size() as u32;
+        args.blob_mem = object.params.mem;
+        Ok(())
+    }
+}
+
+/// DRM_VIRTGPU_MAP.
+pub(super) struct Map;
+
+impl Ioctl<GpuDriver> for Map {
+    type Args = uapi::Map;
+
+    const NR: u32 = nr::MAP;
+    const NAME: &'static CStr = c"VIRTGPU_MAP";
+
+    fn call(_dev: &Device, file: &File, args: &mut Self::Args) -> Result {
+        args.offset = Object::lookup(file, args.handle)?.mmap_offset()?;
+        Ok(())
+    }
+}
+
+/// DRM_VIRTGPU_WAIT.
+pub(super) struct Wait;
+
+impl Ioctl<GpuDriver> for Wait {
+    type Args = uapi::Wait;
+
+    const NR: u32 = nr::WAIT;
+    const NAME: &'static CStr = c"VIRTGPU_WAIT";
+
+    fn call(_dev: &Device, file: &File, args: &mut Self::Args) -> Result {
+        if args.flags & !uapi::WAIT_NOWAIT != 0 {
+            return Err(EINVAL);
+        }
+        let object = Object::lookup(file, args.handle)?;
+        if args.flags & uapi::WAIT_NOWAIT != 0 {
+            return if object.is_idle() { Ok(()) } else { Err(EBUSY) };
+        }
+        object.wait_idle(WAIT_MS)
+    }
+}
+
+/// DRM_VIRTGPU_BO_QUERY.
+pub(super) struct BoQuery;
+
+impl Ioctl<GpuDriver> for BoQuery {
+    type Args = uapi::BoQuery;
+
+    const NR: u32 = nr::BO_QUERY;
+    const NAME: &'static CStr = c"VIRTGPU_BO_QUERY";
+
+    fn call(_dev: &Device, file: &File, args: &mut Self::Args) -> Result {
+        let object = Object::lookup(file, args.bo_handle)?;
+        let size = object.size() as u64;
+        let known = matches!(object.lifetime.creation(), Some(Answer::Ok(_)));
+        let usable = known && !file.gpu.control.is_lost();
+        let (addr, flags, resident) = match &object.kind {
+            Kind::Guest => (0, 0, size),
+            Kind::Host(_) => (0, 0, 0),
+            Kind::Userptr(userptr) => (
+                userptr.addr,
+                userptr.flags,
+                (userptr.pinned.pages() as u64) << PAGE_SHIFT,
+            ),
+        };
+        *args = uapi::BoQuery {
+            bo_handle: args.bo_handle,
+            flags,
+            memory_model: memory_model::PERMANENT,
+            state: if file.gpu.control.is_lost() {
+                bo_state::LOST
+            } else {
+                bo_state::VALID
+            },
+            addr,
+            size,
+            resident_bytes: resident,
+            mapped_bytes: if usable { size } else { 0 },
+            entries: object.entries,
+            ..Default::default()
+        };
+        Ok(())
+    }
+}

@@ -1,0 +1,89 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! User memory: USERPTR_REGISTER and USERPTR_PREFETCH.
+
+use crate::{
+    driver::{
+        Device,
+        File,
+        GpuDriver,
+        Object, //
+    },
+    kapi::drm::ioctl::Ioctl,
+    protocol::uapi::{
+        self,
+        memory_model,
+        nr, //
+    },
+    userptr::{
+        params::Params,
+        pinned, //
+    },
+};
+use kernel::{
+    page::PAGE_SIZE,
+    prelude::*,
+    sync::aref::ARef, //
+};
+
+/// Registers memory and makes the one handle for it.
+pub(super) fn register(
+    dev: &Device,
+    file: &File,
+    params: &Params,
+) -> Result<(u32, ARef<Object>)> {
+    let context = file.ensure_context()?;
+    let object = pinned::register(dev, file, context.as_deref(), params)?;
+    let handle = object.create_handle(file)?;
+    Ok((handle, object))
+}
+
+/// DRM_VIRTGPU_USERPTR_REGISTER.
+pub(super) struct UserptrRegister;
+
+impl Ioctl<GpuDriver> for UserptrRegister {
+    type Args = uapi::UserptrRegister;
+
+    const NR: u32 = nr::USERPTR_REGISTER;
+    const NAME: &'static CStr = c"VIRTGPU_USERPTR_REGISTER";
+    const MIN_SIZE: usize = size_of::<uapi::UserptrRegister>();
+
+    fn call(dev: &Device, file: &File, args: &mut Self::Args) -> Result {
+        if !file.gpu.has_userptr() {
+            return Err(EOPNOTSUPP);
+        }
+        let params = Params::new(args, &file.gpu.features)?;
+        let (handle, object) = register(dev, file, &params)?;
+        args.bo_handle = handle;
+        args.res_handle = object.id();
+        args.memory_model = memory_model::PERMANENT;
+        Ok(())
+    }
+}
+
+/// DRM_VIRTGPU_USERPTR_PREFETCH.
+pub(super) struct UserptrPrefetch;
+
+impl Ioctl<GpuDriver> for UserptrPrefetch {
+    type Args = uapi::UserptrPrefetch;
+
+    const NR: u32 = nr::USERPTR_PREFETCH;
+    const NAME: &'static CStr = c"VIRTGPU_USERPTR_PREFETCH";
+    const MIN_SIZE: usize = size_of::<uapi::UserptrPrefetch>();
+
+    fn call(_dev: &Device, file: &File, args: &mut Self::Args) -> Result {
+        let object = Object::lookup(file, args.bo_handle)?;
+        if object.userptr().is_none() || args.flags != 0 {
+            return Err(EINVAL);
+        }
+        let end = args.offset.checked_add(args.length).ok_or(EINVAL)?;
+        let aligned = (args.offset | args.length) % PAGE_SIZE as u64 == 0;
+        if !aligned || args.length == 0 || end > object.size() as u64 {
+            return Err(EINVAL);
+        }
+        file.gpu.control.check()?;
+        // Pinned memory was made reachable by its registration.
+        args.done = args.length;
+        Ok(())
+    }
+}

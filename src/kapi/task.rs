@@ -1,0 +1,24 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The current task.
+//!
+//! C header: [`include/linux/sched.h`](srctree/include/linux/sched.h)
+
+use crate::kapi::bindings;
+
+/// Bytes of a task's name, with the NUL (`TASK_COMM_LEN`).
+const COMM_LEN: usize = 16;
+
+/// The name of the current task, padded with zeros.
+pub(crate) fn current_comm() -> [u8; COMM_LEN] {
+    let mut name = [0; COMM_LEN];
+    // SAFETY: The array has room for `TASK_COMM_LEN` bytes.
+    unsafe { bindings::kapi_current_comm(name.as_mut_ptr().cast()) };
+    name
+}
+
+/// Whether the current task is the worker of some workqueue.
+pub(crate) fn current_is_worker() -> bool {
+    // SAFETY: Looks at the current task only.
+    unsafe { bindings::kapi_current_is_worker() }
+}

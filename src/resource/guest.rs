@@ -1,0 +1,65 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Buffers in guest pages that are allocated for them.
+
+use super::{
+    create_command,
+    BlobParams,
+    Entries,
+    Kind,
+    Lifetime,
+    Resource, //
+};
+use crate::{
+    context::Context,
+    driver::{
+        Device,
+        File,
+        Object, //
+    },
+};
+use kernel::{
+    page::PAGE_SIZE,
+    prelude::*,
+    sync::aref::ARef, //
+};
+
+/// Creates a buffer in guest memory, with storage on the host besides if `params` say so.
+///
+/// # Errors
+///
+/// See [`super::create_blob`].
+pub(super) fn create(
+    dev: &Device,
+    file: &File,
+    context: Option<&Context>,
+    params: BlobParams,
+) -> Result<ARef<Object>> {
+    let gpu = &file.gpu;
+    let size = usize::try_from(params.size)?
+        .checked_next_multiple_of(PAGE_SIZE)
+        .ok_or(EINVAL)?;
+    let lifetime = Lifetime::new(gpu)?;
+    let object = Object::new_shmem(
+        dev,
+        size,
+        Resource {
+            lifetime,
+            params,
+            kind: Kind::Guest,
+            entries: 0,
+        },
+    )?;
+
+    let mut entries = Entries::new(gpu);
+    object.for_each_run(gpu.features.dma, |addr, len| entries.push(addr, len))?;
+    let (entries, count) = entries.finish()?;
+    let create = create_command(context, object.id(), &params, entries, count)?;
+    let credit = gpu.control.credit(&file.share, create.descriptors())?;
+    object.lifetime.set_sent(create.clone_arc());
+    gpu.control
+        .add(create, credit)
+        .inspect_err(|_| object.lifetime.set_not_sent())?;
+    gpu.control.kick();
+    Ok(object)
+}

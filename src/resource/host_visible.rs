@@ -1,0 +1,221 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Buffers in host memory, which userspace sees through the host-visible window.
+
+use super::{
+    create_command,
+    BlobParams,
+    Kind,
+    Lifetime,
+    Resource, //
+};
+use crate::{
+    context::Context,
+    driver::{
+        Device,
+        File,
+        Object, //
+    },
+    gpu::Gpu,
+    kapi::{
+        drm::{
+            gem::{
+                Caching,
+                IoMemory, //
+            },
+            range::Range, //
+        },
+        virtio::Chunks, //
+    },
+    protocol::virtio_gpu::{
+        blob_flag,
+        command,
+        map_cache,
+        response,
+        Header,
+        ResourceCommand,
+        ResourceMapBlob,
+        ResponseMapInfo, //
+    },
+    transport::control::{
+        Answer,
+        Command,
+        Control,
+        Expect,
+        Finish,
+        Request, //
+    },
+};
+use kernel::{
+    list::ListArc,
+    new_mutex,
+    page::PAGE_SIZE,
+    prelude::*,
+    sync::{
+        aref::ARef,
+        Arc,
+        Mutex, //
+    },
+};
+use zerocopy::IntoBytes;
+
+/// A host buffer's place in the window.
+pub(crate) struct HostMemory {
+    /// Protects the mapping; held while it is being made, and taken with `mmap_lock` held.
+    mapping: Pin<KBox<Mutex<Option<Mapping>>>>,
+}
+
+struct Mapping {
+    offset: u64,
+    map: Arc<Command>,
+    /// Ends the mapping; carries the range until then.
+    unmap: ListArc<Command>,
+}
+
+/// Keeps a range of the window until the host has answered that nothing is mapped there.
+struct Unmapped {
+    _range: Range,
+}
+
+impl Finish for Unmapped {
+    fn finish(&mut self, _answer: &Answer) {}
+}
+
+/// Creates a buffer in host memory.
+///
+/// # Errors
+///
+/// See [`super::create_blob`].
+pub(super) fn create(
+    dev: &Device,
+    file: &File,
+    context: Option<&Context>,
+    params: BlobParams,
+) -> Result<ARef<Object>> {
+    let gpu = &file.gpu;
+    let size = usize::try_from(params.size)?
+        .checked_next_multiple_of(PAGE_SIZE)
+        .ok_or(EINVAL)?;
+    let mappable = params.flags & blob_flag::USE_MAPPABLE != 0;
+    let data = Resource {
+        lifetime: Lifetime::new(gpu)?,
+        params,
+        kind: Kind::Host(HostMemory {
+            mapping: KBox::pin_init(new_mutex!(None, "HostMemory::mapping"), GFP_KERNEL)?,
+        }),
+        entries: 0,
+    };
+    let object = if mappable {
+        Object::new_io(dev, size, data)?
+    } else {
+        Object::new_private(dev, size, data)?
+    };
+
+    let create = create_command(context, object.id(), &params, Chunks::new(), 0)?;
+    let credit = gpu.control.credit(&file.share, create.descriptors())?;
+    object.lifetime.set_sent(create.clone_arc());
+    gpu.control
+        .add(create, credit)
+        .inspect_err(|_| object.lifetime.set_not_sent())?;
+    if let (true, false, Kind::Host(memory)) = (mappable, params.defer_mapping, &object.kind) {
+        memory.start(gpu, &object)?;
+    }
+    gpu.control.kick();
+    Ok(object)
+}
+
+impl HostMemory {
+    /// Asks the host to show the buffer in the window, without waiting.
+    fn start(&self, gpu: &Arc<Gpu>, object: &Object) -> Result {
+        let mut mapping = self.mapping.lock();
+        if mapping.is_some() {
+            return Ok(());
+        }
+        let window = gpu.host_visible.as_ref().ok_or(EINVAL)?;
+        let range = window
+            .ranges
+            .allocate(object.size() as u64, PAGE_SIZE as u64)?;
+        let offset = range.start();
+
+        let fixed = ResourceMapBlob {
+            resource_id: object.id().into(),
+            offset: offset.into(),
+            ..Default::default()
+        };
+        let mut map = Request::new(Header::new(command::RESOURCE_MAP_BLOB, 0), &fixed);
+        map.response_len = size_of::<ResponseMapInfo>();
+        let map = map.build()?;
+
+        let fixed = ResourceCommand {
+            resource_id: object.id().into(),
+            ..Default::default()
+        };
+        let mut unmap = Request::new(Header::new(command::RESOURCE_UNMAP_BLOB, 0), &fixed);
+        unmap.finish = Some(KBox::new(Unmapped { _range: range }, GFP_KERNEL)?);
+        let unmap = unmap.build()?;
+
+        let reference = map.clone_arc();
+        let credit = gpu.control.credit(&gpu.share, map.descriptors())?;
+        gpu.control.add(map, credit)?;
+        *mapping = Some(Mapping {
+            offset,
+            map: reference,
+            unmap,
+        });
+        Ok(())
+    }
+
+    /// What the CPU can map. Waits for the host, uninterruptibly but not for ever.
+    ///
+    /// # Errors
+    ///
+    /// [`EINVAL`] if the host refused, [`ENOSPC`] if the window is full, [`ENODEV`].
+    pub(super) fn map(&self, object: &Object) -> Result<IoMemory> {
+        let gpu = object.gpu();
+        let window = gpu.host_visible.as_ref().ok_or(EINVAL)?;
+        self.start(gpu, object)?;
+        gpu.control.kick();
+
+        let (offset, map) = {
+            let mapping = self.mapping.lock();
+            let mapping = mapping.as_ref().ok_or(EINVAL)?;
+            (mapping.offset, mapping.map.clone())
+        };
+        if gpu.control.wait(&map)? != Answer::Ok(response::OK_MAP_INFO) {
+            return Err(EINVAL);
+        }
+        let mut answer = ResponseMapInfo::default();
+        map.read_response(answer.as_mut_bytes());
+        let caching = match answer.map_info.get() & map_cache::MASK {
+            map_cache::NONE | map_cache::CACHED => Caching::Cached,
+            map_cache::UNCACHED => Caching::Uncached,
+            map_cache::WC => Caching::WriteCombining,
+            _ => return Err(EINVAL),
+        };
+        Ok(IoMemory {
+            phys: window.base + offset,
+            len: object.size() as u64,
+            caching,
+        })
+    }
+
+    /// Takes the buffer out of the window, if it was ever put there.
+    pub(super) fn unmap(&self, object: &Resource) {
+        let Some(mut mapping) = self.mapping.lock().take() else {
+            return;
+        };
+        match Control::ended(&mapping.map) {
+            // Never mapped: dropping the command frees the range.
+            Some(Answer::Error(_) | Answer::Aborted) => {}
+            Some(Answer::Ok(_)) => {
+                Control::set_expect(&mut mapping.unmap, Expect::Success);
+                object.gpu().control.teardown(mapping.unmap);
+            }
+            None => {
+                let expect = Expect::SuccessUnlessFailed(mapping.map);
+                Control::set_expect(&mut mapping.unmap, expect);
+                object.gpu().control.teardown(mapping.unmap);
+            }
+        }
+    }
+}

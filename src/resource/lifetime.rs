@@ -1,0 +1,240 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! From the creation of a resource on the host to the release of its memory.
+//!
+//! Memory that the host may know is released only after the host has answered RESOURCE_UNREF, or
+//! the device has been reset. The command for that is made together with the resource, so that
+//! releasing needs no memory, and carries the object itself: whatever becomes of the command,
+//! it finishes where it is safe to drop the object.
+
+use super::{
+    Kind,
+    Resource, //
+};
+use crate::{
+    gpu::Gpu,
+    kapi::{
+        drm::gem::Owned,
+        ida::Id,
+        task::current_is_worker, //
+    },
+    protocol::virtio_gpu::{
+        command,
+        Header,
+        ResourceCommand, //
+    },
+    transport::control::{
+        Answer,
+        Command,
+        Control,
+        Expect,
+        Finish,
+        Request, //
+    },
+};
+use kernel::{
+    list::ListArc,
+    new_spinlock,
+    prelude::*,
+    sync::{
+        Arc,
+        SpinLock, //
+    },
+};
+
+/// Carries an object from its last reference to the end of its release.
+#[pin_data]
+struct Carrier {
+    /// Protects only itself; nothing is taken inside.
+    #[pin]
+    state: SpinLock<CarrierState>,
+}
+
+struct CarrierState {
+    object: Option<Owned<Resource>>,
+    /// Free again when the host has forgotten the resource.
+    id: Option<Id>,
+    /// Somebody waits for the answer, and will drop the object.
+    waiter: bool,
+    /// How UNREF ended.
+    ended: Option<Answer>,
+}
+
+/// The end of RESOURCE_UNREF.
+struct Unreferenced(Arc<Carrier>);
+
+impl Finish for Unreferenced {
+    fn finish(&mut self, answer: &Answer) {
+        let mut state = self.0.state.lock();
+        state.ended = Some(*answer);
+        let id = state.id.take();
+        let object = if state.waiter && *answer != Answer::Aborted {
+            None
+        } else {
+            state.object.take()
+        };
+        drop(state);
+        drop((object, id));
+    }
+}
+
+enum Creation {
+    /// The host has never heard of the resource.
+    NotSent,
+    /// This command was sent.
+    Sent(Arc<Command>),
+    /// The host has created it.
+    Confirmed,
+}
+
+/// Life of a resource on the host.
+pub(crate) struct Lifetime {
+    gpu: Arc<Gpu>,
+    id: u32,
+    carrier: Arc<Carrier>,
+    inner: Pin<KBox<SpinLock<Inner>>>,
+}
+
+struct Inner {
+    creation: Creation,
+    unref: Option<ListArc<Command>>,
+}
+
+impl Lifetime {
+    /// A resource that the host does not know yet.
+    ///
+    /// # Errors
+    ///
+    /// [`ENOMEM`], [`ENOSPC`] if there are no more ids.
+    pub(crate) fn new(gpu: &Arc<Gpu>) -> Result<Self> {
+        let id_guard = gpu.resource_ids.allocate()?;
+        let id = id_guard.get();
+        let carrier = Arc::pin_init(
+            pin_init!(Carrier {
+                state <- new_spinlock!(CarrierState {
+                    object: None,
+                    id: Some(id_guard),
+                    waiter: false,
+                    ended: None,
+                }, "Carrier::state"),
+            }),
+            GFP_KERNEL,
+        )?;
+        let fixed = ResourceCommand {
+            resource_id: id.into(),
+            ..Default::default()
+        };
+        let mut unref = Request::new(Header::new(command::RESOURCE_UNREF, 0), &fixed);
+        unref.finish = Some(KBox::new(Unreferenced(carrier.clone()), GFP_KERNEL)?);
+        let unref = unref.build()?;
+        Ok(Self {
+            gpu: gpu.clone(),
+            id,
+            carrier,
+            inner: KBox::pin_init(
+                new_spinlock!(Inner {
+                    creation: Creation::NotSent,
+                    unref: Some(unref),
+                }, "Lifetime::inner"),
+                GFP_KERNEL,
+            )?,
+        })
+    }
+
+    /// The id on the wire.
+    pub(crate) fn id(&self) -> u32 {
+        self.id
+    }
+
+    /// The device.
+    pub(crate) fn gpu(&self) -> &Arc<Gpu> {
+        &self.gpu
+    }
+
+    /// The command that creates the resource is about to be sent.
+    pub(crate) fn set_sent(&self, create: Arc<Command>) {
+        self.inner.lock().creation = Creation::Sent(create);
+    }
+
+    /// The command was not sent after all.
+    pub(crate) fn set_not_sent(&self) {
+        let create = core::mem::replace(&mut self.inner.lock().creation, Creation::NotSent);
+        drop(create);
+    }
+
+    /// How the creation ended, if the host has answered; [`Answer::Aborted`] if it was never sent.
+    pub(crate) fn creation(&self) -> Option<Answer> {
+        let mut inner = self.inner.lock();
+        match &inner.creation {
+            Creation::NotSent => Some(Answer::Aborted),
+            Creation::Confirmed => Some(Answer::Ok(
+                crate::protocol::virtio_gpu::response::OK_NODATA,
+            )),
+            Creation::Sent(create) => {
+                let answer = Control::ended(create);
+                if matches!(answer, Some(Answer::Ok(_))) {
+                    // The command is not needed any more.
+                    let create = core::mem::replace(&mut inner.creation, Creation::Confirmed);
+                    drop(inner);
+                    drop(create);
+                }
+                answer
+            }
+        }
+    }
+
+    /// Releases an object without references.
+    ///
+    /// For user memory this waits until the pages are free again, so that whoever closes the
+    /// handle may rely on it; a worker does not wait, since it may be the one that is waited for.
+    /// Other objects can be released with `mmap_lock` held, so they are released later.
+    pub(super) fn release(object: Owned<Resource>) {
+        let this = &object.lifetime;
+        let expect = match this.creation() {
+            Some(Answer::Ok(_)) => Expect::Success,
+            // The host refused it, or never saw it, or was reset: it does not know the memory.
+            Some(_) => return drop(object),
+            None => {
+                let inner = this.inner.lock();
+                match &inner.creation {
+                    Creation::Sent(create) => Expect::SuccessUnlessFailed(create.clone()),
+                    _ => Expect::Success,
+                }
+            }
+        };
+        let unref = this.inner.lock().unref.take();
+        let Some(mut unref) = unref else {
+            return;
+        };
+        Control::set_expect(&mut unref, expect);
+        if let Kind::Host(memory) = &object.kind {
+            memory.unmap(&object);
+        }
+
+        let gpu = this.gpu.clone();
+        let carrier = this.carrier.clone();
+        let waits = object.userptr().is_some() && !current_is_worker();
+        let command = unref.clone_arc();
+        {
+            let mut state = carrier.state.lock();
+            state.waiter = waits;
+            state.object = Some(object);
+        }
+        gpu.control.teardown(unref);
+        if !waits {
+            return;
+        }
+
+        let answered = gpu.control.wait(&command).is_ok();
+        let mut state = carrier.state.lock();
+        state.waiter = false;
+        let object = if answered || state.ended.is_some() {
+            state.object.take()
+        } else {
+            // The reset will release it.
+            None
+        };
+        drop(state);
+        drop(object);
+    }
+}

@@ -1,0 +1,265 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Resources: what the host knows of a buffer, and the kinds of buffer.
+//!
+//! - [`guest`]: pages of the guest, allocated for the buffer;
+//! - [`host_visible`]: memory of the host, shown in the host-visible window;
+//! - [`userptr`]: memory of the process.
+//!
+//! The place for imported buffers and for resources of the time before blobs is here, too.
+
+mod guest;
+mod host_visible;
+mod lifetime;
+pub(crate) mod userptr;
+
+use crate::{
+    context::Context,
+    driver::{
+        Device,
+        File,
+        GpuDriver,
+        Object, //
+    },
+    gpu::Gpu,
+    kapi::{
+        drm::gem::{
+            DriverObject,
+            IoMemory,
+            Owned, //
+        },
+        virtio::Chunks, //
+    },
+    protocol::{
+        runs::{
+            Merger,
+            Run, //
+        },
+        virtio_gpu::{
+            blob_mem,
+            command,
+            Header,
+            MemEntry,
+            ResourceCreateBlob, //
+        },
+    },
+    transport::control::{
+        Command,
+        Request, //
+    },
+};
+use kernel::{
+    list::ListArc,
+    prelude::*,
+    sync::{
+        aref::ARef,
+        Arc, //
+    },
+};
+use zerocopy::IntoBytes;
+
+pub(crate) use self::lifetime::Lifetime;
+
+/// What userspace asks of a blob.
+#[derive(Clone, Copy)]
+pub(crate) struct BlobParams {
+    /// A [`blob_mem`] value.
+    pub(crate) mem: u32,
+    /// Flags for the host.
+    pub(crate) flags: u32,
+    /// Bytes, as the host is told.
+    pub(crate) size: u64,
+    /// Names a host object.
+    pub(crate) id: u64,
+    /// Map at first use only.
+    pub(crate) defer_mapping: bool,
+}
+
+/// What kind of buffer a resource is.
+pub(crate) enum Kind {
+    /// Pages allocated for the buffer.
+    Guest,
+    /// Memory of the host.
+    Host(host_visible::HostMemory),
+    /// Memory of the process.
+    Userptr(userptr::Userptr),
+}
+
+/// The driver's part of a buffer.
+pub(crate) struct Resource {
+    /// What happens between creation and release.
+    pub(crate) lifetime: Lifetime,
+    /// As created.
+    pub(crate) params: BlobParams,
+    /// The kind, and its own data.
+    pub(crate) kind: Kind,
+    /// Memory entries that the host was told.
+    pub(crate) entries: u64,
+}
+
+impl Resource {
+    /// The id on the wire.
+    pub(crate) fn id(&self) -> u32 {
+        self.lifetime.id()
+    }
+
+    fn gpu(&self) -> &Arc<Gpu> {
+        self.lifetime.gpu()
+    }
+
+    /// The registration, if this is user memory.
+    pub(crate) fn userptr(&self) -> Option<&userptr::Userptr> {
+        match &self.kind {
+            Kind::Userptr(userptr) => Some(userptr),
+            _ => None,
+        }
+    }
+}
+
+/// A list of memory entries for the device, made run by run.
+pub(crate) struct Entries {
+    merger: Merger,
+    bytes: Chunks,
+    count: u64,
+    max_pieces: usize,
+}
+
+impl Entries {
+    /// An empty list, for a command of `gpu`.
+    pub(crate) fn new(gpu: &Gpu) -> Self {
+        Self {
+            merger: Merger::new(),
+            bytes: Chunks::new(),
+            count: 0,
+            // The header and the answer take a descriptor each, and so does each part of a command
+            // that is sent together with this one.
+            max_pieces: gpu.control.max_descriptors() - 4,
+        }
+    }
+
+    /// Adds `len` bytes at `addr`, an address as the device sees it.
+    ///
+    /// # Errors
+    ///
+    /// [`ENOMEM`], [`E2BIG`] if the list cannot be sent in one command.
+    pub(crate) fn push(&mut self, addr: u64, len: u64) -> Result {
+        let (bytes, count, max) = (&mut self.bytes, &mut self.count, self.max_pieces);
+        self.merger.push(addr, len, |run| append(bytes, count, max, run))
+    }
+
+    /// The list, and how many entries it has.
+    ///
+    /// # Errors
+    ///
+    /// As [`Entries::push`].
+    pub(crate) fn finish(mut self) -> Result<(Chunks, u64)> {
+        let (bytes, count, max) = (&mut self.bytes, &mut self.count, self.max_pieces);
+        self.merger.flush(|run| append(bytes, count, max, run))?;
+        Ok((self.bytes, self.count))
+    }
+}
+
+fn append(bytes: &mut Chunks, count: &mut u64, max_pieces: usize, run: Run) -> Result {
+    let entry = MemEntry {
+        addr: run.addr.into(),
+        length: run.length.into(),
+        padding: 0.into(),
+    };
+    *count += 1;
+    bytes.append(entry.as_bytes(), max_pieces)
+}
+
+/// The command that creates a blob.
+///
+/// # Errors
+///
+/// [`ENOMEM`], [`E2BIG`].
+pub(crate) fn create_command(
+    context: Option<&Context>,
+    resource_id: u32,
+    params: &BlobParams,
+    entries: Chunks,
+    count: u64,
+) -> Result<ListArc<Command>> {
+    let fixed = ResourceCreateBlob {
+        hdr: Header::default(),
+        resource_id: resource_id.into(),
+        blob_mem: params.mem.into(),
+        blob_flags: params.flags.into(),
+        nr_entries: u32::try_from(count).map_err(|_| E2BIG)?.into(),
+        blob_id: params.id.into(),
+        size: params.size.into(),
+    };
+    let header = Header::new(
+        command::RESOURCE_CREATE_BLOB,
+        context.map_or(0, Context::id),
+    );
+    let mut request = Request::new(header, &fixed);
+    request.payload = entries;
+    request.build()
+}
+
+/// Creates a blob of any kind but user memory, and tells the host; does not wait for its answer.
+///
+/// # Errors
+///
+/// [`ENOMEM`], [`E2BIG`] if the memory is too scattered, [`ENOSPC`] if the host-visible window is
+/// full, [`ENODEV`].
+pub(crate) fn create_blob(
+    dev: &Device,
+    file: &File,
+    context: Option<&Context>,
+    params: BlobParams,
+) -> Result<ARef<Object>> {
+    match params.mem {
+        blob_mem::HOST3D => host_visible::create(dev, file, context, params),
+        _ => guest::create(dev, file, context, params),
+    }
+}
+
+impl DriverObject for Resource {
+    type Driver = GpuDriver;
+
+    fn open(obj: &Object, file: &File) -> Result {
+        if let Some(userptr) = obj.userptr() {
+            return userptr.open();
+        }
+        let Some(context) = file.context() else {
+            return Ok(());
+        };
+        let attach = context.attachment(obj.id(), true)?;
+        let control = &file.gpu.control;
+        let credit = control.credit(&file.share, attach.descriptors())?;
+        control.add(attach, credit)?;
+        control.kick();
+        Ok(())
+    }
+
+    fn close(obj: &Object, file: &File) {
+        if let Some(context) = file.context() {
+            // Without memory for the command the host detaches the resource when it, or the
+            // context, goes.
+            if let Ok(detach) = context.attachment(obj.id(), false) {
+                file.gpu.control.teardown(detach);
+            }
+        }
+    }
+
+    fn free(obj: Owned<Resource>) {
+        Lifetime::release(obj);
+    }
+
+    fn io_memory(obj: &Object) -> Result<IoMemory> {
+        match &obj.kind {
+            Kind::Host(memory) => memory.map(obj),
+            _ => Err(EINVAL),
+        }
+    }
+
+    fn may_export(obj: &Object) -> Result {
+        match &obj.kind {
+            Kind::Userptr(_) => Err(EINVAL),
+            _ => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,199 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Submission of jobs.
+//!
+//! - [`deps`]: what a job waits for, and what it signals;
+//! - here: from the arguments to the ring.
+//!
+//! Everything that can fail or sleep comes before the job is queued. Between that and the end of
+//! the call there is only what cannot fail: the fence goes to the buffers, the device is told, and
+//! the results to userspace.
+
+mod deps;
+
+use self::deps::{
+    InFences,
+    OutFences, //
+};
+use crate::{
+    context::Context,
+    driver::{
+        File,
+        Object, //
+    },
+    gpu::Timeline,
+    kapi::{
+        dma::DriverFence,
+        drm::reservation::Reservation,
+        virtio::Chunks, //
+    },
+    protocol::{
+        uapi::{
+            self,
+            ExecBuffer, //
+        },
+        virtio_gpu::{
+            command,
+            response,
+            Header,
+            Submit3d, //
+        },
+    },
+    transport::control::{
+        Answer,
+        Finish,
+        Request, //
+    },
+};
+use kernel::{
+    prelude::*,
+    sync::{
+        aref::ARef,
+        Arc, //
+    },
+    uaccess::{
+        UserPtr,
+        UserSlice, //
+    },
+};
+
+/// Most buffers in one job.
+const MAX_BUFFERS: u32 = 1 << 16;
+/// Pieces of a command, so that a job takes few descriptors even without indirect ones.
+const MAX_COMMAND_PIECES: usize = 4;
+
+/// What a job holds until the host is done with it.
+struct Job {
+    context: Arc<Context>,
+    _buffers: KVVec<ARef<Object>>,
+}
+
+impl Finish for Job {
+    fn finish(&mut self, answer: &Answer) {
+        // The host gives up the whole context when one of its jobs goes astray.
+        if *answer == Answer::Error(response::ERR_UNSPEC) {
+            self.context.set_lost();
+        }
+    }
+}
+
+/// EXECBUFFER.
+///
+/// # Errors
+///
+/// [`EINVAL`] for arguments that make no sense, [`ENOENT`] for a handle that does not exist,
+/// [`EALREADY`](kernel::error::code) for one that is listed twice, [`EFAULT`], [`ENOMEM`],
+/// [`EIO`] if the host has given up the context, [`ENODEV`], [`EBUSY`], [`ERESTARTSYS`].
+pub(crate) fn submit(file: &File, args: &mut ExecBuffer) -> Result {
+    let gpu = &file.gpu;
+    let known = uapi::EXECBUF_FENCE_FD_IN | uapi::EXECBUF_FENCE_FD_OUT | uapi::EXECBUF_RING_IDX;
+    if !gpu.features.virgl {
+        return Err(ENOSYS);
+    }
+    if args.flags & !known != 0 {
+        return Err(EINVAL);
+    }
+    gpu.control.check()?;
+
+    let (context, ring, timeline) = if args.flags & uapi::EXECBUF_RING_IDX != 0 {
+        let context = file.context().ok_or(EINVAL)?;
+        let timeline = context.timeline(args.ring_idx).ok_or(EINVAL)?;
+        let ring = u8::try_from(args.ring_idx)?;
+        (context, Some(ring), timeline)
+    } else {
+        let context = file.ensure_context()?.ok_or(ENOSYS)?;
+        (context, None, gpu.timeline)
+    };
+    if context.is_lost() {
+        return Err(EIO);
+    }
+
+    let buffers = buffers(file, args)?;
+    let payload = command_bytes(args)?;
+    let out = OutFences::prepare(file, args)?;
+    let ins = InFences::wait(file, args, timeline)?;
+
+    let fenced = !buffers.is_empty() || out.wants_fence();
+    let fence = if fenced {
+        Some(DriverFence::new::<Timeline>(timeline)?)
+    } else {
+        None
+    };
+    let published = fence.as_ref().map(|fence| fence.fence().clone());
+    let out_file = out.sync_file(published.as_deref())?;
+
+    let fixed = Submit3d {
+        size: args.size.into(),
+        ..Default::default()
+    };
+    let mut request = Request::new(Header::new(command::SUBMIT_3D, context.id()), &fixed);
+    request.payload = payload;
+    request.fence = fence.map(|fence| (fence, ring));
+    request.job = true;
+
+    // Locking needs the list, and the job keeps it.
+    let locked = clone_list(&buffers)?;
+    request.finish = Some(KBox::new(
+        Job {
+            context,
+            _buffers: buffers,
+        },
+        GFP_KERNEL,
+    )?);
+    let job = request.build()?;
+
+    let credit = gpu.control.credit(&file.share, job.descriptors())?;
+    let reservation = if locked.is_empty() {
+        None
+    } else {
+        Some(Reservation::lock(&locked)?)
+    };
+
+    gpu.control.add(job, credit)?;
+    if let (Some(reservation), Some(fence)) = (&reservation, &published) {
+        reservation.add_writer(fence);
+    }
+    gpu.control.kick();
+    drop(reservation);
+
+    ins.reset();
+    args.fence_fd = out.publish(published.as_deref(), out_file).unwrap_or(args.fence_fd);
+    Ok(())
+}
+
+/// The buffers that the job names.
+fn buffers(file: &File, args: &ExecBuffer) -> Result<KVVec<ARef<Object>>> {
+    let count = args.num_bo_handles;
+    if count > MAX_BUFFERS {
+        return Err(EINVAL);
+    }
+    let mut buffers = KVVec::with_capacity(count as usize, GFP_KERNEL)?;
+    let bytes = count as usize * size_of::<u32>();
+    let addr = usize::try_from(args.bo_handles)?;
+    let mut reader = UserSlice::new(UserPtr::from_addr(addr), bytes).reader();
+    for _ in 0..count {
+        let handle = reader.read::<u32>()?;
+        buffers.push(Object::lookup(file, handle)?, GFP_KERNEL)?;
+    }
+    Ok(buffers)
+}
+
+fn clone_list(buffers: &KVVec<ARef<Object>>) -> Result<KVVec<ARef<Object>>> {
+    let mut clone = KVVec::with_capacity(buffers.len(), GFP_KERNEL)?;
+    for buffer in buffers {
+        clone.push(buffer.clone(), GFP_KERNEL)?;
+    }
+    Ok(clone)
+}
+
+/// A copy of the command.
+fn command_bytes(args: &ExecBuffer) -> Result<Chunks> {
+    let size = args.size as usize;
+    let mut chunks = Chunks::zeroed(size, MAX_COMMAND_PIECES)?;
+    let addr = usize::try_from(args.command)?;
+    let mut reader = UserSlice::new(UserPtr::from_addr(addr), size).reader();
+    for piece in chunks.pieces_mut() {
+        reader.read_slice(piece)?;
+    }
+    Ok(chunks)
+}
