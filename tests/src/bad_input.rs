@@ -73,7 +73,7 @@ fn zero_and_wrapping(env: &Env) -> TestResult {
         (addr, !(P - 1)),
         (P, !(P - 1)),
         (!(P - 1), 2 * P),
-        (1 << 63, 1 << 63 | P),
+        (1 << 63, (1 << 63) | P),
         (addr, addr.wrapping_neg() + P),
     ] {
         refusing.register(
@@ -178,7 +178,7 @@ fn flags(env: &Env) -> TestResult {
         ("all of them", 127),
     ];
     for bit in 7..32 {
-        wrong.push(("unknown", USERPTR_PINNED | 1 << bit));
+        wrong.push(("unknown", USERPTR_PINNED | (1 << bit)));
     }
     for (what, flags) in wrong {
         refusing.register(

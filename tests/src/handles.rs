@@ -139,7 +139,7 @@ fn card() -> Option<PathBuf> {
 
 /// A global name of user memory opens for no one else.
 fn not_by_name(_: &Env) -> TestResult {
-    const DROP_MASTER: u32 = (b'd' as u32) << 8 | 0x1f;
+    const DROP_MASTER: u32 = ((b'd' as u32) << 8) | 0x1f;
     let Some(path) = card() else {
         skip!("no primary node")
     };

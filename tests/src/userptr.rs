@@ -145,18 +145,18 @@ fn cpu_and_device_see_the_same(env: &Env) -> TestResult {
     let before = procfs::frames(memory.as_ptr() as usize, 64)?;
     for round in 0..200_u64 {
         let offset = (round * 5000 % memory.len() as u64) & !7;
-        memory.write_u64(offset as usize, round | 1 << 40);
+        memory.write_u64(offset as usize, round | (1 << 40));
         let seen = job::peek(&device, userptr.at(offset), userptr.handle())?;
-        check_eq!(seen, round | 1 << 40, "the device's view at {offset}");
+        check_eq!(seen, round | (1 << 40), "the device's view at {offset}");
         job::poke(
             &device,
             userptr.at(offset),
-            round | 1 << 41,
+            round | (1 << 41),
             userptr.handle(),
         )?;
         check_eq!(
             memory.read_u64(offset as usize),
-            round | 1 << 41,
+            round | (1 << 41),
             "the CPU's view at {offset}"
         );
     }
