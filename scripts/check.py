@@ -24,6 +24,7 @@ A suite is a file tests/suites/NAME.toml:
   each_device = "REGEX"   # instead: a guest for each family that wants a device
                           # with arguments of its own, if they match
   job = "…"               # instead: a shell command that prints KTAP
+  env = "NAME=value"      # for the job
   kernel, driver, mem, cpus, timeout, device_args, module_args, append
                           # as the options of vm.sh
 
@@ -169,6 +170,8 @@ def run_guest(report, suite, spec, run):
             report.add(name, "not ok", None, "no family of virtgpu-tests applies")
             return
         job = "virtgpu-tests run " + " ".join(wanted)
+    if option("env"):
+        job = f"export {option('env')}; {job}"
     command = [PROJECT + "/scripts/vm.py", "--name", run_name, "--kernel", kernel, "--driver", driver]
     for key in ("mem", "cpus", "timeout", "device_args", "module_args", "append"):
         if option(key) is not None:
