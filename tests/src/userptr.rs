@@ -528,11 +528,11 @@ fn rocm_create_blob(env: &Env) -> TestResult {
         check_eq!(crc, compute::crc32c(0, &data), "CRC32C with {bytes} bytes");
         device.gem_close(create.bo_handle)?;
     }
-    // In 48 bytes there is no pointer: it reads as NULL, where nothing is mapped.
+    // In 48 bytes there is no pointer: it reads as NULL.
     let mut create = rocm(0, memory.len() as u64, 0);
     check_err!(
         raw::sized(&device, uapi::nr::RESOURCE_CREATE_BLOB, &mut create, 48),
-        Errno::FAULT,
+        Errno::INVAL,
         "48 bytes"
     );
     // The same layouts without the flag are ordinary blobs.
