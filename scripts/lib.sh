@@ -25,6 +25,17 @@ sha() {
 	cat "$@" | sha256sum | cut -c1-12
 }
 
+# archive LABEL: address of the Debian archive that the host's apt uses, whatever
+# it is, or of Debian-Security. A host that never ran apt-get update knows no
+# labels; its first source is taken then.
+archive() {
+	# shellcheck disable=SC2016 # fields of apt, not of the shell
+	apt-get indextargets --format '$(LABEL) $(REPO_URI)' 'Created-By: Packages' |
+		awk -v want="$1" '$1 == want && NF == 2 { print $2; found = 1; exit }
+			NF == 1 && !first { first = $1 }
+			END { if (!found && want == "Debian") print first }' || true
+}
+
 # Conditions of everything that builds in the cache, one clear line each.
 preconditions() {
 	[ "$(id -u)" = 0 ] || die "must run as root (chroot and private mounts); use sudo or a root shell"

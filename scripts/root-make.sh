@@ -9,15 +9,9 @@ mkdir "$tmp/root"
 chmod 755 "$tmp/root"
 packages=$(grep -Ev '^(#|$)' "$TOP/scripts/config/root.packages" | paste -sd,)
 
-# The archive is the one that the host's apt uses, whatever its address is.
-archive() {
-	# shellcheck disable=SC2016 # fields of apt, not of the shell
-	apt-get indextargets --format '$(RELEASE) $(REPO_URI)' 'Created-By: Packages' |
-		awk -v want="$1" 'want == "security" ? $1 ~ /-security$/ : $1 !~ /-/ { print $2; exit }'
-}
-main=$(archive main)
-[ -n "$main" ] || die "the host's apt has no Debian archive configured; run apt-get update"
-security=$(archive security)
+main=$(archive Debian)
+[ -n "$main" ] || die "apt knows no Debian archive; set one up in /etc/apt and run apt-get update"
+security=$(archive Debian-Security)
 : "${security:=${main%/}-security/}"
 
 # Proxies and certificates of the host's apt hold for this archive too.

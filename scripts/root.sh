@@ -11,9 +11,9 @@ if [ ! -e "$root/.complete" ]; then
 	with_lock root
 	if [ ! -e "$root/.complete" ]; then # else another clone was faster
 		need_space 12
-		# shellcheck disable=SC2016 # fields of apt, not of the shell
-		index=$(apt-get indextargets --format '$(REPO_URI)dists/$(RELEASE)/InRelease' 'Created-By: Packages' | head -n1)
+		index=$(archive Debian)
 		[ -n "$index" ] || die "apt knows no Debian archive; set one up in /etc/apt and run apt-get update"
+		index=${index%/}/dists/trixie/InRelease
 		probe=$(mktemp -d)
 		/usr/lib/apt/apt-helper download-file "$index" "$probe/InRelease" >/dev/null 2>&1 || rm -rf "$probe"
 		[ -d "$probe" ] || die "cannot reach the Debian archive ($index): is the network there?"
