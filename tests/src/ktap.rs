@@ -11,7 +11,7 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::panic;
 use std::time::{Duration, Instant};
 
-use crate::support::{leak, Env};
+use crate::support::{gpu, leak, Env};
 
 /// Why a case did not pass.
 #[derive(Debug, PartialEq, Eq)]
@@ -193,6 +193,9 @@ fn run_family(family: &Family, filter: Option<&str>, env: &Env, number: usize) -
 }
 
 fn run_case(family: &Family, case: &Case, env: &Env) -> TestResult {
+    if env.ours && family.leak_check {
+        gpu::restore(env)?;
+    }
     if family.leak_check {
         leak::remember(env)?;
     }

@@ -15,6 +15,7 @@ mod cow;
 mod faults;
 mod gup_longterm;
 mod handles;
+mod hostile;
 mod ktap;
 mod life;
 mod read_only;
@@ -48,6 +49,11 @@ const FAMILIES: &[&Family] = &[
     &variants::ROCM,
 ];
 
+/// All of them.
+fn families() -> impl Iterator<Item = &'static Family> {
+    FAMILIES.iter().copied().chain(hostile::FAMILIES)
+}
+
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     match arguments.split_first() {
@@ -74,7 +80,7 @@ fn usage() -> ExitCode {
 }
 
 fn list() {
-    for family in FAMILIES {
+    for family in families() {
         let kernel = match family.kernel {
             Kernel::Any => "any",
             Kernel::Debug => "debug",
@@ -99,13 +105,13 @@ fn run(arguments: &[String]) -> ExitCode {
             names.push(argument.as_str());
         }
     }
-    let mut families = Vec::new();
+    let mut families: Vec<&Family> = Vec::new();
     for name in names {
         if name == "all" {
-            families.extend(FAMILIES.iter().filter(|family| family.device.is_empty()));
+            families.extend(self::families().filter(|family| family.device.is_empty()));
             continue;
         }
-        match FAMILIES.iter().find(|family| family.name == name) {
+        match self::families().find(|family| family.name == name) {
             Some(family) => families.push(family),
             None => {
                 eprintln!("virtgpu-tests: no family is called {name}");
@@ -113,7 +119,6 @@ fn run(arguments: &[String]) -> ExitCode {
             }
         }
     }
-    let families: Vec<&Family> = families.into_iter().copied().collect();
     let env = match support::Env::new() {
         Ok(env) => env,
         Err(error) => {

@@ -3,7 +3,7 @@
 //! The GPU as the kernel's device model shows it.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::ktap::{Outcome, TestResult};
@@ -56,6 +56,25 @@ impl Gpu {
     }
 }
 
+/// Brings the device back that a case which failed has left without driver.
+pub(crate) fn restore(env: &Env) -> TestResult {
+    if env.node().is_some() {
+        return Ok(());
+    }
+    println!("    # bringing the device back");
+    if !Path::new("/sys/module/virtgpu_userptr").exists() {
+        load(&module_file()?)?;
+    }
+    fs::write("/sys/bus/pci/rescan", "1")?;
+    let driver = Path::new("/sys/bus/virtio/drivers/virtgpu_userptr");
+    for entry in fs::read_dir("/sys/bus/virtio/devices")?.flatten() {
+        if !entry.path().join("driver").exists() {
+            let _ = fs::write(driver.join("bind"), entry.file_name().as_encoded_bytes());
+        }
+    }
+    wait_for_node(env)
+}
+
 /// Waits until a render node is there and works, and lets everyone open it.
 pub(crate) fn wait_for_node(env: &Env) -> TestResult {
     let there = eventually(LIMIT, || env.node().is_some());
@@ -95,7 +114,7 @@ pub(crate) fn unload(module: &str) -> std::io::Result<()> {
 }
 
 /// finit_module(2) without parameters.
-pub(crate) fn load(file: &PathBuf) -> std::io::Result<()> {
+pub(crate) fn load(file: &Path) -> std::io::Result<()> {
     use std::os::fd::AsRawFd;
     let file = fs::File::open(file)?;
     let none = c"";
