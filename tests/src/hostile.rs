@@ -193,6 +193,15 @@ impl Steps {
 /// One of everything on one file, which is closed at the end.
 fn session(env: &Env, steps: &mut Steps) -> TestResult {
     let device = env.open()?;
+    let result = use_all(&device, steps);
+    steps.take("close", || {
+        drop(device);
+        Ok(())
+    });
+    result
+}
+
+fn use_all(device: &Device, steps: &mut Steps) -> TestResult {
     let mut caps = [0; 24];
     steps.take("GET_CAPS", || device.caps(29, 1, &mut caps));
     steps.take("CONTEXT_INIT", || device.context_init_compute(2));
@@ -225,7 +234,7 @@ fn session(env: &Env, steps: &mut Steps) -> TestResult {
     stream.delay(1000);
     let exec = Exec::new(stream.as_bytes()).ring(1).buffers(&handles);
     let fences: Vec<_> = (0..3)
-        .filter_map(|_| steps.take("EXECBUFFER", || exec.submit_with_fence(&device)))
+        .filter_map(|_| steps.take("EXECBUFFER", || exec.submit_with_fence(device)))
         .collect();
     for fence in fences {
         // A fence's own error is as good as success; that it takes too long is not.
@@ -244,11 +253,6 @@ fn session(env: &Env, steps: &mut Steps) -> TestResult {
     if let Some(blob) = blob {
         steps.take("WAIT for a blob", || device.wait(blob.handle()));
     }
-    drop(host);
-    steps.take("close", || {
-        drop(device);
-        Ok(())
-    });
     Ok(())
 }
 
