@@ -51,6 +51,14 @@ fn works(env: &Env) -> TestResult {
     Ok(())
 }
 
+/// Plugs in again what a case that failed has left unplugged.
+fn plugged(env: &Env) -> TestResult {
+    if env.node().is_none() {
+        plug(env)?;
+    }
+    Ok(())
+}
+
 fn unplug(env: &Env) -> TestResult {
     host("device_del")?;
     check!(wait_for_no_node(env), "the render node goes away");
@@ -63,11 +71,13 @@ fn plug(env: &Env) -> TestResult {
 }
 
 fn unplugged_idle(env: &Env) -> TestResult {
+    plugged(env)?;
     unplug(env)?;
     plug(env)
 }
 
 fn unplugged_with_jobs(env: &Env) -> TestResult {
+    plugged(env)?;
     let mut victim = Victim::new(env)?;
     unplug(env)?;
     victim.released(LIMIT)?;
@@ -79,6 +89,7 @@ fn unplugged_with_jobs(env: &Env) -> TestResult {
 /// Nobody answers any more: the device is given up, everyone who waits is released, and nothing
 /// stays pinned.
 fn device_process_dies(env: &Env) -> TestResult {
+    plugged(env)?;
     let mut victim = Victim::new(env)?;
     host("kill")?;
     given_up(&mut victim)?;
@@ -89,6 +100,7 @@ fn device_process_dies(env: &Env) -> TestResult {
 
 /// The same, but the process may still write to the memory, so the reset comes first.
 fn device_process_stops(env: &Env) -> TestResult {
+    plugged(env)?;
     let mut victim = Victim::new(env)?;
     host("stop")?;
     let result = given_up(&mut victim);
