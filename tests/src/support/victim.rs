@@ -121,6 +121,13 @@ impl Victim {
         Ok(())
     }
 
+    /// Registers memory, for a moment.
+    pub(crate) fn registers(&self) -> Result<(), Errno> {
+        self.device
+            .register(&self.memory, RegisterOptions::pinned())?
+            .close()
+    }
+
     /// Every ioctl is refused, with one of `errors`, and in time.
     pub(crate) fn refused(&self, errors: &[Errno]) -> TestResult {
         let device = &*self.device;
