@@ -22,6 +22,7 @@ use crate::{
         CONTEXT_INIT_CAPSET_ID_MASK,
         DEBUG_NAME_LEN, //
     },
+    resource::Lifetime,
     transport::control::{
         Answer,
         Command,
@@ -177,17 +178,23 @@ impl Context {
     /// # Errors
     ///
     /// [`ENOMEM`].
-    pub(crate) fn attachment(&self, resource_id: u32, attach: bool) -> Result<ListArc<Command>> {
+    pub(crate) fn attachment(
+        &self,
+        resource: &Lifetime,
+        attach: bool,
+    ) -> Result<ListArc<Command>> {
         let kind = if attach {
             command::CTX_ATTACH_RESOURCE
         } else {
             command::CTX_DETACH_RESOURCE
         };
         let fixed = ResourceCommand {
-            resource_id: resource_id.into(),
+            resource_id: resource.id().into(),
             ..Default::default()
         };
-        Request::new(Header::new(kind, self.id), &fixed).build()
+        let mut request = Request::new(Header::new(kind, self.id), &fixed);
+        request.finish = Some(resource.keep_id()?);
+        request.build()
     }
 }
 

@@ -75,6 +75,7 @@ impl VirtioGpu {
         vdev: &virtio::Device<device::Core<'_>>,
     ) -> Result<(Arc<Gpu>, drm::Registration<GpuDriver>)> {
         let features = Features::new(vdev)?;
+        vdev.unlimit_segments();
         let mapper = if features.dma {
             Some(vdev.dma_mapper()?)
         } else {

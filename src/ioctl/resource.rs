@@ -211,7 +211,9 @@ impl Ioctl<GpuDriver> for Wait {
         if args.flags & uapi::WAIT_NOWAIT != 0 {
             return if object.is_idle() { Ok(()) } else { Err(EBUSY) };
         }
-        object.wait_idle(WAIT_MS)
+        object.wait_idle(WAIT_MS)?;
+        // The end of the device ends its jobs, too.
+        file.gpu.control.check()
     }
 }
 

@@ -74,6 +74,14 @@ struct device *kapi_virtio_device_parent(struct virtio_device *vdev)
 	return vdev->dev.parent;
 }
 
+void kapi_virtio_unlimit_segments(struct virtio_device *vdev)
+{
+	struct device *dev = vdev->dev.parent;
+	size_t max = dma_max_mapping_size(dev);
+
+	dma_set_max_seg_size(dev, min_t(size_t, max, UINT_MAX));
+}
+
 void kapi_sg_set_buf(struct scatterlist *sg, const void *buf, unsigned int length)
 {
 	sg_set_buf(sg, buf, length);
@@ -286,9 +294,8 @@ static int memfd_seals(struct file *file)
 }
 
 long kapi_memfd_pin_range(struct file *file, loff_t start, loff_t end,
-			  bool write, struct folio **folios,
-			  unsigned int max_folios, struct kapi_run *runs,
-			  loff_t *done)
+			  struct folio **folios, unsigned int max_folios,
+			  struct kapi_run *runs, loff_t *done)
 {
 	struct inode *inode = file_inode(file);
 	loff_t at = start;
@@ -300,7 +307,7 @@ long kapi_memfd_pin_range(struct file *file, loff_t start, loff_t end,
 	seals = memfd_seals(file);
 	if (seals < 0)
 		pinned = seals;
-	else if (write && (seals & (F_SEAL_WRITE | F_SEAL_FUTURE_WRITE)))
+	else if (seals & (F_SEAL_WRITE | F_SEAL_FUTURE_WRITE))
 		pinned = -EPERM;
 	else
 		pinned = memfd_pin_folios(file, start, end - 1, folios,

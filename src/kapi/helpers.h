@@ -41,6 +41,8 @@ bool kapi_virtio_get_shm_region(struct virtio_device *vdev,
 /* A little-endian 32-bit field of the configuration space. */
 u32 kapi_virtio_config_read32(struct virtio_device *vdev, unsigned int offset);
 struct device *kapi_virtio_device_parent(struct virtio_device *vdev);
+/* dma_set_max_seg_size() to what the device's mappings allow. */
+void kapi_virtio_unlimit_segments(struct virtio_device *vdev);
 
 /* linux/scatterlist.h */
 void kapi_sg_set_buf(struct scatterlist *sg, const void *buf, unsigned int length);
@@ -135,13 +137,11 @@ s64 kapi_mm_pinned_vm_add(struct mm_struct *mm, s64 pages);
  * that holds until the pages are pinned. On success every page of the range
  * carries a pin of its own, as pin_user_pages() would have left it, and @runs
  * (room for one entry a page) describes the range. Returns the number of runs,
- * -EPERM if the file is sealed against writing and @write is set, -EINVAL if
- * it is not a memfd, or another error; then nothing is pinned.
+ * -EPERM if the file is sealed against writing, -EINVAL if it is not a memfd, or another error; then nothing is pinned.
  */
 long kapi_memfd_pin_range(struct file *file, loff_t start, loff_t end,
-			  bool write, struct folio **folios,
-			  unsigned int max_folios, struct kapi_run *runs,
-			  loff_t *done);
+			  struct folio **folios, unsigned int max_folios,
+			  struct kapi_run *runs, loff_t *done);
 
 /* linux/dma-mapping.h */
 u64 kapi_dma_map_phys(struct device *dev, phys_addr_t phys, size_t size,

@@ -53,11 +53,18 @@ struct Carrier {
 struct CarrierState {
     object: Option<Owned<Resource>>,
     /// Free again when the host has forgotten the resource.
-    id: Option<Id>,
+    id: Option<Arc<Id>>,
     /// Somebody waits for the answer, and will drop the object.
     waiter: bool,
     /// How UNREF ended.
     ended: Option<Answer>,
+}
+
+/// Keeps a resource's id from being used again until a command is answered.
+struct KeepsId(#[expect(dead_code, reason = "held, not read")] Arc<Id>);
+
+impl Finish for KeepsId {
+    fn finish(&mut self, _answer: &Answer) {}
 }
 
 /// The end of RESOURCE_UNREF.
@@ -90,7 +97,7 @@ enum Creation {
 /// Life of a resource on the host.
 pub(crate) struct Lifetime {
     gpu: Arc<Gpu>,
-    id: u32,
+    id: Arc<Id>,
     carrier: Arc<Carrier>,
     inner: Pin<KBox<SpinLock<Inner>>>,
 }
@@ -107,13 +114,13 @@ impl Lifetime {
     ///
     /// [`ENOMEM`], [`ENOSPC`] if there are no more ids.
     pub(crate) fn new(gpu: &Arc<Gpu>) -> Result<Self> {
-        let id_guard = gpu.resource_ids.allocate()?;
-        let id = id_guard.get();
+        let id = Arc::new(gpu.resource_ids.allocate()?, GFP_KERNEL)?;
+        let carried = id.clone();
         let carrier = Arc::pin_init(
             pin_init!(Carrier {
                 state <- new_spinlock!(CarrierState {
                     object: None,
-                    id: Some(id_guard),
+                    id: Some(carried),
                     waiter: false,
                     ended: None,
                 }, "Carrier::state"),
@@ -121,7 +128,7 @@ impl Lifetime {
             GFP_KERNEL,
         )?;
         let fixed = ResourceCommand {
-            resource_id: id.into(),
+            resource_id: id.get().into(),
             ..Default::default()
         };
         let mut unref = Request::new(Header::new(command::RESOURCE_UNREF, 0), &fixed);
@@ -143,7 +150,16 @@ impl Lifetime {
 
     /// The id on the wire.
     pub(crate) fn id(&self) -> u32 {
-        self.id
+        self.id.get()
+    }
+
+    /// What keeps the id from being used again before a command with it is answered.
+    ///
+    /// # Errors
+    ///
+    /// [`ENOMEM`].
+    pub(crate) fn keep_id(&self) -> Result<KBox<dyn Finish>> {
+        Ok(KBox::new(KeepsId(self.id.clone()), GFP_KERNEL)?)
     }
 
     /// The device.

@@ -227,7 +227,7 @@ impl DriverObject for Resource {
         let Some(context) = file.context() else {
             return Ok(());
         };
-        let attach = context.attachment(obj.id(), true)?;
+        let attach = context.attachment(&obj.lifetime, true)?;
         let control = &file.gpu.control;
         let credit = control.credit(&file.share, attach.descriptors())?;
         control.add(attach, credit)?;
@@ -239,7 +239,7 @@ impl DriverObject for Resource {
         if let Some(context) = file.context() {
             // Without memory for the command the host detaches the resource when it, or the
             // context, goes.
-            if let Ok(detach) = context.attachment(obj.id(), false) {
+            if let Ok(detach) = context.attachment(&obj.lifetime, false) {
                 file.gpu.control.teardown(detach);
             }
         }

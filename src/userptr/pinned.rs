@@ -154,7 +154,7 @@ pub(crate) fn register(
     let lifetime = Lifetime::new(gpu)?;
     let create = resource::create_command(context, lifetime.id(), &blob, entries, count)?;
     let attach = match context {
-        Some(context) => Some(context.attachment(lifetime.id(), true)?),
+        Some(context) => Some(context.attachment(&lifetime, true)?),
         None => None,
     };
     let object = Object::new_private(

@@ -164,7 +164,8 @@ impl Pins {
     /// Pins bytes [`start`, `start + len`) of memfd `file`, for writing if `write`.
     ///
     /// Both are multiples of the page size. Holes are filled. The file's seals hold while the
-    /// pages are looked up; see `kapi_memfd_pin_range`. Whether `file` was opened for writing is
+    /// pages are looked up; see `kapi_memfd_pin_range`. A file sealed against writing is refused even
+    /// without `write`, because nothing but trust keeps the device from writing. Whether `file` was opened for writing is
     /// for the caller to check.
     ///
     /// # Errors
@@ -191,7 +192,6 @@ impl Pins {
                     file.as_ptr(),
                     at,
                     end,
-                    write,
                     folios.as_mut_ptr(),
                     BATCH as c_uint,
                     scratch.runs.as_mut_ptr().cast(),

@@ -108,6 +108,13 @@ impl Device<device::Core<'_>> {
         unsafe { Mapper::new(self.parent()) }
     }
 
+    /// Says that the device takes pieces of memory of any length, unless mapping them limits it.
+    pub(crate) fn unlimit_segments(&self) {
+        // SAFETY: By the type invariant the device is valid; the context says that it is being
+        // probed, so that its parent is bound and does no DMA yet.
+        unsafe { bindings::kapi_virtio_unlimit_segments(self.as_raw()) }
+    }
+
     /// Tells the device that the driver is ready, so that the queues can be used before `probe`
     /// returns.
     pub(crate) fn ready(&self) {
