@@ -21,6 +21,9 @@ use virtio_bindings::bindings::virtio_ring::{
 use virtio_queue::{QueueOwnedT, QueueT};
 use vm_memory::{GuestAddressSpace, GuestMemoryAtomic};
 use vmm_sys_util::epoll::EventSet;
+use vmm_sys_util::event::{
+    new_event_consumer_and_notifier, EventConsumer, EventFlag, EventNotifier,
+};
 use zerocopy::little_endian::U32;
 use zerocopy::IntoBytes;
 
@@ -128,7 +131,8 @@ impl GpuBackend {
     fn serve_control(&self, vring: &Vring) {
         let serve = self.device.serve.lock();
         let mut buffer = serve.unwrap_or_else(PoisonError::into_inner);
-        if !vring.get_ref().get_queue().ready() {
+        let going = || vring.get_ref().get_queue().ready() && !self.device.is_shut_down();
+        if !going() {
             return;
         }
         let generation = self.device.answers.open(vring);
@@ -136,7 +140,7 @@ impl GpuBackend {
         loop {
             let _ = vring.disable_notification();
             let mut any = false;
-            loop {
+            while going() {
                 let memory = self.device.memory.memory().into_inner();
                 let start = Instant::now();
                 let chain = vring.get_mut().get_queue_mut().pop_descriptor_chain(memory);
@@ -272,6 +276,10 @@ impl VhostUserBackend for GpuBackend {
     /// The control queue has a thread of its own; the others share one.
     fn queues_per_thread(&self) -> Vec<u64> {
         vec![1 << CONTROL, (1 << QUEUES) - 1 - (1 << CONTROL)]
+    }
+
+    fn exit_event(&self, _thread: usize) -> Option<(EventConsumer, EventNotifier)> {
+        new_event_consumer_and_notifier(EventFlag::NONBLOCK).ok()
     }
 
     fn stop_vring(&self, index: u32) -> io::Result<()> {

@@ -6,7 +6,7 @@
 //! socket's (starting and stopping). Lock order: [`Device::serve`], state, answers, vring. The
 //! socket's thread takes any of them; nobody who holds one waits for that thread.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
 
 use virtgpu_protocol::compute::Stat;
@@ -63,6 +63,7 @@ pub struct Device {
     pub(crate) over: Condvar,
     pub(crate) answers: Arc<Answers>,
     pub(crate) counters: Counters,
+    shut_down: AtomicBool,
 }
 
 impl Device {
@@ -84,6 +85,7 @@ impl Device {
             over: Condvar::new(),
             answers: Arc::new(Answers::new(memory.clone(), log.clone())),
             counters: Counters::default(),
+            shut_down: AtomicBool::new(false),
             memory,
             log,
         }))
@@ -194,6 +196,17 @@ impl Device {
         });
         drop(state);
         drop(serve);
+    }
+
+    /// [`Self::reset`] for good, whatever state the control queue is in.
+    pub fn shut_down(&self) {
+        self.shut_down.store(true, Ordering::Release);
+        self.reset();
+    }
+
+    /// Whether [`Self::shut_down`] was called.
+    pub(crate) fn is_shut_down(&self) -> bool {
+        self.shut_down.load(Ordering::Acquire)
     }
 
     /// Writes the last line of the log.

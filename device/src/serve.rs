@@ -36,7 +36,10 @@ pub fn serve(device: &Arc<Device>, socket: &Path, ready: impl FnOnce()) -> Resul
     ready();
     daemon.start(&mut listener).map_err(ServeError::Daemon)?;
     let result = daemon.wait();
-    device.reset();
+    device.shut_down();
+    for thread in daemon.get_epoll_handlers() {
+        thread.send_exit_event();
+    }
     device.end();
     match result {
         Err(DaemonError::HandleRequest(
