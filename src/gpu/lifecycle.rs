@@ -29,6 +29,7 @@ use crate::{
         DEVICE_ID,
         SHM_ID_HOST_VISIBLE, //
     },
+    resource::mapping::Mappings,
     transport::control::{
         Control,
         Share, //
@@ -111,6 +112,7 @@ impl VirtioGpu {
                 timeline: allocate_timelines(1),
                 host_visible,
                 mapper,
+                mappings: Mappings::new()?,
             },
             GFP_KERNEL,
         )?;
@@ -157,6 +159,7 @@ impl virtio::Driver for VirtioGpu {
         let registration = this.registration.lock().take();
         drop(registration);
         this.gpu.control.stop();
+        this.gpu.mappings.end();
     }
 
     fn config_changed(_this: Pin<&Bound>) {

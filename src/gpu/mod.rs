@@ -21,6 +21,7 @@ use crate::{
         drm::range::RangeAllocator,
         ida::Ida, //
     },
+    resource::mapping::Mappings,
     transport::control::{
         Control,
         Share, //
@@ -59,6 +60,8 @@ pub(crate) struct Gpu {
     pub(crate) host_visible: Option<HostVisible>,
     /// Translates addresses, if the device wants that.
     pub(crate) mapper: Option<Mapper>,
+    /// Addresses in use.
+    pub(crate) mappings: Mappings,
 }
 
 impl Gpu {

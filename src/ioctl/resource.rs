@@ -48,6 +48,7 @@ use crate::{
 use kernel::{
     page::PAGE_SHIFT,
     prelude::*,
+    sync::atomic::ordering::Relaxed,
     uaccess::{
         UserPtr,
         UserSlice, //
@@ -253,7 +254,7 @@ impl Ioctl<GpuDriver> for BoQuery {
             size,
             resident_bytes: resident,
             mapped_bytes: if usable { size } else { 0 },
-            entries: object.entries,
+            entries: object.entries.load(Relaxed),
             ..Default::default()
         };
         Ok(())

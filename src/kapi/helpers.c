@@ -7,7 +7,6 @@
 #include <drm/drm_gem.h>
 #include <drm/drm_syncobj.h>
 #include <drm/drm_vma_manager.h>
-#include <linux/completion.h>
 #include <linux/dma-fence-chain.h>
 #include <linux/dma-fence-unwrap.h>
 #include <linux/dma-fence.h>
@@ -85,19 +84,6 @@ void kapi_virtio_unlimit_segments(struct virtio_device *vdev)
 void kapi_sg_set_buf(struct scatterlist *sg, const void *buf, unsigned int length)
 {
 	sg_set_buf(sg, buf, length);
-}
-
-struct scatterlist *kapi_sg_run(struct scatterlist *sg, bool dma,
-				struct kapi_run *run)
-{
-	run->addr = dma ? sg_dma_address(sg) : sg_phys(sg);
-	run->length = dma ? sg_dma_len(sg) : sg->length;
-	return sg_next(sg);
-}
-
-void kapi_init_completion(struct completion *completion)
-{
-	init_completion(completion);
 }
 
 void kapi_init_waitqueue_head(struct wait_queue_head *head)

@@ -8,7 +8,6 @@
 
 #include <linux/types.h>
 
-struct completion;
 struct device;
 struct dma_fence;
 struct dma_fence_chain;
@@ -20,7 +19,6 @@ struct folio;
 struct module;
 struct page;
 struct scatterlist;
-struct sg_table;
 struct virtio_device;
 struct virtio_shm_region;
 struct virtqueue;
@@ -47,16 +45,7 @@ void kapi_virtio_unlimit_segments(struct virtio_device *vdev);
 /* linux/scatterlist.h */
 void kapi_sg_set_buf(struct scatterlist *sg, const void *buf, unsigned int length);
 
-/*
- * The address and length of one entry of a scatterlist, as the CPU sees it or,
- * with @dma, as the device does. Returns the next entry.
- */
-struct kapi_run;
-struct scatterlist *kapi_sg_run(struct scatterlist *sg, bool dma,
-				struct kapi_run *run);
-
-/* linux/completion.h, linux/wait.h */
-void kapi_init_completion(struct completion *completion);
+/* linux/wait.h */
 void kapi_init_waitqueue_head(struct wait_queue_head *head);
 void kapi_wake_up_all(struct wait_queue_head *head);
 /*

@@ -8,6 +8,7 @@ use super::{
     Entries,
     Kind,
     Lifetime,
+    Mapping,
     Resource, //
 };
 use crate::{
@@ -21,7 +22,13 @@ use crate::{
 use kernel::{
     page::PAGE_SIZE,
     prelude::*,
-    sync::aref::ARef, //
+    sync::{
+        aref::ARef,
+        atomic::{
+            ordering::Relaxed,
+            Atomic, //
+        },
+    },
 };
 
 /// Creates a buffer in guest memory, with storage on the host besides if `params` say so.
@@ -40,20 +47,25 @@ pub(super) fn create(
         .checked_next_multiple_of(PAGE_SIZE)
         .ok_or(EINVAL)?;
     let lifetime = Lifetime::new(gpu)?;
+    let mapping = Mapping::new(gpu, lifetime.id(), true)?;
     let object = Object::new_shmem(
         dev,
         size,
         Resource {
             lifetime,
             params,
+            mapping: Some(mapping),
             kind: Kind::Guest,
-            entries: 0,
+            entries: Atomic::new(0),
         },
     )?;
 
     let mut entries = Entries::new(gpu);
-    object.for_each_run(gpu.features.dma, |addr, len| entries.push(addr, len))?;
+    if let Some(mapping) = &object.mapping {
+        object.for_each_run(|phys, len| mapping.push(phys, len, &mut entries))?;
+    }
     let (entries, count) = entries.finish()?;
+    object.entries.store(count, Relaxed);
     let create = create_command(context, object.id(), &params, entries, count)?;
     let credit = gpu.control.credit(&file.share, create.descriptors())?;
     object.lifetime.set_sent(create.clone_arc());

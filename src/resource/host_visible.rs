@@ -53,6 +53,7 @@ use kernel::{
     prelude::*,
     sync::{
         aref::ARef,
+        atomic::Atomic,
         Arc,
         Mutex, //
     },
@@ -100,10 +101,11 @@ pub(super) fn create(
     let data = Resource {
         lifetime: Lifetime::new(gpu)?,
         params,
+        mapping: None,
         kind: Kind::Host(HostMemory {
             mapping: KBox::pin_init(new_mutex!(None, "HostMemory::mapping"), GFP_KERNEL)?,
         }),
-        entries: 0,
+        entries: Atomic::new(0),
     };
     let object = if mappable {
         Object::new_io(dev, size, data)?

@@ -4,13 +4,15 @@
 //!
 //! - [`guest`]: pages of the guest, allocated for the buffer;
 //! - [`host_visible`]: memory of the host, shown in the host-visible window;
-//! - [`userptr`]: memory of the process.
+//! - [`userptr`]: memory of the process;
+//! - [`mapping`]: addresses for devices that do not see physical ones.
 //!
 //! The place for imported buffers and for resources of the time before blobs is here, too.
 
 mod guest;
 mod host_visible;
 mod lifetime;
+pub(crate) mod mapping;
 pub(crate) mod userptr;
 
 use crate::{
@@ -53,12 +55,16 @@ use kernel::{
     prelude::*,
     sync::{
         aref::ARef,
+        atomic::Atomic,
         Arc, //
     },
 };
 use zerocopy::IntoBytes;
 
-pub(crate) use self::lifetime::Lifetime;
+pub(crate) use self::{
+    lifetime::Lifetime,
+    mapping::Mapping, //
+};
 
 /// What userspace asks of a blob.
 #[derive(Clone, Copy)]
@@ -91,10 +97,12 @@ pub(crate) struct Resource {
     pub(crate) lifetime: Lifetime,
     /// As created.
     pub(crate) params: BlobParams,
+    /// The device's view of its guest memory; goes before the memory does.
+    pub(crate) mapping: Option<Mapping>,
     /// The kind, and its own data.
     pub(crate) kind: Kind,
     /// Memory entries that the host was told.
-    pub(crate) entries: u64,
+    pub(crate) entries: Atomic<u64>,
 }
 
 impl Resource {

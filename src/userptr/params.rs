@@ -99,7 +99,7 @@ impl Params {
             Source::File(u32::try_from(args.fd).map_err(|_| EBADF)?, args.fd_offset)
         } else {
             let addr = usize::try_from(args.addr)?;
-            if addr % PAGE_SIZE != 0 || args.fd != 0 || args.fd_offset != 0 {
+            if addr == 0 || addr % PAGE_SIZE != 0 || args.fd != 0 || args.fd_offset != 0 {
                 return Err(EINVAL);
             }
             addr.checked_add(len).ok_or(EINVAL)?;
@@ -137,7 +137,7 @@ impl Params {
         let addr = u64::from(args.pad2) << 32 | u64::from(args.blob_hints);
         let addr = usize::try_from(addr)?;
         let size = usize::try_from(args.size)?;
-        if size == 0 || args.pad != 0 || args.rocm != [0; 2] || args.cmd_size != 0 {
+        if addr == 0 || size == 0 || args.pad != 0 || args.rocm != [0; 2] || args.cmd_size != 0 {
             return Err(EINVAL);
         }
         let known = uapi::BLOB_FLAG_USE_USERPTR | uapi::BLOB_FLAG_USERPTR_RDONLY;

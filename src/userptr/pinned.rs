@@ -13,13 +13,9 @@ use crate::{
         File,
         Object, //
     },
-    gpu::Gpu,
-    kapi::{
-        dma::map::Mapper,
-        mm::{
-            PinnedVm,
-            Pins, //
-        }, //
+    kapi::mm::{
+        PinnedVm,
+        Pins, //
     },
     resource::{
         self,
@@ -28,6 +24,7 @@ use crate::{
         Entries,
         Kind,
         Lifetime,
+        Mapping,
         Resource, //
     },
 };
@@ -35,30 +32,14 @@ use kernel::{
     fs::LocalFile,
     page::PAGE_SHIFT,
     prelude::*,
-    sync::aref::ARef, //
+    sync::{
+        aref::ARef,
+        atomic::Atomic, //
+    },
 };
 
-/// Addresses that the device was given in place of physical ones; undone when this is dropped.
-struct DmaMapping {
-    mapper: Mapper,
-    /// Address and length in bytes.
-    mapped: KVVec<(u64, usize)>,
-    write: bool,
-}
-
-impl Drop for DmaMapping {
-    fn drop(&mut self) {
-        for &(addr, len) in &self.mapped {
-            self.mapper.unmap(addr, len, self.write);
-        }
-    }
-}
-
 /// Pinned pages, charged to their owner.
-///
-/// The fields are dropped in their order: the device's addresses go before the pages do.
 pub(crate) struct Pinned {
-    _dma: Option<DmaMapping>,
     pins: Pins,
     _charge: PinnedVm,
 }
@@ -84,33 +65,9 @@ impl Pinned {
             }
         };
         Ok(Self {
-            _dma: None,
             pins,
             _charge: charge,
         })
-    }
-
-    /// Passes the memory to `entries`, translated for the device if it wants that.
-    fn list(&mut self, gpu: &Gpu, entries: &mut Entries) -> Result {
-        let Some(mapper) = &gpu.mapper else {
-            for run in self.pins.runs() {
-                entries.push(run.phys, run.len)?;
-            }
-            return Ok(());
-        };
-        let mut dma = DmaMapping {
-            mapper: mapper.clone(),
-            mapped: KVVec::with_capacity(self.pins.runs().len(), GFP_KERNEL)?,
-            write: self.pins.is_writable(),
-        };
-        for run in self.pins.runs() {
-            let len = run.len as usize;
-            let addr = dma.mapper.map(run.phys, len, dma.write)?;
-            dma.mapped.push((addr, len), GFP_KERNEL)?;
-            entries.push(addr, run.len)?;
-        }
-        self._dma = Some(dma);
-        Ok(())
     }
 
     /// Pages that are pinned.
@@ -146,12 +103,15 @@ pub(crate) fn register(
     };
 
     control.check()?;
-    let mut pinned = Pinned::new(params)?;
+    let pinned = Pinned::new(params)?;
+    let lifetime = Lifetime::new(gpu)?;
+    let mapping = Mapping::new(gpu, lifetime.id(), params.write)?;
     let mut entries = Entries::new(gpu);
-    pinned.list(gpu, &mut entries)?;
+    for run in pinned.pins.runs() {
+        mapping.push(run.phys, run.len, &mut entries)?;
+    }
     let (entries, count) = entries.finish()?;
 
-    let lifetime = Lifetime::new(gpu)?;
     let create = resource::create_command(context, lifetime.id(), &blob, entries, count)?;
     let attach = match context {
         Some(context) => Some(context.attachment(&lifetime, true)?),
@@ -163,8 +123,9 @@ pub(crate) fn register(
         Resource {
             lifetime,
             params: blob,
+            mapping: Some(mapping),
             kind: Kind::Userptr(Userptr::new(pinned, addr, params.flags)),
-            entries: count,
+            entries: Atomic::new(count),
         },
     )?;
 

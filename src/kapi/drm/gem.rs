@@ -30,14 +30,22 @@ use core::{
 };
 use kernel::{
     error::{
-        from_err_ptr,
         from_result,
         to_result, //
     },
     prelude::*,
-    sync::aref::{
-        ARef,
-        AlwaysRefCounted, //
+    sync::{
+        aref::{
+            ARef,
+            AlwaysRefCounted, //
+        },
+        atomic::{
+            AtomicFlag,
+            ordering::{
+                Acquire,
+                Full, //
+            },
+        },
     },
     types::Opaque, //
 };
@@ -117,6 +125,8 @@ enum Kind {
 pub(crate) struct Object<O: DriverObject> {
     base: Opaque<bindings::drm_gem_shmem_object>,
     kind: Kind,
+    /// The pages are pinned, once, until the object is released.
+    pinned: AtomicFlag,
     dev: ARef<Device<O::Driver>>,
     data: O,
 }
@@ -222,7 +232,10 @@ impl<O: DriverObject> Object<O> {
             to_result(unsafe { bindings::drm_gem_shmem_init(dev.as_raw(), raw.as_ptr().cast(), size) });
         if let Err(e) = made {
             // SAFETY: The function undoes what it did, so that what is left is our memory.
-            unsafe { Self::deallocate(raw) };
+            unsafe {
+                ptr::drop_in_place(&raw mut (*raw.as_ptr()).data);
+                Self::deallocate(raw);
+            }
             return Err(e);
         }
         // INVARIANT: The object was initialized.
@@ -285,6 +298,7 @@ impl<O: DriverObject> Object<O> {
         unsafe {
             (&raw mut (*raw).data).write(data);
             (&raw mut (*raw).kind).write(kind);
+            (&raw mut (*raw).pinned).write(AtomicFlag::new(false));
             (&raw mut (*raw).dev).write(dev.into());
             (*raw.cast::<bindings::drm_gem_object>()).funcs = match kind {
                 Kind::Shmem => const { &Table::<O>::SHMEM },
@@ -295,19 +309,18 @@ impl<O: DriverObject> Object<O> {
         }
     }
 
-    /// Drops the data and the memory.
+    /// Frees the memory.
     ///
     /// # Safety
     ///
-    /// `raw` is from `allocate`, its GEM object is not initialized or released, and nobody uses
-    /// it any more.
+    /// `raw` is from `allocate`, its GEM object is not initialized or released, its data is
+    /// dropped, and nobody uses it any more.
     unsafe fn deallocate(raw: NonNull<Self>) {
         let raw = raw.as_ptr();
         // SAFETY: By the requirements of this function. The device goes last: it may be what
         // keeps the module.
         unsafe {
             let dev = ptr::read(&raw const (*raw).dev);
-            ptr::drop_in_place(&raw mut (*raw).data);
             drop(KBox::from_raw(raw.cast::<MaybeUninit<Self>>()));
             drop(dev);
         }
@@ -382,32 +395,46 @@ impl<O: DriverObject> Object<O> {
         }
     }
 
-    /// Passes the pieces of a shmem object's memory to `emit`, with their length in bytes, in
-    /// order: DMA addresses with `dma`, else physical ones.
+    /// Passes the pieces of a shmem object's memory to `emit`, as physical address and length in
+    /// bytes, in order.
     ///
-    /// The pages stay where they are as long as the object exists.
+    /// From then on the pages stay where they are, as long as the object exists.
     ///
     /// # Errors
     ///
-    /// [`EINVAL`] if it is not a shmem object, [`ENOMEM`], and those of `emit`.
-    pub(crate) fn for_each_run(
-        &self,
-        dma: bool,
-        mut emit: impl FnMut(u64, u64) -> Result,
-    ) -> Result {
+    /// [`EINVAL`] if it is not a shmem object, [`ENOMEM`], [`EINTR`] or [`ERESTARTSYS`] on a
+    /// signal, and those of `emit`.
+    pub(crate) fn for_each_run(&self, mut emit: impl FnMut(u64, u64) -> Result) -> Result {
+        /// Pages looked at in one go.
+        const BATCH: usize = 256;
+
         if self.kind != Kind::Shmem {
             return Err(EINVAL);
         }
-        // SAFETY: By the type invariant this is a shmem object.
-        let table =
-            from_err_ptr(unsafe { bindings::drm_gem_shmem_get_pages_sgt(self.base.get()) })?;
-        // SAFETY: The table is valid as long as the object, and has that many entries.
-        unsafe {
-            let count = if dma { (*table).nents } else { (*table).orig_nents };
-            let mut sg = (*table).sgl;
-            for _ in 0..count {
-                let mut run = bindings::kapi_run::default();
-                sg = bindings::kapi_sg_run(sg, dma, &mut run);
+        if !self.pinned.load(Acquire) {
+            // SAFETY: By the type invariant this is a shmem object.
+            to_result(unsafe { bindings::drm_gem_shmem_pin(self.base.get()) })?;
+            if self.pinned.xchg(true, Full) {
+                // SAFETY: Another thread has pinned it as well; one pin is enough.
+                unsafe { bindings::drm_gem_shmem_unpin(self.base.get()) };
+            }
+        }
+        let mut runs = KVec::with_capacity(BATCH, GFP_KERNEL)?;
+        for _ in 0..BATCH {
+            runs.push(bindings::kapi_run::default(), GFP_KERNEL)?;
+        }
+        let count = self.size() >> kernel::page::PAGE_SHIFT;
+        for first in (0..count).step_by(BATCH) {
+            // SAFETY: A pinned object has an array of all its pages, and there is room for as many
+            // runs as pages are looked at.
+            let used = unsafe {
+                bindings::kapi_pages_to_runs(
+                    (*self.base.get()).pages.add(first),
+                    (count - first).min(BATCH),
+                    runs.as_mut_ptr(),
+                )
+            };
+            for run in &runs[..used] {
                 emit(run.addr, run.length)?;
             }
         }
@@ -567,10 +594,17 @@ impl<O: DriverObject> Deref for Owned<O> {
 impl<O: DriverObject> Drop for Owned<O> {
     fn drop(&mut self) {
         let raw = self.as_raw();
-        // SAFETY: By the type invariant the object is initialized, and nobody else uses it.
+        // SAFETY: By the type invariant the object is initialized, and nobody else uses it. The
+        // data goes first: it may have mapped the memory.
         unsafe {
+            ptr::drop_in_place(&raw mut (*self.0.as_ptr()).data);
             match self.kind {
-                Kind::Shmem => bindings::drm_gem_shmem_release(raw.cast()),
+                Kind::Shmem => {
+                    if self.pinned.load(Acquire) {
+                        bindings::drm_gem_shmem_unpin(raw.cast());
+                    }
+                    bindings::drm_gem_shmem_release(raw.cast());
+                }
                 Kind::Io | Kind::Private => bindings::drm_gem_object_release(raw),
             }
             Object::deallocate(self.0);

@@ -249,11 +249,6 @@ impl Pins {
     pub(crate) fn pages(&self) -> usize {
         self.pages
     }
-
-    /// Whether the pages were pinned for writing.
-    pub(crate) fn is_writable(&self) -> bool {
-        self.write
-    }
 }
 
 impl Drop for Pins {
