@@ -26,7 +26,6 @@ pub(crate) const FAMILY: Family = Family {
         unplugged_idle: 240,
         unplugged_with_jobs: 240,
         device_process_dies: 400,
-        device_process_stops: 400,
     ],
 };
 
@@ -101,25 +100,11 @@ fn device_process_dies(env: &Env) -> TestResult {
     plug(env)
 }
 
-/// The same, but the process may still write to the memory, so the reset comes first.
-fn device_process_stops(env: &Env) -> TestResult {
-    plugged(env)?;
-    let mut victim = Victim::new(env)?;
-    host("stop")?;
-    let result = given_up(&mut victim);
-    // A reset of a stopped process waits in QEMU until it goes on.
-    host("cont")?;
-    result?;
-    victim.unpinned(LIMIT)?;
-    victim.close(LIMIT)?;
-    unplug(env)?;
-    plug(env)
-}
-
 fn given_up(victim: &mut Victim) -> TestResult {
     // The host acts a moment later; from then on, an ioctl that needs an answer is what notices.
     let refused = eventually(LIMIT, || victim.registers().is_err());
     check!(refused, "a device without process still answers");
-    victim.released(LIMIT)?;
-    victim.refused(&[Errno::NODEV, Errno::IO])
+    victim.released_late(LIMIT)?;
+    victim.refused(&[Errno::NODEV, Errno::IO])?;
+    victim.unpinned(LIMIT)
 }

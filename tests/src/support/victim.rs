@@ -87,6 +87,18 @@ impl Victim {
 
     /// All who wait are released in time, the fences with an error.
     pub(crate) fn released(&mut self, limit: Duration) -> TestResult {
+        self.ended(limit, &[Errno::NODEV, Errno::IO, Errno::CANCELED])
+    }
+
+    /// The same where it takes the driver longer to notice than WAIT waits.
+    pub(crate) fn released_late(&mut self, limit: Duration) -> TestResult {
+        self.ended(
+            limit,
+            &[Errno::NODEV, Errno::IO, Errno::CANCELED, Errno::BUSY],
+        )
+    }
+
+    fn ended(&mut self, limit: Duration, errors: &[Errno]) -> TestResult {
         let start = Instant::now();
         for fence in &self.fences {
             let left = limit.saturating_sub(start.elapsed());
@@ -109,7 +121,7 @@ impl Victim {
             );
             let result = waiter.join().expect("no panic");
             check!(
-                matches!(result, Err(Errno::NODEV | Errno::IO | Errno::CANCELED)),
+                matches!(result, Err(error) if errors.contains(&error)),
                 "WAIT has ended with {}",
                 errno::describe(&result)
             );
