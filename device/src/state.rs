@@ -232,12 +232,23 @@ impl State {
     /// Whether `action` has to wait.
     pub(crate) fn is_blocked(&self, action: Action) -> bool {
         let any = |f: &dyn Fn(&Live) -> bool| self.live.values().any(f);
+        // A command must not overtake one that names what it takes away.
+        let detaches = |f: &dyn Fn(u32, u32) -> bool| {
+            self.deferred.iter().any(|(_, earlier)| {
+                matches!(*earlier, Action::Detach { ctx, resource } if f(ctx, resource))
+            })
+        };
         match action {
-            Action::Unref(id) | Action::Unmap(id) => any(&|j| j.reads.contains(&id)),
+            Action::Unref(id) => {
+                any(&|j| j.reads.contains(&id)) || detaches(&|_, resource| resource == id)
+            }
+            Action::Unmap(id) => any(&|j| j.reads.contains(&id)),
             Action::Detach { ctx, resource } => {
                 any(&|j| j.ctx == ctx && j.reads.contains(&resource))
             }
-            Action::DestroyContext(ctx) => any(&|j| j.ctx == ctx),
+            Action::DestroyContext(ctx) => {
+                any(&|j| j.ctx == ctx) || detaches(&|of, _| of == ctx)
+            }
             Action::Map { resource, .. } => {
                 matches!(self.window, Window::Unknown | Window::Asked)
                     || any(&|j| j.writes.contains(&resource))
