@@ -83,7 +83,7 @@ impl GpuBackend {
         if self.device.options.access_platform {
             bits.push(VIRTIO_F_ACCESS_PLATFORM);
         }
-        let bits = bits.into_iter().fold(0, |mask, bit| mask | 1u64 << bit);
+        let bits = bits.into_iter().fold(0, |mask, bit| mask | (1u64 << bit));
         bits | VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits()
     }
 

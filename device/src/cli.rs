@@ -58,7 +58,8 @@ pub struct RunArgs {
     #[arg(long, value_name = "BYTES", value_parser = parse_alignment)]
     pub blob_alignment: Option<u32>,
 
-    /// Offer ACCESS_PLATFORM, so that the driver uses DMA addresses. For a guest without IOMMU.
+    /// Offer ACCESS_PLATFORM, so that the driver uses DMA addresses. For a guest without IOMMU;
+    /// QEMU's device needs iommu_platform=on.
     #[arg(long)]
     pub access_platform: bool,
 

@@ -249,6 +249,7 @@ impl Device {
         context.dying = true;
         context.cancel.set();
         self.cancel_queued(&mut state, ctx);
+        self.run_deferred(&mut state);
         Ok(Outcome::Later(Action::DestroyContext(ctx)))
     }
 

@@ -246,9 +246,7 @@ impl State {
             Action::Detach { ctx, resource } => {
                 any(&|j| j.ctx == ctx && j.reads.contains(&resource))
             }
-            Action::DestroyContext(ctx) => {
-                any(&|j| j.ctx == ctx) || detaches(&|of, _| of == ctx)
-            }
+            Action::DestroyContext(ctx) => any(&|j| j.ctx == ctx) || detaches(&|of, _| of == ctx),
             Action::Map { resource, .. } => {
                 matches!(self.window, Window::Unknown | Window::Asked)
                     || any(&|j| j.writes.contains(&resource))

@@ -238,7 +238,7 @@ fn gemm() {
         let first = bed.resource(&[&[0xff][..], &bytes_of(&a)].concat(), &[4096, 77]);
         let second = bed.resource(&[&[0xff; 2][..], &bytes_of(&b)].concat(), &[4096]);
         let out = bed.resource(&vec![0xee; (m * n * 4) as usize + 8], &[1000, 3]);
-        let imm = [m | n << 32, k];
+        let imm = [m | (n << 32), k];
         let op = operation(
             op::GEMM_F32,
             (out, 4),
@@ -343,8 +343,20 @@ fn nothing_is_touched_outside() {
         operation(op::CRC32C, (a, 0), [(b, 0), (0, 0)], 65, [0; 2]),
         operation(op::ADD_U32, (a, 4), [(0, 0); 2], 64, [1, 0]),
         operation(op::SAXPY_F32, (a, 0), [(b, 4), (0, 0)], 64, [0; 2]),
-        operation(op::GEMM_F32, (a, 0), [(b, 0), (b, 0)], 64, [4 | 4 << 32, 5]),
-        operation(op::GEMM_F32, (a, 0), [(b, 0), (b, 4)], 64, [4 | 4 << 32, 4]),
+        operation(
+            op::GEMM_F32,
+            (a, 0),
+            [(b, 0), (b, 0)],
+            64,
+            [4 | (4 << 32), 5],
+        ),
+        operation(
+            op::GEMM_F32,
+            (a, 0),
+            [(b, 0), (b, 4)],
+            64,
+            [4 | (4 << 32), 4],
+        ),
         operation(op::ATOMIC_ADD_U64, (a, 64), [(0, 0); 2], 8, [1, 0]),
         // In two pieces.
         operation(op::ATOMIC_ADD_U64, (a, 8), [(0, 0); 2], 8, [1, 0]),
@@ -386,7 +398,7 @@ fn malformed_operations() {
         operation(op::ADD_U32, place, [(0, 0); 2], 8, [1 << 32, 0]),
         operation(op::SAXPY_F32, place, [place; 2], 2, [0; 2]),
         operation(op::GEMM_F32, place, [place; 2], 4, [0; 2]),
-        operation(op::GEMM_F32, place, [place; 2], 4, [1 | 1 << 32, 1 << 32]),
+        operation(op::GEMM_F32, place, [place; 2], 4, [1 | (1 << 32), 1 << 32]),
         operation(op::GEMM_F32, place, [place; 2], 4, [u64::MAX, u64::MAX]),
         operation(op::ATOMIC_ADD_U64, place, [(0, 0); 2], 12, [1, 0]),
         operation(op::ATOMIC_ADD_U64, (1, 4), [(0, 0); 2], 8, [1, 0]),
