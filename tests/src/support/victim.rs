@@ -213,14 +213,4 @@ impl Victim {
         );
         Ok(())
     }
-
-    /// Pages this process has pinned are given back, with the file still open.
-    pub(crate) fn unpinned(&self, limit: Duration) -> TestResult {
-        check!(
-            eventually(limit, || procfs::vm_pin() == Ok(0)),
-            "VmPin is {:?} after the device was reset",
-            procfs::vm_pin()
-        );
-        Ok(())
-    }
 }
