@@ -95,7 +95,8 @@ impl VirtioGpu {
             None => None,
         };
 
-        let control = Control::new(vdev, crate::ack_timeout_ms())?;
+        let mappings = Arc::new(Mappings::new()?, GFP_KERNEL)?;
+        let control = Control::new(vdev, crate::ack_timeout_ms(), mappings.clone())?;
         control.start(vdev)?;
         let mut stop = StopOnError(Some(control.clone()));
 
@@ -112,7 +113,7 @@ impl VirtioGpu {
                 timeline: allocate_timelines(1),
                 host_visible,
                 mapper,
-                mappings: Mappings::new()?,
+                mappings,
             },
             GFP_KERNEL,
         )?;
@@ -159,7 +160,6 @@ impl virtio::Driver for VirtioGpu {
         let registration = this.registration.lock().take();
         drop(registration);
         this.gpu.control.stop();
-        this.gpu.mappings.end();
     }
 
     fn config_changed(_this: Pin<&Bound>) {

@@ -60,8 +60,8 @@ pub(crate) struct Gpu {
     pub(crate) host_visible: Option<HostVisible>,
     /// Translates addresses, if the device wants that.
     pub(crate) mapper: Option<Mapper>,
-    /// Addresses in use.
-    pub(crate) mappings: Mappings,
+    /// What it can reach.
+    pub(crate) mappings: Arc<Mappings>,
 }
 
 impl Gpu {

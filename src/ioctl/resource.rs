@@ -37,7 +37,8 @@ use crate::{
     resource::{
         self,
         BlobParams,
-        Kind, //
+        Kind,
+        Mapping, //
     },
     transport::control::{
         Answer,
@@ -238,7 +239,11 @@ impl Ioctl<GpuDriver> for BoQuery {
             Kind::Userptr(userptr) => (
                 userptr.addr,
                 userptr.flags,
-                (userptr.pinned.pages() as u64) << PAGE_SHIFT,
+                if object.mapping.as_ref().is_some_and(Mapping::is_live) {
+                    (userptr.pages as u64) << PAGE_SHIFT
+                } else {
+                    0
+                },
             ),
         };
         *args = uapi::BoQuery {

@@ -47,7 +47,7 @@ pub(super) fn create(
         .checked_next_multiple_of(PAGE_SIZE)
         .ok_or(EINVAL)?;
     let lifetime = Lifetime::new(gpu)?;
-    let mapping = Mapping::new(gpu, lifetime.id(), true)?;
+    let mapping = Mapping::new(gpu, lifetime.id(), true, None)?;
     let object = Object::new_shmem(
         dev,
         size,

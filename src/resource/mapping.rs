@@ -1,16 +1,18 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Addresses that a device is given in place of physical ones.
+//! What the device can reach of a resource's memory.
 //!
-//! A device with `VIRTIO_F_ACCESS_PLATFORM` sees memory through the platform's DMA translation.
-//! Its addresses end with the resource or with the device, whichever goes first: once the driver
-//! has left the device, nothing may be mapped for it any more, but files that are still open keep
-//! their resources.
+//! That ends with the resource or with the device, whichever goes first. Files that are still open
+//! when a device is lost or removed keep their resources, but what these held for the device is
+//! given back as soon as the device has been reset: pins, and the addresses of a device that sees
+//! memory through the platform's DMA translation (`VIRTIO_F_ACCESS_PLATFORM`).
 
 use super::Entries;
 use crate::{
     gpu::Gpu,
-    kapi::dma::map::Mapper, //
+    kapi::dma::map::Mapper,
+    transport::control::OnReset,
+    userptr::pinned::Pinned, //
 };
 use kernel::{
     new_mutex,
@@ -25,31 +27,39 @@ use kernel::{
     },
 };
 
-/// The mappings of a device's resources, by resource id.
+/// What a device can reach, by resource id.
 pub(crate) struct Mappings {
-    /// Protects the tree only; nothing is taken inside. `None` once the device is gone.
-    live: Pin<KBox<Mutex<Option<RBTree<u32, Arc<List>>>>>>,
+    /// Protects the tree only; nothing is taken inside. `None` once the device has been reset.
+    live: Pin<KBox<Mutex<Option<RBTree<u32, Arc<Shared>>>>>>,
 }
 
-/// The mappings of one resource.
-struct List {
-    mapper: Mapper,
+/// What the device can reach of one resource.
+struct Shared {
+    /// `None` once it cannot. Protects only itself; held while memory is mapped.
+    held: Pin<KBox<Mutex<Option<Held>>>>,
+}
+
+struct Held {
+    mapper: Option<Mapper>,
     write: bool,
-    /// Address and length in bytes of each; `None` once they have ended. Protects only itself.
-    mapped: Pin<KBox<Mutex<Option<KVVec<(u64, usize)>>>>>,
+    /// Address and length in bytes of each mapping.
+    mapped: KVVec<(u64, usize)>,
+    pinned: Option<Pinned>,
 }
 
-impl List {
-    fn unmap_all(&self) {
-        let mapped = self.mapped.lock().take();
-        for (addr, len) in mapped.into_iter().flatten() {
-            self.mapper.unmap(addr, len, self.write);
+impl Drop for Held {
+    fn drop(&mut self) {
+        // The addresses go before the pages do.
+        if let Some(mapper) = &self.mapper {
+            for &(addr, len) in &self.mapped {
+                mapper.unmap(addr, len, self.write);
+            }
         }
     }
 }
 
 impl Mappings {
-    /// No mappings.
+    /// Nothing can be reached.
     ///
     /// # Errors
     ///
@@ -62,14 +72,15 @@ impl Mappings {
             )?,
         })
     }
+}
 
-    /// Ends all mappings, and allows no new ones. The device has been reset.
-    pub(crate) fn end(&self) {
-        let Some(live) = self.live.lock().take() else {
-            return;
-        };
-        for (_, list) in &live {
-            list.unmap_all();
+impl OnReset for Mappings {
+    /// Gives everything back, and lets nothing new be reached.
+    fn reset(&self) {
+        let live = self.live.lock().take();
+        for (_, shared) in live.iter().flatten() {
+            let held = shared.held.lock().take();
+            drop(held);
         }
     }
 }
@@ -78,44 +89,45 @@ impl Mappings {
 pub(crate) struct Mapping {
     gpu: Arc<Gpu>,
     resource_id: u32,
-    list: Option<Arc<List>>,
+    shared: Arc<Shared>,
 }
 
 impl Mapping {
-    /// A view for resource `resource_id`; the device may write only with `write`.
+    /// A view for resource `resource_id`, of `pinned` pages if there are any; the device may write
+    /// only with `write`.
     ///
     /// # Errors
     ///
     /// [`ENOMEM`], [`ENODEV`] if the device is gone.
-    pub(crate) fn new(gpu: &Arc<Gpu>, resource_id: u32, write: bool) -> Result<Self> {
-        let list = match &gpu.mapper {
-            Some(mapper) => {
-                let list = Arc::new(
-                    List {
-                        mapper: mapper.clone(),
-                        write,
-                        mapped: KBox::pin_init(
-                            new_mutex!(Some(KVVec::new()), "Mapping::mapped"),
-                            GFP_KERNEL,
-                        )?,
-                    },
-                    GFP_KERNEL,
-                )?;
-                let node = RBTreeNode::new(resource_id, list.clone(), GFP_KERNEL)?;
-                let mut live = gpu.mappings.live.lock();
-                let Some(live) = &mut *live else {
-                    return Err(ENODEV);
-                };
-                live.insert(node);
-                Some(list)
-            }
-            None => None,
+    pub(crate) fn new(
+        gpu: &Arc<Gpu>,
+        resource_id: u32,
+        write: bool,
+        pinned: Option<Pinned>,
+    ) -> Result<Self> {
+        let held = Held {
+            mapper: gpu.mapper.clone(),
+            write,
+            mapped: KVVec::new(),
+            pinned,
         };
-        Ok(Self {
+        let shared = Arc::new(
+            Shared {
+                held: KBox::pin_init(new_mutex!(Some(held), "Shared::held"), GFP_KERNEL)?,
+            },
+            GFP_KERNEL,
+        )?;
+        let node = RBTreeNode::new(resource_id, shared.clone(), GFP_KERNEL)?;
+        let this = Self {
             gpu: gpu.clone(),
             resource_id,
-            list,
-        })
+            shared,
+        };
+        match &mut *gpu.mappings.live.lock() {
+            Some(live) => live.insert(node),
+            None => return Err(ENODEV),
+        };
+        Ok(this)
     }
 
     /// Adds `len` bytes of memory at `phys` to the view, and their address to `entries`.
@@ -124,32 +136,65 @@ impl Mapping {
     ///
     /// [`ENOMEM`], [`E2BIG`], [`ENODEV`] if the device is gone.
     pub(crate) fn push(&self, phys: u64, len: u64, entries: &mut Entries) -> Result {
-        let Some(list) = &self.list else {
+        if self.gpu.mapper.is_none() {
             return entries.push(phys, len);
-        };
+        }
         let bytes = usize::try_from(len)?;
-        let mut guard = list.mapped.lock();
-        let Some(mapped) = &mut *guard else {
+        let mut guard = self.shared.held.lock();
+        let Some(held) = &mut *guard else {
             return Err(ENODEV);
         };
-        mapped.reserve(1, GFP_KERNEL)?;
-        let addr = list.mapper.map(phys, bytes, list.write)?;
-        mapped.push((addr, bytes), GFP_KERNEL)?;
+        let Some(mapper) = &held.mapper else {
+            return Err(ENODEV);
+        };
+        held.mapped.reserve(1, GFP_KERNEL)?;
+        let addr = mapper.map(phys, bytes, held.write)?;
+        held.mapped.push((addr, bytes), GFP_KERNEL)?;
         drop(guard);
         entries.push(addr, len)
+    }
+
+    /// Adds the runs of the pinned pages to the view, and their addresses to `entries`.
+    ///
+    /// # Errors
+    ///
+    /// As [`Mapping::push`].
+    pub(crate) fn push_pinned(&self, entries: &mut Entries) -> Result {
+        let mut guard = self.shared.held.lock();
+        let Some(held) = &mut *guard else {
+            return Err(ENODEV);
+        };
+        let runs = held.pinned.iter().flat_map(|pinned| pinned.runs());
+        for run in runs {
+            let addr = match &held.mapper {
+                Some(mapper) => {
+                    let len = usize::try_from(run.len)?;
+                    held.mapped.reserve(1, GFP_KERNEL)?;
+                    let addr = mapper.map(run.phys, len, held.write)?;
+                    held.mapped.push((addr, len), GFP_KERNEL)?;
+                    addr
+                }
+                None => run.phys,
+            };
+            entries.push(addr, run.len)?;
+        }
+        Ok(())
+    }
+
+    /// Whether the device can still reach the memory.
+    pub(crate) fn is_live(&self) -> bool {
+        self.shared.held.lock().is_some()
     }
 }
 
 impl Drop for Mapping {
     fn drop(&mut self) {
-        let Some(list) = &self.list else {
-            return;
-        };
         let node = match &mut *self.gpu.mappings.live.lock() {
             Some(live) => live.remove_node(&self.resource_id),
             None => None,
         };
         drop(node);
-        list.unmap_all();
+        let held = self.shared.held.lock().take();
+        drop(held);
     }
 }

@@ -2,7 +2,6 @@
 
 //! Buffers in memory of the process.
 
-use crate::userptr::pinned::Pinned;
 use kernel::{
     prelude::*,
     sync::atomic::{
@@ -13,8 +12,8 @@ use kernel::{
 
 /// A registration of user memory.
 pub(crate) struct Userptr {
-    /// The pages.
-    pub(crate) pinned: Pinned,
+    /// Pages registered.
+    pub(crate) pages: usize,
     /// Guest-virtual address, 0 for a file.
     pub(crate) addr: u64,
     /// As registered.
@@ -24,9 +23,9 @@ pub(crate) struct Userptr {
 
 impl Userptr {
     /// A registration that has no handle yet.
-    pub(crate) fn new(pinned: Pinned, addr: u64, flags: u32) -> Self {
+    pub(crate) fn new(pages: usize, addr: u64, flags: u32) -> Self {
         Self {
-            pinned,
+            pages,
             addr,
             flags,
             opened: AtomicFlag::new(false),

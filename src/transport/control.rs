@@ -149,6 +149,13 @@ pub(crate) trait Finish: Send {
     fn finish(&mut self, answer: &Answer);
 }
 
+/// What is to happen when a device has been reset.
+pub(crate) trait OnReset: Send + Sync {
+    /// Called once, when the device is known not to access memory any more, and the commands that
+    /// it knew have been finished. May sleep.
+    fn reset(&self);
+}
+
 /// How a command ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Answer {
@@ -275,6 +282,7 @@ struct Inner {
 pub(crate) struct Control {
     vdev: ARef<virtio::Device>,
     timeout_ms: u32,
+    on_reset: Arc<dyn OnReset>,
     lost: AtomicFlag,
     /// Protects the ring and the counts. Taken in the interrupt; the innermost lock but for
     /// [`Shared::fence`] and `done`.
@@ -386,7 +394,8 @@ impl<'a> Request<'a> {
 impl Control {
     /// A control queue without ring; [`Control::start`] sets it up.
     ///
-    /// Waits are bounded by `timeout_ms`, and so is the time that the device may be silent.
+    /// Waits are bounded by `timeout_ms`, and so is the time that the device may be silent. When
+    /// the device has been reset, `on_reset` is called.
     ///
     /// # Errors
     ///
@@ -394,6 +403,7 @@ impl Control {
     pub(crate) fn new(
         vdev: &virtio::Device<device::Core<'_>>,
         timeout_ms: u32,
+        on_reset: Arc<dyn OnReset>,
     ) -> Result<Arc<Self>> {
         let workqueue = Workqueue::new(c"virtgpu-control")?;
         let reset_workqueue = Workqueue::new(c"virtgpu-reset")?;
@@ -401,6 +411,7 @@ impl Control {
             try_pin_init!(Self {
                 vdev: vdev.into(),
                 timeout_ms,
+                on_reset,
                 lost: AtomicFlag::new(false),
                 inner <- new_spinlock_irq!(Inner {
                     state: State::Running,
@@ -959,6 +970,7 @@ impl WorkItem<2> for Control {
         while let Some(command) = aborted.pop_front() {
             Self::abort(command);
         }
+        this.on_reset.reset();
         this.wait.wake_all();
     }
 }

@@ -15,7 +15,8 @@ use crate::{
     },
     kapi::mm::{
         PinnedVm,
-        Pins, //
+        Pins,
+        Run, //
     },
     resource::{
         self,
@@ -70,8 +71,13 @@ impl Pinned {
         })
     }
 
+    /// The memory.
+    pub(crate) fn runs(&self) -> &[Run] {
+        self.pins.runs()
+    }
+
     /// Pages that are pinned.
-    pub(crate) fn pages(&self) -> usize {
+    fn pages(&self) -> usize {
         self.pins.pages()
     }
 }
@@ -105,11 +111,10 @@ pub(crate) fn register(
     control.check()?;
     let pinned = Pinned::new(params)?;
     let lifetime = Lifetime::new(gpu)?;
-    let mapping = Mapping::new(gpu, lifetime.id(), params.write)?;
+    let pages = pinned.pages();
+    let mapping = Mapping::new(gpu, lifetime.id(), params.write, Some(pinned))?;
     let mut entries = Entries::new(gpu);
-    for run in pinned.pins.runs() {
-        mapping.push(run.phys, run.len, &mut entries)?;
-    }
+    mapping.push_pinned(&mut entries)?;
     let (entries, count) = entries.finish()?;
 
     let create = resource::create_command(context, lifetime.id(), &blob, entries, count)?;
@@ -124,7 +129,7 @@ pub(crate) fn register(
             lifetime,
             params: blob,
             mapping: Some(mapping),
-            kind: Kind::Userptr(Userptr::new(pinned, addr, params.flags)),
+            kind: Kind::Userptr(Userptr::new(pages, addr, params.flags)),
             entries: Atomic::new(count),
         },
     )?;

@@ -15,5 +15,8 @@ pub(crate) fn is_user_range(addr: usize, len: usize) -> bool {
 
 pub(crate) use self::{
     account::PinnedVm,
-    pin::Pins, //
+    pin::{
+        Pins,
+        Run, //
+    },
 };
