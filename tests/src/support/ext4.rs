@@ -20,20 +20,25 @@ pub(crate) fn folder() -> TestResult<PathBuf> {
         file.set_len(64 << 20)?;
         drop(file);
         run("mkfs.ext4", &["-q", "-F", IMAGE])?;
-        run("mount", &["-t", "ext4", "-o", "loop", IMAGE, FOLDER])?;
+        // In two steps: `mount -o loop` holds the device open for writing, which kernels without
+        // BLK_DEV_WRITE_MOUNTED refuse.
+        let device = run("losetup", &["-f"])?;
+        run("losetup", &[&device, IMAGE])?;
+        run("mount", &["-t", "ext4", &device, FOLDER])?;
         let everyone = std::os::unix::fs::PermissionsExt::from_mode(0o777);
         fs::set_permissions(FOLDER, everyone)?;
     }
     Ok(Path::new(FOLDER).to_path_buf())
 }
 
-fn run(program: &str, arguments: &[&str]) -> TestResult {
+/// Runs a program, and returns what it says.
+fn run(program: &str, arguments: &[&str]) -> TestResult<String> {
     let output = match Command::new(program).args(arguments).output() {
         Ok(output) => output,
         Err(error) => return Err(Outcome::Skip(format!("{program}: {error}"))),
     };
     if output.status.success() {
-        return Ok(());
+        return Ok(String::from_utf8_lossy(&output.stdout).trim().into());
     }
     Err(Outcome::Skip(format!(
         "{program}: {}",
