@@ -74,7 +74,8 @@ struct Checker {
     resources: BTreeMap<u32, u64>,
     /// Places in the window.
     shown: BTreeMap<u32, u64>,
-    contexts: BTreeMap<u32, BTreeSet<u32>>,
+    /// How often each resource is attached: more than once while an earlier detach waits for jobs.
+    contexts: BTreeMap<u32, BTreeMap<u32, u32>>,
     jobs: BTreeMap<u64, Job>,
     next_job: u64,
 }
@@ -167,7 +168,7 @@ impl Checker {
                 self.no_job("gone", |job| job.resources.contains(&resource));
             }
             Event::CtxCreate { ctx, .. } => {
-                let old = self.contexts.insert(ctx, BTreeSet::new());
+                let old = self.contexts.insert(ctx, BTreeMap::new());
                 let good = old.is_none() && ctx != 0;
                 self.expect(good, || format!("context {ctx} exists or is 0"));
             }
@@ -179,16 +180,27 @@ impl Checker {
             Event::Attach { ctx, resource } => {
                 let alive = self.resources.contains_key(&resource);
                 let context = self.contexts.get_mut(&ctx);
-                let good = alive && context.is_some_and(|attached| attached.insert(resource));
+                let good = alive && context.is_some();
+                if let Some(attached) = context {
+                    *attached.entry(resource).or_default() += 1;
+                }
                 self.expect(good, || format!("cannot attach {resource} to {ctx}"));
             }
             Event::Detach { ctx, resource } => {
                 let context = self.contexts.get_mut(&ctx);
-                let good = context.is_some_and(|attached| attached.remove(&resource));
-                self.expect(good, || format!("cannot detach {resource} from {ctx}"));
-                self.no_job("detached", |job| {
-                    job.ctx == ctx && job.resources.contains(&resource)
+                let count = context.and_then(|attached| attached.get_mut(&resource));
+                let left = count.and_then(|count| {
+                    *count = count.checked_sub(1)?;
+                    Some(*count)
                 });
+                self.expect(left.is_some(), || {
+                    format!("cannot detach {resource} from {ctx}")
+                });
+                if left == Some(0) {
+                    self.no_job("detached", |job| {
+                        job.ctx == ctx && job.resources.contains(&resource)
+                    });
+                }
             }
             Event::Map { resource, offset } => self.map(resource, offset),
             Event::Unmap { resource } => {
@@ -203,7 +215,7 @@ impl Checker {
             } => {
                 let attached = self.contexts.get(&ctx).cloned().unwrap_or_default();
                 for resource in &resources {
-                    let good = attached.contains(resource);
+                    let good = attached.get(resource).is_some_and(|count| *count > 0);
                     self.expect(good, || format!("resource {resource} is not attached"));
                 }
                 let next = self.next_job;

@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::Ordering;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Instant;
 
 use virtgpu_protocol::compute::Op;
@@ -31,6 +31,10 @@ const MAX_RESOURCES: usize = 1 << 20;
 const MAX_CONTEXTS: usize = 1 << 12;
 /// The most jobs of a context that are not over.
 const MAX_JOBS: usize = 1 << 14;
+/// The most operations of all jobs that are not over.
+const MAX_QUEUED_OPS: usize = 1 << 20;
+/// The most memory entries of all resources.
+const MAX_ENTRIES: u64 = 1 << 26;
 /// Bytes of a pixel, in all formats that `RESOURCE_CREATE_2D` takes.
 const PIXEL: u64 = 4;
 /// The largest width and height of a picture.
@@ -220,6 +224,14 @@ impl Device {
             return Err(response::ERR_INVALID_PARAMETER);
         }
         let mut state = self.lock();
+        // Linux's driver reuses the id of a context before it knows that it is gone. All that can
+        // keep it are jobs that have been told to end.
+        while state.contexts.get(&ctx).is_some_and(|c| c.dying) {
+            state = self
+                .over
+                .wait(state)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
         if ctx == 0 || state.contexts.contains_key(&ctx) {
             return Err(response::ERR_INVALID_CONTEXT_ID);
         }
@@ -278,7 +290,11 @@ impl Device {
         if !context.attached.remove(&resource) {
             return Err(response::ERR_INVALID_RESOURCE_ID);
         }
-        Ok(Outcome::Later(Action::Detach { ctx, resource }))
+        Ok(Outcome::Later(Action::Detach {
+            ctx,
+            resource,
+            last: state.jobs,
+        }))
     }
 
     /// The memory that a list of `count` entries names.
@@ -392,10 +408,6 @@ impl Device {
         size: u64,
         mappable: bool,
     ) -> Result<(), Failed> {
-        if state.resources.len() >= MAX_RESOURCES {
-            release(state, &storage);
-            return Err(response::ERR_OUT_OF_MEMORY);
-        }
         let resource = Resource {
             storage,
             size,
@@ -403,6 +415,11 @@ impl Device {
             uuid: None,
             dying: false,
         };
+        state.entries += resource.guest().1;
+        if state.resources.len() >= MAX_RESOURCES || state.entries > MAX_ENTRIES {
+            release(state, &resource);
+            return Err(response::ERR_OUT_OF_MEMORY);
+        }
         state.resources.insert(id, resource);
         Ok(())
     }
@@ -459,6 +476,10 @@ impl Device {
         };
         let memory = Arc::new(self.segments(rest, count, size)?);
         let mut state = self.lock();
+        if state.entries + u64::from(count) > MAX_ENTRIES {
+            return Err(response::ERR_OUT_OF_MEMORY);
+        }
+        state.entries += u64::from(count);
         let (_, storage) = Self::image(&mut state, id)?;
         *storage = Storage::Image(Some((memory, u64::from(count))));
         Outcome::OK
@@ -467,10 +488,12 @@ impl Device {
     fn detach_backing(&self, bytes: &[u8]) -> Result<Outcome, Failed> {
         let (request, _) = parse::<wire::ResourceCommand>(bytes)?;
         let mut state = self.lock();
-        match Self::image(&mut state, request.resource_id.get())? {
-            (_, storage @ Storage::Image(Some(_))) => *storage = Storage::Image(None),
-            _ => return Err(response::ERR_UNSPEC),
-        }
+        let (_, storage) = Self::image(&mut state, request.resource_id.get())?;
+        let Storage::Image(Some((_, entries))) = std::mem::replace(storage, Storage::Image(None))
+        else {
+            return Err(response::ERR_UNSPEC);
+        };
+        state.entries -= entries;
         Outcome::OK
     }
 
@@ -555,7 +578,8 @@ impl Device {
         if context.lost {
             return Err(response::ERR_UNSPEC);
         }
-        if context.jobs >= MAX_JOBS {
+        let many = context.jobs >= MAX_JOBS;
+        if many || state.queued_ops + ops.len() > MAX_QUEUED_OPS {
             return Err(response::ERR_OUT_OF_MEMORY);
         }
         let timeline = Timeline::of(&ticket.header);
@@ -575,6 +599,7 @@ impl Device {
             ctx,
             reads: BTreeSet::new(),
             writes: BTreeSet::new(),
+            ops: ops.len(),
         };
         let mut memory = BTreeMap::new();
         let mut cancel = Arc::default();
@@ -608,6 +633,7 @@ impl Device {
             ops: ops.len() as u64,
             resources: live.reads.iter().copied().collect(),
         });
+        state.queued_ops += live.ops;
         state.live.insert(id, live);
         Job {
             id,
@@ -646,7 +672,7 @@ impl Device {
         match action {
             Action::Unref(id) => {
                 if let Some(resource) = state.resources.remove(&id) {
-                    release(state, &resource.storage);
+                    release(state, &resource);
                 }
                 for context in state.contexts.values_mut() {
                     context.attached.remove(&id);
@@ -654,7 +680,7 @@ impl Device {
                 self.log.write(|| Event::Unref { resource: id });
                 Response::ok()
             }
-            Action::Detach { ctx, resource } => {
+            Action::Detach { ctx, resource, .. } => {
                 self.log.write(|| Event::Detach { ctx, resource });
                 Response::ok()
             }

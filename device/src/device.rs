@@ -20,7 +20,7 @@ use crate::event_log::{Event, EventLog};
 use crate::hostmem::HostMemory;
 use crate::ram::{GuestRam, Memory};
 use crate::request::RequestBuffer;
-use crate::state::{State, Storage, Window};
+use crate::state::{Resource, State, Storage, Window};
 
 /// What the device offers.
 #[derive(Debug)]
@@ -180,11 +180,12 @@ impl Device {
         state.lanes.clear();
         state.ready.clear();
         state.live.clear();
+        state.queued_ops = 0;
         let resources = state.resources.len() as u64;
         let contexts = state.contexts.len() as u64;
         state.contexts.clear();
         for (_, resource) in std::mem::take(&mut state.resources) {
-            release(&mut state, &resource.storage);
+            release(&mut state, &resource);
         }
         state.resets += 1;
         if state.window == Window::There {
@@ -220,9 +221,10 @@ impl Device {
     }
 }
 
-/// Gives back the host memory of a resource.
-pub(crate) fn release(state: &mut State, storage: &Storage) {
-    if let Storage::Host { blob, shown, .. } = storage {
+/// Takes a resource that is gone off the books.
+pub(crate) fn release(state: &mut State, resource: &Resource) {
+    state.entries -= resource.guest().1;
+    if let Storage::Host { blob, shown, .. } = &resource.storage {
         if let Some(offset) = shown {
             if let Err(error) = state.host.hide(blob, *offset, false) {
                 log::error!("window: {error}");

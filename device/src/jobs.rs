@@ -164,7 +164,7 @@ impl Device {
         if let Some(Err(failure)) = &result {
             log::info!("job {} of context {}: {failure}", job.id, job.ctx);
         }
-        state.live.remove(&job.id);
+        state.forget(job.id);
         // The answer must find no reference to memory left.
         drop(job.memory);
         if let Some(ticket) = job.ticket {
@@ -199,7 +199,7 @@ impl Device {
             context.jobs -= cancelled.len();
         }
         for job in cancelled {
-            state.live.remove(&job);
+            state.forget(job);
             self.log.write(|| Event::JobEnd {
                 job,
                 result: "cancelled".into(),

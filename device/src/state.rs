@@ -142,15 +142,25 @@ pub(crate) struct Live {
     pub(crate) reads: BTreeSet<u32>,
     /// Those of them that it can write.
     pub(crate) writes: BTreeSet<u32>,
+    /// Its operations.
+    pub(crate) ops: usize,
 }
 
 /// The rest of a command that waits until jobs are over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Action {
     Unref(u32),
-    Detach { ctx: u32, resource: u32 },
+    Detach {
+        ctx: u32,
+        resource: u32,
+        /// The last job before: it may be attached again since.
+        last: u64,
+    },
     DestroyContext(u32),
-    Map { resource: u32, offset: u64 },
+    Map {
+        resource: u32,
+        offset: u64,
+    },
     Unmap(u32),
 }
 
@@ -176,6 +186,10 @@ pub(crate) struct State {
     pub(crate) window: Window,
     pub(crate) lanes: HashMap<Timeline, Lane>,
     pub(crate) live: HashMap<u64, Live>,
+    /// Operations of the live jobs.
+    pub(crate) queued_ops: usize,
+    /// Memory entries of the resources.
+    pub(crate) entries: u64,
     pub(crate) deferred: VecDeque<(Ticket, Action)>,
     /// Resets so far.
     pub(crate) resets: u64,
@@ -208,6 +222,8 @@ impl State {
             window,
             lanes: HashMap::new(),
             live: HashMap::new(),
+            queued_ops: 0,
+            entries: 0,
             deferred: VecDeque::new(),
             resets: 0,
             jobs: 0,
@@ -229,13 +245,20 @@ impl State {
         self.contexts.get_mut(&id).filter(|c| !c.dying)
     }
 
+    /// A job is over, or will not begin.
+    pub(crate) fn forget(&mut self, job: u64) {
+        if let Some(live) = self.live.remove(&job) {
+            self.queued_ops -= live.ops;
+        }
+    }
+
     /// Whether `action` has to wait.
     pub(crate) fn is_blocked(&self, action: Action) -> bool {
         let any = |f: &dyn Fn(&Live) -> bool| self.live.values().any(f);
         // A command must not overtake one that names what it takes away.
         let detaches = |f: &dyn Fn(u32, u32) -> bool| {
             self.deferred.iter().any(|(_, earlier)| {
-                matches!(*earlier, Action::Detach { ctx, resource } if f(ctx, resource))
+                matches!(*earlier, Action::Detach { ctx, resource, .. } if f(ctx, resource))
             })
         };
         match action {
@@ -243,9 +266,14 @@ impl State {
                 any(&|j| j.reads.contains(&id)) || detaches(&|_, resource| resource == id)
             }
             Action::Unmap(id) => any(&|j| j.reads.contains(&id)),
-            Action::Detach { ctx, resource } => {
-                any(&|j| j.ctx == ctx && j.reads.contains(&resource))
-            }
+            Action::Detach {
+                ctx,
+                resource,
+                last,
+            } => self
+                .live
+                .iter()
+                .any(|(id, job)| *id <= last && job.ctx == ctx && job.reads.contains(&resource)),
             Action::DestroyContext(ctx) => any(&|j| j.ctx == ctx) || detaches(&|of, _| of == ctx),
             Action::Map { resource, .. } => {
                 matches!(self.window, Window::Unknown | Window::Asked)

@@ -453,6 +453,54 @@ fn unref_waits_for_jobs() {
 }
 
 #[test]
+fn attach_while_a_detach_waits() {
+    let mut vm = Vm::new(options());
+    vm.context(1);
+    vm.blob(1, 1, &[(FREE, 4096)]);
+    let request = vm.submit(1, Some(0), &[spin(1, 0, 5, 10_000_000)]);
+    let first = vm.post(&request);
+    let detach = vm.post(&resource_command(command::CTX_DETACH_RESOURCE, 1, 1));
+    vm.ok(&resource_command(command::CTX_ATTACH_RESOURCE, 1, 1));
+    // A later job neither delays the detach nor goes without.
+    let request = vm.submit(1, Some(1), &[spin(1, 8, 5, 10_000_000)]);
+    let second = vm.post(&request);
+    assert!(vm.is_quiet(detach));
+    vm.memory.write_obj(5u64, GuestAddress(FREE)).unwrap();
+    assert_eq!(kind(&vm.wait(first)), response::OK_NODATA);
+    assert_eq!(kind(&vm.wait(detach)), response::OK_NODATA);
+    assert!(vm.is_quiet(second));
+    vm.memory.write_obj(5u64, GuestAddress(FREE + 8)).unwrap();
+    assert_eq!(kind(&vm.wait(second)), response::OK_NODATA);
+    vm.end(false);
+}
+
+#[test]
+fn a_context_id_is_reused_at_once() {
+    let mut vm = Vm::new(options());
+    for _ in 0..20 {
+        vm.context(1);
+        vm.blob(1, 1, &[(FREE, 4096)]);
+        let chase = operation(
+            op::POINTER_CHASE,
+            (1, 8),
+            [(1, 0), (0, 0)],
+            0,
+            [u64::MAX, 0],
+        );
+        let request = vm.submit(1, Some(0), &[chase]);
+        let job = vm.post(&request);
+        let destroy = vm.post(&plain(command::CTX_DESTROY, 1));
+        let create = vm.post(&ctx_create(1, CAPSET_ID));
+        assert_eq!(kind(&vm.wait(job)), response::ERR_UNSPEC);
+        assert_eq!(kind(&vm.wait(destroy)), response::OK_NODATA);
+        assert_eq!(kind(&vm.wait(create)), response::OK_NODATA);
+        vm.ok(&plain(command::CTX_DESTROY, 1));
+        vm.ok(&resource_command(command::RESOURCE_UNREF, 0, 1));
+    }
+    vm.end(false);
+}
+
+#[test]
 fn destroying_a_context_ends_its_jobs() {
     let mut vm = Vm::new(options());
     vm.context(1);

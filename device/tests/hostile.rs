@@ -193,3 +193,48 @@ fn adversary() {
     assert_eq!(answer.map_info.get(), 9);
     vm.end(true);
 }
+
+/// Lives and deaths of everything in any order, without waiting for answers. What must not happen
+/// meanwhile is what the log is checked for.
+#[test]
+fn random_lives() {
+    for seed in 1..6 {
+        let mut random = Random(seed * 7919);
+        let mut vm = Vm::new(options());
+        for _ in 0..1500 {
+            let ctx = random.below(3) as u32 + 1;
+            let id = random.below(5) as u32 + 1;
+            let ring = [None, Some(0), Some(1)][random.below(3) as usize];
+            let at = FREE + PAGE * random.below(16);
+            let request = match random.below(16) {
+                0 => ctx_create(ctx, 29),
+                1 if random.below(3) == 0 => plain(command::CTX_DESTROY, ctx),
+                2 => create_blob(
+                    0,
+                    id,
+                    blob_mem::GUEST,
+                    PAGE,
+                    &[(at, 2048), (at + 100, 2048)],
+                ),
+                3 => create_blob(ctx, id, blob_mem::HOST3D, PAGE, &[]),
+                4 => resource_command(command::RESOURCE_UNREF, 0, id),
+                5 | 6 => resource_command(command::CTX_ATTACH_RESOURCE, ctx, id),
+                7 => resource_command(command::CTX_DETACH_RESOURCE, ctx, id),
+                8 => map_blob(id, PAGE * random.below(4)),
+                9 => resource_command(command::RESOURCE_UNMAP_BLOB, 0, id),
+                10 => submit(
+                    ctx,
+                    ring,
+                    None,
+                    &[delay(random.below(300)), fill(id, 0, 64, 1)],
+                ),
+                _ => {
+                    let ops = [delay(random.below(300)), fill(id, 0, 4096, random.next())];
+                    vm.submit(ctx, ring, &ops)
+                }
+            };
+            vm.post(&request);
+        }
+        vm.end(false);
+    }
+}
