@@ -276,6 +276,7 @@ impl PinnedDrop for FileData {
         if let Some(context) = self.context.lock().take() {
             if let Some(destroy) = context.destroy.lock().take() {
                 self.gpu.control.teardown(destroy);
+                self.gpu.control.bound_jobs(context.id);
             }
         }
     }

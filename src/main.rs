@@ -70,7 +70,11 @@ module! {
     params: {
         ack_timeout_ms: u32 {
             default: 20000,
-            description: "Milliseconds without an answer after which the device is given up",
+            description: "Milliseconds in which the device must answer what is not a job",
+        },
+        job_timeout_ms: u32 {
+            default: 0,
+            description: "Milliseconds in which the device must end a job, 0 for no limit",
         },
     },
 }
@@ -98,7 +102,10 @@ impl PinnedDrop for VirtgpuUserptr {
     }
 }
 
-/// Milliseconds without an answer after which the device is given up.
-fn ack_timeout_ms() -> u32 {
-    module_parameters::ack_timeout_ms.value().max(1)
+/// How long the device may take, as the module's parameters say.
+fn timeouts() -> transport::control::Timeouts {
+    transport::control::Timeouts {
+        answer_ms: module_parameters::ack_timeout_ms.value().max(1),
+        job_ms: module_parameters::job_timeout_ms.value(),
+    }
 }

@@ -96,7 +96,7 @@ impl VirtioGpu {
         };
 
         let mappings = Arc::new(Mappings::new()?, GFP_KERNEL)?;
-        let control = Control::new(vdev, crate::ack_timeout_ms(), mappings.clone())?;
+        let control = Control::new(vdev, crate::timeouts(), mappings.clone())?;
         control.start(vdev)?;
         let mut stop = StopOnError(Some(control.clone()));
 

@@ -110,6 +110,11 @@ pub(crate) type Command = Message<Shared, Owned>;
 pub(crate) struct Shared {
     /// Bytes of the answer, or [`PENDING`] or [`ABORTED`].
     used: Atomic<u32>,
+    /// When the answer must have come, as in [`Control::now`]; 0 for no limit. Changed under the
+    /// control queue's lock.
+    deadline: Atomic<i64>,
+    /// The context whose job it is, or 0.
+    job_of: u32,
     /// Signalled when the answer comes. Protects the fence only.
     #[pin]
     fence: SpinLockIrq<Option<DriverFence>>,
@@ -124,8 +129,6 @@ pub(crate) struct Owned {
     share: Option<Arc<Share>>,
     /// The place in [`Inner::in_flight`].
     index: usize,
-    /// Its answer may take as long as a job does.
-    job: bool,
     expect: Expect,
     finish: Option<KBox<dyn Finish>>,
 }
@@ -271,17 +274,25 @@ struct Inner {
     backlog: List<Command>,
     /// Commands that must not be finished before the reset.
     held: List<Command>,
-    /// Commands in the ring that are not jobs.
-    watched: usize,
-    /// When such a command was last sent first, or answered.
-    progress: Instant<Monotonic>,
+    /// The watchdog is pending or running.
+    watching: bool,
+}
+
+/// How long a device may take.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Timeouts {
+    /// To answer a command that is not a job, in milliseconds. Waits are bounded by it, too.
+    pub(crate) answer_ms: u32,
+    /// To end a job, in milliseconds; 0 for no limit.
+    pub(crate) job_ms: u32,
 }
 
 /// The control queue of a device.
 #[pin_data]
 pub(crate) struct Control {
     vdev: ARef<virtio::Device>,
-    timeout_ms: u32,
+    timeouts: Timeouts,
+    epoch: Instant<Monotonic>,
     on_reset: Arc<dyn OnReset>,
     lost: AtomicFlag,
     /// Protects the ring and the counts. Taken in the interrupt; the innermost lock but for
@@ -369,6 +380,7 @@ impl<'a> Request<'a> {
             }
             fence
         });
+        let job_of = if self.job { header.ctx_id.get() } else { 0 };
         Message::new(
             self.fixed,
             self.payload,
@@ -376,6 +388,8 @@ impl<'a> Request<'a> {
             self.reply,
             pin_init!(Shared {
                 used: Atomic::new(PENDING),
+                deadline: Atomic::new(0),
+                job_of,
                 fence <- new_spinlock_irq!(fence, "Command::fence"),
             }),
             Owned {
@@ -383,7 +397,6 @@ impl<'a> Request<'a> {
                 slots: 0,
                 share: None,
                 index: 0,
-                job: self.job,
                 expect: self.expect,
                 finish: self.finish,
             },
@@ -394,15 +407,14 @@ impl<'a> Request<'a> {
 impl Control {
     /// A control queue without ring; [`Control::start`] sets it up.
     ///
-    /// Waits are bounded by `timeout_ms`, and so is the time that the device may be silent. When
-    /// the device has been reset, `on_reset` is called.
+    /// When the device has been reset, `on_reset` is called.
     ///
     /// # Errors
     ///
     /// [`ENOMEM`].
     pub(crate) fn new(
         vdev: &virtio::Device<device::Core<'_>>,
-        timeout_ms: u32,
+        timeouts: Timeouts,
         on_reset: Arc<dyn OnReset>,
     ) -> Result<Arc<Self>> {
         let workqueue = Workqueue::new(c"virtgpu-control")?;
@@ -410,7 +422,8 @@ impl Control {
         Arc::pin_init(
             try_pin_init!(Self {
                 vdev: vdev.into(),
-                timeout_ms,
+                timeouts,
+                epoch: Instant::now(),
                 on_reset,
                 lost: AtomicFlag::new(false),
                 inner <- new_spinlock_irq!(Inner {
@@ -424,8 +437,7 @@ impl Control {
                     in_flight: KVec::new(),
                     backlog: List::new(),
                     held: List::new(),
-                    watched: 0,
-                    progress: Instant::now(),
+                    watching: false,
                 }, "Control::inner"),
                 done <- new_spinlock_irq!(List::new(), "Control::done"),
                 wait <- WaitQueue::new(),
@@ -509,7 +521,7 @@ impl Control {
                 taken = self.try_credit(share, slots);
                 taken || self.is_lost()
             },
-            self.timeout_ms,
+            self.timeouts.answer_ms,
         )?;
         if !taken {
             return Err(ENODEV);
@@ -573,7 +585,6 @@ impl Control {
         let owned = Message::owned(&mut command);
         owned.index = index;
         let mut header = owned.header;
-        let watched = !owned.job;
         if header.flags.get() & FLAG_FENCE != 0 {
             header.fence_id = inner.next_fence.into();
             Message::owned(&mut command).header = header;
@@ -584,6 +595,7 @@ impl Control {
         Message::patch_request(&mut command, 0, header.as_bytes());
 
         let reference = command.clone_arc();
+        let job_of = reference.shared.job_of;
         let Some(queue) = inner.queue.as_mut() else {
             return Err((command, ENODEV));
         };
@@ -592,17 +604,53 @@ impl Control {
         if header.flags.get() & FLAG_FENCE != 0 {
             inner.next_fence += 1;
         }
-        if watched {
-            inner.watched += 1;
-            if inner.watched == 1 {
-                inner.progress = Instant::now();
-                let delay = msecs_to_jiffies(WATCHDOG_MS);
-                let _ = self
-                    .reset_workqueue
-                    .enqueue_delayed::<Arc<Self>, 4>(self.clone(), delay);
-            }
+        let limit = if job_of == 0 {
+            self.timeouts.answer_ms
+        } else {
+            self.timeouts.job_ms
+        };
+        if limit != 0 {
+            self.watch(inner, index, limit);
         }
         Ok(())
+    }
+
+    /// Milliseconds since the device was found.
+    fn now(&self) -> i64 {
+        self.epoch.elapsed().as_millis()
+    }
+
+    /// Has the watchdog look after the command in place `index`, which must be answered within
+    /// `limit_ms`.
+    fn watch(self: &Arc<Self>, inner: &mut Inner, index: usize, limit_ms: u32) {
+        if let Some(command) = &inner.in_flight[index] {
+            let deadline = self.now() + i64::from(limit_ms);
+            command.shared.deadline.store(deadline, Relaxed);
+        }
+        self.arm_watchdog(inner);
+    }
+
+    fn arm_watchdog(self: &Arc<Self>, inner: &mut Inner) {
+        if !inner.watching {
+            inner.watching = true;
+            let delay = msecs_to_jiffies(WATCHDOG_MS);
+            let _ = self
+                .reset_workqueue
+                .enqueue_delayed::<Arc<Self>, 4>(self.clone(), delay);
+        }
+    }
+
+    /// The context is being destroyed: its jobs must end now.
+    pub(crate) fn bound_jobs(self: &Arc<Self>, context_id: u32) {
+        let mut inner = self.inner.lock();
+        for index in 0..inner.in_flight.len() {
+            let unbound = inner.in_flight[index].as_ref().is_some_and(|command| {
+                command.shared.job_of == context_id && command.shared.deadline.load(Relaxed) == 0
+            });
+            if unbound {
+                self.watch(&mut inner, index, self.timeouts.answer_ms);
+            }
+        }
     }
 
     /// Tells the device that there are new commands.
@@ -652,6 +700,7 @@ impl Control {
                     // again.
                     self.return_slots(inner, Message::owned(&mut command));
                     inner.backlog.push_front(command);
+                    self.arm_watchdog(inner);
                     break;
                 }
             }
@@ -690,9 +739,9 @@ impl Control {
         let answered = || command.shared.used.load(Acquire) != PENDING;
         if !self
             .wait
-            .wait_timeout(|| answered() || self.is_lost(), self.timeout_ms)
+            .wait_timeout(|| answered() || self.is_lost(), self.timeouts.answer_ms)
         {
-            self.lose(c"a command was not answered in time");
+            self.lose(c"it did not answer a command in time");
         }
         match command.shared.used.load(Acquire) {
             PENDING | ABORTED => Err(ENODEV),
@@ -803,10 +852,6 @@ impl Control {
             {
                 let index = Message::owned(&mut command).index;
                 drop(inner.in_flight[index].take());
-                if !Message::owned(&mut command).job {
-                    inner.watched -= 1;
-                    inner.progress = Instant::now();
-                }
                 self.return_slots(inner, Message::owned(&mut command));
                 if Self::is_well_formed(&mut command, len) {
                     command.shared.used.store(len, Release);
@@ -962,7 +1007,6 @@ impl WorkItem<2> for Control {
                 this.return_slots(&mut inner, Message::owned(&mut command));
                 aborted.push_back(command);
             }
-            inner.watched = 0;
             aborted.push_all_back(&mut inner.held);
         }
         // Commands that were answered before come first.
@@ -1013,19 +1057,25 @@ impl WorkItem<4> for Control {
             if inner.state != State::Running {
                 return;
             }
+            // In case there was no memory for it, and no answer came since.
             this.send_backlog(&mut inner);
-            if inner.watched == 0 && inner.backlog.is_empty() {
-                return;
+
+            let now = this.now();
+            let mut watched = !inner.backlog.is_empty();
+            let mut silent = false;
+            for command in inner.in_flight.iter().flatten() {
+                let deadline = command.shared.deadline.load(Relaxed);
+                watched |= deadline != 0;
+                silent |= deadline != 0 && deadline < now;
             }
-            inner.progress.elapsed().as_millis() > i64::from(this.timeout_ms)
+            inner.watching = false;
+            if watched && !silent {
+                this.arm_watchdog(&mut inner);
+            }
+            silent
         };
         if silent {
-            this.lose(c"it is silent");
-        } else {
-            let delay = msecs_to_jiffies(WATCHDOG_MS);
-            let _ = this
-                .reset_workqueue
-                .enqueue_delayed::<Arc<Self>, 4>(this.clone(), delay);
+            this.lose(c"it did not answer a command in time");
         }
     }
 }
