@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use virtgpu_client::protocol::uapi;
 use virtgpu_client::{
-    compute, BlobOptions, Bytes, Device, Errno, Exec, Memory, RegisterOptions, SyncStatus,
+    compute, BlobOptions, Bytes, Device, Errno, Exec, Memory, RegisterOptions, SyncFile,
 };
 
 use crate::ktap::{Case, Driver, Family, Kernel, TestResult};
@@ -35,6 +35,25 @@ const ANY: &[Case] = cases![bounded: 400, many_threads: 400, given_back: 200, un
 /// The driver has to give such a device up.
 const LOST: &[Case] =
     cases![bounded: 400, is_lost: 400, many_threads: 400, given_back: 200, unbinds: 300];
+/// The same, and jobs have no time limit unless the module is told one: their fences signal at the
+/// latest when the file was closed.
+const SILENT_JOBS: &[Case] = cases![
+    bounded_but_for_jobs: 400,
+    is_lost: 400,
+    many_threads_but_for_jobs: 400,
+    given_back: 200,
+    job_limit: 400,
+    given_back: 200,
+    unbinds: 300,
+];
+/// The same, where a driver that is loaded anew would get no answer either.
+const SILENT: &[Case] = cases![
+    bounded_but_for_jobs: 400,
+    is_lost: 400,
+    many_threads_but_for_jobs: 400,
+    given_back: 200,
+    unbinds: 300,
+];
 /// The driver has to live with it.
 const WORKS: &[Case] = cases![still_works: 400, many_threads: 400, given_back: 200, unbinds: 300];
 /// The driver may refuse such a device when it meets it.
@@ -90,7 +109,7 @@ pub(crate) const FAMILIES: &[Family] = &[
     family(
         "hostile_silence",
         "--adversary silence --adversary-from 30",
-        LOST,
+        SILENT,
     ),
     family(
         "hostile_silent_create",
@@ -105,7 +124,7 @@ pub(crate) const FAMILIES: &[Family] = &[
     family(
         "hostile_silent_job",
         "--adversary silence --adversary-on SUBMIT_3D --adversary-from 10",
-        ANY,
+        SILENT_JOBS,
     ),
     family(
         "hostile_delay",
@@ -191,17 +210,23 @@ impl Steps {
 }
 
 /// One of everything on one file, which is closed at the end.
-fn session(env: &Env, steps: &mut Steps) -> TestResult {
+fn session(env: &Env, steps: &mut Steps, jobs_end: bool) -> TestResult {
     let device = env.open()?;
-    let result = use_all(&device, steps);
+    let fences = use_all(&device, steps, jobs_end);
     steps.take("close", || {
         drop(device);
         Ok(())
     });
-    result
+    for fence in fences? {
+        check!(
+            fence.wait(Some(LIMIT)) != Err(Errno::TIMEDOUT),
+            "a fence has not signalled after its file was closed"
+        );
+    }
+    Ok(())
 }
 
-fn use_all(device: &Device, steps: &mut Steps) -> TestResult {
+fn use_all(device: &Device, steps: &mut Steps, jobs_end: bool) -> TestResult<Vec<SyncFile>> {
     let mut caps = [0; 24];
     steps.take("GET_CAPS", || device.caps(29, 1, &mut caps));
     steps.take("CONTEXT_INIT", || device.context_init_compute(2));
@@ -236,14 +261,12 @@ fn use_all(device: &Device, steps: &mut Steps) -> TestResult {
     let fences: Vec<_> = (0..3)
         .filter_map(|_| steps.take("EXECBUFFER", || exec.submit_with_fence(device)))
         .collect();
-    for fence in fences {
-        // A fence's own error is as good as success; that it takes too long is not.
-        steps.take("a fence", || match fence.wait(Some(LIMIT)) {
-            Err(Errno::TIMEDOUT) => Err(Errno::TIMEDOUT),
-            _ => Ok(()),
-        });
-        let status = fence.status()?;
-        check!(status != SyncStatus::Active, "a fence has not signalled");
+    if jobs_end {
+        for fence in &fences {
+            // A fence's own error is as good as success; that it takes too long is not.
+            let result = fence.wait(Some(LIMIT));
+            check!(result != Err(Errno::TIMEDOUT), "a fence has not signalled");
+        }
     }
     if let Some(userptr) = userptr {
         steps.take("WAIT", || device.wait(userptr.handle()));
@@ -253,7 +276,7 @@ fn use_all(device: &Device, steps: &mut Steps) -> TestResult {
     if let Some(blob) = blob {
         steps.take("WAIT for a blob", || device.wait(blob.handle()));
     }
-    Ok(())
+    Ok(fences)
 }
 
 fn unpinned() -> TestResult {
@@ -265,24 +288,55 @@ fn unpinned() -> TestResult {
     Ok(())
 }
 
-fn bounded(env: &Env) -> TestResult {
+fn one_after_the_other(env: &Env, jobs_end: bool) -> TestResult {
     for _ in 0..6 {
         let mut steps = Steps::default();
-        session(env, &mut steps)?;
+        let result = session(env, &mut steps, jobs_end);
         steps.say();
+        result?;
         steps.judge()?;
     }
     unpinned()
 }
 
+fn bounded(env: &Env) -> TestResult {
+    one_after_the_other(env, true)
+}
+
+fn bounded_but_for_jobs(env: &Env) -> TestResult {
+    one_after_the_other(env, false)
+}
+
 fn many_threads(env: &Env) -> TestResult {
+    side_by_side(env, true)
+}
+
+fn many_threads_but_for_jobs(env: &Env) -> TestResult {
+    side_by_side(env, false)
+}
+
+/// With a limit for jobs, their fences signal with the file open.
+fn job_limit(env: &Env) -> TestResult {
+    let file = gpu::module_file()?;
+    let mut result = Ok(());
+    eventually(LIMIT, || {
+        result = gpu::unload("virtgpu_userptr");
+        result.is_ok()
+    });
+    result?;
+    gpu::load_with(&file, c"job_timeout_ms=3000 ack_timeout_ms=5000")?;
+    gpu::wait_for_node(env)?;
+    bounded(env)
+}
+
+fn side_by_side(env: &Env, jobs_end: bool) -> TestResult {
     std::thread::scope(|scope| {
         let threads: Vec<_> = (0..8)
             .map(|_| {
                 scope.spawn(|| {
                     for _ in 0..3 {
                         let mut steps = Steps::default();
-                        session(env, &mut steps)?;
+                        session(env, &mut steps, jobs_end)?;
                         steps.judge()?;
                     }
                     Ok(())
@@ -315,7 +369,7 @@ fn needs_device(device: &Device) -> [(&'static str, Result<(), Errno>); 2] {
 fn is_lost(env: &Env) -> TestResult {
     // Whoever waits for the device notices first.
     let mut steps = Steps::default();
-    session(env, &mut steps)?;
+    session(env, &mut steps, false)?;
     let device = env.open()?;
     let lost = eventually(LIMIT, || {
         needs_device(&device)
@@ -403,7 +457,7 @@ fn probed(env: &Env) -> TestResult {
     let capsets = device.getparam(uapi::param::SUPPORTED_CAPSET_IDS)?;
     println!("    # capability sets {capsets:#x}");
     let mut steps = Steps::default();
-    session(env, &mut steps)?;
+    session(env, &mut steps, true)?;
     steps.say();
     steps.judge()?;
     unpinned()

@@ -403,7 +403,7 @@ fn ten_thousand_cycles(env: &Env) -> TestResult {
     let memory = small_pages(4 * PAGE)?;
     let system = procfs::pinned_pages()?;
     // The caches are filled first.
-    cycles(&device, &memory, 1000)?;
+    cycles(&device, &memory, env.iterations(1000))?;
     let idle = || procfs::vm_pin() == Ok(0) && procfs::pinned_pages() == Ok(system);
     check!(
         eventually(job::LIMIT, idle),

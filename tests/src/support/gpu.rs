@@ -2,7 +2,9 @@
 
 //! The GPU as the kernel's device model shows it.
 
+use std::ffi::CStr;
 use std::fs;
+use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -115,12 +117,21 @@ pub(crate) fn unload(module: &str) -> std::io::Result<()> {
 
 /// finit_module(2) without parameters.
 pub(crate) fn load(file: &Path) -> std::io::Result<()> {
-    use std::os::fd::AsRawFd;
+    load_with(file, c"")
+}
+
+/// finit_module(2).
+pub(crate) fn load_with(file: &Path, parameters: &CStr) -> std::io::Result<()> {
     let file = fs::File::open(file)?;
-    let none = c"";
     // SAFETY: An open file and a NUL-terminated string.
-    let result =
-        unsafe { libc::syscall(libc::SYS_finit_module, file.as_raw_fd(), none.as_ptr(), 0) };
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_finit_module,
+            file.as_raw_fd(),
+            parameters.as_ptr(),
+            0,
+        )
+    };
     match result {
         0 => Ok(()),
         _ => Err(std::io::Error::last_os_error()),
