@@ -76,7 +76,7 @@ fn ready() -> Result<Device> {
     }
 }
 
-/// The three numbers of one driver, in nanoseconds.
+/// The three numbers of one driver, in nanoseconds: medians, which a busy host disturbs least.
 fn numbers(device: &Device) -> Result<[f64; 3]> {
     // The first of everything is different.
     blobs(device, 50)?;
@@ -88,34 +88,41 @@ fn numbers(device: &Device) -> Result<[f64; 3]> {
     ])
 }
 
-/// A guest blob created and closed, until the device has seen the last one.
+/// A guest blob created and closed, until the device has seen the last one of a batch.
 fn blobs(device: &Device, times: u32) -> Result<f64> {
+    const BATCH: u32 = 50;
     let mut nothing = compute::Stream::new();
     nothing.delay(0);
-    let start = Instant::now();
-    for _ in 0..times {
-        device.create_blob(&BlobOptions::guest(64 << 10))?;
+    let mut batches = Sample::default();
+    for _ in 0..times.div_ceil(BATCH) {
+        let start = Instant::now();
+        for _ in 0..BATCH {
+            device.create_blob(&BlobOptions::guest(64 << 10))?;
+        }
+        wait(&Exec::new(nothing.as_bytes()), device)?;
+        batches.0.push(since(start) / f64::from(BATCH));
     }
-    wait(&Exec::new(nothing.as_bytes()), device)?;
-    Ok(since(start) / f64::from(times))
+    Ok(batches.median())
 }
 
 /// A job that does nothing, submitted and waited for.
 fn trips(device: &Device, times: u32) -> Result<f64> {
     let mut nothing = compute::Stream::new();
     nothing.delay(0);
-    let start = Instant::now();
+    let mut trips = Sample::default();
     for _ in 0..times {
+        let start = Instant::now();
         wait(&Exec::new(nothing.as_bytes()), device)?;
+        trips.0.push(since(start));
     }
-    Ok(since(start) / f64::from(times))
+    Ok(trips.median())
 }
 
 /// From the last write of a job, as another processor sees it, to the return of poll(2).
 fn latency(device: &Device, times: u32) -> Result<f64> {
     let blob = device.create_blob(&BlobOptions::guest(4096))?;
     let map = blob.map()?;
-    let mut total = 0.0;
+    let mut latencies = Sample::default();
     for time in 1..=u64::from(times) {
         let mut stream = compute::Stream::new();
         // Long enough for the waiter to sleep.
@@ -138,9 +145,11 @@ fn latency(device: &Device, times: u32) -> Result<f64> {
             let written = watcher.join().map_err(|_| "the watcher panicked")?;
             Ok((written, woken))
         })?;
-        total += woken.saturating_duration_since(written).as_nanos() as f64;
+        latencies
+            .0
+            .push(woken.saturating_duration_since(written).as_nanos() as f64);
     }
-    Ok(total / f64::from(times))
+    Ok(latencies.median())
 }
 
 pub(crate) fn measure(options: &Options, report: &mut Report) -> Result {
