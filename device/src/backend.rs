@@ -87,8 +87,11 @@ impl GpuBackend {
         bits | VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits()
     }
 
-    /// Asks the frontend to map the window, which it forgets at a reset. On a thread of its own, because the answer may
-    /// come only after the frontend has had an answer from us.
+    /// Asks the frontend to map the window, which it forgets at a reset. On a thread of its own,
+    /// because the answer may come only after the frontend has had an answer from us.
+    ///
+    /// Only when the driver wants to map something: QEMU 11.1 crashes now and then when the question
+    /// meets a reset, so there had better be few.
     fn show_window(&self) {
         let mut state = self.device.lock();
         if state.window != Window::Unknown {
@@ -136,7 +139,6 @@ impl GpuBackend {
             return;
         }
         let generation = self.device.answers.open(vring);
-        self.show_window();
         loop {
             let _ = vring.disable_notification();
             let mut any = false;
@@ -164,6 +166,9 @@ impl GpuBackend {
                         .attack(buffer.header().kind.get()),
                 };
                 self.device.handle(ticket, buffer.bytes(), start);
+                if self.device.wants_window() {
+                    self.show_window();
+                }
             }
             // A ring whose index jumped looks full and yields nothing: then wait for a kick.
             if !any || !vring.enable_notification().unwrap_or(false) {

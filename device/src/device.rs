@@ -20,7 +20,7 @@ use crate::event_log::{Event, EventLog};
 use crate::hostmem::HostMemory;
 use crate::ram::{GuestRam, Memory};
 use crate::request::RequestBuffer;
-use crate::state::{Resource, State, Storage, Window};
+use crate::state::{Action, Resource, State, Storage, Window};
 
 /// What the device offers.
 #[derive(Debug)]
@@ -112,6 +112,16 @@ impl Device {
 
     pub(crate) fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether a command waits for the window, and nobody has asked for it.
+    pub(crate) fn wants_window(&self) -> bool {
+        let state = self.lock();
+        state.window == Window::Unknown
+            && state
+                .deferred
+                .iter()
+                .any(|(_, action)| matches!(action, Action::Map { .. }))
     }
 
     /// Takes note of whether the guest can see the window, unless a reset came since there had been

@@ -22,6 +22,7 @@ mod control;
 pub mod device;
 pub mod event_log;
 pub mod hostmem;
+mod frontend;
 mod jobs;
 pub mod names;
 pub mod ram;
