@@ -4,8 +4,9 @@
 //! memory failing, until a call ends before a fault was due. Nothing may leak and nothing may stay
 //! half-made. Needs a kernel with FAULT_INJECTION.
 
-use std::fs;
+use std::fs::{self, File};
 use std::os::fd::AsFd;
+use std::os::unix::fs::FileExt;
 
 use virtgpu_client::protocol::{compute as wire, uapi};
 use virtgpu_client::{compute, BlobOptions, Device, Errno, Exec, Memfd, Memory, RegisterOptions};
@@ -68,16 +69,34 @@ fn configure() -> TestResult {
     Ok(())
 }
 
-fn set_nth(nth: u64) -> TestResult {
-    fs::write("/proc/thread-self/fail-nth", nth.to_string())?;
-    Ok(())
-}
+/// The kernel's switch for this thread: which fault from now on happens.
+struct FailNth(File);
 
-/// Whether a fault was injected since `set_nth`; ends the injection.
-fn was_hit() -> TestResult<bool> {
-    let left = fs::read_to_string("/proc/thread-self/fail-nth")?;
-    set_nth(0)?;
-    Ok(left.trim() == "0")
+impl FailNth {
+    /// Opened before, because opening allocates.
+    fn open() -> TestResult<Self> {
+        configure()?;
+        let path = "/proc/thread-self/fail-nth";
+        Ok(Self(File::options().read(true).write(true).open(path)?))
+    }
+
+    fn arm(&self, nth: u64) -> TestResult {
+        self.0.write_all_at(nth.to_string().as_bytes(), 0)?;
+        Ok(())
+    }
+
+    /// Ends the injection; whether the fault has happened.
+    fn disarm(&self) -> bool {
+        let mut text = [0; 16];
+        // When the fault is due in this very call, it has not happened before.
+        let hit = self
+            .0
+            .read_at(&mut text, 0)
+            .is_ok_and(|length| text[..length].trim_ascii() == b"0");
+        // And when it is due in this one, it is over with it.
+        let _ = self.0.write_all_at(b"0", 0);
+        hit
+    }
 }
 
 /// Calls `attempt` with each of its faults. It must clean up after its successes.
@@ -87,13 +106,13 @@ fn each_fault<T>(
     mut undo: impl FnMut(T) -> TestResult,
 ) -> TestResult {
     const MOST: u64 = 3000;
-    configure()?;
+    let switch = FailNth::open()?;
     let pinned = procfs::vm_pin()?;
     let (mut failed, mut survived) = (0, 0);
     for nth in 1..=MOST {
-        set_nth(nth)?;
+        switch.arm(nth)?;
         let result = attempt();
-        let hit = was_hit()?;
+        let hit = switch.disarm();
         match result {
             Ok(value) => {
                 undo(value)?;
@@ -144,16 +163,16 @@ fn get_caps(env: &Env) -> TestResult {
 
 fn context_init(env: &Env) -> TestResult {
     let mut device = env.open()?;
+    let switch = FailNth::open()?;
     // A failed call must leave the file usable; each success needs a new one.
     let mut used = false;
     for nth in 1..3000 {
         if used {
             device = env.open()?;
         }
-        configure()?;
-        set_nth(nth)?;
+        switch.arm(nth)?;
         let result = device.context_init_compute(2);
-        let hit = was_hit()?;
+        let hit = switch.disarm();
         used = result.is_ok();
         if let Err(error) = result {
             check!(
@@ -393,15 +412,15 @@ fn prefetch(env: &Env) -> TestResult {
 
 /// Giving memory back cannot fail, whatever it would like to allocate.
 fn gem_close(env: &Env) -> TestResult {
-    configure()?;
+    let switch = FailNth::open()?;
     let device = env.compute()?;
     let memory = small_pages(64 * PAGE)?;
     for nth in 1..1000 {
         let addr = memory.as_ptr() as u64;
         let handle = raw::register(&device, raw::pinned(addr, 64 * PAGE as u64))?;
-        set_nth(nth)?;
+        switch.arm(nth)?;
         let result = device.gem_close(handle);
-        let hit = was_hit()?;
+        let hit = switch.disarm();
         if result.is_err() {
             // The copy of the arguments was what failed.
             device.gem_close(handle)?;
