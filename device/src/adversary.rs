@@ -48,6 +48,8 @@ pub enum Kind {
     CapsetCount,
     /// RESOURCE_MAP_BLOB asks for a kind of mapping that does not exist.
     MapInfo,
+    /// The configuration space changes, or so the device says.
+    ConfigChange,
 }
 
 /// A kind's name, what its number means, the number's default, and what it does.
@@ -84,6 +86,7 @@ const KINDS: &[Description] = &[
     describe(Kind::CapsetDuplicate, "capset-duplicate", 29, "GET_CAPSET_INFO says that every capability set has id N"),
     describe(Kind::CapsetCount, "capset-count", 0xffff_ffff, "the configuration space says that there are N capability sets"),
     describe(Kind::MapInfo, "map-info", 0xffff_fff7, "RESOURCE_MAP_BLOB's answer has map_info N"),
+    describe(Kind::ConfigChange, "config-change", 1, "after the command a change of the configuration space is announced N times, with a display event in it"),
 ];
 
 /// Names and explanations of all kinds, one a line.
@@ -201,6 +204,11 @@ impl Adversary {
         }
     }
 
+    /// Whether the frontend is to be told of changes.
+    pub(crate) fn changes_config(&self) -> bool {
+        self.modes.iter().any(|m| m.kind == Kind::ConfigChange)
+    }
+
     /// The number of capability sets to put into the configuration space.
     pub(crate) fn capsets(&self, real: u32) -> u32 {
         let mode = self.modes.iter().find(|m| m.kind == Kind::CapsetCount);
@@ -228,6 +236,11 @@ impl Attack {
     /// The error to answer without doing anything.
     pub(crate) fn refusal(&self) -> Option<u32> {
         self.number(Kind::Refuse).map(|n| n as u32)
+    }
+
+    /// How often to say that the configuration space has changed.
+    pub(crate) fn config_changes(&self) -> u64 {
+        self.number(Kind::ConfigChange).unwrap_or(0).min(1 << 20)
     }
 
     /// Whether there is no answer.
@@ -283,7 +296,12 @@ impl Attack {
                 Kind::CapsetSize => put(&mut bytes, BODY + 8, U32::new(number as u32).as_bytes()),
                 Kind::CapsetDuplicate => put(&mut bytes, BODY, U32::new(number as u32).as_bytes()),
                 Kind::MapInfo => put(&mut bytes, BODY, U32::new(number as u32).as_bytes()),
-                Kind::Silence | Kind::Delay | Kind::Exit | Kind::Refuse | Kind::CapsetCount => {}
+                Kind::Silence
+                | Kind::Delay
+                | Kind::Exit
+                | Kind::Refuse
+                | Kind::CapsetCount
+                | Kind::ConfigChange => {}
             }
         }
         Answer { bytes, used, heads }

@@ -29,6 +29,7 @@ use zerocopy::IntoBytes;
 
 use crate::device::Device;
 use crate::event_log::Event;
+use crate::frontend::Channel;
 use crate::ram::Memory;
 use crate::request::Ticket;
 use crate::state::Window;
@@ -40,6 +41,8 @@ pub const QUEUES: usize = 4;
 const CONTROL: u32 = 0;
 /// The most descriptors of a queue.
 pub const QUEUE_SIZE: usize = 1024;
+/// `Config::events_read`: a display has changed.
+const EVENT_DISPLAY: u32 = 1;
 /// The largest configuration space a frontend may ask for.
 const CONFIG_SIZE: usize = 256;
 
@@ -51,13 +54,21 @@ pub struct GpuBackend {
     acked: AtomicU64,
     requests: AtomicU64,
     events: AtomicU32,
+    /// For what the library cannot say.
+    channel: Mutex<Option<Channel>>,
 }
 
 impl GpuBackend {
     /// Presents `device`.
     #[must_use]
     pub fn new(device: Arc<Device>) -> Self {
+        let channel = device.options.adversary.changes_config().then(Channel::new);
+        let channel = channel.transpose().unwrap_or_else(|error| {
+            log::warn!("configuration change: {error}");
+            None
+        });
         Self {
+            channel: Mutex::new(channel),
             device,
             frontend: Mutex::new(None),
             acked: AtomicU64::new(0),
@@ -100,6 +111,7 @@ impl GpuBackend {
         let frontend = self.frontend.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(frontend) = frontend.clone() else {
             state.window = Window::Missing;
+            self.device.run_deferred(&mut state);
             return;
         };
         state.window = Window::Asked;
@@ -128,6 +140,19 @@ impl GpuBackend {
                 }
             }
         });
+    }
+
+    /// Says that the configuration space has changed, that often.
+    fn announce_changes(&self, count: u64) {
+        let channel = self.channel.lock();
+        let mut channel = channel.unwrap_or_else(PoisonError::into_inner);
+        for _ in 0..count {
+            self.events.fetch_or(EVENT_DISPLAY, Ordering::Relaxed);
+            let result = channel.as_mut().map(Channel::config_changed);
+            if let Some(Err(error)) = result {
+                log::warn!("configuration change: {error}");
+            }
+        }
     }
 
     /// Serves the control queue until it is empty.
@@ -165,7 +190,9 @@ impl GpuBackend {
                         .adversary
                         .attack(buffer.header().kind.get()),
                 };
+                let changes = ticket.attack.config_changes();
                 self.device.handle(ticket, buffer.bytes(), start);
+                self.announce_changes(changes);
                 if self.device.wants_window() {
                     self.show_window();
                 }
@@ -270,6 +297,11 @@ impl VhostUserBackend for GpuBackend {
 
     fn set_backend_req_fd(&self, backend: Backend) {
         *self.frontend.lock().unwrap_or_else(PoisonError::into_inner) = Some(backend);
+        let channel = self.channel.lock();
+        let mut channel = channel.unwrap_or_else(PoisonError::into_inner);
+        if let Some(Err(error)) = channel.as_mut().map(Channel::find) {
+            log::warn!("configuration change: {error}");
+        }
     }
 
     fn get_shmem_config(&self) -> io::Result<VhostUserShMemConfig> {

@@ -2,9 +2,16 @@
 
 //! The program itself: its command line, its output, its exit status.
 
+mod common;
+
 use std::io::{BufRead, BufReader};
 use std::os::unix::net::UnixStream;
 use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use common::{create_blob, ctx_create, map_blob, Vm, PATIENCE};
+use virtgpu_protocol::compute::CAPSET_ID;
+use virtgpu_protocol::virtio_gpu::{blob_mem, response};
 
 fn program() -> Command {
     Command::new(env!("CARGO_BIN_EXE_virtgpu-device"))
@@ -55,6 +62,49 @@ fn wrong_command_lines() {
         run(&["--socket", "x", "--capset", "5:1", "--capset", "5:1"]).0,
         Some(1)
     );
+}
+
+#[test]
+fn ends_when_told_to() {
+    let mut vm = Vm::with_process(
+        env!("CARGO_BIN_EXE_virtgpu-device"),
+        &[
+            "--adversary",
+            "exit:7",
+            "--adversary-on",
+            "CTX_CREATE",
+            "--adversary-from",
+            "1",
+        ],
+    );
+    vm.context(1);
+    vm.post(&ctx_create(2, CAPSET_ID));
+    assert_eq!(vm.exit_status(), Some(7));
+}
+
+#[test]
+fn announces_changes_of_the_configuration() {
+    let mut vm = Vm::with_process(
+        env!("CARGO_BIN_EXE_virtgpu-device"),
+        &[
+            "--adversary",
+            "config-change:3",
+            "--adversary-on",
+            "CTX_CREATE",
+        ],
+    );
+    assert_eq!(vm.config(0, 4), [0; 4]);
+    vm.context(1);
+    let start = Instant::now();
+    while vm.config_changes() < 3 {
+        assert!(start.elapsed() < PATIENCE);
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    assert_eq!(vm.config(0, 4), [1, 0, 0, 0]);
+    // The other messages still go both ways.
+    vm.ok(&create_blob(1, 1, blob_mem::HOST3D, 4096, &[]));
+    assert_eq!(vm.kind(&map_blob(1, 0)), response::OK_MAP_INFO);
+    vm.end(true);
 }
 
 #[test]

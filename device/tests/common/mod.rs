@@ -8,8 +8,10 @@
 
 use std::collections::HashMap;
 use std::fs::File;
+use std::io::{BufRead, BufReader};
 use std::os::fd::{AsRawFd, FromRawFd};
 use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{fence, AtomicU64, Ordering};
 use std::sync::mpsc::{channel, Receiver};
 use std::sync::{Arc, Mutex};
@@ -69,26 +71,41 @@ pub fn options() -> Options {
 }
 
 /// The frontend's answers to requests of the device.
-struct Window(Mutex<Option<File>>);
+#[derive(Default)]
+struct Requests {
+    window: Mutex<Option<File>>,
+    config_changes: AtomicU64,
+}
 
-impl VhostUserFrontendReqHandler for Window {
+impl VhostUserFrontendReqHandler for Requests {
+    fn handle_config_change(&self) -> HandlerResult<u64> {
+        self.config_changes.fetch_add(1, Ordering::Relaxed);
+        Ok(0)
+    }
+
     fn shmem_map(&self, request: &VhostUserMMap, fd: &dyn AsRawFd) -> HandlerResult<u64> {
         assert_eq!({ request.len }, HOSTMEM);
         // SAFETY: The descriptor is open; the duplicate is ours.
         let file = unsafe { File::from_raw_fd(libc::dup(fd.as_raw_fd())) };
-        *self.0.lock().unwrap() = Some(file);
+        *self.window.lock().unwrap() = Some(file);
         Ok(0)
     }
+}
+
+/// Where the device runs.
+enum Host {
+    Thread(JoinHandle<Result<(), ServeError>>),
+    Process(Child),
 }
 
 /// A virtual machine.
 pub struct Vm {
     pub memory: GuestMemoryMmap<()>,
     frontend: Frontend,
-    window: Arc<Window>,
+    requests: Arc<Requests>,
     kick: EventFd,
     call: EventFd,
-    device: Option<JoinHandle<Result<(), ServeError>>>,
+    device: Option<Host>,
     avail: u16,
     used: u16,
     /// Free slots; a slot has two descriptors, request and answer.
@@ -126,7 +143,31 @@ impl Vm {
         let path = socket.clone();
         let device = std::thread::spawn(move || serve(&device, &path, || sender.send(()).unwrap()));
         ready.recv().unwrap();
-        let frontend = Frontend::connect(&socket, 4).unwrap();
+        Self::with_device(Host::Thread(device), folder)
+    }
+
+    /// One with the device in a process of its own, started with these options.
+    pub fn with_process(program: &str, args: &[&str]) -> Self {
+        let folder = temp_dir();
+        let mut device = Command::new(program)
+            .arg("--socket")
+            .arg(folder.join("socket"))
+            .arg("--event-log")
+            .arg(folder.join("log"))
+            .args(["--hostmem", &HOSTMEM.to_string()])
+            .args(args)
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        let mut output = BufReader::new(device.stdout.take().unwrap());
+        output.read_line(&mut line).unwrap();
+        assert_eq!(line, "ready\n");
+        Self::with_device(Host::Process(device), folder)
+    }
+
+    fn with_device(device: Host, folder: PathBuf) -> Self {
+        let frontend = Frontend::connect(folder.join("socket"), 4).unwrap();
         let file = memfd(RAM);
         let range = (
             GuestAddress(0),
@@ -137,7 +178,7 @@ impl Vm {
         let mut vm = Self {
             memory,
             frontend,
-            window: Arc::new(Window(Mutex::new(None))),
+            requests: Arc::default(),
             kick: EventFd::new(EFD_NONBLOCK).unwrap(),
             call: EventFd::new(EFD_NONBLOCK).unwrap(),
             device: Some(device),
@@ -163,7 +204,7 @@ impl Vm {
         frontend.set_protocol_features(features).unwrap();
         let config = frontend.get_shmem_config().unwrap();
         assert_eq!((config.nregions, config.memory_sizes[1]), (1, HOSTMEM));
-        let mut handler = FrontendReqHandler::new(self.window.clone()).unwrap();
+        let mut handler = FrontendReqHandler::new(self.requests.clone()).unwrap();
         handler.set_reply_ack_flag(true);
         let fd = handler.get_tx_raw_fd();
         frontend.set_backend_request_fd(&fd).unwrap();
@@ -227,8 +268,21 @@ impl Vm {
 
     /// The window, as the guest sees it.
     pub fn window(&self) -> File {
-        let window = self.window.0.lock().unwrap();
+        let window = self.requests.window.lock().unwrap();
         window.as_ref().unwrap().try_clone().unwrap()
+    }
+
+    /// How often the device said that the configuration space has changed.
+    pub fn config_changes(&self) -> u64 {
+        self.requests.config_changes.load(Ordering::Relaxed)
+    }
+
+    /// The exit status of the device's process, which ends by itself.
+    pub fn exit_status(&mut self) -> Option<i32> {
+        match self.device.take() {
+            Some(Host::Process(mut device)) => device.wait().unwrap().code(),
+            _ => None,
+        }
     }
 
     fn descriptor(&self, index: u16, addr: u64, length: usize, flags: u16, next: u16) {
@@ -437,7 +491,10 @@ impl Vm {
         let Self { frontend, .. } = &mut self;
         // SAFETY: The socket stays open until `frontend` is dropped.
         unsafe { libc::shutdown(frontend.as_raw_fd(), libc::SHUT_RDWR) };
-        self.device.take().unwrap().join().unwrap().unwrap();
+        match self.device.take().unwrap() {
+            Host::Thread(device) => device.join().unwrap().unwrap(),
+            Host::Process(mut device) => assert_eq!(device.wait().unwrap().code(), Some(0)),
+        }
         let log = File::open(self.folder.join("log")).unwrap();
         let report = check_log::check(std::io::BufReader::new(log)).unwrap();
         assert!(report.complete);
