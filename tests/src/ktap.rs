@@ -163,7 +163,8 @@ fn run_family(family: &Family, filter: Option<&str>, env: &Env, number: usize) -
         .cases
         .iter()
         .filter(|case| {
-            filter.is_none_or(|filter| format!("{}.{}", family.name, case.name).contains(filter))
+            let name = format!("{}.{}", family.name, case.name);
+            filter.is_none_or(|filter| filter.split(',').any(|text| name.contains(text)))
         })
         .collect();
     println!("    KTAP version 1");

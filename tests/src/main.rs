@@ -4,7 +4,8 @@
 //!
 //! `virtgpu-tests list` prints one family a line: name, kernel (`any` or `debug`), driver (`ours`,
 //! `c` or `both`), arguments for the device. `virtgpu-tests run FAMILY… [--filter TEXT]` runs
-//! families and reports in KTAP; `all` stands for those that need no arguments for the device.
+//! families (of them only the cases whose `family.case` contains TEXT, or one of several with commas
+//! between) and reports in KTAP; `all` stands for those that need no arguments for the device.
 //! `VIRTGPU_TESTS_SCALE=N` (percent) shortens the loops that say so in their output.
 
 mod bad_input;
