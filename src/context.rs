@@ -37,11 +37,11 @@ use kernel::{
     prelude::*,
     sync::{
         atomic::{
-            AtomicFlag,
             ordering::{
                 Acquire,
                 Release, //
             },
+            AtomicFlag,
         },
         Arc,
         Mutex, //
@@ -178,11 +178,7 @@ impl Context {
     /// # Errors
     ///
     /// [`ENOMEM`].
-    pub(crate) fn attachment(
-        &self,
-        resource: &Lifetime,
-        attach: bool,
-    ) -> Result<ListArc<Command>> {
+    pub(crate) fn attachment(&self, resource: &Lifetime, attach: bool) -> Result<ListArc<Command>> {
         let kind = if attach {
             command::CTX_ATTACH_RESOURCE
         } else {

@@ -37,8 +37,7 @@ use crate::{
 };
 use core::mem::offset_of;
 use kernel::{
-    device,
-    new_mutex,
+    device, new_mutex,
     prelude::*,
     sync::{
         Arc,

@@ -90,6 +90,8 @@ impl Ioctl<GpuDriver> for GetCaps {
                 .get(&gpu.control, &file.share, args.cap_set_id, args.cap_set_ver)?;
         let len = bytes.len().min(args.size as usize);
         let addr = UserPtr::from_addr(usize::try_from(args.addr)?);
-        UserSlice::new(addr, len).writer().write_slice(&bytes[..len])
+        UserSlice::new(addr, len)
+            .writer()
+            .write_slice(&bytes[..len])
     }
 }

@@ -65,8 +65,7 @@ const MAX_INLINE_COMMAND: u32 = 1 << 20;
 pub(super) struct ResourceCreateBlob;
 
 fn blob_params(gpu: &Gpu, args: &uapi::ResourceCreateBlob) -> Result<BlobParams> {
-    let known =
-        blob_flag::USE_MAPPABLE | blob_flag::USE_SHAREABLE | blob_flag::USE_CROSS_DEVICE;
+    let known = blob_flag::USE_MAPPABLE | blob_flag::USE_SHAREABLE | blob_flag::USE_CROSS_DEVICE;
     let host = match args.blob_mem {
         blob_mem::GUEST => false,
         blob_mem::HOST3D | blob_mem::HOST3D_GUEST if gpu.features.virgl => true,

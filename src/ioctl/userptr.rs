@@ -27,11 +27,7 @@ use kernel::{
 };
 
 /// Registers memory and makes the one handle for it.
-pub(super) fn register(
-    dev: &Device,
-    file: &File,
-    params: &Params,
-) -> Result<(u32, ARef<Object>)> {
+pub(super) fn register(dev: &Device, file: &File, params: &Params) -> Result<(u32, ARef<Object>)> {
     let context = file.ensure_context()?;
     let object = pinned::register(dev, file, context.as_deref(), params)?;
     let handle = object.create_handle(file)?;

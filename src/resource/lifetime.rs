@@ -139,10 +139,13 @@ impl Lifetime {
             id,
             carrier,
             inner: KBox::pin_init(
-                new_spinlock!(Inner {
-                    creation: Creation::NotSent,
-                    unref: Some(unref),
-                }, "Lifetime::inner"),
+                new_spinlock!(
+                    Inner {
+                        creation: Creation::NotSent,
+                        unref: Some(unref),
+                    },
+                    "Lifetime::inner"
+                ),
                 GFP_KERNEL,
             )?,
         })
@@ -183,9 +186,9 @@ impl Lifetime {
         let mut inner = self.inner.lock();
         match &inner.creation {
             Creation::NotSent => Some(Answer::Aborted),
-            Creation::Confirmed => Some(Answer::Ok(
-                crate::protocol::virtio_gpu::response::OK_NODATA,
-            )),
+            Creation::Confirmed => {
+                Some(Answer::Ok(crate::protocol::virtio_gpu::response::OK_NODATA))
+            }
             Creation::Sent(create) => {
                 let answer = Control::ended(create);
                 if matches!(answer, Some(Answer::Ok(_))) {

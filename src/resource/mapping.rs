@@ -30,8 +30,10 @@ use kernel::{
 /// What a device can reach, by resource id.
 pub(crate) struct Mappings {
     /// Protects the tree only; nothing is taken inside. `None` once the device has been reset.
-    live: Pin<KBox<Mutex<Option<RBTree<u32, Arc<Shared>>>>>>,
+    live: Pin<KBox<Mutex<Live>>>,
 }
+
+type Live = Option<RBTree<u32, Arc<Shared>>>;
 
 /// What the device can reach of one resource.
 struct Shared {

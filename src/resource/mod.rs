@@ -152,7 +152,8 @@ impl Entries {
     /// [`ENOMEM`], [`E2BIG`] if the list cannot be sent in one command.
     pub(crate) fn push(&mut self, addr: u64, len: u64) -> Result {
         let (bytes, count, max) = (&mut self.bytes, &mut self.count, self.max_pieces);
-        self.merger.push(addr, len, |run| append(bytes, count, max, run))
+        self.merger
+            .push(addr, len, |run| append(bytes, count, max, run))
     }
 
     /// The list, and how many entries it has.

@@ -5,8 +5,8 @@
 use kernel::{
     prelude::*,
     sync::atomic::{
-        AtomicFlag,
         ordering::Full, //
+        AtomicFlag,
     }, //
 };
 

@@ -48,9 +48,7 @@ fn read_syncobjs(addr: u64, count: u32, stride: u32) -> Result<KVVec<ExecBufferS
     let mut list = KVVec::with_capacity(count as usize, GFP_KERNEL)?;
     let len = (stride as usize).min(size_of::<ExecBufferSyncobj>());
     for i in 0..u64::from(count) {
-        let at = addr
-            .checked_add(i * u64::from(stride))
-            .ok_or(EFAULT)?;
+        let at = addr.checked_add(i * u64::from(stride)).ok_or(EFAULT)?;
         let mut entry = ExecBufferSyncobj::default();
         UserSlice::new(UserPtr::from_addr(usize::try_from(at)?), len)
             .reader()
@@ -124,7 +122,11 @@ impl OutFences {
     ///
     /// [`EINVAL`] for a syncobj that does not exist, [`EFAULT`], [`ENOMEM`], [`EMFILE`].
     pub(super) fn prepare(file: &File, args: &ExecBuffer) -> Result<Self> {
-        let list = read_syncobjs(args.out_syncobjs, args.num_out_syncobjs, args.syncobj_stride)?;
+        let list = read_syncobjs(
+            args.out_syncobjs,
+            args.num_out_syncobjs,
+            args.syncobj_stride,
+        )?;
         let mut syncobjs = KVVec::with_capacity(list.len(), GFP_KERNEL)?;
         for entry in &list {
             if entry.flags != 0 {
@@ -160,7 +162,10 @@ impl OutFences {
     /// # Errors
     ///
     /// [`ENOMEM`].
-    pub(super) fn sync_file(&self, fence: Option<&Fence>) -> Result<Option<ARef<kernel::fs::File>>> {
+    pub(super) fn sync_file(
+        &self,
+        fence: Option<&Fence>,
+    ) -> Result<Option<ARef<kernel::fs::File>>> {
         match (fence, &self.fd) {
             (Some(fence), Some(_)) => sync_file::create(fence).map(Some),
             _ => Ok(None),

@@ -157,7 +157,9 @@ pub(crate) fn submit(file: &File, args: &mut ExecBuffer) -> Result {
     drop(reservation);
 
     ins.reset();
-    args.fence_fd = out.publish(published.as_deref(), out_file).unwrap_or(args.fence_fd);
+    args.fence_fd = out
+        .publish(published.as_deref(), out_file)
+        .unwrap_or(args.fence_fd);
     Ok(())
 }
 

@@ -52,27 +52,22 @@ use crate::{
     },
 };
 use kernel::{
-    device,
-    impl_has_delayed_work,
-    impl_has_work,
+    device, impl_has_delayed_work, impl_has_work,
     list::{
         List,
         ListArc, //
     },
-    new_delayed_work,
-    new_spinlock_irq,
-    new_work,
+    new_delayed_work, new_spinlock_irq, new_work,
     prelude::*,
     sync::{
         aref::ARef,
         atomic::{
-            Atomic,
-            AtomicFlag,
             ordering::{
                 Acquire,
                 Relaxed,
                 Release, //
             },
+            Atomic, AtomicFlag,
         },
         Arc,
         ArcBorrow,
@@ -325,7 +320,6 @@ impl_has_delayed_work! {
     impl HasDelayedWork<Self, 3> for Control { self.reset_overdue }
     impl HasDelayedWork<Self, 4> for Control { self.watchdog }
 }
-
 
 /// How a command is made; [`Control::add`] and its siblings send it.
 pub(crate) struct Request<'a> {

@@ -130,10 +130,7 @@ impl Params {
     /// # Errors
     ///
     /// As [`Params::new`].
-    pub(crate) fn from_blob(
-        args: &uapi::ResourceCreateBlob,
-        features: &Features,
-    ) -> Result<Self> {
+    pub(crate) fn from_blob(args: &uapi::ResourceCreateBlob, features: &Features) -> Result<Self> {
         let addr = u64::from(args.pad2) << 32 | u64::from(args.blob_hints);
         let addr = usize::try_from(addr)?;
         let size = usize::try_from(args.size)?;

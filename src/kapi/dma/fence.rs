@@ -148,13 +148,7 @@ impl DriverFence {
         // its own. The last put frees the memory with `kfree_rcu()`, which fits `KBox`, as there
         // is nothing to drop.
         unsafe {
-            bindings::dma_fence_init64(
-                raw,
-                const { &Ops::<T>::OPS },
-                ptr::null_mut(),
-                context,
-                0,
-            )
+            bindings::dma_fence_init64(raw, const { &Ops::<T>::OPS }, ptr::null_mut(), context, 0)
         };
         // INVARIANT: New fences are not signalled.
         // SAFETY: A new fence has one reference, which is ours, and is not null.

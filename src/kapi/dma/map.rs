@@ -55,8 +55,7 @@ impl Mapper {
     pub(crate) fn map(&self, phys: u64, len: usize, write: bool) -> Result<u64> {
         let mut ok = false;
         // SAFETY: By the type invariant the device is valid and bound.
-        let addr =
-            unsafe { bindings::kapi_dma_map_phys(self.as_raw(), phys, len, write, &mut ok) };
+        let addr = unsafe { bindings::kapi_dma_map_phys(self.as_raw(), phys, len, write, &mut ok) };
         if ok {
             Ok(addr)
         } else {

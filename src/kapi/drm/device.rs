@@ -157,10 +157,7 @@ impl<T: Driver> Device<T> {
     /// # Errors
     ///
     /// [`ENOMEM`].
-    pub(crate) fn new(
-        parent: &device::Device<device::Bound>,
-        data: T::Data,
-    ) -> Result<ARef<Self>> {
+    pub(crate) fn new(parent: &device::Device<device::Bound>, data: T::Data) -> Result<ARef<Self>> {
         let parent: &device::Device = parent;
         // SAFETY: The table is static; the parent is valid, and transparent.
         let raw: *mut Self = unsafe {

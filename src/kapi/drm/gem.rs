@@ -40,11 +40,11 @@ use kernel::{
             AlwaysRefCounted, //
         },
         atomic::{
-            AtomicFlag,
             ordering::{
                 Acquire,
                 Full, //
             },
+            AtomicFlag,
         },
     },
     types::Opaque, //
@@ -174,24 +174,22 @@ impl<O: DriverObject> Table<O> {
     };
 }
 
-unsafe extern "C" fn shmem_pin(obj: *mut bindings::drm_gem_object) -> c_int {
+extern "C" fn shmem_pin(obj: *mut bindings::drm_gem_object) -> c_int {
     // SAFETY: Called for shmem objects only, in which the GEM object is the first field.
     unsafe { bindings::drm_gem_shmem_pin_locked(obj.cast()) }
 }
 
-unsafe extern "C" fn shmem_unpin(obj: *mut bindings::drm_gem_object) {
+extern "C" fn shmem_unpin(obj: *mut bindings::drm_gem_object) {
     // SAFETY: As in `shmem_pin`.
     unsafe { bindings::drm_gem_shmem_unpin_locked(obj.cast()) }
 }
 
-unsafe extern "C" fn shmem_get_sg_table(
-    obj: *mut bindings::drm_gem_object,
-) -> *mut bindings::sg_table {
+extern "C" fn shmem_get_sg_table(obj: *mut bindings::drm_gem_object) -> *mut bindings::sg_table {
     // SAFETY: As in `shmem_pin`.
     unsafe { bindings::drm_gem_shmem_get_sg_table(obj.cast()) }
 }
 
-unsafe extern "C" fn shmem_vmap(
+extern "C" fn shmem_vmap(
     obj: *mut bindings::drm_gem_object,
     map: *mut bindings::iosys_map,
 ) -> c_int {
@@ -199,15 +197,12 @@ unsafe extern "C" fn shmem_vmap(
     unsafe { bindings::drm_gem_shmem_vmap_locked(obj.cast(), map) }
 }
 
-unsafe extern "C" fn shmem_vunmap(
-    obj: *mut bindings::drm_gem_object,
-    map: *mut bindings::iosys_map,
-) {
+extern "C" fn shmem_vunmap(obj: *mut bindings::drm_gem_object, map: *mut bindings::iosys_map) {
     // SAFETY: As in `shmem_pin`.
     unsafe { bindings::drm_gem_shmem_vunmap_locked(obj.cast(), map) }
 }
 
-unsafe extern "C" fn shmem_mmap(
+extern "C" fn shmem_mmap(
     obj: *mut bindings::drm_gem_object,
     vma: *mut bindings::vm_area_struct,
 ) -> c_int {
@@ -221,16 +216,11 @@ impl<O: DriverObject> Object<O> {
     /// # Errors
     ///
     /// [`ENOMEM`].
-    pub(crate) fn new_shmem(
-        dev: &Device<O::Driver>,
-        size: usize,
-        data: O,
-    ) -> Result<ARef<Self>> {
+    pub(crate) fn new_shmem(dev: &Device<O::Driver>, size: usize, data: O) -> Result<ARef<Self>> {
         let raw = Self::allocate(dev, Kind::Shmem, data)?;
         // SAFETY: The object is zeroed, and has its functions.
-        let made =
-            to_result(unsafe { bindings::drm_gem_shmem_init(dev.as_raw(), raw.as_ptr().cast(), size) });
-        if let Err(e) = made {
+        let made = unsafe { bindings::drm_gem_shmem_init(dev.as_raw(), raw.as_ptr().cast(), size) };
+        if let Err(e) = to_result(made) {
             // SAFETY: The function undoes what it did, so that what is left is our memory.
             unsafe {
                 ptr::drop_in_place(&raw mut (*raw.as_ptr()).data);
@@ -248,11 +238,7 @@ impl<O: DriverObject> Object<O> {
     /// # Errors
     ///
     /// [`ENOMEM`].
-    pub(crate) fn new_io(
-        dev: &Device<O::Driver>,
-        size: usize,
-        data: O,
-    ) -> Result<ARef<Self>> {
+    pub(crate) fn new_io(dev: &Device<O::Driver>, size: usize, data: O) -> Result<ARef<Self>> {
         Self::new_without_memory(dev, Kind::Io, size, data)
     }
 
@@ -261,11 +247,7 @@ impl<O: DriverObject> Object<O> {
     /// # Errors
     ///
     /// [`ENOMEM`].
-    pub(crate) fn new_private(
-        dev: &Device<O::Driver>,
-        size: usize,
-        data: O,
-    ) -> Result<ARef<Self>> {
+    pub(crate) fn new_private(dev: &Device<O::Driver>, size: usize, data: O) -> Result<ARef<Self>> {
         Self::new_without_memory(dev, Kind::Private, size, data)
     }
 
@@ -285,11 +267,7 @@ impl<O: DriverObject> Object<O> {
         }
     }
 
-    fn allocate(
-        dev: &Device<O::Driver>,
-        kind: Kind,
-        data: O,
-    ) -> Result<NonNull<Self>> {
+    fn allocate(dev: &Device<O::Driver>, kind: Kind, data: O) -> Result<NonNull<Self>> {
         let memory: KBox<MaybeUninit<Self>> =
             KBox::new_uninit(GFP_KERNEL | kernel::alloc::flags::__GFP_ZERO)?;
         let raw = KBox::into_raw(memory).cast::<Self>();
@@ -474,13 +452,13 @@ impl<O: DriverObject> Object<O> {
         }
     }
 
-    unsafe extern "C" fn free_callback(raw: *mut bindings::drm_gem_object) {
+    extern "C" fn free_callback(raw: *mut bindings::drm_gem_object) {
         // SAFETY: The core calls when the last reference is gone.
         // INVARIANT: So nobody else uses the object.
         O::free(Owned(unsafe { NonNull::new_unchecked(raw.cast()) }));
     }
 
-    unsafe extern "C" fn open_callback(
+    extern "C" fn open_callback(
         raw: *mut bindings::drm_gem_object,
         file: *mut bindings::drm_file,
     ) -> c_int {
@@ -489,7 +467,7 @@ impl<O: DriverObject> Object<O> {
         from_result(|| O::open(obj, file).map(|()| 0))
     }
 
-    unsafe extern "C" fn close_callback(
+    extern "C" fn close_callback(
         raw: *mut bindings::drm_gem_object,
         file: *mut bindings::drm_file,
     ) {
@@ -498,7 +476,7 @@ impl<O: DriverObject> Object<O> {
         O::close(obj, file);
     }
 
-    unsafe extern "C" fn export_callback(
+    extern "C" fn export_callback(
         raw: *mut bindings::drm_gem_object,
         flags: c_int,
     ) -> *mut bindings::dma_buf {
@@ -511,7 +489,7 @@ impl<O: DriverObject> Object<O> {
         }
     }
 
-    unsafe extern "C" fn io_mmap_callback(
+    extern "C" fn io_mmap_callback(
         raw: *mut bindings::drm_gem_object,
         vma: *mut bindings::vm_area_struct,
     ) -> c_int {
@@ -525,7 +503,10 @@ impl<O: DriverObject> Object<O> {
                 let start = bindings::kapi_drm_gem_object_mmap_offset(raw);
                 let page = ((*vma).vm_pgoff as u64) << bindings::PAGE_SHIFT;
                 let range = (*vma).__bindgen_anon_1.__bindgen_anon_1;
-                (page.wrapping_sub(start), (range.vm_end - range.vm_start) as u64)
+                (
+                    page.wrapping_sub(start),
+                    (range.vm_end - range.vm_start) as u64,
+                )
             };
             if offset.checked_add(len).ok_or(EINVAL)? > memory.len {
                 return Err(EINVAL);

@@ -120,7 +120,7 @@ impl IoctlTable {
     }
 }
 
-pub(super) unsafe extern "C" fn unlocked_ioctl<D: Driver>(
+pub(super) extern "C" fn unlocked_ioctl<D: Driver>(
     file: *mut bindings::file,
     cmd: c_uint,
     arg: c_ulong,
@@ -133,7 +133,7 @@ pub(super) unsafe extern "C" fn unlocked_ioctl<D: Driver>(
 }
 
 #[cfg(CONFIG_COMPAT)]
-pub(super) unsafe extern "C" fn compat_ioctl<D: Driver>(
+pub(super) extern "C" fn compat_ioctl<D: Driver>(
     file: *mut bindings::file,
     cmd: c_uint,
     arg: c_ulong,

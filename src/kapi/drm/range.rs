@@ -52,10 +52,7 @@ impl RangeAllocator {
     ///
     /// [`ENOSPC`] if there is none, [`ENOMEM`].
     pub(crate) fn allocate(self: &Arc<Self>, len: u64, align: u64) -> Result<Range> {
-        let node = KBox::new(
-            Opaque::new(bindings::drm_mm_node::default()),
-            GFP_KERNEL,
-        )?;
+        let node = KBox::new(Opaque::new(bindings::drm_mm_node::default()), GFP_KERNEL)?;
         let _guard = self.lock.lock();
         // SAFETY: The allocator was initialized, and is locked. The node is zeroed, and does not
         // move.

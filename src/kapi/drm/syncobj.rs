@@ -57,12 +57,7 @@ impl Syncobj {
         // SAFETY: By the type invariant the syncobj is valid; it takes over the node, and a
         // reference of its own to the fence.
         unsafe {
-            bindings::drm_syncobj_add_point(
-                self.0.as_ptr(),
-                node.into_raw(),
-                fence.as_raw(),
-                point,
-            )
+            bindings::drm_syncobj_add_point(self.0.as_ptr(), node.into_raw(), fence.as_raw(), point)
         }
     }
 }

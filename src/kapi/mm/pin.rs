@@ -125,11 +125,7 @@ impl Pins {
 
     /// Pins up to `want` pages at `at` for reading, having looked at the areas under the same
     /// lock.
-    fn pin_readable(
-        at: usize,
-        want: usize,
-        pages: &mut [*mut bindings::page],
-    ) -> Result<isize> {
+    fn pin_readable(at: usize, want: usize, pages: &mut [*mut bindings::page]) -> Result<isize> {
         let task = current!();
         let lock = task.mm().ok_or(EFAULT)?.mmap_read_lock();
         let end = at + (want << PAGE_SHIFT);
@@ -154,7 +150,11 @@ impl Pins {
 
     /// What to tell the caller when nothing could be pinned.
     fn pin_error(got: isize) -> Error {
-        match Error::from_errno(if got == 0 { EFAULT.to_errno() } else { got as c_int }) {
+        match Error::from_errno(if got == 0 {
+            EFAULT.to_errno()
+        } else {
+            got as c_int
+        }) {
             // The page would not migrate. DRM users repeat EAGAIN for ever.
             e if e == EAGAIN => EBUSY,
             e => e,

@@ -298,7 +298,10 @@ impl<S, O> Message<S, O> {
         let ins = usize::from(this.response_len > 0) + this.reply.count();
         // SAFETY: The caller has the one `ListArc`, and nothing else touches `sg`.
         let sg = unsafe { &mut *this.sg.get() };
-        let table = sg.spare_capacity_mut().as_mut_ptr().cast::<bindings::scatterlist>();
+        let table = sg
+            .spare_capacity_mut()
+            .as_mut_ptr()
+            .cast::<bindings::scatterlist>();
 
         let request = this.request.0.get().cast::<u8>().cast_const();
         let response = this.response.0.get().cast::<u8>().cast_const();
