@@ -50,6 +50,8 @@ pub enum Kind {
     MapInfo,
     /// The configuration space changes, or so the device says.
     ConfigChange,
+    /// The answer comes before it is true.
+    Early,
 }
 
 /// A kind's name, what its number means, the number's default, and what it does.
@@ -87,6 +89,7 @@ const KINDS: &[Description] = &[
     describe(Kind::CapsetCount, "capset-count", 0xffff_ffff, "the configuration space says that there are N capability sets"),
     describe(Kind::MapInfo, "map-info", 0xffff_fff7, "RESOURCE_MAP_BLOB's answer has map_info N"),
     describe(Kind::ConfigChange, "config-change", 1, "after the command a change of the configuration space is announced N times, with a display event in it"),
+    describe(Kind::Early, "early", 0, "jobs are answered before they run; UNREF, DETACH and DESTROY before the last job is over that can touch what they take away"),
 ];
 
 /// Names and explanations of all kinds, one a line.
@@ -243,6 +246,11 @@ impl Attack {
         self.number(Kind::ConfigChange).unwrap_or(0).min(1 << 20)
     }
 
+    /// Whether the answer comes too early.
+    pub(crate) fn is_early(&self) -> bool {
+        self.number(Kind::Early).is_some()
+    }
+
     /// Whether there is no answer.
     pub(crate) fn is_silent(&self) -> bool {
         self.number(Kind::Silence).is_some()
@@ -301,7 +309,8 @@ impl Attack {
                 | Kind::Exit
                 | Kind::Refuse
                 | Kind::CapsetCount
-                | Kind::ConfigChange => {}
+                | Kind::ConfigChange
+                | Kind::Early => {}
             }
         }
         Answer { bytes, used, heads }

@@ -51,6 +51,8 @@ struct Open {
 type Timeline = Option<(u32, u8)>;
 
 struct Job {
+    /// The request that is answered when it is over.
+    req: u64,
     ctx: u32,
     resources: BTreeSet<u32>,
     /// It touched what it may not.
@@ -209,6 +211,7 @@ impl Checker {
             }
             Event::Job {
                 job,
+                req,
                 ctx,
                 resources,
                 ..
@@ -223,6 +226,7 @@ impl Checker {
                 self.next_job = job + 1;
                 self.report.jobs += 1;
                 let job_state = Job {
+                    req,
                     ctx,
                     resources: resources.into_iter().collect(),
                     must_fail: false,
@@ -275,6 +279,9 @@ impl Checker {
         let Some(request) = self.requests.remove(&req) else {
             return self.wrong(format!("request {req} is answered, but not open"));
         };
+        if fence.is_some() {
+            self.no_job("answered", |job| job.req == req);
+        }
         if adversary {
             self.fences
                 .values_mut()
@@ -412,6 +419,15 @@ mod tests {
         assert_eq!(violations(&[&before[..], &[JOB_END]].concat()), [7]);
         let failed = JOB_END.replace("ok", "fault");
         assert_eq!(violations(&[&before[..], &[&failed]].concat()), [0u64; 0]);
+    }
+
+    #[test]
+    fn answer_before_the_job_is_over() {
+        let (submit, answer) = (submit(0, 1), answer(0, 1));
+        let events = [
+            OPEN, CREATE, CONTEXT, ATTACH, &submit, JOB, &answer, JOB_END,
+        ];
+        assert_eq!(violations(&events), [7]);
     }
 
     #[test]

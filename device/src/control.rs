@@ -123,7 +123,15 @@ impl Device {
         let mut state = self.lock();
         match outcome {
             Ok(Outcome::Done(answer)) => self.respond(&mut state, ticket, answer),
+            Ok(Outcome::Later(action)) if ticket.attack.is_early() => {
+                let answer = self.complete(&mut state, action);
+                self.respond(&mut state, ticket, answer);
+            }
             Ok(Outcome::Later(action)) => self.act(&mut state, ticket, action),
+            Ok(Outcome::Job(timeline, job)) if ticket.attack.is_early() => {
+                self.answers.send(&ticket, &Response::ok());
+                self.queue(&mut state, timeline, job);
+            }
             Ok(Outcome::Job(timeline, mut job)) => {
                 job.ticket = Some(ticket);
                 self.queue(&mut state, timeline, job);

@@ -158,7 +158,8 @@ impl Device {
             },
         });
         if let Some(context) = state.contexts.get_mut(&job.ctx) {
-            context.jobs -= 1;
+            // Early answers make it possible that this is another context by now.
+            context.jobs = context.jobs.saturating_sub(1);
             context.lost |= matches!(result, Some(Err(Failure::Fault(_))));
         }
         if let Some(Err(failure)) = &result {
@@ -196,7 +197,7 @@ impl Device {
             }
         }
         if let Some(context) = state.contexts.get_mut(&ctx) {
-            context.jobs -= cancelled.len();
+            context.jobs = context.jobs.saturating_sub(cancelled.len());
         }
         for job in cancelled {
             state.forget(job);

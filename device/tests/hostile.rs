@@ -194,6 +194,34 @@ fn adversary() {
     vm.end(true);
 }
 
+/// A device that breaks the contract does not get past the checker.
+#[test]
+fn mutants_are_found() {
+    let early = |on: u32| {
+        let mut vm = misbehave(&["early"], &[on]);
+        vm.context(1);
+        vm.blob(1, 1, &[(FREE, 4096)]);
+        let request = vm.submit(1, Some(0), &[spin(1, 0, 5, 10_000_000)]);
+        let job = vm.post(&request);
+        match on {
+            command::SUBMIT_3D => {}
+            _ => vm.ok(&resource_command(on, 1, 1)),
+        }
+        vm.memory.write_obj(5u64, GuestAddress(FREE)).unwrap();
+        vm.wait(job);
+        vm.stop();
+        vm.violations()
+    };
+    for on in [
+        command::SUBMIT_3D,
+        command::CTX_DETACH_RESOURCE,
+        command::RESOURCE_UNREF,
+    ] {
+        assert_ne!(early(on), [], "{on:#x}");
+    }
+    assert_eq!(early(command::GET_CAPSET), []);
+}
+
 /// Lives and deaths of everything in any order, without waiting for answers. What must not happen
 /// meanwhile is what the log is checked for.
 #[test]
