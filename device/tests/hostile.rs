@@ -204,8 +204,10 @@ fn mutants_are_found() {
         let request = vm.submit(1, Some(0), &[spin(1, 0, 5, 10_000_000)]);
         let job = vm.post(&request);
         match on {
-            command::SUBMIT_3D => {}
-            _ => vm.ok(&resource_command(on, 1, 1)),
+            command::CTX_DETACH_RESOURCE | command::RESOURCE_UNREF => {
+                vm.ok(&resource_command(on, 1, 1));
+            }
+            _ => {}
         }
         vm.memory.write_obj(5u64, GuestAddress(FREE)).unwrap();
         vm.wait(job);
