@@ -5,7 +5,7 @@
 //! half-made. Needs a kernel with FAULT_INJECTION.
 
 use std::fs::{self, File};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::FileExt;
 
 use virtgpu_client::protocol::{compute as wire, uapi};
@@ -99,16 +99,28 @@ impl FailNth {
     }
 }
 
-/// Calls `attempt` with each of its faults. It must clean up after its successes.
+/// Calls `attempt` with each of its faults; `undo` takes back what it did.
 fn each_fault<T>(
+    what: &str,
+    attempt: impl FnMut() -> Result<T, Errno>,
+    undo: impl FnMut(T) -> TestResult,
+) -> TestResult {
+    each_fault_but_the_last(what, attempt, undo, || false)
+}
+
+/// The same for an ioctl that returns something new. The DRM core copies results out after the
+/// driver is done; if just this copy fails, the thing exists and the caller has not been told. Then
+/// `forgotten` takes it back, and says whether there was one.
+fn each_fault_but_the_last<T>(
     what: &str,
     mut attempt: impl FnMut() -> Result<T, Errno>,
     mut undo: impl FnMut(T) -> TestResult,
+    mut forgotten: impl FnMut() -> bool,
 ) -> TestResult {
     const MOST: u64 = 3000;
     let switch = FailNth::open()?;
     let pinned = procfs::vm_pin()?;
-    let (mut failed, mut survived) = (0, 0);
+    let (mut failed, mut survived, mut untold) = (0, 0, 0);
     for nth in 1..=MOST {
         switch.arm(nth)?;
         let result = attempt();
@@ -122,8 +134,13 @@ fn each_fault<T>(
                 check!(hit, "{what} fails without a fault: {}", errno::name(error));
                 check!(error != Errno::AGAIN, "{what}, fault {nth}: EAGAIN");
                 failed += 1;
+                untold += u64::from(error == Errno::FAULT && forgotten());
             }
         }
+        check!(
+            untold <= 1,
+            "{what}, fault {nth}: has an effect, and yet fails"
+        );
         check!(
             eventually(job::LIMIT, || procfs::vm_pin() == Ok(pinned)),
             "{what}, fault {nth}: VmPin was {pinned}, is {:?}",
@@ -135,6 +152,41 @@ fn each_fault<T>(
         }
     }
     check!(false, "{what} still meets faults after {MOST} calls");
+    Ok(())
+}
+
+/// Calls `attempt`, which returns a new handle of `device`, with each of its faults.
+fn each_fault_of_a_handle(
+    what: &str,
+    device: &Device,
+    mut attempt: impl FnMut() -> Result<u32, Errno>,
+) -> TestResult {
+    // Handles are given from the lowest on.
+    let pinned = procfs::vm_pin()?;
+    let next = attempt()?;
+    device.gem_close(next)?;
+    eventually(job::LIMIT, || procfs::vm_pin() == Ok(pinned));
+    each_fault_but_the_last(
+        what,
+        attempt,
+        |handle| Ok(device.gem_close(handle)?),
+        || device.gem_close(next).is_ok(),
+    )
+}
+
+/// Calls `attempt`, which returns a new file, with each of its faults.
+fn each_fault_of_a_file<T>(what: &str, attempt: impl FnMut() -> Result<T, Errno>) -> TestResult {
+    let open = fs::read_dir("/proc/self/fd")?.count();
+    // Files are given from the lowest on too: the first goes to the switch, the second is new.
+    let (first, second) = (File::open("/dev/null")?, File::open("/dev/null")?);
+    let next = second.as_raw_fd();
+    drop((first, second));
+    // SAFETY: If that file is open, it is the one of which no one was told.
+    each_fault_but_the_last(what, attempt, nothing, || unsafe { libc::close(next) == 0 })?;
+    check!(
+        fs::read_dir("/proc/self/fd")?.count() == open,
+        "{what}: files have leaked"
+    );
     Ok(())
 }
 
@@ -203,15 +255,11 @@ fn implicit_context(env: &Env) -> TestResult {
 
 fn create(env: &Env, what: &str, options: &BlobOptions<'_>) -> TestResult {
     let device = env.compute()?;
-    each_fault(
-        what,
-        || {
-            device
-                .create_blob(options)
-                .map(virtgpu_client::Blob::into_handle)
-        },
-        |handle| Ok(device.gem_close(handle)?),
-    )
+    each_fault_of_a_handle(what, &device, || {
+        device
+            .create_blob(options)
+            .map(virtgpu_client::Blob::into_handle)
+    })
 }
 
 fn create_guest_blob(env: &Env) -> TestResult {
@@ -283,17 +331,7 @@ fn execbuffer_fences(env: &Env) -> TestResult {
         .ring(0)
         .submit_with_fence(&device)?;
     let exec = Exec::new(stream.as_bytes()).ring(1).after(&before);
-    let open = fs::read_dir("/proc/self/fd")?.count();
-    each_fault(
-        "EXECBUFFER with fences",
-        || exec.submit_with_fence(&device),
-        nothing,
-    )?;
-    check!(
-        fs::read_dir("/proc/self/fd")?.count() == open,
-        "file descriptors have leaked"
-    );
-    Ok(())
+    each_fault_of_a_file("EXECBUFFER with fences", || exec.submit_with_fence(&device))
 }
 
 fn execbuffer_syncobjs(env: &Env) -> TestResult {
@@ -336,11 +374,7 @@ fn registration(env: &Env, what: &str, memory: &impl Memory) -> TestResult {
     for flags in [0, uapi::USERPTR_RDONLY] {
         let mut register = raw::pinned(memory.as_ptr() as u64, memory.len() as u64);
         register.flags |= flags;
-        each_fault(
-            what,
-            || raw::register(&device, register),
-            |handle| Ok(device.gem_close(handle)?),
-        )?;
+        each_fault_of_a_handle(what, &device, || raw::register(&device, register))?;
     }
     Ok(())
 }
@@ -362,34 +396,28 @@ fn register_memfd(env: &Env) -> TestResult {
         fd: std::os::fd::AsRawFd::as_raw_fd(&memfd.as_fd()),
         ..raw::pinned(0, 64 * PAGE as u64)
     };
-    each_fault(
-        "REGISTER of a memfd",
-        || raw::register(&device, register),
-        |handle| Ok(device.gem_close(handle)?),
-    )
+    each_fault_of_a_handle("REGISTER of a memfd", &device, || {
+        raw::register(&device, register)
+    })
 }
 
 fn register_rocm(env: &Env) -> TestResult {
     let device = env.compute()?;
     let memory = small_pages(16 * PAGE)?;
     let addr = memory.as_ptr() as u64;
-    each_fault(
-        "CREATE_BLOB of user memory",
-        || {
-            let mut blob = uapi::ResourceCreateBlob {
-                blob_mem: 3,
-                blob_flags: 0x8,
-                size: memory.len() as u64,
-                blob_id: 1,
-                blob_hints: addr as u32,
-                pad2: (addr >> 32) as u32,
-                ..Default::default()
-            };
-            raw::call(&device, uapi::nr::RESOURCE_CREATE_BLOB, &mut blob)?;
-            Ok(blob.bo_handle)
-        },
-        |handle| Ok(device.gem_close(handle)?),
-    )
+    each_fault_of_a_handle("CREATE_BLOB of user memory", &device, || {
+        let mut blob = uapi::ResourceCreateBlob {
+            blob_mem: 3,
+            blob_flags: 0x8,
+            size: memory.len() as u64,
+            blob_id: 1,
+            blob_hints: addr as u32,
+            pad2: (addr >> 32) as u32,
+            ..Default::default()
+        };
+        raw::call(&device, uapi::nr::RESOURCE_CREATE_BLOB, &mut blob)?;
+        Ok(blob.bo_handle)
+    })
 }
 
 fn query(env: &Env) -> TestResult {
@@ -444,17 +472,11 @@ fn prime(env: &Env) -> TestResult {
         flags: 3,
         ..BlobOptions::guest(4096)
     })?;
-    each_fault(
-        "PRIME_HANDLE_TO_FD",
-        || first.prime_export(blob.handle()),
-        nothing,
-    )?;
+    each_fault_of_a_file("PRIME_HANDLE_TO_FD", || first.prime_export(blob.handle()))?;
     let dmabuf = first.prime_export(blob.handle())?;
-    each_fault(
-        "PRIME_FD_TO_HANDLE",
-        || second.prime_import(&dmabuf),
-        |handle| Ok(second.gem_close(handle)?),
-    )?;
+    each_fault_of_a_handle("PRIME_FD_TO_HANDLE", &second, || {
+        second.prime_import(&dmabuf)
+    })?;
     // What is left works.
     let at = wire::Operand::resource(blob.resource(), 0);
     job::add(&first, at, 4096, 1, blob.handle())
