@@ -87,8 +87,9 @@ impl ContextParams {
     }
 }
 
-/// A context on the host. Lives as long as its file is open.
+/// A context on the host, which is destroyed when its file is closed.
 pub(crate) struct Context {
+    gpu: Arc<Gpu>,
     id: u32,
     timelines: u64,
     rings: u32,
@@ -132,6 +133,7 @@ impl Context {
 
         gpu.control.call(share, create)?;
         Ok(Self {
+            gpu: gpu.clone(),
             id,
             timelines: allocate_timelines(params.rings),
             rings: params.rings,
@@ -139,6 +141,15 @@ impl Context {
             lost: AtomicFlag::new(false),
             destroy,
         })
+    }
+
+    /// Has the host destroy the context and end its jobs, unless that was done before.
+    fn destroy(&self) {
+        let destroy = self.destroy.lock().take();
+        if let Some(destroy) = destroy {
+            self.gpu.control.teardown(destroy);
+            self.gpu.control.bound_jobs(self.id);
+        }
     }
 
     /// The id on the wire.
@@ -191,6 +202,12 @@ impl Context {
         let mut request = Request::new(Header::new(kind, self.id), &fixed);
         request.finish = Some(resource.keep_id()?);
         request.build()
+    }
+}
+
+impl Drop for Context {
+    fn drop(&mut self) {
+        self.destroy();
     }
 }
 
@@ -268,12 +285,9 @@ impl FileData {
 #[pinned_drop]
 impl PinnedDrop for FileData {
     fn drop(self: Pin<&mut Self>) {
-        // The host ends the context's jobs.
+        // Not left to the last reference: that may be a job's, which this ends.
         if let Some(context) = self.context.lock().take() {
-            if let Some(destroy) = context.destroy.lock().take() {
-                self.gpu.control.teardown(destroy);
-                self.gpu.control.bound_jobs(context.id);
-            }
+            context.destroy();
         }
     }
 }

@@ -1073,3 +1073,67 @@ impl WorkItem<4> for Control {
         }
     }
 }
+
+#[kunit_tests(virtgpu_userptr_control)]
+mod tests {
+    use super::*;
+
+    fn header(kind: u32, flags: u32, fence: u64) -> Header {
+        let mut header = Header::new(kind, 1);
+        header.flags = flags.into();
+        header.fence_id = fence.into();
+        header
+    }
+
+    #[test]
+    fn plain_answers() {
+        let asked = header(0x0102, 0, 0);
+        assert!(is_answer_to(&asked, &header(response::OK_NODATA, 0, 0)));
+        assert!(is_answer_to(&asked, &header(response::ERR_UNSPEC, 0, 0)));
+        // A fence that was not asked for changes nothing.
+        assert!(is_answer_to(
+            &asked,
+            &header(response::OK_NODATA, FLAG_FENCE, 9)
+        ));
+    }
+
+    #[test]
+    fn garbage() {
+        let asked = header(0x0102, 0, 0);
+        for kind in [0, 0x0102, 0x10ff, 0x1107, 0x11ff, 0x1206, u32::MAX] {
+            assert!(!is_answer_to(&asked, &header(kind, 0, 0)));
+        }
+    }
+
+    #[test]
+    fn fences() {
+        let asked = header(0x0207, FLAG_FENCE, 7);
+        assert!(is_answer_to(
+            &asked,
+            &header(response::OK_NODATA, FLAG_FENCE, 7)
+        ));
+        assert!(!is_answer_to(&asked, &header(response::OK_NODATA, 0, 7)));
+        assert!(!is_answer_to(
+            &asked,
+            &header(response::OK_NODATA, FLAG_FENCE, 8)
+        ));
+    }
+
+    #[test]
+    fn errors_of_answers() {
+        assert_eq!(
+            Answer::Ok(response::OK_NODATA).to_result(),
+            Ok(response::OK_NODATA)
+        );
+        assert_eq!(
+            Answer::Error(response::ERR_OUT_OF_MEMORY).to_result(),
+            Err(ENOMEM)
+        );
+        assert_eq!(
+            Answer::Error(response::ERR_INVALID_PARAMETER).to_result(),
+            Err(EINVAL)
+        );
+        assert_eq!(Answer::Error(response::ERR_UNSPEC).to_result(), Err(EIO));
+        assert_eq!(Answer::Aborted.to_result(), Err(ENODEV));
+    }
+}

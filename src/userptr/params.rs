@@ -165,3 +165,131 @@ impl Params {
         })
     }
 }
+
+#[kunit_tests(virtgpu_userptr_params)]
+mod tests {
+    use super::*;
+
+    const FEATURES: Features = Features {
+        virgl: true,
+        blob: true,
+        context_init: true,
+        uuid: false,
+        blob_alignment: Some(65536),
+        dma: false,
+    };
+
+    fn good() -> UserptrRegister {
+        UserptrRegister {
+            addr: 0x10000,
+            size: 0x20000,
+            flags: uapi::USERPTR_PINNED,
+            blob_mem: blob_mem::GUEST,
+            ..Default::default()
+        }
+    }
+
+    fn judge(change: impl FnOnce(&mut UserptrRegister)) -> Result<Params> {
+        let mut args = good();
+        change(&mut args);
+        Params::new(&args, &FEATURES)
+    }
+
+    #[test]
+    fn address() {
+        let params = judge(|_| {});
+        assert!(matches!(
+            params,
+            Ok(Params {
+                source: Source::Address(0x10000),
+                len: 0x20000,
+                write: true,
+                ..
+            })
+        ));
+    }
+
+    #[test]
+    fn read_only() {
+        let params = judge(|args| args.flags |= uapi::USERPTR_RDONLY);
+        assert!(matches!(params, Ok(Params { write: false, .. })));
+    }
+
+    #[test]
+    fn shape() {
+        assert_eq!(judge(|args| args.addr = 0), Err(EINVAL));
+        assert_eq!(judge(|args| args.addr += 1), Err(EINVAL));
+        assert_eq!(judge(|args| args.size = 0), Err(EINVAL));
+        assert_eq!(judge(|args| args.size = 0x1000), Err(EINVAL));
+        assert_eq!(
+            judge(|args| args.size = 0u64.wrapping_sub(65536)),
+            Err(EINVAL)
+        );
+        assert_eq!(judge(|args| args.pad = 1), Err(EINVAL));
+        assert_eq!(judge(|args| args.fd = 3), Err(EINVAL));
+        assert_eq!(judge(|args| args.blob_id = 1), Err(EINVAL));
+        assert_eq!(judge(|args| args.blob_mem = blob_mem::HOST3D), Err(EINVAL));
+    }
+
+    #[test]
+    fn modes() {
+        assert_eq!(judge(|args| args.flags = 0), Err(EINVAL));
+        assert_eq!(
+            judge(|args| args.flags |= uapi::USERPTR_MIRRORED),
+            Err(EINVAL)
+        );
+        assert_eq!(
+            judge(|args| args.flags = uapi::USERPTR_MIRRORED),
+            Err(EOPNOTSUPP)
+        );
+        assert_eq!(judge(|args| args.flags |= uapi::USERPTR_EVENT), Err(EINVAL));
+        assert_eq!(judge(|args| args.flags |= 1 << 31), Err(EINVAL));
+    }
+
+    #[test]
+    fn kernel_addresses() {
+        let high = usize::MAX as u64 & !0xffff_ffff;
+        assert_eq!(judge(|args| args.addr = high), Err(EFAULT));
+    }
+
+    #[test]
+    fn file() {
+        let params = judge(|args| {
+            args.flags |= uapi::USERPTR_FD;
+            args.addr = 0;
+            args.fd = 5;
+            args.fd_offset = 0x3000;
+        });
+        assert!(matches!(
+            params,
+            Ok(Params {
+                source: Source::File(5, 0x3000),
+                ..
+            })
+        ));
+        assert_eq!(judge(|args| args.flags |= uapi::USERPTR_FD), Err(EINVAL));
+    }
+
+    #[test]
+    fn rocm_rounds_to_pages() {
+        let args = uapi::ResourceCreateBlob {
+            blob_mem: blob_mem::HOST3D_GUEST,
+            blob_flags: uapi::BLOB_FLAG_USE_USERPTR,
+            size: 0x1001,
+            blob_id: 7,
+            blob_hints: 0x10fff,
+            ..Default::default()
+        };
+        let params = Params::from_blob(&args, &FEATURES);
+        assert!(matches!(
+            params,
+            Ok(Params {
+                source: Source::Address(0x10000),
+                len: 0x2000,
+                wire_size: 0x1001,
+                blob_id: 7,
+                ..
+            })
+        ));
+    }
+}

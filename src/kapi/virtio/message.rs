@@ -329,3 +329,87 @@ impl<S, O> Message<S, O> {
         (table, outs, ins)
     }
 }
+
+#[kunit_tests(virtgpu_userptr_message)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn append_keeps_records_whole() -> Result {
+        let mut chunks = Chunks::new();
+        for i in 0..5000u32 {
+            let mut record = [0; 16];
+            record[..4].copy_from_slice(&i.to_ne_bytes());
+            chunks.append(&record, 62)?;
+        }
+        assert_eq!(chunks.len(), 80_000);
+        assert!(chunks.pieces().all(|piece| piece.len() % 16 == 0));
+        let ordered = chunks
+            .pieces()
+            .flat_map(|piece| piece.chunks(16))
+            .enumerate()
+            .all(|(i, record)| record[..4] == (i as u32).to_ne_bytes());
+        assert!(ordered);
+        Ok(())
+    }
+
+    #[test]
+    fn append_is_bounded() -> Result {
+        let mut chunks = Chunks::new();
+        let mut outcome = Ok(());
+        // Two pieces hold a few hundred bytes.
+        for _ in 0..100_000 {
+            outcome = chunks.append(&[0; 16], 2);
+            if outcome.is_err() {
+                break;
+            }
+        }
+        assert_eq!(outcome, Err(E2BIG));
+        assert_eq!(chunks.count(), 2);
+        Ok(())
+    }
+
+    #[test]
+    fn zeroed() -> Result {
+        let chunks = Chunks::zeroed(100_000, 4)?;
+        assert_eq!(chunks.len(), 100_000);
+        assert!(chunks.count() <= 4);
+        assert!(chunks.pieces().flatten().all(|&byte| byte == 0));
+        assert_eq!(Chunks::zeroed(0, 0)?.count(), 0);
+        Ok(())
+    }
+
+    #[test]
+    fn patch_stays_inside() -> Result {
+        let mut message = Message::new(
+            &[1; 24],
+            Chunks::new(),
+            24,
+            Chunks::new(),
+            pin_init::init_zeroed::<u32>(),
+            (),
+        )?;
+        Message::patch_request(&mut message, 20, &[2; 100]);
+        assert_eq!(message.descriptors(), 2);
+        assert_eq!(message.writable_len(), 24);
+        let request = message.request.0.get().cast::<u8>();
+        // SAFETY: The array is longer, and nobody else has the message.
+        let (inside, outside) = unsafe { (request.add(23).read(), request.add(24).read()) };
+        assert_eq!((inside, outside), (2, 0));
+        Ok(())
+    }
+
+    #[test]
+    fn too_long() {
+        let long = [0; REQUEST_MAX + 1];
+        let message = Message::new(
+            &long,
+            Chunks::new(),
+            0,
+            Chunks::new(),
+            pin_init::init_zeroed::<u32>(),
+            (),
+        );
+        assert!(message.is_err());
+    }
+}

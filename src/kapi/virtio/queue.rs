@@ -195,8 +195,10 @@ impl<H: QueueHandler, S: Send + Sync, O: Send> Queue<H, S, O> {
                 bindings::GFP_ATOMIC,
             )
         });
-        // SAFETY: On failure the queue has not taken the token, which came from `into_raw`.
-        added.map_err(|e| (unsafe { ListArc::from_raw(token) }, e))
+        added.map_err(|e| {
+            // SAFETY: On failure the queue has not taken the token, which came from `into_raw`.
+            (unsafe { ListArc::from_raw(token) }, e)
+        })
     }
 
     /// Tells the device that there are new messages, unless it does not want to know.
