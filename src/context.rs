@@ -36,13 +36,6 @@ use kernel::{
     new_mutex,
     prelude::*,
     sync::{
-        atomic::{
-            ordering::{
-                Acquire,
-                Release, //
-            },
-            AtomicFlag,
-        },
         Arc,
         Mutex, //
     },
@@ -95,8 +88,6 @@ pub(crate) struct Context {
     rings: u32,
     /// Its capability set is AMD's.
     amd: bool,
-    /// The host has given it up.
-    lost: AtomicFlag,
     /// Destroys it; made with it, so that closing a file needs no memory. Protects only itself;
     /// taken once.
     destroy: Pin<KBox<Mutex<Option<ListArc<Command>>>>>,
@@ -138,7 +129,6 @@ impl Context {
             timelines: allocate_timelines(params.rings),
             rings: params.rings,
             amd: params.capset_id == capsets::AMD_ID && gpu.capsets.is_amd(),
-            lost: AtomicFlag::new(false),
             destroy,
         })
     }
@@ -174,16 +164,6 @@ impl Context {
         }
     }
 
-    /// The host has given the context up: it refuses all jobs.
-    pub(crate) fn set_lost(&self) {
-        self.lost.store(true, Release);
-    }
-
-    /// Whether the host has given the context up.
-    pub(crate) fn is_lost(&self) -> bool {
-        self.lost.load(Acquire)
-    }
-
     /// A command that attaches a resource to the context, or detaches it.
     ///
     /// # Errors
@@ -212,7 +192,7 @@ impl Drop for Context {
 }
 
 /// What the driver keeps of an open file.
-#[pin_data(PinnedDrop)]
+#[pin_data]
 pub(crate) struct FileData {
     /// The device.
     pub(crate) gpu: Arc<Gpu>,
@@ -276,18 +256,19 @@ impl FileData {
         }
     }
 
+    /// Ends the context, and with it its jobs.
+    ///
+    /// Done before the file's handles are closed, so that releasing what these stand for does not
+    /// have to wait for jobs; and not left to the last reference, which may be a job's.
+    pub(crate) fn close(&self) {
+        let context = self.context.lock().take();
+        if let Some(context) = context {
+            context.destroy();
+        }
+    }
+
     /// The context, if there is one.
     pub(crate) fn context(&self) -> Option<Arc<Context>> {
         self.context.lock().clone()
-    }
-}
-
-#[pinned_drop]
-impl PinnedDrop for FileData {
-    fn drop(self: Pin<&mut Self>) {
-        // Not left to the last reference: that may be a job's, which this ends.
-        if let Some(context) = self.context.lock().take() {
-            context.destroy();
-        }
     }
 }

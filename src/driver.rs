@@ -53,4 +53,8 @@ impl drm::Driver for GpuDriver {
     fn open(dev: &Device) -> Result<Pin<KBox<FileData>>> {
         FileData::new(dev)
     }
+
+    fn close(file: &File) {
+        file.close();
+    }
 }

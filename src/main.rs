@@ -27,8 +27,9 @@
 //! 1. `FileData::context` (mutex; held while the host creates a context)
 //! 2. `mmap_lock` (the kernel's; held by mmap of a host-visible buffer)
 //! 3. `HostMemory::mapping` (mutex; held while a mapping is requested)
-//! 4. `Capsets::cache`, `RangeAllocator::lock`, `Context::destroy`, `Bound::registration`
-//!    (mutexes; nothing is taken inside)
+//! 4. `Mappings::live`, `Shared::held`, `Capsets::cache`, `RangeAllocator::lock`,
+//!    `Context::destroy`, `Bound::registration` (mutexes, one at a time; some are held across an
+//!    allocation)
 //! 5. `dma_resv` of the buffers of a job (ww mutexes; held while the job is queued, never across a
 //!    wait for the device)
 //! 6. `Lifetime::inner`, `Carrier::state` (spinlocks)

@@ -31,6 +31,8 @@ use zerocopy::IntoBytes;
 
 /// Most capability sets that a device can have; more is not believed.
 const MAX_CAPSETS: u32 = 64;
+/// Most that are kept; versions are for userspace to choose, and may be many.
+const MAX_CACHED: usize = 16;
 /// Most bytes of one; more is not believed.
 const MAX_SIZE: u32 = 1 << 20;
 /// Id and size in bytes of AMD's capability set.
@@ -162,14 +164,15 @@ impl Capsets {
         answered.read_reply(&mut bytes);
 
         let bytes = Arc::new(bytes, GFP_KERNEL)?;
-        self.cache.lock().push(
-            Cached {
+        let mut cache = self.cache.lock();
+        if cache.len() < MAX_CACHED {
+            let cached = Cached {
                 id,
                 version,
                 bytes: bytes.clone(),
-            },
-            GFP_KERNEL,
-        )?;
+            };
+            cache.push(cached, GFP_KERNEL)?;
+        }
         Ok(bytes)
     }
 

@@ -250,7 +250,7 @@ impl Lifetime {
         let object = if answered || state.ended.is_some() {
             state.object.take()
         } else {
-            // The reset will release it.
+            // The answer, which may have to wait for jobs, or the reset will release it.
             None
         };
         drop(state);

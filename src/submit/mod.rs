@@ -34,7 +34,6 @@ use crate::{
         },
         virtio_gpu::{
             command,
-            response,
             Header,
             Submit3d, //
         },
@@ -60,21 +59,17 @@ use kernel::{
 /// Most buffers in one job.
 const MAX_BUFFERS: u32 = 1 << 16;
 /// Pieces of a command, so that a job takes few descriptors even without indirect ones.
-const MAX_COMMAND_PIECES: usize = 4;
+const MAX_COMMAND_PIECES: usize = 16;
 
 /// What a job holds until the host is done with it.
 struct Job {
-    context: Arc<Context>,
+    _context: Arc<Context>,
     _buffers: KVVec<ARef<Object>>,
 }
 
 impl Finish for Job {
-    fn finish(&mut self, answer: &Answer) {
-        // The host gives up the whole context when one of its jobs goes astray.
-        if *answer == Answer::Error(response::ERR_UNSPEC) {
-            self.context.set_lost();
-        }
-    }
+    // Whether it failed is what its fence says.
+    fn finish(&mut self, _answer: &Answer) {}
 }
 
 /// EXECBUFFER.
@@ -83,7 +78,8 @@ impl Finish for Job {
 ///
 /// [`EINVAL`] for arguments that make no sense, [`ENOENT`] for a handle that does not exist,
 /// [`EALREADY`](kernel::error::code) for one that is listed twice, [`EFAULT`], [`ENOMEM`],
-/// [`EIO`] if the host has given up the context, [`ENODEV`], [`EBUSY`], [`ERESTARTSYS`].
+/// [`ENODEV`], [`EBUSY`], [`ERESTARTSYS`]. That the host refuses or fails the job shows in its
+/// fence, as -EIO.
 pub(crate) fn submit(file: &File, args: &mut ExecBuffer) -> Result {
     let gpu = &file.gpu;
     let known = uapi::EXECBUF_FENCE_FD_IN | uapi::EXECBUF_FENCE_FD_OUT | uapi::EXECBUF_RING_IDX;
@@ -104,9 +100,6 @@ pub(crate) fn submit(file: &File, args: &mut ExecBuffer) -> Result {
         let context = file.ensure_context()?.ok_or(ENOSYS)?;
         (context, None, gpu.timeline)
     };
-    if context.is_lost() {
-        return Err(EIO);
-    }
 
     let buffers = buffers(file, args)?;
     let payload = command_bytes(args)?;
@@ -135,7 +128,7 @@ pub(crate) fn submit(file: &File, args: &mut ExecBuffer) -> Result {
     let locked = clone_list(&buffers)?;
     request.finish = Some(KBox::new(
         Job {
-            context,
+            _context: context,
             _buffers: buffers,
         },
         GFP_KERNEL,

@@ -22,7 +22,7 @@
 //! the device known not to write, and only then are the fences signalled with an error, the
 //! commands finished as aborted, and what they hold released. A device that does not return from
 //! its reset for [`RESET_TIMEOUT_MS`] gets its fences signalled nevertheless, so that others can
-//! go on; its memory and the module then stay.
+//! go on; its memory then stays, and so does the module: removal waits for the reset.
 
 use crate::{
     kapi::{
@@ -110,6 +110,8 @@ pub(crate) struct Shared {
     deadline: Atomic<i64>,
     /// The context whose job it is, or 0.
     job_of: u32,
+    /// The device may answer only when the jobs are done that use what this takes away.
+    after_jobs: AtomicFlag,
     /// Signalled when the answer comes. Protects the fence only.
     #[pin]
     fence: SpinLockIrq<Option<DriverFence>>,
@@ -384,6 +386,7 @@ impl<'a> Request<'a> {
                 used: Atomic::new(PENDING),
                 deadline: Atomic::new(0),
                 job_of,
+                after_jobs: AtomicFlag::new(false),
                 fence <- new_spinlock_irq!(fence, "Command::fence"),
             }),
             Owned {
@@ -660,6 +663,7 @@ impl Control {
     /// Sends a command that takes something away. Cannot fail, and does not sleep unless the
     /// device has been reset; then the command is finished on the spot.
     pub(crate) fn teardown(self: &Arc<Self>, command: ListArc<Command>) {
+        command.shared.after_jobs.store(true, Relaxed);
         let mut inner = self.inner.lock();
         match inner.state {
             State::Running => {
@@ -724,17 +728,22 @@ impl Control {
     }
 
     /// Waits for the answer to a command, uninterruptibly but not longer than the time-out, after
-    /// which the device is lost.
+    /// which the device is lost, unless it may be waiting for jobs.
     ///
     /// # Errors
     ///
-    /// [`ENODEV`] if the device is lost. It may still know of everything in the command.
+    /// [`ENODEV`] if the device is lost, [`EBUSY`] if it may be waiting for jobs. It may still know
+    /// of everything in the command.
     pub(crate) fn wait(self: &Arc<Self>, command: &Command) -> Result<Answer> {
         let answered = || command.shared.used.load(Acquire) != PENDING;
         if !self
             .wait
             .wait_timeout(|| answered() || self.is_lost(), self.timeouts.answer_ms)
         {
+            if command.shared.after_jobs.load(Relaxed) {
+                // The watchdog goes on watching.
+                return Err(EBUSY);
+            }
             self.lose(c"it did not answer a command in time");
         }
         match command.shared.used.load(Acquire) {
@@ -1057,8 +1066,19 @@ impl WorkItem<4> for Control {
             let now = this.now();
             let mut watched = !inner.backlog.is_empty();
             let mut silent = false;
+            let jobs = inner
+                .in_flight
+                .iter()
+                .flatten()
+                .any(|command| command.shared.job_of != 0);
             for command in inner.in_flight.iter().flatten() {
-                let deadline = command.shared.deadline.load(Relaxed);
+                let shared = &command.shared;
+                if jobs && shared.after_jobs.load(Relaxed) {
+                    // The jobs have deadlines of their own, or none.
+                    let deadline = now + i64::from(this.timeouts.answer_ms);
+                    shared.deadline.store(deadline, Relaxed);
+                }
+                let deadline = shared.deadline.load(Relaxed);
                 watched |= deadline != 0;
                 silent |= deadline != 0 && deadline < now;
             }

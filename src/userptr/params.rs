@@ -138,7 +138,7 @@ impl Params {
             return Err(EINVAL);
         }
         let known = uapi::BLOB_FLAG_USE_USERPTR | uapi::BLOB_FLAG_USERPTR_RDONLY;
-        if args.blob_flags & !known != 0 {
+        if args.blob_flags & !known != 0 || !features.takes_blob_size(args.size) {
             return Err(EINVAL);
         }
         match args.blob_mem {
@@ -272,6 +272,10 @@ mod tests {
 
     #[test]
     fn rocm_rounds_to_pages() {
+        let features = Features {
+            blob_alignment: None,
+            ..FEATURES
+        };
         let args = uapi::ResourceCreateBlob {
             blob_mem: blob_mem::HOST3D_GUEST,
             blob_flags: uapi::BLOB_FLAG_USE_USERPTR,
@@ -280,7 +284,7 @@ mod tests {
             blob_hints: 0x10fff,
             ..Default::default()
         };
-        let params = Params::from_blob(&args, &FEATURES);
+        let params = Params::from_blob(&args, &features);
         assert!(matches!(
             params,
             Ok(Params {

@@ -89,6 +89,9 @@ pub(crate) trait Driver: Sized + 'static {
     ///
     /// Any error fails the open.
     fn open(dev: &Device<Self>) -> Result<Pin<KBox<Self::File>>>;
+
+    /// A file is being closed: no more ioctls come, but its handles are still there.
+    fn close(file: &File<Self>);
 }
 
 /// A DRM device with the driver's data.
@@ -137,7 +140,7 @@ impl<T: Driver> Device<T> {
 
         fops.owner = this_module::<T::OwnerModule>().as_ptr();
         fops.open = Some(bindings::drm_open);
-        fops.release = Some(bindings::drm_release);
+        fops.release = Some(File::<T>::release_callback);
         fops.unlocked_ioctl = Some(super::ioctl::unlocked_ioctl::<T>);
         #[cfg(CONFIG_COMPAT)]
         {

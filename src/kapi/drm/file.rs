@@ -59,6 +59,18 @@ impl<T: Driver> File<T> {
         })
     }
 
+    pub(super) extern "C" fn release_callback(
+        inode: *mut bindings::inode,
+        filp: *mut bindings::file,
+    ) -> c_int {
+        // SAFETY: The VFS calls with a file that `drm_open()` has opened, whose private data is
+        // its `struct drm_file`, for the last time.
+        unsafe {
+            T::close(Self::from_raw((*filp).private_data.cast()));
+            bindings::drm_release(inode, filp)
+        }
+    }
+
     pub(super) extern "C" fn postclose_callback(
         _dev: *mut bindings::drm_device,
         file: *mut bindings::drm_file,

@@ -80,7 +80,7 @@ impl Pins {
     /// # Errors
     ///
     /// [`EFAULT`] where nothing is mapped, permission is missing or the memory cannot be pinned,
-    /// [`EPERM`] for memory that is shared and never writable, [`ENOMEM`], [`EBUSY`] if the pages
+    /// [`EPERM`] for memory that is never writable, [`ENOMEM`], [`EBUSY`] if the pages
     /// cannot be migrated now, [`EINTR`] on a fatal signal, [`EOPNOTSUPP`] for file systems that
     /// do not take part.
     pub(crate) fn of_user_range(addr: usize, len: usize, write: bool) -> Result<Self> {
@@ -132,7 +132,8 @@ impl Pins {
         let mut next = at;
         while next < end {
             let area = lock.vma_lookup(next).ok_or(EFAULT)?;
-            if area.flags() & flags::MAYSHARE != 0 && area.flags() & flags::MAYWRITE == 0 {
+            // A private mapping may always be made writable: that would write a copy.
+            if area.flags() & flags::MAYWRITE == 0 {
                 return Err(EPERM);
             }
             next = area.end();
