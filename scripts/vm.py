@@ -265,8 +265,12 @@ def qemu_command(args, run, device, qmp):
     command += ["-chardev", f"socket,id=qmp,path={qmp},server=on,wait=off",
                 "-object", "monitor-qmp,id=qmp0,chardev=qmp"]
     if device:
+        gpu = ["vhost-user-test-device-pci,id=vgpu0,bus=port0,chardev=gpu1"] + GPU
+        # The device offers the feature, but QEMU has to agree.
+        if "--access-platform" in shlex.split(args.device_args):
+            gpu += ["iommu_platform=on"]
         command += ["-chardev", f"socket,id=gpu1,path={device.socket}",
-                    "-device", ",".join(["vhost-user-test-device-pci,id=vgpu0,bus=port0,chardev=gpu1"] + GPU)]
+                    "-device", ",".join(gpu)]
     return command
 
 
