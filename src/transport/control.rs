@@ -513,14 +513,15 @@ impl Control {
             return Err(E2BIG);
         }
         let mut taken = false;
-        self.wait.wait_killable_timeout(
+        let waited = self.wait.wait_killable_timeout(
             || {
-                taken = self.try_credit(share, slots);
+                taken = taken || self.try_credit(share, slots);
                 taken || self.is_lost()
             },
             self.timeouts.answer_ms,
-        )?;
+        );
         if !taken {
+            waited?;
             return Err(ENODEV);
         }
         Ok(Credit {
