@@ -126,7 +126,7 @@ impl Context {
         Ok(Self {
             gpu: gpu.clone(),
             id,
-            timelines: allocate_timelines(params.rings),
+            timelines: allocate_timelines(1 + params.rings),
             rings: params.rings,
             amd: params.capset_id == capsets::AMD_ID && gpu.capsets.is_amd(),
             destroy,
@@ -137,8 +137,9 @@ impl Context {
     fn destroy(&self) {
         let destroy = self.destroy.lock().take();
         if let Some(destroy) = destroy {
-            self.gpu.control.teardown(destroy);
+            // In this order: once the host has answered, the id may be another context's.
             self.gpu.control.bound_jobs(self.id);
+            self.gpu.control.teardown(destroy);
         }
     }
 
@@ -147,9 +148,14 @@ impl Context {
         self.id
     }
 
+    /// The timeline of jobs without ring.
+    pub(crate) fn own_timeline(&self) -> u64 {
+        self.timelines
+    }
+
     /// The timeline of ring `ring`, if the context has it.
     pub(crate) fn timeline(&self, ring: u32) -> Option<u64> {
-        (ring < self.rings).then(|| self.timelines + u64::from(ring))
+        (ring < self.rings).then(|| self.timelines + 1 + u64::from(ring))
     }
 
     /// The flags with which the host is told of user memory.

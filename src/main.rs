@@ -81,25 +81,29 @@ module! {
 }
 
 /// The module: one registered virtio driver.
-#[pin_data(PinnedDrop)]
+#[pin_data]
 struct VirtgpuUserptr {
     #[pin]
     driver: Registration<kapi::virtio::Adapter<gpu::VirtioGpu>>,
+    /// Dropped after the driver.
+    fence_readers: FenceReaders,
+}
+
+/// Those who may still be in the name callbacks of fences, which are part of this module.
+struct FenceReaders;
+
+impl Drop for FenceReaders {
+    fn drop(&mut self) {
+        kernel::sync::rcu::synchronize_rcu();
+    }
 }
 
 impl InPlaceModule for VirtgpuUserptr {
     fn init(module: &'static ThisModule) -> impl PinInit<Self, Error> {
         try_pin_init!(Self {
             driver <- Registration::new(<Self as kernel::ModuleMetadata>::NAME, module),
+            fence_readers: FenceReaders,
         })
-    }
-}
-
-#[pinned_drop]
-impl PinnedDrop for VirtgpuUserptr {
-    fn drop(self: Pin<&mut Self>) {
-        // Readers of fences may still be in their name callbacks, which are part of this module.
-        kernel::sync::rcu::synchronize_rcu();
     }
 }
 

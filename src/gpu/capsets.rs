@@ -13,7 +13,6 @@ use crate::{
         ResponseCapsetInfo, //
     },
     transport::control::{
-        Answer,
         Control,
         Request,
         Share, //
@@ -78,11 +77,8 @@ impl Capsets {
                 ..Default::default()
             };
             let mut request = Request::new(Header::new(command::GET_CAPSET_INFO, 0), &fixed);
-            request.response_len = size_of::<ResponseCapsetInfo>();
+            request.answered_by::<ResponseCapsetInfo>(response::OK_CAPSET_INFO);
             let answered = control.call(share, request.build()?)?;
-            if Control::ended(&answered) != Some(Answer::Ok(response::OK_CAPSET_INFO)) {
-                return Err(EINVAL);
-            }
             let mut answer = ResponseCapsetInfo::default();
             answered.read_response(answer.as_mut_bytes());
             let info = Info {
@@ -155,11 +151,9 @@ impl Capsets {
         };
         let size = info.max_size as usize;
         let mut request = Request::new(Header::new(command::GET_CAPSET, 0), &fixed);
+        request.answered_by::<Header>(response::OK_CAPSET);
         request.reply = Chunks::zeroed(size, control.max_descriptors() - 2)?;
         let answered = control.call(share, request.build()?)?;
-        if Control::ended(&answered) != Some(Answer::Ok(response::OK_CAPSET)) {
-            return Err(EINVAL);
-        }
         let mut bytes = KVVec::from_elem(0, size, GFP_KERNEL)?;
         answered.read_reply(&mut bytes);
 

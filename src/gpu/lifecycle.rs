@@ -12,7 +12,6 @@ use super::{
 use crate::{
     driver::GpuDriver,
     kapi::{
-        dma::fence::allocate_timelines,
         drm::{
             self,
             range::RangeAllocator, //
@@ -38,6 +37,7 @@ use crate::{
 use core::mem::offset_of;
 use kernel::{
     device, new_mutex,
+    page::PAGE_SIZE,
     prelude::*,
     sync::{
         Arc,
@@ -87,10 +87,20 @@ impl VirtioGpu {
             0
         };
         let host_visible = match vdev.shm_region(SHM_ID_HOST_VISIBLE) {
-            Some(region) => Some(HostVisible {
-                base: region.addr,
-                ranges: Arc::pin_init(RangeAllocator::new(region.len), GFP_KERNEL)?,
-            }),
+            Some(region) => {
+                let whole = PAGE_SIZE as u64 - 1;
+                let end = region.addr.checked_add(region.len);
+                if region.len == 0 || (region.addr | region.len) & whole != 0 || end.is_none() {
+                    return Err(EINVAL);
+                }
+                if !vdev.claim_memory(&region) {
+                    return Err(EBUSY);
+                }
+                Some(HostVisible {
+                    base: region.addr,
+                    ranges: Arc::pin_init(RangeAllocator::new(region.len), GFP_KERNEL)?,
+                })
+            }
             None => None,
         };
 
@@ -109,7 +119,6 @@ impl VirtioGpu {
                 share,
                 resource_ids: Arc::pin_init(Ida::new(), GFP_KERNEL)?,
                 context_ids: Arc::pin_init(Ida::new(), GFP_KERNEL)?,
-                timeline: allocate_timelines(1),
                 host_visible,
                 mapper,
                 mappings,

@@ -54,8 +54,6 @@ pub(crate) struct Gpu {
     pub(crate) resource_ids: Arc<Ida>,
     /// Context ids.
     pub(crate) context_ids: Arc<Ida>,
-    /// The timeline of jobs without ring.
-    pub(crate) timeline: u64,
     /// The window for host blobs, if the device has one.
     pub(crate) host_visible: Option<HostVisible>,
     /// Translates addresses, if the device wants that.

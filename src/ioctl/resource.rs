@@ -11,8 +11,12 @@ use crate::{
         GpuDriver,
         Object, //
     },
-    gpu::Gpu,
+    gpu::{
+        Gpu,
+        Timeline, //
+    },
     kapi::{
+        dma::DriverFence,
         drm::ioctl::Ioctl,
         virtio::Chunks, //
     },
@@ -123,10 +127,13 @@ fn submit_inline(file: &File, context: &Context, args: &uapi::ResourceCreateBlob
     };
     let mut request = Request::new(Header::new(command::SUBMIT_3D, context.id()), &fixed);
     request.payload = payload;
+    request.fence = Some((DriverFence::new::<Timeline>(context.own_timeline())?, None));
     request.job = true;
     let command = request.build()?;
     let credit = control.credit(&file.share, command.descriptors())?;
-    control.add(command, credit)
+    control.add(command, credit)?;
+    control.kick();
+    Ok(())
 }
 
 impl Ioctl<GpuDriver> for ResourceCreateBlob {

@@ -59,6 +59,12 @@ bool kapi_virtio_get_shm_region(struct virtio_device *vdev,
 	return virtio_get_shm_region(vdev, region, id);
 }
 
+bool kapi_virtio_claim_memory(struct virtio_device *vdev, u64 start, u64 len)
+{
+	return devm_request_mem_region(&vdev->dev, start, len,
+				       dev_name(&vdev->dev));
+}
+
 u32 kapi_virtio_config_read32(struct virtio_device *vdev, unsigned int offset)
 {
 	__le32 value = 0;
@@ -248,6 +254,11 @@ void kapi_cond_resched(void)
 	cond_resched();
 }
 
+u64 kapi_total_memory(void)
+{
+	return (u64)totalram_pages() << PAGE_SHIFT;
+}
+
 bool kapi_access_ok(unsigned long addr, unsigned long size)
 {
 	return access_ok((void __user *)addr, size);
@@ -263,9 +274,20 @@ bool kapi_current_is_worker(void)
 	return current->flags & PF_WQ_WORKER;
 }
 
-s64 kapi_mm_pinned_vm_add(struct mm_struct *mm, s64 pages)
+bool kapi_mm_charge_pinned(struct mm_struct *mm, u64 pages, u64 limit)
 {
-	return atomic64_add_return(pages, &mm->pinned_vm);
+	s64 old = atomic64_read(&mm->pinned_vm);
+
+	do {
+		if (pages > limit || (u64)old > limit - pages)
+			return false;
+	} while (!atomic64_try_cmpxchg(&mm->pinned_vm, &old, old + pages));
+	return true;
+}
+
+void kapi_mm_uncharge_pinned(struct mm_struct *mm, u64 pages)
+{
+	atomic64_sub(pages, &mm->pinned_vm);
 }
 
 static int memfd_seals(struct file *file)
@@ -310,8 +332,15 @@ long kapi_memfd_pin_range(struct file *file, loff_t start, loff_t end,
 		runs[i].length = length;
 		at += length;
 		/* The folio has one pin, for its first page of the range. */
-		if (length > PAGE_SIZE)
-			folio_add_pins(folios[i], (length >> PAGE_SHIFT) - 1);
+		if (length > PAGE_SIZE &&
+		    folio_add_pins(folios[i], (length >> PAGE_SHIFT) - 1)) {
+			for (long j = 0; j < i; j++)
+				unpin_user_page_range_dirty_lock(
+					kapi_phys_to_page(runs[j].addr),
+					runs[j].length >> PAGE_SHIFT, false);
+			unpin_folios(folios + i, pinned - i);
+			return -ENOMEM;
+		}
 	}
 	*done = at - start;
 	return pinned;

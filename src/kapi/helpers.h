@@ -36,6 +36,11 @@ void kapi_virtio_device_ready(struct virtio_device *vdev);
 void kapi_virtio_synchronize_cbs(struct virtio_device *vdev);
 bool kapi_virtio_get_shm_region(struct virtio_device *vdev,
 				struct virtio_shm_region *region, u8 id);
+/*
+ * devm_request_mem_region(): returns whether nobody else has the memory, which
+ * then is the driver's until it is unbound.
+ */
+bool kapi_virtio_claim_memory(struct virtio_device *vdev, u64 start, u64 len);
 /* A little-endian 32-bit field of the configuration space. */
 u32 kapi_virtio_config_read32(struct virtio_device *vdev, unsigned int offset);
 struct device *kapi_virtio_device_parent(struct virtio_device *vdev);
@@ -111,6 +116,8 @@ unsigned long kapi_pages_to_runs(struct page **pages, unsigned long count,
 struct page *kapi_phys_to_page(phys_addr_t phys);
 unsigned long kapi_rlimit_memlock(void);
 void kapi_cond_resched(void);
+/* totalram_pages(), in bytes */
+u64 kapi_total_memory(void);
 /* access_ok() */
 bool kapi_access_ok(unsigned long addr, unsigned long size);
 /* get_task_comm() of the current task; @name has room for TASK_COMM_LEN bytes. */
@@ -118,8 +125,9 @@ void kapi_current_comm(char *name);
 /* The current task is a workqueue's worker. */
 bool kapi_current_is_worker(void);
 struct mm_struct;
-/* atomic64_add_return() on mm->pinned_vm. */
-s64 kapi_mm_pinned_vm_add(struct mm_struct *mm, s64 pages);
+/* Adds to mm->pinned_vm, unless that would exceed @limit; returns whether it did. */
+bool kapi_mm_charge_pinned(struct mm_struct *mm, u64 pages, u64 limit);
+void kapi_mm_uncharge_pinned(struct mm_struct *mm, u64 pages);
 
 /*
  * memfd_pin_folios() for bytes [start, end], after a check of the file's seals

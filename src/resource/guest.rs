@@ -18,9 +18,13 @@ use crate::{
         File,
         Object, //
     },
+    kapi::mm::total_memory,
 };
 use kernel::{
-    page::PAGE_SIZE,
+    page::{
+        PAGE_SHIFT,
+        PAGE_SIZE, //
+    },
     prelude::*,
     sync::{
         aref::ARef,
@@ -30,6 +34,9 @@ use kernel::{
         },
     },
 };
+
+/// Pages whose table `kvmalloc()` still takes.
+const MAX_PAGES: usize = i32::MAX as usize / size_of::<usize>();
 
 /// Creates a buffer in guest memory, with storage on the host besides if `params` say so.
 ///
@@ -46,6 +53,10 @@ pub(super) fn create(
     let size = usize::try_from(params.size)?
         .checked_next_multiple_of(PAGE_SIZE)
         .ok_or(EINVAL)?;
+    // More is not to be had, and the kernel warns of tables for absurd sizes.
+    if size as u64 > total_memory() || size >> PAGE_SHIFT > MAX_PAGES {
+        return Err(ENOMEM);
+    }
     let lifetime = Lifetime::new(gpu)?;
     let mapping = Mapping::new(gpu, lifetime.id(), true, None)?;
     let object = Object::new_shmem(
@@ -60,7 +71,7 @@ pub(super) fn create(
         },
     )?;
 
-    let mut entries = Entries::new(gpu);
+    let mut entries = Entries::new(gpu, 0);
     if let Some(mapping) = &object.mapping {
         object.for_each_run(|phys, len| mapping.push(phys, len, &mut entries))?;
     }

@@ -145,7 +145,8 @@ impl HostMemory {
             ..Default::default()
         };
         let mut map = Request::new(Header::new(command::RESOURCE_MAP_BLOB, 0), &fixed);
-        map.response_len = size_of::<ResponseMapInfo>();
+        map.answered_by::<ResponseMapInfo>(response::OK_MAP_INFO);
+        map.after_jobs = true;
         let map = map.build()?;
 
         let fixed = ResourceCommand {
@@ -171,9 +172,11 @@ impl HostMemory {
     ///
     /// # Errors
     ///
-    /// [`EINVAL`] if the host refused, [`ENOSPC`] if the window is full, [`ENODEV`].
+    /// [`EINVAL`] if the host refused, [`ENOSPC`] if the window is full, [`EBUSY`] if it waits for
+    /// jobs, [`ENODEV`].
     pub(super) fn map(&self, object: &Object) -> Result<IoMemory> {
         let gpu = object.gpu();
+        gpu.control.check()?;
         let window = gpu.host_visible.as_ref().ok_or(EINVAL)?;
         self.start(gpu, object)?;
         gpu.control.kick();

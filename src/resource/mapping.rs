@@ -81,8 +81,8 @@ impl OnReset for Mappings {
     fn reset(&self) {
         let live = self.live.lock().take();
         for (_, shared) in live.iter().flatten() {
-            let held = shared.held.lock().take();
-            drop(held);
+            // Under the lock, so that nobody believes it was done before it is.
+            *shared.held.lock() = None;
         }
     }
 }
@@ -191,12 +191,12 @@ impl Mapping {
 
 impl Drop for Mapping {
     fn drop(&mut self) {
+        // First this, so that the removal of the device does not overlook it.
+        *self.shared.held.lock() = None;
         let node = match &mut *self.gpu.mappings.live.lock() {
             Some(live) => live.remove_node(&self.resource_id),
             None => None,
         };
         drop(node);
-        let held = self.shared.held.lock().take();
-        drop(held);
     }
 }

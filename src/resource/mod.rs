@@ -93,16 +93,16 @@ pub(crate) enum Kind {
 
 /// The driver's part of a buffer.
 pub(crate) struct Resource {
-    /// What happens between creation and release.
-    pub(crate) lifetime: Lifetime,
     /// As created.
     pub(crate) params: BlobParams,
-    /// The device's view of its guest memory; goes before the memory does.
+    /// The device's view of its guest memory.
     pub(crate) mapping: Option<Mapping>,
     /// The kind, and its own data.
     pub(crate) kind: Kind,
     /// Memory entries that the host was told.
     pub(crate) entries: Atomic<u64>,
+    /// What happens between creation and release. Dropped last: with it the id is free again.
+    pub(crate) lifetime: Lifetime,
 }
 
 impl Resource {
@@ -133,11 +133,11 @@ pub(crate) struct Entries {
 }
 
 impl Entries {
-    /// An empty list, for a command of `gpu`.
-    pub(crate) fn new(gpu: &Gpu) -> Self {
+    /// An empty list, for a command of `gpu`, of about `expected` entries.
+    pub(crate) fn new(gpu: &Gpu, expected: usize) -> Self {
         Self {
             merger: Merger::new(),
-            bytes: Chunks::new(),
+            bytes: Chunks::expecting(expected * size_of::<MemEntry>()),
             count: 0,
             // The header and the answer take a descriptor each, and so does each part of a command
             // that is sent together with this one.

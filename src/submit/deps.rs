@@ -152,33 +152,24 @@ impl OutFences {
         Ok(Self { syncobjs, fd })
     }
 
-    /// Whether anybody wants the fence.
-    pub(super) fn wants_fence(&self) -> bool {
-        self.fd.is_some() || !self.syncobjs.is_empty()
-    }
-
     /// The file that shows the fence, if one was asked for.
     ///
     /// # Errors
     ///
     /// [`ENOMEM`].
-    pub(super) fn sync_file(
-        &self,
-        fence: Option<&Fence>,
-    ) -> Result<Option<ARef<kernel::fs::File>>> {
-        match (fence, &self.fd) {
-            (Some(fence), Some(_)) => sync_file::create(fence).map(Some),
-            _ => Ok(None),
+    pub(super) fn sync_file(&self, fence: &Fence) -> Result<Option<ARef<kernel::fs::File>>> {
+        match &self.fd {
+            Some(_) => sync_file::create(fence).map(Some),
+            None => Ok(None),
         }
     }
 
     /// Hands the fence of a queued job out. Returns the descriptor of the sync_file.
     pub(super) fn publish(
         self,
-        fence: Option<&Fence>,
+        fence: &Fence,
         file: Option<ARef<kernel::fs::File>>,
     ) -> Option<i32> {
-        let fence = fence?;
         for (syncobj, point, node) in self.syncobjs {
             match node {
                 Some(node) => syncobj.add_point(node, fence, point),

@@ -98,22 +98,20 @@ pub(crate) fn submit(file: &File, args: &mut ExecBuffer) -> Result {
         (context, Some(ring), timeline)
     } else {
         let context = file.ensure_context()?.ok_or(ENOSYS)?;
-        (context, None, gpu.timeline)
+        let timeline = context.own_timeline();
+        (context, None, timeline)
     };
 
     let buffers = buffers(file, args)?;
-    let payload = command_bytes(args)?;
+    let pieces = MAX_COMMAND_PIECES.min(gpu.control.max_descriptors() - 2);
+    let payload = command_bytes(args, pieces)?;
     let out = OutFences::prepare(file, args)?;
     let ins = InFences::wait(file, args, timeline)?;
 
-    let fenced = !buffers.is_empty() || out.wants_fence();
-    let fence = if fenced {
-        Some(DriverFence::new::<Timeline>(timeline)?)
-    } else {
-        None
-    };
-    let published = fence.as_ref().map(|fence| fence.fence().clone());
-    let out_file = out.sync_file(published.as_deref())?;
+    // Also where nobody waits for it: without fence the host answers when it has read the job.
+    let fence = DriverFence::new::<Timeline>(timeline)?;
+    let published = fence.fence().clone();
+    let out_file = out.sync_file(&published)?;
 
     let fixed = Submit3d {
         size: args.size.into(),
@@ -121,7 +119,7 @@ pub(crate) fn submit(file: &File, args: &mut ExecBuffer) -> Result {
     };
     let mut request = Request::new(Header::new(command::SUBMIT_3D, context.id()), &fixed);
     request.payload = payload;
-    request.fence = fence.map(|fence| (fence, ring));
+    request.fence = Some((fence, ring));
     request.job = true;
 
     // Locking needs the list, and the job keeps it.
@@ -143,16 +141,14 @@ pub(crate) fn submit(file: &File, args: &mut ExecBuffer) -> Result {
     };
 
     gpu.control.add(job, credit)?;
-    if let (Some(reservation), Some(fence)) = (&reservation, &published) {
-        reservation.add_writer(fence);
+    if let Some(reservation) = &reservation {
+        reservation.add_writer(&published);
     }
     gpu.control.kick();
     drop(reservation);
 
     ins.reset();
-    args.fence_fd = out
-        .publish(published.as_deref(), out_file)
-        .unwrap_or(args.fence_fd);
+    args.fence_fd = out.publish(&published, out_file).unwrap_or(args.fence_fd);
     Ok(())
 }
 
@@ -182,9 +178,9 @@ fn clone_list(buffers: &KVVec<ARef<Object>>) -> Result<KVVec<ARef<Object>>> {
 }
 
 /// A copy of the command.
-fn command_bytes(args: &ExecBuffer) -> Result<Chunks> {
+fn command_bytes(args: &ExecBuffer, max_pieces: usize) -> Result<Chunks> {
     let size = args.size as usize;
-    let mut chunks = Chunks::zeroed(size, MAX_COMMAND_PIECES)?;
+    let mut chunks = Chunks::zeroed(size, max_pieces)?;
     let addr = usize::try_from(args.command)?;
     let mut reader = UserSlice::new(UserPtr::from_addr(addr), size).reader();
     for piece in chunks.pieces_mut() {

@@ -92,10 +92,10 @@ const TEARDOWN_RESERVE: usize = 16;
 const RESET_TIMEOUT_MS: u32 = 10_000;
 /// How often the watchdog looks.
 const WATCHDOG_MS: u32 = 1_000;
-/// `Shared::used` of a command that is on its way.
-const PENDING: u32 = u32::MAX;
-/// `Shared::used` of a command that the device did not answer.
-const ABORTED: u32 = u32::MAX - 1;
+/// `Shared::verdict` of a command that is on its way.
+const PENDING: u32 = 0;
+/// `Shared::verdict` of a command that the device did not answer.
+const ABORTED: u32 = 1;
 
 /// A command of the control queue.
 pub(crate) type Command = Message<Shared, Owned>;
@@ -103,8 +103,9 @@ pub(crate) type Command = Message<Shared, Owned>;
 /// What everybody who waits for a command sees of it.
 #[pin_data]
 pub(crate) struct Shared {
-    /// Bytes of the answer, or [`PENDING`] or [`ABORTED`].
-    used: Atomic<u32>,
+    /// What the device answered: a [`response`], or [`PENDING`] or [`ABORTED`]. Judged once, because
+    /// the device can change its answer afterwards.
+    verdict: Atomic<u32>,
     /// When the answer must have come, as in [`Control::now`]; 0 for no limit. Changed under the
     /// control queue's lock.
     deadline: Atomic<i64>,
@@ -127,6 +128,8 @@ pub(crate) struct Owned {
     /// The place in [`Inner::in_flight`].
     index: usize,
     expect: Expect,
+    /// The [`response`] that means success.
+    success: u32,
     finish: Option<KBox<dyn Finish>>,
 }
 
@@ -236,6 +239,7 @@ impl Drop for Credit {
             self.share
                 .used
                 .store(self.share.used.load(Relaxed) - self.slots, Relaxed);
+            self.control.send_backlog(&mut inner);
             drop(inner);
             self.control.wait.wake_all();
         }
@@ -339,6 +343,10 @@ pub(crate) struct Request<'a> {
     pub(crate) fence: Option<(DriverFence, Option<u8>)>,
     /// The answer may take as long as a job.
     pub(crate) job: bool,
+    /// The answer may have to wait for jobs.
+    pub(crate) after_jobs: bool,
+    /// The [`response`] that means success.
+    pub(crate) success: u32,
     /// Whether the device may refuse it.
     pub(crate) expect: Expect,
     /// What is left to do then.
@@ -356,9 +364,17 @@ impl<'a> Request<'a> {
             reply: Chunks::new(),
             fence: None,
             job: false,
+            after_jobs: false,
+            success: response::OK_NODATA,
             expect: Expect::Anything,
             finish: None,
         }
+    }
+
+    /// Says that success is a `kind` with a fixed part of type `T`.
+    pub(crate) fn answered_by<T>(&mut self, kind: u32) {
+        self.success = kind;
+        self.response_len = size_of::<T>();
     }
 
     /// Allocates the command.
@@ -376,6 +392,7 @@ impl<'a> Request<'a> {
             }
             fence
         });
+        let after_jobs = self.after_jobs;
         let job_of = if self.job { header.ctx_id.get() } else { 0 };
         Message::new(
             self.fixed,
@@ -383,10 +400,10 @@ impl<'a> Request<'a> {
             self.response_len,
             self.reply,
             pin_init!(Shared {
-                used: Atomic::new(PENDING),
+                verdict: Atomic::new(PENDING),
                 deadline: Atomic::new(0),
                 job_of,
-                after_jobs: AtomicFlag::new(false),
+                after_jobs: AtomicFlag::new(after_jobs),
                 fence <- new_spinlock_irq!(fence, "Command::fence"),
             }),
             Owned {
@@ -395,6 +412,7 @@ impl<'a> Request<'a> {
                 share: None,
                 index: 0,
                 expect: self.expect,
+                success: self.success,
                 finish: self.finish,
             },
         )
@@ -597,7 +615,14 @@ impl Control {
         let Some(queue) = inner.queue.as_mut() else {
             return Err((command, ENODEV));
         };
-        queue.add(command)?;
+        if let Err((command, e)) = queue.add(command) {
+            if e == ENOMEM || e == ENOSPC {
+                return Err((command, e));
+            }
+            dev_err!(self.vdev, "device lost: its ring is broken\n");
+            self.lose_locked(inner);
+            return Err((command, ENODEV));
+        }
         inner.in_flight[index] = Some(reference);
         if header.flags.get() & FLAG_FENCE != 0 {
             inner.next_fence += 1;
@@ -674,12 +699,17 @@ impl Control {
             State::Lost => inner.held.push_back(command),
             State::Reset => {
                 drop(inner);
-                Self::abort(command);
+                let mut command = command;
+                Self::abort(&command);
+                Self::finish(&mut command);
             }
         }
     }
 
     fn send_backlog(self: &Arc<Self>, inner: &mut Inner) {
+        if inner.state != State::Running {
+            return;
+        }
         let mut added = false;
         while let Some(mut command) = inner.backlog.pop_front() {
             let slots = command.descriptors();
@@ -698,13 +728,17 @@ impl Control {
                     // No memory to map it for the device: the next answer, or the watchdog, tries
                     // again.
                     self.return_slots(inner, Message::owned(&mut command));
-                    inner.backlog.push_front(command);
-                    self.arm_watchdog(inner);
+                    if inner.state == State::Running {
+                        inner.backlog.push_front(command);
+                        self.arm_watchdog(inner);
+                    } else {
+                        inner.held.push_back(command);
+                    }
                     break;
                 }
             }
         }
-        if added {
+        if added && inner.state == State::Running {
             if let Some(queue) = inner.queue.as_mut() {
                 queue.kick();
             }
@@ -736,7 +770,7 @@ impl Control {
     /// [`ENODEV`] if the device is lost, [`EBUSY`] if it may be waiting for jobs. It may still know
     /// of everything in the command.
     pub(crate) fn wait(self: &Arc<Self>, command: &Command) -> Result<Answer> {
-        let answered = || command.shared.used.load(Acquire) != PENDING;
+        let answered = || command.shared.verdict.load(Acquire) != PENDING;
         if !self
             .wait
             .wait_timeout(|| answered() || self.is_lost(), self.timeouts.answer_ms)
@@ -747,7 +781,7 @@ impl Control {
             }
             self.lose(c"it did not answer a command in time");
         }
-        match command.shared.used.load(Acquire) {
+        match command.shared.verdict.load(Acquire) {
             PENDING | ABORTED => Err(ENODEV),
             _ => Ok(Self::answer(command)),
         }
@@ -774,12 +808,8 @@ impl Control {
 
     /// How a command ended; only for one that has.
     fn answer(command: &Command) -> Answer {
-        if command.shared.used.load(Acquire) >= ABORTED {
-            return Answer::Aborted;
-        }
-        let mut header = Header::default();
-        command.read_response(header.as_mut_bytes());
-        match header.kind.get() {
+        match command.shared.verdict.load(Acquire) {
+            PENDING | ABORTED => Answer::Aborted,
             kind if kind < response::ERR_UNSPEC => Answer::Ok(kind),
             kind => Answer::Error(kind),
         }
@@ -854,15 +884,19 @@ impl Control {
             while let Some((mut command, len)) =
                 inner.queue.as_mut().and_then(|queue| queue.take_used())
             {
-                let index = Message::owned(&mut command).index;
-                drop(inner.in_flight[index].take());
                 self.return_slots(inner, Message::owned(&mut command));
-                if Self::is_well_formed(&mut command, len) {
-                    command.shared.used.store(len, Release);
-                    answered.push_back(command);
-                } else {
-                    sane = false;
-                    inner.held.push_back(command);
+                match Self::judge(&mut command, len) {
+                    Some(verdict) => {
+                        let index = Message::owned(&mut command).index;
+                        drop(inner.in_flight[index].take());
+                        command.shared.verdict.store(verdict, Release);
+                        answered.push_back(command);
+                    }
+                    None => {
+                        // It stays among those in flight, for its fence.
+                        sane = false;
+                        inner.held.push_back(command);
+                    }
                 }
             }
             let Some(queue) = inner.queue.as_mut() else {
@@ -879,25 +913,31 @@ impl Control {
         (answered, sane)
     }
 
-    /// Whether `len` bytes are an answer to `command`.
-    fn is_well_formed(command: &mut ListArc<Command>, len: u32) -> bool {
+    /// What `len` bytes say in answer to `command`; `None` if they are no answer to it.
+    fn judge(command: &mut ListArc<Command>, len: u32) -> Option<u32> {
         let asked = Message::owned(command).header;
-        if (len as usize) < size_of::<Header>() || len as usize > command.writable_len() {
-            return false;
+        let len = len as usize;
+        if len < size_of::<Header>() || len > command.writable_len() {
+            return None;
         }
         let mut header = Header::default();
         command.read_response(header.as_mut_bytes());
         if !is_answer_to(&asked, &header) {
-            return false;
+            return None;
         }
-        header.kind.get() < response::ERR_UNSPEC
-            || match &Message::owned(command).expect {
+        let kind = header.kind.get();
+        let allowed = if kind < response::ERR_UNSPEC {
+            kind == Message::owned(command).success && len == command.writable_len()
+        } else {
+            match &Message::owned(command).expect {
                 Expect::Anything => true,
                 Expect::Success => false,
                 Expect::SuccessUnlessFailed(other) => {
                     matches!(Self::answer(other), Answer::Error(_))
                 }
             }
+        };
+        allowed.then_some(kind)
     }
 
     /// Changes what the device may answer to a command that was not sent yet.
@@ -907,17 +947,17 @@ impl Control {
 
     /// How a command ended, if it has.
     pub(crate) fn ended(command: &Command) -> Option<Answer> {
-        (command.shared.used.load(Acquire) != PENDING).then(|| Self::answer(command))
+        (command.shared.verdict.load(Acquire) != PENDING).then(|| Self::answer(command))
     }
 
-    /// Finishes a command that the device never answered, and never will.
-    fn abort(mut command: ListArc<Command>) {
-        command.shared.used.store(ABORTED, Release);
+    /// Gives up on a command that the device never answered, and never will: whoever waits for it
+    /// does so no longer.
+    fn abort(command: &Command) {
+        command.shared.verdict.store(ABORTED, Release);
         let fence = command.shared.fence.lock().take();
         if let Some(fence) = fence {
             fence.signal(Err(ENODEV));
         }
-        Self::finish(&mut command);
     }
 
     fn finish(command: &mut ListArc<Command>) {
@@ -999,24 +1039,39 @@ impl WorkItem<2> for Control {
         this.vdev.reset();
         this.vdev.synchronize_callbacks();
 
-        let mut aborted = List::new();
-        {
+        let mut unanswered = List::new();
+        let places = {
             let mut inner = this.inner.lock();
             inner.state = State::Reset;
             while let Some(mut command) =
                 inner.queue.as_mut().and_then(|queue| queue.detach_unused())
             {
-                let index = Message::owned(&mut command).index;
-                drop(inner.in_flight[index].take());
                 this.return_slots(&mut inner, Message::owned(&mut command));
+                unanswered.push_back(command);
+            }
+            unanswered.push_all_back(&mut inner.held);
+            inner.in_flight.len()
+        };
+
+        // All fences before anything that may wait for others.
+        let mut aborted = List::new();
+        {
+            let _section = Signalling::begin();
+            while let Some(command) = unanswered.pop_front() {
+                Self::abort(&command);
                 aborted.push_back(command);
             }
-            aborted.push_all_back(&mut inner.held);
         }
+        this.wait.wake_all();
+        for index in 0..places {
+            let command = this.inner.lock().in_flight[index].take();
+            drop(command);
+        }
+
         // Commands that were answered before come first.
         this.workqueue.flush();
-        while let Some(command) = aborted.pop_front() {
-            Self::abort(command);
+        while let Some(mut command) = aborted.pop_front() {
+            Self::finish(&mut command);
         }
         this.on_reset.reset();
         this.wait.wake_all();

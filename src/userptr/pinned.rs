@@ -111,9 +111,9 @@ pub(crate) fn register(
     control.check()?;
     let pinned = Pinned::new(params)?;
     let lifetime = Lifetime::new(gpu)?;
-    let pages = pinned.pages();
+    let (pages, runs) = (pinned.pages(), pinned.runs().len());
     let mapping = Mapping::new(gpu, lifetime.id(), params.write, Some(pinned))?;
-    let mut entries = Entries::new(gpu);
+    let mut entries = Entries::new(gpu, runs);
     mapping.push_pinned(&mut entries)?;
     let (entries, count) = entries.finish()?;
 

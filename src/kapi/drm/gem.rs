@@ -516,8 +516,20 @@ impl<O: DriverObject> Object<O> {
                 Caching::Uncached => 1,
                 Caching::WriteCombining => 2,
             };
-            // SAFETY: The area is new; the memory is as long as it, by the check above.
-            to_result(unsafe { bindings::kapi_vm_iomap(vma, memory.phys + offset, caching) })?;
+            // Unplugging ends the mappings that it finds, so none may come later.
+            let mut section = 0;
+            // SAFETY: The device is valid.
+            if !unsafe { bindings::drm_dev_enter(obj.dev.as_raw(), &mut section) } {
+                return Err(ENODEV);
+            }
+            // SAFETY: The area is new; the memory is as long as it, by the check above. The section
+            // was entered.
+            let mapped = unsafe {
+                let mapped = bindings::kapi_vm_iomap(vma, memory.phys + offset, caching);
+                bindings::drm_dev_exit(section);
+                mapped
+            };
+            to_result(mapped)?;
             Ok(0)
         })
     }

@@ -21,7 +21,7 @@ use kernel::{
 /// `pages` are part of the process's `pinned_vm`.
 pub(crate) struct PinnedVm {
     mm: ARef<Mm>,
-    pages: i64,
+    pages: u64,
 }
 
 impl PinnedVm {
@@ -37,20 +37,22 @@ impl PinnedVm {
             let mm: &Mm = task.mm().ok_or(EFAULT)?;
             mm.into()
         };
-        let pages = i64::try_from(pages)?;
-        // SAFETY: The counter is valid as long as the `Mm`.
-        let total = unsafe { bindings::kapi_mm_pinned_vm_add(mm.as_raw(), pages) };
-        // INVARIANT: Just added; dropping `this` on failure gives it back.
-        let this = Self { mm, pages };
+        let pages = pages as u64;
         // SAFETY: Both functions look at the current task only.
-        let allowed = unsafe {
-            (total as u64) <= (bindings::kapi_rlimit_memlock() >> PAGE_SHIFT) as u64
-                || bindings::capable(bindings::CAP_IPC_LOCK as c_int)
+        let limit = unsafe {
+            let limit = bindings::kapi_rlimit_memlock() >> PAGE_SHIFT;
+            if bindings::capable(bindings::CAP_IPC_LOCK as c_int) {
+                i64::MAX as u64
+            } else {
+                (limit as u64).min(i64::MAX as u64)
+            }
         };
-        if !allowed {
+        // SAFETY: The counter is valid as long as the `Mm`.
+        if !unsafe { bindings::kapi_mm_charge_pinned(mm.as_raw(), pages, limit) } {
             return Err(ENOMEM);
         }
-        Ok(this)
+        // INVARIANT: Just added.
+        Ok(Self { mm, pages })
     }
 }
 
@@ -58,6 +60,6 @@ impl Drop for PinnedVm {
     fn drop(&mut self) {
         // SAFETY: The counter is valid as long as the `Mm`; by the type invariant the pages are
         // part of it.
-        unsafe { bindings::kapi_mm_pinned_vm_add(self.mm.as_raw(), -self.pages) };
+        unsafe { bindings::kapi_mm_uncharge_pinned(self.mm.as_raw(), self.pages) };
     }
 }

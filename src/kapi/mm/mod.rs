@@ -7,6 +7,12 @@ use crate::kapi::bindings;
 mod account;
 mod pin;
 
+/// Bytes of memory in the system.
+pub(crate) fn total_memory() -> u64 {
+    // SAFETY: Reads a counter.
+    unsafe { bindings::kapi_total_memory() }
+}
+
 /// Whether `len` bytes at `addr` can be user memory at all.
 pub(crate) fn is_user_range(addr: usize, len: usize) -> bool {
     // SAFETY: Compares numbers only.

@@ -22,6 +22,9 @@ use kernel::{
 /// Pages pinned by one call: what fits a page of pointers.
 const BATCH: usize = PAGE_SIZE / size_of::<*mut bindings::page>();
 
+/// Bytes unpinned in one go: the kernel does not reschedule inside.
+const UNPIN_SLICE: usize = 16 << 20;
+
 /// A stretch of physical memory; the layout is that of `struct kapi_run`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
@@ -217,7 +220,7 @@ impl Pins {
             match self.runs.last_mut() {
                 Some(last) if last.phys + last.len == run.phys => last.len += run.len,
                 _ => {
-                    if let Err(e) = self.runs.push(run, GFP_KERNEL) {
+                    if let Err(e) = self.runs.push(run, GFP_KERNEL_ACCOUNT) {
                         for run in &runs[i..] {
                             Self::unpin(run.phys, run.len, false);
                         }
@@ -231,13 +234,18 @@ impl Pins {
     }
 
     fn unpin(phys: u64, len: u64, dirty: bool) {
-        // SAFETY: The caller gives up the pins of these pages, which are contiguous.
-        unsafe {
-            bindings::unpin_user_page_range_dirty_lock(
-                bindings::kapi_phys_to_page(phys),
-                (len >> PAGE_SHIFT) as c_ulong,
-                dirty,
-            )
+        for done in (0..len).step_by(UNPIN_SLICE) {
+            let part = (len - done).min(UNPIN_SLICE as u64);
+            // SAFETY: The caller gives up the pins of these pages, which are contiguous, where one
+            // may sleep.
+            unsafe {
+                bindings::unpin_user_page_range_dirty_lock(
+                    bindings::kapi_phys_to_page(phys + done),
+                    (part >> PAGE_SHIFT) as c_ulong,
+                    dirty,
+                );
+                bindings::kapi_cond_resched();
+            }
         }
     }
 
@@ -258,8 +266,6 @@ impl Drop for Pins {
             // By the type invariant the pages are pinned. Nobody says which of them the device
             // wrote.
             Self::unpin(run.phys, run.len, self.write);
-            // SAFETY: Pins are dropped where one may sleep.
-            unsafe { bindings::kapi_cond_resched() };
         }
     }
 }

@@ -108,6 +108,14 @@ impl Device<device::Core<'_>> {
         unsafe { Mapper::new(self.parent()) }
     }
 
+    /// Claims a shared memory region for the driver until it is unbound. Returns whether nobody
+    /// else has it.
+    pub(crate) fn claim_memory(&self, region: &ShmRegion) -> bool {
+        // SAFETY: By the type invariant the device is valid; the context says that it is being
+        // probed.
+        unsafe { bindings::kapi_virtio_claim_memory(self.as_raw(), region.addr, region.len) }
+    }
+
     /// Says that the device takes pieces of memory of any length, unless mapping them limits it.
     pub(crate) fn unlimit_segments(&self) {
         // SAFETY: By the type invariant the device is valid; the context says that it is being

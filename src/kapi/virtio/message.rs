@@ -36,6 +36,7 @@ const CHUNK_MIN: usize = 256;
 pub(crate) struct Chunks {
     pieces: KVec<KVec<u8>>,
     len: usize,
+    expected: usize,
 }
 
 impl Chunks {
@@ -44,6 +45,16 @@ impl Chunks {
         Self {
             pieces: KVec::new(),
             len: 0,
+            expected: 0,
+        }
+    }
+
+    /// No bytes yet, but about `len` to be appended.
+    pub(crate) const fn expecting(len: usize) -> Self {
+        Self {
+            pieces: KVec::new(),
+            len: 0,
+            expected: len,
         }
     }
 
@@ -85,7 +96,7 @@ impl Chunks {
                 // Not worth reclaim: smaller pieces do.
                 GFP_NOWAIT | __GFP_NOWARN
             } else {
-                GFP_KERNEL
+                GFP_KERNEL_ACCOUNT
             },
         )
     }
@@ -106,7 +117,12 @@ impl Chunks {
             if self.pieces.len() >= max_pieces {
                 return Err(E2BIG);
             }
-            let mut want = self.len.next_power_of_two().clamp(CHUNK_MIN, CHUNK_MAX);
+            let missing = self.expected.saturating_sub(self.len);
+            let mut want = self
+                .len
+                .max(missing)
+                .next_power_of_two()
+                .clamp(CHUNK_MIN, CHUNK_MAX);
             let piece = loop {
                 match Self::piece(want) {
                     Ok(piece) => break piece,
