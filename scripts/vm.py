@@ -293,8 +293,15 @@ def serve(word, device, qmp_path):
             "addr": {"type": "unix", "data": {"path": device.socket}}, "server": False}})
         options = dict(o.split("=") for o in GPU)
         options = {k: int(v) for k, v in options.items()}
-        return qmp.call("device_add", driver="vhost-user-test-device-pci", id="vgpu0", bus="port0",
-                        chardev=name, **options)
+        # The guest may not have let go of the old device yet.
+        deadline = time.monotonic() + 60
+        while True:
+            answer = qmp.call("device_add", driver="vhost-user-test-device-pci", id="vgpu0",
+                              bus="port0", chardev=name, **options)
+            busy = "Duplicate device ID" in str(answer.get("error", ""))
+            if not busy or time.monotonic() > deadline:
+                return answer
+            time.sleep(0.1)
     else:
         return {"error": f"unknown request {word}"}
     return "done"
