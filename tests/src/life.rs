@@ -416,6 +416,12 @@ fn ten_thousand_cycles(env: &Env) -> TestResult {
         eventually(job::LIMIT, idle),
         "as many pages are unpinned as were pinned"
     );
+    if std::env::var("VIRTGPU_KERNEL").as_deref() == Ok("debug") {
+        // KASAN keeps freed objects in quarantine, where they count as in use. What leaks is found
+        // by kmemleak, which looks at the end of every run.
+        println!("    # slab counts mean nothing with KASAN, kmemleak looks for leaks");
+        return Ok(());
+    }
     // Something that leaks in every cycle grows by `count` objects; what RCU has not freed yet,
     // and the part-filled slabs of each processor, come and go.
     let mut grown = String::new();
