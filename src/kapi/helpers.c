@@ -334,11 +334,13 @@ long kapi_memfd_pin_range(struct file *file, loff_t start, loff_t end,
 		/* The folio has one pin, for its first page of the range. */
 		if (length > PAGE_SIZE &&
 		    folio_add_pins(folios[i], (length >> PAGE_SHIFT) - 1)) {
-			for (long j = 0; j < i; j++)
-				unpin_user_page_range_dirty_lock(
-					kapi_phys_to_page(runs[j].addr),
-					runs[j].length >> PAGE_SHIFT, false);
 			unpin_folios(folios + i, pinned - i);
+			while (i-- > 0) {
+				struct page *page = kapi_phys_to_page(runs[i].addr);
+				unsigned long count = runs[i].length >> PAGE_SHIFT;
+
+				unpin_user_page_range_dirty_lock(page, count, false);
+			}
 			return -ENOMEM;
 		}
 	}

@@ -221,10 +221,8 @@ impl<H: QueueHandler, S: Send + Sync, O: Send> Queue<H, S, O> {
         }
         // SAFETY: By the type invariant the token is a `ListArc` turned raw; the queue has given
         // it up. The core returns a token once, whatever the device does.
-        Some((
-            unsafe { ListArc::from_raw(token.cast::<Message<S, O>>()) },
-            len,
-        ))
+        let message = unsafe { ListArc::from_raw(token.cast::<Message<S, O>>()) };
+        Some((message, len))
     }
 
     /// Stops callbacks, if possible; they may come nevertheless.
