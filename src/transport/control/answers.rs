@@ -1,0 +1,275 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Answers: judged in the interrupt, finished by a worker.
+
+use super::{
+    command::{
+        Answer,
+        Command,
+        Expect,
+        ABORTED,
+        PENDING, //
+    },
+    Control,
+    Inner,
+    State, //
+};
+use crate::{
+    kapi::{
+        dma::fence::Signalling,
+        virtio::{
+            Message,
+            QueueHandler, //
+        },
+    },
+    protocol::virtio_gpu::{
+        response,
+        Header,
+        FLAG_FENCE, //
+    },
+};
+use kernel::{
+    list::{
+        List,
+        ListArc, //
+    },
+    prelude::*,
+    sync::{
+        atomic::ordering::{
+            Acquire,
+            Release, //
+        },
+        Arc,
+        ArcBorrow, //
+    },
+    workqueue::WorkItem,
+};
+use zerocopy::IntoBytes;
+
+impl Control {
+    /// How a command ended; only for one that has.
+    pub(super) fn answer(command: &Command) -> Answer {
+        match command.shared.verdict.load(Acquire) {
+            PENDING | ABORTED => Answer::Aborted,
+            kind if kind < response::ERR_UNSPEC => Answer::Ok(kind),
+            kind => Answer::Error(kind),
+        }
+    }
+
+    /// How a command ended, if it has.
+    pub(crate) fn ended(command: &Command) -> Option<Answer> {
+        (command.shared.verdict.load(Acquire) != PENDING).then(|| Self::answer(command))
+    }
+
+    /// Changes what the device may answer to a command that was not sent yet.
+    pub(crate) fn set_expect(command: &mut ListArc<Command>, expect: Expect) {
+        Message::owned(command).expect = expect;
+    }
+
+    /// Takes used commands from the ring.
+    ///
+    /// Returns them, and whether the device can be trusted further.
+    fn collect(&self, inner: &mut Inner) -> (List<Command>, bool) {
+        let mut answered = List::new();
+        let mut sane = true;
+        if inner.state != State::Running {
+            return (answered, true);
+        }
+        loop {
+            let Some(queue) = inner.queue.as_mut() else {
+                break;
+            };
+            queue.disable_callback();
+            while let Some((mut command, len)) =
+                inner.queue.as_mut().and_then(|queue| queue.take_used())
+            {
+                self.return_slots(inner, Message::owned(&mut command));
+                match Self::judge(&mut command, len) {
+                    Some(verdict) => {
+                        let index = Message::owned(&mut command).index;
+                        drop(inner.in_flight[index].take());
+                        command.shared.verdict.store(verdict, Release);
+                        answered.push_back(command);
+                    }
+                    None => {
+                        // It stays among those in flight, for its fence.
+                        sane = false;
+                        inner.held.push_back(command);
+                    }
+                }
+            }
+            let Some(queue) = inner.queue.as_mut() else {
+                break;
+            };
+            if queue.is_broken() {
+                sane = false;
+                break;
+            }
+            if queue.enable_callback() {
+                break;
+            }
+        }
+        (answered, sane)
+    }
+
+    /// What `len` bytes say in answer to `command`; `None` if they are no answer to it.
+    fn judge(command: &mut ListArc<Command>, len: u32) -> Option<u32> {
+        let asked = Message::owned(command).header;
+        let len = len as usize;
+        if len < size_of::<Header>() || len > command.writable_len() {
+            return None;
+        }
+        let mut header = Header::default();
+        command.read_response(header.as_mut_bytes());
+        if !is_answer_to(&asked, &header) {
+            return None;
+        }
+        let kind = header.kind.get();
+        let allowed = if kind < response::ERR_UNSPEC {
+            kind == Message::owned(command).success && len == command.writable_len()
+        } else {
+            match &Message::owned(command).expect {
+                Expect::Anything => true,
+                Expect::Success => false,
+                Expect::SuccessUnlessFailed(other) => {
+                    matches!(Self::answer(other), Answer::Error(_))
+                }
+            }
+        };
+        allowed.then_some(kind)
+    }
+
+    pub(super) fn finish(command: &mut ListArc<Command>) {
+        let answer = Self::answer(command);
+        if let Some(mut finish) = Message::owned(command).finish.take() {
+            finish.finish(&answer);
+        }
+    }
+}
+
+/// Whether `got` is a well-formed answer to a request with header `asked`.
+fn is_answer_to(asked: &Header, got: &Header) -> bool {
+    let kind = got.kind.get();
+    let known = (response::OK_NODATA..=response::OK_MAP_INFO).contains(&kind)
+        || (response::ERR_UNSPEC..=response::ERR_INVALID_PARAMETER).contains(&kind);
+    let fenced = asked.flags.get() & FLAG_FENCE != 0;
+    known
+        && (!fenced
+            || (got.flags.get() & FLAG_FENCE != 0 && got.fence_id.get() == asked.fence_id.get()))
+}
+
+impl QueueHandler for Control {
+    fn used(this: ArcBorrow<'_, Self>, _index: u32) {
+        let this: Arc<Self> = this.into();
+        let _section = Signalling::begin();
+
+        let mut inner = this.inner.lock();
+        let (mut answered, sane) = this.collect(&mut inner);
+        if sane {
+            if inner.state == State::Running {
+                this.send_backlog(&mut inner);
+            }
+        } else if inner.state == State::Running {
+            dev_err!(this.vdev, "device lost: it broke the protocol\n");
+            this.lose_locked(&mut inner);
+        }
+        drop(inner);
+
+        // Not under the lock: whoever waits for a fence may be called from here.
+        let mut done = List::new();
+        while let Some(command) = answered.pop_front() {
+            let fence = command.shared.fence.lock().take();
+            if let Some(fence) = fence {
+                fence.signal(match Self::answer(&command) {
+                    Answer::Ok(_) => Ok(()),
+                    _ => Err(EIO),
+                });
+            }
+            done.push_back(command);
+        }
+        this.wait.wake_all();
+        if !done.is_empty() {
+            this.done.lock().push_all_back(&mut done);
+            let _ = this.workqueue.enqueue::<Arc<Self>, 1>(this.clone());
+        }
+    }
+}
+
+/// Finishes answered commands.
+impl WorkItem<1> for Control {
+    type Pointer = Arc<Self>;
+
+    fn run(this: Arc<Self>) {
+        loop {
+            let command = this.done.lock().pop_front();
+            let Some(mut command) = command else {
+                break;
+            };
+            Self::finish(&mut command);
+        }
+    }
+}
+
+#[kunit_tests(virtgpu_userptr_control)]
+mod tests {
+    use super::*;
+
+    fn header(kind: u32, flags: u32, fence: u64) -> Header {
+        let mut header = Header::new(kind, 1);
+        header.flags = flags.into();
+        header.fence_id = fence.into();
+        header
+    }
+
+    #[test]
+    fn plain_answers() {
+        let asked = header(0x0102, 0, 0);
+        assert!(is_answer_to(&asked, &header(response::OK_NODATA, 0, 0)));
+        assert!(is_answer_to(&asked, &header(response::ERR_UNSPEC, 0, 0)));
+        // A fence that was not asked for changes nothing.
+        assert!(is_answer_to(
+            &asked,
+            &header(response::OK_NODATA, FLAG_FENCE, 9)
+        ));
+    }
+
+    #[test]
+    fn garbage() {
+        let asked = header(0x0102, 0, 0);
+        for kind in [0, 0x0102, 0x10ff, 0x1107, 0x11ff, 0x1206, u32::MAX] {
+            assert!(!is_answer_to(&asked, &header(kind, 0, 0)));
+        }
+    }
+
+    #[test]
+    fn fences() {
+        let asked = header(0x0207, FLAG_FENCE, 7);
+        assert!(is_answer_to(
+            &asked,
+            &header(response::OK_NODATA, FLAG_FENCE, 7)
+        ));
+        assert!(!is_answer_to(&asked, &header(response::OK_NODATA, 0, 7)));
+        assert!(!is_answer_to(
+            &asked,
+            &header(response::OK_NODATA, FLAG_FENCE, 8)
+        ));
+    }
+
+    #[test]
+    fn errors_of_answers() {
+        assert_eq!(
+            Answer::Ok(response::OK_NODATA).to_result(),
+            Ok(response::OK_NODATA)
+        );
+        assert_eq!(
+            Answer::Error(response::ERR_OUT_OF_MEMORY).to_result(),
+            Err(ENOMEM)
+        );
+        assert_eq!(
+            Answer::Error(response::ERR_INVALID_PARAMETER).to_result(),
+            Err(EINVAL)
+        );
+        assert_eq!(Answer::Error(response::ERR_UNSPEC).to_result(), Err(EIO));
+        assert_eq!(Answer::Aborted.to_result(), Err(ENODEV));
+    }
+}

@@ -1,0 +1,259 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The end of a device: how it is given up, reset and left.
+
+use super::{
+    command::{
+        Command,
+        ABORTED, //
+    },
+    Control,
+    Inner,
+    State, //
+};
+use crate::kapi::{
+    dma::fence::Signalling,
+    sync::cancel_delayed_sync,
+    virtio::Message, //
+};
+use kernel::{
+    list::List,
+    prelude::*,
+    sync::{
+        atomic::ordering::{
+            Relaxed,
+            Release, //
+        },
+        Arc, //
+    },
+    time::msecs_to_jiffies,
+    workqueue::WorkItem, //
+};
+
+/// How long a reset may take until others are not kept waiting any longer.
+const RESET_TIMEOUT_MS: u32 = 10_000;
+/// How often the watchdog looks.
+const WATCHDOG_MS: u32 = 1_000;
+
+/// What is to happen when a device has been reset.
+pub(crate) trait OnReset: Send + Sync {
+    /// Called once, when the device is known not to access memory any more, and the commands that
+    /// it knew have been finished. May sleep.
+    fn reset(&self);
+}
+
+impl Control {
+    /// Gives the device up.
+    ///
+    /// May be called in any context, any number of times.
+    pub(crate) fn lose(self: &Arc<Self>, why: &CStr) {
+        let mut inner = self.inner.lock();
+        if inner.state != State::Running {
+            return;
+        }
+        dev_err!(self.vdev, "device lost: {}\n", why);
+        self.lose_locked(&mut inner);
+        drop(inner);
+        self.wait.wake_all();
+    }
+
+    pub(super) fn lose_locked(self: &Arc<Self>, inner: &mut Inner) {
+        inner.state = State::Lost;
+        self.lost.store(true, Release);
+        let mut backlog = List::new();
+        core::mem::swap(&mut backlog, &mut inner.backlog);
+        inner.held.push_all_back(&mut backlog);
+        let _ = self.reset_workqueue.enqueue::<Arc<Self>, 2>(self.clone());
+        let delay = msecs_to_jiffies(RESET_TIMEOUT_MS);
+        let _ = self
+            .reset_workqueue
+            .enqueue_delayed::<Arc<Self>, 3>(self.clone(), delay);
+    }
+
+    /// Lets nobody wait for the device any longer: it is being removed.
+    pub(crate) fn retire(self: &Arc<Self>) {
+        let mut inner = self.inner.lock();
+        if inner.state == State::Running {
+            self.lose_locked(&mut inner);
+        }
+        drop(inner);
+        self.wait.wake_all();
+    }
+
+    /// Ends all use of the device: on return it has been reset, all
+    /// commands are finished, the queues are gone, and no work runs.
+    pub(crate) fn stop(self: &Arc<Self>) {
+        self.retire();
+        self.reset_workqueue.flush();
+        cancel_delayed_sync::<Self, 3>(self);
+        cancel_delayed_sync::<Self, 4>(self);
+        self.workqueue.flush();
+        let queues = {
+            let mut inner = self.inner.lock();
+            (inner.queue.take(), inner.cursor.take())
+        };
+        drop(queues);
+    }
+
+    /// Gives up on a command that the device never answered, and never will: whoever waits for it
+    /// does so no longer.
+    pub(super) fn abort(command: &Command) {
+        command.shared.verdict.store(ABORTED, Release);
+        let fence = command.shared.fence.lock().take();
+        if let Some(fence) = fence {
+            fence.signal(Err(ENODEV));
+        }
+    }
+
+    /// Has the watchdog look after the command in place `index`, which must be answered within
+    /// `limit_ms`.
+    pub(super) fn watch(self: &Arc<Self>, inner: &mut Inner, index: usize, limit_ms: u32) {
+        if let Some(command) = &inner.in_flight[index] {
+            let deadline = self.now() + i64::from(limit_ms);
+            command.shared.deadline.store(deadline, Relaxed);
+        }
+        self.arm_watchdog(inner);
+    }
+
+    pub(super) fn arm_watchdog(self: &Arc<Self>, inner: &mut Inner) {
+        if !inner.watching {
+            inner.watching = true;
+            let delay = msecs_to_jiffies(WATCHDOG_MS);
+            let _ = self
+                .reset_workqueue
+                .enqueue_delayed::<Arc<Self>, 4>(self.clone(), delay);
+        }
+    }
+
+    /// The context is being destroyed: its jobs must end now.
+    pub(crate) fn bound_jobs(self: &Arc<Self>, context_id: u32) {
+        let mut inner = self.inner.lock();
+        for index in 0..inner.in_flight.len() {
+            let unbound = inner.in_flight[index].as_ref().is_some_and(|command| {
+                command.shared.job_of == context_id && command.shared.deadline.load(Relaxed) == 0
+            });
+            if unbound {
+                self.watch(&mut inner, index, self.timeouts.answer_ms);
+            }
+        }
+    }
+}
+
+/// Resets a lost device, and finishes what it held.
+impl WorkItem<2> for Control {
+    type Pointer = Arc<Self>;
+
+    fn run(this: Arc<Self>) {
+        this.vdev.reset();
+        this.vdev.synchronize_callbacks();
+
+        let mut unanswered = List::new();
+        let places = {
+            let mut inner = this.inner.lock();
+            inner.state = State::Reset;
+            while let Some(mut command) =
+                inner.queue.as_mut().and_then(|queue| queue.detach_unused())
+            {
+                this.return_slots(&mut inner, Message::owned(&mut command));
+                unanswered.push_back(command);
+            }
+            unanswered.push_all_back(&mut inner.held);
+            inner.in_flight.len()
+        };
+
+        // All fences before anything that may wait for others.
+        let mut aborted = List::new();
+        {
+            let _section = Signalling::begin();
+            while let Some(command) = unanswered.pop_front() {
+                Self::abort(&command);
+                aborted.push_back(command);
+            }
+        }
+        this.wait.wake_all();
+        for index in 0..places {
+            let command = this.inner.lock().in_flight[index].take();
+            drop(command);
+        }
+
+        // Commands that were answered before come first.
+        this.workqueue.flush();
+        while let Some(mut command) = aborted.pop_front() {
+            Self::finish(&mut command);
+        }
+        this.on_reset.reset();
+        this.wait.wake_all();
+    }
+}
+
+/// Lets others go on although the device has not returned from its reset.
+impl WorkItem<3> for Control {
+    type Pointer = Arc<Self>;
+
+    fn run(this: Arc<Self>) {
+        let ring_size = {
+            let inner = this.inner.lock();
+            if inner.state != State::Lost {
+                return;
+            }
+            inner.ring_size
+        };
+        dev_err!(
+            this.vdev,
+            "the device does not return from its reset; its memory is not released\n"
+        );
+        for index in 0..ring_size {
+            let command = this.inner.lock().in_flight[index].clone();
+            if let Some(command) = command {
+                let fence = command.shared.fence.lock().take();
+                if let Some(fence) = fence {
+                    fence.signal(Err(ENODEV));
+                }
+            }
+        }
+    }
+}
+
+/// Notices a device that answers nothing.
+impl WorkItem<4> for Control {
+    type Pointer = Arc<Self>;
+
+    fn run(this: Arc<Self>) {
+        let silent = {
+            let mut inner = this.inner.lock();
+            if inner.state != State::Running {
+                return;
+            }
+            // In case there was no memory for it, and no answer came since.
+            this.send_backlog(&mut inner);
+
+            let now = this.now();
+            let mut watched = !inner.backlog.is_empty();
+            let mut silent = false;
+            let jobs = inner
+                .in_flight
+                .iter()
+                .flatten()
+                .any(|command| command.shared.job_of != 0);
+            for command in inner.in_flight.iter().flatten() {
+                let shared = &command.shared;
+                if jobs && shared.after_jobs.load(Relaxed) {
+                    // The jobs have deadlines of their own, or none.
+                    let deadline = now + i64::from(this.timeouts.answer_ms);
+                    shared.deadline.store(deadline, Relaxed);
+                }
+                let deadline = shared.deadline.load(Relaxed);
+                watched |= deadline != 0;
+                silent |= deadline != 0 && deadline < now;
+            }
+            inner.watching = false;
+            if watched && !silent {
+                this.arm_watchdog(&mut inner);
+            }
+            silent
+        };
+        if silent {
+            this.lose(c"it did not answer a command in time");
+        }
+    }
+}

@@ -1,0 +1,484 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The control queue: requests, answers, fences, and the end of a device.
+//!
+//! # Ways of a command
+//!
+//! A command is a [`Message`], owned in turn by who makes it, by the virtqueue, by the interrupt
+//! handler, and by a worker that runs its [`Finish`] and frees it. Fences are signalled in the
+//! interrupt; everything that may sleep or free memory of others is the worker's.
+//!
+//! # Room in the ring
+//!
+//! A sender takes a [`Credit`] for the most descriptors that its command can take before it takes
+//! any lock, so that adding to the ring cannot fail for lack of room. One file gets a quarter of
+//! the ring at most. [`TEARDOWN_RESERVE`] descriptors are kept for commands that take something
+//! away; such a command never waits, it is put into a backlog if need be.
+//!
+//! # The end of a device
+//!
+//! A device that breaks the protocol, does not answer in time, or is removed is *lost*: waiters
+//! return, no more commands are sent, and a worker resets it. Only when the reset has returned is
+//! the device known not to write, and only then are the fences signalled with an error, the
+//! commands finished as aborted, and what they hold released. A device that does not return from
+//! its reset for [`loss::RESET_TIMEOUT_MS`] gets its fences signalled nevertheless, so that others
+//! can go on; its memory then stays, and so does the module: removal waits for the reset.
+//!
+//! # Files
+//!
+//! - [`command`]: what a command is;
+//! - [`credit`]: room in the ring;
+//! - here: the ring;
+//! - [`answers`]: what the device says;
+//! - [`loss`]: the end of a device.
+
+mod answers;
+mod command;
+mod credit;
+mod loss;
+
+pub(crate) use self::{
+    command::{
+        Answer,
+        Command,
+        Expect,
+        Finish,
+        Request, //
+    },
+    credit::{
+        Credit,
+        Share, //
+    },
+    loss::OnReset,
+};
+
+use self::command::{
+    Owned,
+    Shared,
+    ABORTED,
+    PENDING, //
+};
+use crate::{
+    kapi::{
+        sync::{
+            WaitQueue,
+            Workqueue, //
+        },
+        virtio::{
+            self,
+            queue,
+            Message,
+            Queue, //
+        },
+    },
+    protocol::virtio_gpu::FLAG_FENCE,
+};
+use kernel::{
+    device, impl_has_delayed_work, impl_has_work,
+    list::{
+        List,
+        ListArc, //
+    },
+    new_delayed_work, new_spinlock_irq, new_work,
+    prelude::*,
+    sync::{
+        aref::ARef,
+        atomic::{
+            ordering::{
+                Acquire,
+                Relaxed, //
+            },
+            AtomicFlag,
+        },
+        Arc,
+        SpinLockIrq, //
+    },
+    time::{
+        Instant,
+        Monotonic, //
+    },
+    workqueue::{
+        DelayedWork,
+        Work, //
+    },
+};
+use zerocopy::IntoBytes;
+
+/// Descriptors kept for commands that take something away.
+const TEARDOWN_RESERVE: usize = 16;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    /// Commands can be sent.
+    Running,
+    /// The device may still write to memory, but is not trusted any more.
+    Lost,
+    /// The device has been reset.
+    Reset,
+}
+
+struct Inner {
+    state: State,
+    /// `None` before the start and after the removal.
+    queue: Option<Queue<Control, Shared, Owned>>,
+    /// Never used, but the device counts on it.
+    cursor: Option<Queue<Control, Shared, Owned>>,
+    /// Descriptors for ordinary commands.
+    free: usize,
+    /// Descriptors for commands that take something away.
+    reserve: usize,
+    /// Descriptors in the ring.
+    ring_size: usize,
+    next_fence: u64,
+    /// The commands in the ring; as many places as the ring has descriptors.
+    in_flight: KVec<Option<Arc<Command>>>,
+    /// Commands that take something away, waiting for descriptors.
+    backlog: List<Command>,
+    /// Commands that must not be finished before the reset.
+    held: List<Command>,
+    /// The watchdog is pending or running.
+    watching: bool,
+}
+
+/// How long a device may take.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Timeouts {
+    /// To answer a command that is not a job, in milliseconds. Waits are bounded by it, too.
+    pub(crate) answer_ms: u32,
+    /// To end a job, in milliseconds; 0 for no limit.
+    pub(crate) job_ms: u32,
+}
+
+/// The control queue of a device.
+#[pin_data]
+pub(crate) struct Control {
+    vdev: ARef<virtio::Device>,
+    timeouts: Timeouts,
+    epoch: Instant<Monotonic>,
+    on_reset: Arc<dyn OnReset>,
+    lost: AtomicFlag,
+    /// Protects the ring and the counts. Taken in the interrupt; the innermost lock but for
+    /// [`Shared::fence`] and `done`.
+    #[pin]
+    inner: SpinLockIrq<Inner>,
+    /// Protects the list of commands that wait for their [`Finish`].
+    #[pin]
+    done: SpinLockIrq<List<Command>>,
+    /// Waiters for credits and answers.
+    #[pin]
+    wait: WaitQueue,
+    workqueue: Workqueue,
+    reset_workqueue: Workqueue,
+    #[pin]
+    finish_work: Work<Control, 1>,
+    #[pin]
+    reset_work: Work<Control, 2>,
+    #[pin]
+    reset_overdue: DelayedWork<Control, 3>,
+    #[pin]
+    watchdog: DelayedWork<Control, 4>,
+}
+
+impl_has_work! {
+    impl HasWork<Self, 1> for Control { self.finish_work }
+    impl HasWork<Self, 2> for Control { self.reset_work }
+}
+impl_has_delayed_work! {
+    impl HasDelayedWork<Self, 3> for Control { self.reset_overdue }
+    impl HasDelayedWork<Self, 4> for Control { self.watchdog }
+}
+
+impl Control {
+    /// A control queue without ring; [`Control::start`] sets it up.
+    ///
+    /// When the device has been reset, `on_reset` is called.
+    ///
+    /// # Errors
+    ///
+    /// [`ENOMEM`].
+    pub(crate) fn new(
+        vdev: &virtio::Device<device::Core<'_>>,
+        timeouts: Timeouts,
+        on_reset: Arc<dyn OnReset>,
+    ) -> Result<Arc<Self>> {
+        let workqueue = Workqueue::new(c"virtgpu-control")?;
+        let reset_workqueue = Workqueue::new(c"virtgpu-reset")?;
+        Arc::pin_init(
+            try_pin_init!(Self {
+                vdev: vdev.into(),
+                timeouts,
+                epoch: Instant::now(),
+                on_reset,
+                lost: AtomicFlag::new(false),
+                inner <- new_spinlock_irq!(Inner {
+                    state: State::Running,
+                    queue: None,
+                    cursor: None,
+                    free: 0,
+                    reserve: 0,
+                    ring_size: 0,
+                    next_fence: 1,
+                    in_flight: KVec::new(),
+                    backlog: List::new(),
+                    held: List::new(),
+                    watching: false,
+                }, "Control::inner"),
+                done <- new_spinlock_irq!(List::new(), "Control::done"),
+                wait <- WaitQueue::new(),
+                workqueue,
+                reset_workqueue,
+                finish_work <- new_work!("Control::finish_work"),
+                reset_work <- new_work!("Control::reset_work"),
+                reset_overdue <- new_delayed_work!("Control::reset_overdue"),
+                watchdog <- new_delayed_work!("Control::watchdog"),
+            }),
+            GFP_KERNEL,
+        )
+    }
+
+    /// Finds the queues of the device, which is being probed, and makes it ready.
+    ///
+    /// # Errors
+    ///
+    /// Those of the transport, [`ENOMEM`], and [`EINVAL`] if the ring is too small.
+    pub(crate) fn start(self: &Arc<Self>, vdev: &virtio::Device<device::Core<'_>>) -> Result {
+        let [queue, cursor] = queue::find_queues(vdev, self.clone(), [c"control", c"cursor"])?;
+        let ring_size = queue.size();
+        if ring_size < 2 * TEARDOWN_RESERVE {
+            return Err(EINVAL);
+        }
+        let mut in_flight = KVec::with_capacity(ring_size, GFP_KERNEL)?;
+        for _ in 0..ring_size {
+            in_flight.push(None, GFP_KERNEL)?;
+        }
+        {
+            let mut inner = self.inner.lock();
+            inner.queue = Some(queue);
+            inner.cursor = Some(cursor);
+            inner.in_flight = in_flight;
+            inner.ring_size = ring_size;
+            inner.free = ring_size - TEARDOWN_RESERVE;
+            inner.reserve = TEARDOWN_RESERVE;
+        }
+        vdev.ready();
+        Ok(())
+    }
+
+    /// The most descriptors that one command may take: a file's part of the ring.
+    pub(crate) fn max_descriptors(&self) -> usize {
+        self.inner.lock().ring_size / 4
+    }
+
+    /// Whether the device is lost.
+    pub(crate) fn is_lost(&self) -> bool {
+        self.lost.load(Acquire)
+    }
+
+    /// Fails if the device is lost.
+    ///
+    /// # Errors
+    ///
+    /// [`ENODEV`].
+    pub(crate) fn check(&self) -> Result {
+        if self.is_lost() {
+            return Err(ENODEV);
+        }
+        Ok(())
+    }
+
+    /// Puts a command into the ring; [`Control::kick`] tells the device. Does not sleep.
+    ///
+    /// Its fence, if it has one, gets its number here, so that numbers ascend in each timeline.
+    ///
+    /// # Errors
+    ///
+    /// [`ENODEV`] if the device is lost. The command then is dropped unseen by the device.
+    pub(crate) fn add(self: &Arc<Self>, command: ListArc<Command>, credit: Credit) -> Result {
+        let mut command = command;
+        let (slots, share) = credit.spend();
+        let owned = Message::owned(&mut command);
+        owned.slots = slots;
+        owned.share = Some(share);
+
+        let mut inner = self.inner.lock();
+        let outcome = self.add_locked(&mut inner, command);
+        drop(inner);
+        outcome.map_err(|(mut command, e)| {
+            self.return_slots(&mut self.inner.lock(), Message::owned(&mut command));
+            self.wait.wake_all();
+            // Dropping the command may free memory of others, hence not under the lock.
+            drop(command);
+            e
+        })
+    }
+
+    fn add_locked(
+        self: &Arc<Self>,
+        inner: &mut Inner,
+        mut command: ListArc<Command>,
+    ) -> Result<(), (ListArc<Command>, Error)> {
+        if inner.state != State::Running || inner.queue.is_none() {
+            return Err((command, ENODEV));
+        }
+        let Some(index) = inner.in_flight.iter().position(Option::is_none) else {
+            return Err((command, ENOSPC));
+        };
+
+        let owned = Message::owned(&mut command);
+        owned.index = index;
+        let mut header = owned.header;
+        if header.flags.get() & FLAG_FENCE != 0 {
+            header.fence_id = inner.next_fence.into();
+            Message::owned(&mut command).header = header;
+            if let Some(fence) = &mut *command.shared.fence.lock() {
+                fence.set_sequence(inner.next_fence);
+            }
+        }
+        Message::patch_request(&mut command, 0, header.as_bytes());
+
+        let reference = command.clone_arc();
+        let job_of = reference.shared.job_of;
+        let Some(queue) = inner.queue.as_mut() else {
+            return Err((command, ENODEV));
+        };
+        if let Err((command, e)) = queue.add(command) {
+            if e == ENOMEM || e == ENOSPC {
+                return Err((command, e));
+            }
+            dev_err!(self.vdev, "device lost: its ring is broken\n");
+            self.lose_locked(inner);
+            return Err((command, ENODEV));
+        }
+        inner.in_flight[index] = Some(reference);
+        if header.flags.get() & FLAG_FENCE != 0 {
+            inner.next_fence += 1;
+        }
+        let limit = if job_of == 0 {
+            self.timeouts.answer_ms
+        } else {
+            self.timeouts.job_ms
+        };
+        if limit != 0 {
+            self.watch(inner, index, limit);
+        }
+        Ok(())
+    }
+
+    /// Milliseconds since the device was found.
+    fn now(&self) -> i64 {
+        self.epoch.elapsed().as_millis()
+    }
+
+    /// Tells the device that there are new commands.
+    pub(crate) fn kick(&self) {
+        let mut inner = self.inner.lock();
+        if inner.state == State::Running {
+            if let Some(queue) = inner.queue.as_mut() {
+                queue.kick();
+            }
+        }
+    }
+
+    /// Sends a command that takes something away. Cannot fail, and does not sleep unless the
+    /// device has been reset; then the command is finished on the spot.
+    pub(crate) fn teardown(self: &Arc<Self>, command: ListArc<Command>) {
+        command.shared.after_jobs.store(true, Relaxed);
+        let mut inner = self.inner.lock();
+        match inner.state {
+            State::Running => {
+                inner.backlog.push_back(command);
+                self.send_backlog(&mut inner);
+            }
+            State::Lost => inner.held.push_back(command),
+            State::Reset => {
+                drop(inner);
+                let mut command = command;
+                Self::abort(&command);
+                Self::finish(&mut command);
+            }
+        }
+    }
+
+    fn send_backlog(self: &Arc<Self>, inner: &mut Inner) {
+        if inner.state != State::Running {
+            return;
+        }
+        let mut added = false;
+        while let Some(mut command) = inner.backlog.pop_front() {
+            let slots = command.descriptors();
+            if inner.reserve >= slots {
+                inner.reserve -= slots;
+            } else if inner.free >= slots {
+                inner.free -= slots;
+            } else {
+                inner.backlog.push_front(command);
+                break;
+            }
+            Message::owned(&mut command).slots = slots;
+            match self.add_locked(inner, command) {
+                Ok(()) => added = true,
+                Err((mut command, _)) => {
+                    // No memory to map it for the device: the next answer, or the watchdog, tries
+                    // again.
+                    self.return_slots(inner, Message::owned(&mut command));
+                    if inner.state == State::Running {
+                        inner.backlog.push_front(command);
+                        self.arm_watchdog(inner);
+                    } else {
+                        inner.held.push_back(command);
+                    }
+                    break;
+                }
+            }
+        }
+        if added && inner.state == State::Running {
+            if let Some(queue) = inner.queue.as_mut() {
+                queue.kick();
+            }
+        }
+    }
+
+    /// Waits for the answer to a command, uninterruptibly but not longer than the time-out, after
+    /// which the device is lost, unless it may be waiting for jobs.
+    ///
+    /// # Errors
+    ///
+    /// [`ENODEV`] if the device is lost, [`EBUSY`] if it may be waiting for jobs. It may still know
+    /// of everything in the command.
+    pub(crate) fn wait(self: &Arc<Self>, command: &Command) -> Result<Answer> {
+        let answered = || command.shared.verdict.load(Acquire) != PENDING;
+        if !self
+            .wait
+            .wait_timeout(|| answered() || self.is_lost(), self.timeouts.answer_ms)
+        {
+            if command.shared.after_jobs.load(Relaxed) {
+                // The watchdog goes on watching.
+                return Err(EBUSY);
+            }
+            self.lose(c"it did not answer a command in time");
+        }
+        match command.shared.verdict.load(Acquire) {
+            PENDING | ABORTED => Err(ENODEV),
+            _ => Ok(Self::answer(command)),
+        }
+    }
+
+    /// Sends a command and waits for its answer.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Control::credit`], [`Control::add`] and [`Control::wait`], and that of the
+    /// answer.
+    pub(crate) fn call(
+        self: &Arc<Self>,
+        share: &Arc<Share>,
+        command: ListArc<Command>,
+    ) -> Result<Arc<Command>> {
+        let reference = command.clone_arc();
+        let credit = self.credit(share, command.descriptors())?;
+        self.add(command, credit)?;
+        self.kick();
+        self.wait(&reference)?.to_result()?;
+        Ok(reference)
+    }
+}
