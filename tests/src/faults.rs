@@ -118,6 +118,7 @@ fn each_fault_but_the_last<T>(
     mut forgotten: impl FnMut() -> bool,
 ) -> TestResult {
     const MOST: u64 = 3000;
+    const MOST_UNTOLD: u64 = 4;
     let switch = FailNth::open()?;
     let pinned = procfs::vm_pin()?;
     let (mut failed, mut survived, mut untold) = (0, 0, 0);
@@ -137,8 +138,9 @@ fn each_fault_but_the_last<T>(
                 untold += u64::from(error == Errno::FAULT && forgotten());
             }
         }
+        // From call to call there may be a fault more or less before that copy.
         check!(
-            untold <= 1,
+            untold <= MOST_UNTOLD,
             "{what}, fault {nth}: has an effect, and yet fails"
         );
         check!(
@@ -216,8 +218,10 @@ fn get_caps(env: &Env) -> TestResult {
 fn context_init(env: &Env) -> TestResult {
     let mut device = env.open()?;
     let switch = FailNth::open()?;
-    // A failed call must leave the file usable; each success needs a new one.
+    // A failed call must leave the file usable; each success needs a new one. So does a call of
+    // which only the end failed: the DRM core copies the arguments back when the driver is done.
     let mut used = false;
+    let mut untold = 0;
     for nth in 1..3000 {
         if used {
             device = env.open()?;
@@ -231,6 +235,20 @@ fn context_init(env: &Env) -> TestResult {
                 hit,
                 "CONTEXT_INIT fails without a fault: {}",
                 errno::name(error)
+            );
+            if error == Errno::FAULT {
+                let again = device.context_init_compute(2);
+                check!(
+                    matches!(again, Ok(()) | Err(Errno::EXIST)),
+                    "CONTEXT_INIT after fault {nth}: {}",
+                    errno::describe(&again)
+                );
+                untold += u32::from(again.is_err());
+                used = true;
+            }
+            check!(
+                untold <= 4,
+                "CONTEXT_INIT, fault {nth}: has an effect, and yet fails"
             );
         }
         if !hit {
