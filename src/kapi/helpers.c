@@ -239,9 +239,24 @@ unsigned long kapi_pages_to_runs(struct page **pages, unsigned long count,
 	return used;
 }
 
-struct page *kapi_phys_to_page(phys_addr_t phys)
+/* Pages unpinned in one go: the kernel does not reschedule inside. */
+#define UNPIN_SLICE 4096UL
+
+void kapi_unpin_runs(const struct kapi_run *runs, unsigned long count, bool dirty)
 {
-	return pfn_to_page(PHYS_PFN(phys));
+	for (unsigned long i = 0; i < count; i++) {
+		struct page *page = pfn_to_page(PHYS_PFN(runs[i].addr));
+		unsigned long left = runs[i].length >> PAGE_SHIFT;
+
+		while (left) {
+			unsigned long part = min(left, UNPIN_SLICE);
+
+			unpin_user_page_range_dirty_lock(page, part, dirty);
+			page = pfn_to_page(page_to_pfn(page) + part);
+			left -= part;
+		}
+		cond_resched();
+	}
 }
 
 unsigned long kapi_rlimit_memlock(void)
@@ -335,12 +350,7 @@ long kapi_memfd_pin_range(struct file *file, loff_t start, loff_t end,
 		if (length > PAGE_SIZE &&
 		    folio_add_pins(folios[i], (length >> PAGE_SHIFT) - 1)) {
 			unpin_folios(folios + i, pinned - i);
-			while (i-- > 0) {
-				struct page *page = kapi_phys_to_page(runs[i].addr);
-				unsigned long count = runs[i].length >> PAGE_SHIFT;
-
-				unpin_user_page_range_dirty_lock(page, count, false);
-			}
+			kapi_unpin_runs(runs, i, false);
 			return -ENOMEM;
 		}
 	}

@@ -113,7 +113,11 @@ struct kapi_run {
  */
 unsigned long kapi_pages_to_runs(struct page **pages, unsigned long count,
 				 struct kapi_run *runs);
-struct page *kapi_phys_to_page(phys_addr_t phys);
+/*
+ * Gives up one pin on every page of @count runs, and marks the pages dirty with
+ * @dirty. May sleep.
+ */
+void kapi_unpin_runs(const struct kapi_run *runs, unsigned long count, bool dirty);
 unsigned long kapi_rlimit_memlock(void);
 void kapi_cond_resched(void);
 /* totalram_pages(), in bytes */

@@ -58,23 +58,28 @@ pub(super) fn create(
         return Err(ENOMEM);
     }
     let lifetime = Lifetime::new(gpu)?;
-    let mapping = Mapping::new(gpu, lifetime.id(), true, None)?;
+    // Physical addresses need no upkeep.
+    let mapping = match gpu.mapper {
+        Some(_) => Some(Mapping::new(gpu, lifetime.id(), true, None)?),
+        None => None,
+    };
     let object = Object::new_shmem(
         dev,
         size,
         Resource {
             lifetime,
             params,
-            mapping: Some(mapping),
+            mapping,
             kind: Kind::Guest,
             entries: Atomic::new(0),
         },
     )?;
 
     let mut entries = Entries::new(gpu, 0);
-    if let Some(mapping) = &object.mapping {
-        object.for_each_run(|phys, len| mapping.push(phys, len, &mut entries))?;
-    }
+    object.for_each_run(|phys, len| match &object.mapping {
+        Some(mapping) => mapping.push(phys, len, &mut entries),
+        None => entries.push(phys, len),
+    })?;
     let (entries, count) = entries.finish()?;
     object.entries.store(count, Relaxed);
     let create = create_command(context, object.id(), &params, entries, count)?;

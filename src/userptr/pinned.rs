@@ -75,11 +75,6 @@ impl Pinned {
     pub(crate) fn runs(&self) -> &[Run] {
         self.pins.runs()
     }
-
-    /// Pages that are pinned.
-    fn pages(&self) -> usize {
-        self.pins.pages()
-    }
 }
 
 /// Registers memory and has the host confirm it; returns the object, without handle.
@@ -111,7 +106,7 @@ pub(crate) fn register(
     control.check()?;
     let pinned = Pinned::new(params)?;
     let lifetime = Lifetime::new(gpu)?;
-    let (pages, runs) = (pinned.pages(), pinned.runs().len());
+    let (pages, runs) = (params.len >> PAGE_SHIFT, pinned.runs().len());
     let mapping = Mapping::new(gpu, lifetime.id(), params.write, Some(pinned))?;
     let mut entries = Entries::new(gpu, runs);
     mapping.push_pinned(&mut entries)?;

@@ -22,9 +22,6 @@ use kernel::{
 /// Pages pinned by one call: what fits a page of pointers.
 const BATCH: usize = PAGE_SIZE / size_of::<*mut bindings::page>();
 
-/// Bytes unpinned in one go: the kernel does not reschedule inside.
-const UNPIN_SLICE: usize = 16 << 20;
-
 /// A stretch of physical memory; the layout is that of `struct kapi_run`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
@@ -44,7 +41,6 @@ pub(crate) struct Run {
 /// Every page of every run carries a pin of this (`FOLL_PIN`), once for each time it appears.
 pub(crate) struct Pins {
     runs: KVVec<Run>,
-    pages: usize,
     write: bool,
 }
 
@@ -68,7 +64,6 @@ impl Pins {
         // INVARIANT: There are no runs.
         Self {
             runs: KVVec::new(),
-            pages: 0,
             write,
         }
     }
@@ -213,59 +208,35 @@ impl Pins {
         Ok(this)
     }
 
-    /// Adds runs whose pages are pinned; unpins those that cannot be remembered.
+    /// Adds runs whose pages are pinned; unpins them if they cannot be remembered. Only the first may
+    /// become one with the last of before; the pieces of one call are merged as its source does.
     fn take(&mut self, runs: &[Run]) -> Result {
         // INVARIANT: The pages of the new runs are pinned.
-        for (i, &run) in runs.iter().enumerate() {
-            match self.runs.last_mut() {
-                Some(last) if last.phys + last.len == run.phys => last.len += run.len,
-                _ => {
-                    if let Err(e) = self.runs.push(run, GFP_KERNEL_ACCOUNT) {
-                        for run in &runs[i..] {
-                            Self::unpin(run.phys, run.len, false);
-                        }
-                        return Err(e.into());
-                    }
-                }
+        let rest = match (self.runs.last_mut(), runs.split_first()) {
+            (Some(last), Some((first, rest))) if last.phys + last.len == first.phys => {
+                last.len += first.len;
+                rest
             }
-            self.pages += (run.len >> PAGE_SHIFT) as usize;
+            _ => runs,
+        };
+        if let Err(e) = self.runs.extend_from_slice(rest, GFP_KERNEL_ACCOUNT) {
+            // SAFETY: The caller gives up the pins of these pages, where one may sleep.
+            unsafe { bindings::kapi_unpin_runs(rest.as_ptr().cast(), rest.len(), false) };
+            return Err(e.into());
         }
         Ok(())
-    }
-
-    fn unpin(phys: u64, len: u64, dirty: bool) {
-        for done in (0..len).step_by(UNPIN_SLICE) {
-            let part = (len - done).min(UNPIN_SLICE as u64);
-            // SAFETY: The caller gives up the pins of these pages, which are contiguous, where one
-            // may sleep.
-            unsafe {
-                bindings::unpin_user_page_range_dirty_lock(
-                    bindings::kapi_phys_to_page(phys + done),
-                    (part >> PAGE_SHIFT) as c_ulong,
-                    dirty,
-                );
-                bindings::kapi_cond_resched();
-            }
-        }
     }
 
     /// The memory, in the order of the addresses; neighbours that touch are one run.
     pub(crate) fn runs(&self) -> &[Run] {
         &self.runs
     }
-
-    /// Number of pages.
-    pub(crate) fn pages(&self) -> usize {
-        self.pages
-    }
 }
 
 impl Drop for Pins {
     fn drop(&mut self) {
-        for run in &self.runs {
-            // By the type invariant the pages are pinned. Nobody says which of them the device
-            // wrote.
-            Self::unpin(run.phys, run.len, self.write);
-        }
+        // SAFETY: By the type invariant the pages are pinned; pins are dropped where one may sleep.
+        // All pages are dirty, as nobody says which of them the device wrote.
+        unsafe { bindings::kapi_unpin_runs(self.runs.as_ptr().cast(), self.runs.len(), self.write) }
     }
 }
