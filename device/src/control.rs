@@ -294,6 +294,11 @@ impl Device {
         let (request, _) = parse::<wire::ResourceCommand>(bytes)?;
         let (ctx, resource) = (request.hdr.ctx_id.get(), request.resource_id.get());
         let mut state = self.lock();
+        state.context(ctx).ok_or(response::ERR_INVALID_CONTEXT_ID)?;
+        // UNREF detaches a resource from everything, and may still be waiting to do so.
+        state
+            .resource(resource)
+            .ok_or(response::ERR_INVALID_RESOURCE_ID)?;
         let context = state.context(ctx).ok_or(response::ERR_INVALID_CONTEXT_ID)?;
         if !context.attached.remove(&resource) {
             return Err(response::ERR_INVALID_RESOURCE_ID);

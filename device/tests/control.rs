@@ -475,6 +475,23 @@ fn attach_while_a_detach_waits() {
 }
 
 #[test]
+fn detach_while_unref_waits() {
+    let mut vm = Vm::new(options());
+    vm.context(1);
+    vm.blob(1, 1, &[(FREE, 4096)]);
+    let request = vm.submit(1, Some(0), &[spin(1, 0, 5, 10_000_000)]);
+    let job = vm.post(&request);
+    let unref = vm.post(&resource_command(command::RESOURCE_UNREF, 0, 1));
+    let detach = resource_command(command::CTX_DETACH_RESOURCE, 1, 1);
+    assert_eq!(vm.kind(&detach), response::ERR_INVALID_RESOURCE_ID);
+    assert!(vm.is_quiet(unref));
+    vm.memory.write_obj(5u64, GuestAddress(FREE)).unwrap();
+    assert_eq!(kind(&vm.wait(job)), response::OK_NODATA);
+    assert_eq!(kind(&vm.wait(unref)), response::OK_NODATA);
+    vm.end(false);
+}
+
+#[test]
 fn a_context_id_is_reused_at_once() {
     let mut vm = Vm::new(options());
     for _ in 0..20 {
