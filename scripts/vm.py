@@ -406,6 +406,8 @@ def main():
     scan = subprocess.run([PROJECT + "/scripts/scan-log.sh", f"{run}/console.log"],
                           stdout=subprocess.PIPE, text=True)
     result["scan"] = scan.stdout.splitlines()
+    if scan.returncode and not result["scan"]:
+        result["errors"].append("the kernel log could not be scanned")
     if device:
         result["errors"] += check_events(run)
     # One of the ways to misbehave is to exit.
@@ -417,6 +419,8 @@ def main():
         result["errors"].append(f"killed after {timeout} s")
     elif not result["marker"]:
         result["errors"].append("the guest did not print its completion marker")
+    elif qemu.returncode:
+        result["errors"].append(f"QEMU ended with status {qemu.returncode}, see qemu.log")
     if result["rmmod"] == "failed":
         result["errors"].append("the module could not be unloaded")
     result["ok"] = bool(result["marker"] and result["rc"] == 0 and not result["errors"] and not result["scan"])
