@@ -5,6 +5,7 @@
 //! - [`virtio_gpu`]: the control queue's structures, as in Linux's
 //!   `include/uapi/linux/virtio_gpu.h`;
 //! - [`virtio_gpu_2d`]: its display commands, for the device only;
+//! - [`mirror`]: the extension by which a device follows the guest's page tables;
 //! - [`compute`]: the command stream of the reference device's compute context;
 //! - [`uapi`]: the ioctl structures, as in Linux's `include/uapi/drm/virtgpu_drm.h` and in
 //!   `uapi/drm/virtgpu_userptr_drm.h` of this project;
@@ -16,6 +17,7 @@
 #![cfg_attr(not(any(test, MODULE)), no_std)]
 
 pub mod compute;
+pub mod mirror;
 pub mod runs;
 pub mod uapi;
 pub mod virtio_gpu;

@@ -364,6 +364,39 @@ pub mod bo_state {
     pub const LOST: u32 = 3;
 }
 
+/// Type of the DRM event that [`USERPTR_EVENT`] asks for.
+pub const EVENT_USERPTR: u32 = 0x9000_1000;
+
+/// Why memory is gone, [`UserptrEvent::reason`].
+pub mod event_reason {
+    /// The process has unmapped it; the registration lives on.
+    pub const UNMAP: u32 = 1;
+    /// The process has given up its address space.
+    pub const MM_GONE: u32 = 2;
+    /// The device has lost it.
+    pub const LOST: u32 = 3;
+}
+
+/// `drm_virtgpu_userptr_event`.
+#[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct UserptrEvent {
+    /// `drm_event::type`: [`EVENT_USERPTR`].
+    pub kind: u32,
+    /// `drm_event::length`: bytes of the whole.
+    pub length: u32,
+    /// GEM handle of the registration.
+    pub bo_handle: u32,
+    /// An [`event_reason`].
+    pub reason: u32,
+    /// Guest-virtual address of what is gone.
+    pub addr: u64,
+    /// Bytes of what is gone.
+    pub size: u64,
+    /// `UserptrRegister::cookie`.
+    pub cookie: u64,
+}
+
 /// `drm_virtgpu_userptr_register`.
 #[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
@@ -451,6 +484,7 @@ const _: () = {
     assert!(size_of::<GetCaps>() == 24);
     assert!(size_of::<ResourceCreateBlob>() == 72);
     assert!(size_of::<ContextInit>() == 16);
+    assert!(size_of::<UserptrEvent>() == 40);
     assert!(size_of::<UserptrRegister>() == 72);
     assert!(size_of::<BoQuery>() == 88);
     assert!(size_of::<UserptrPrefetch>() == 32);
