@@ -38,6 +38,7 @@ mod blob;
 pub mod compute;
 mod device;
 pub mod drm;
+mod event;
 mod exec;
 pub mod ioctl;
 mod memory;
@@ -46,6 +47,7 @@ mod userptr;
 
 pub use blob::{Blob, BlobMap, BlobOptions};
 pub use device::{render_nodes, Device, Version, DRIVER_NAME};
+pub use event::Event;
 pub use exec::Exec;
 pub use memory::{page_size, Bytes, Mapping, Memfd, Memory};
 pub use sync::{SyncFile, SyncStatus, Syncobj};

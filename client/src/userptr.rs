@@ -42,6 +42,16 @@ impl RegisterOptions {
         self.flag(uapi::USERPTR_RDONLY)
     }
 
+    /// Mirrored: jobs use only what was prefetched and is still mapped.
+    pub const fn sparse(self) -> Self {
+        self.flag(uapi::USERPTR_SPARSE)
+    }
+
+    /// Mirrored: a [`crate::Event`] with `cookie` in it tells when memory is gone.
+    pub const fn events(self, cookie: u64) -> Self {
+        self.flag(uapi::USERPTR_EVENT).cookie(cookie)
+    }
+
     /// Sets further `uapi::USERPTR_*`.
     pub const fn flag(self, flag: u32) -> Self {
         Self {
