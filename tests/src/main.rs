@@ -19,6 +19,7 @@ mod handles;
 mod hostile;
 mod ktap;
 mod life;
+mod mirrored;
 mod read_only;
 mod remove;
 mod support;
@@ -52,7 +53,11 @@ const FAMILIES: &[&Family] = &[
 
 /// All of them.
 fn families() -> impl Iterator<Item = &'static Family> {
-    FAMILIES.iter().copied().chain(hostile::FAMILIES)
+    FAMILIES
+        .iter()
+        .copied()
+        .chain(mirrored::FAMILIES)
+        .chain(hostile::FAMILIES)
 }
 
 fn main() -> ExitCode {

@@ -9,6 +9,7 @@ pub(crate) mod gpu;
 pub(crate) mod job;
 pub(crate) mod leak;
 pub(crate) mod memory;
+pub(crate) mod place;
 pub(crate) mod procfs;
 pub(crate) mod raw;
 pub(crate) mod swap;

@@ -94,3 +94,28 @@ pub(crate) fn reserve_hugepages(count: u64) -> TestResult<bool> {
     }
     Ok(read("free_hugepages")? >= count)
 }
+
+/// Bytes that field `name` (in kB) has for the mapping that `address` is in, in /proc/self/smaps.
+pub(crate) fn smaps(address: u64, name: &str) -> TestResult<u64> {
+    let text = fs::read_to_string("/proc/self/smaps")?;
+    let mut inside = false;
+    for line in text.lines() {
+        let range = line.split(' ').next().and_then(|word| {
+            let (start, end) = word.split_once('-')?;
+            let parse = |text| u64::from_str_radix(text, 16).ok();
+            Some((parse(start)?, parse(end)?))
+        });
+        match range {
+            Some((start, end)) => inside = (start..end).contains(&address),
+            None if inside => {
+                if let Some(kilobytes) = field(line, name) {
+                    return Ok(kilobytes * 1024);
+                }
+            }
+            None => {}
+        }
+    }
+    Err(Outcome::Fail(format!(
+        "/proc/self/smaps has no {name} for {address:#x}"
+    )))
+}

@@ -1,0 +1,14 @@
+// SPDX-License-Identifier: MIT OR GPL-2.0-only
+
+//! Mirrored user memory: the device follows the page tables of this process. Whatever the kernel
+//! does with a page, both sides see the same bytes, and the device was told before the page went.
+
+mod basic;
+mod events;
+mod mm_unmap;
+mod support;
+
+use crate::ktap::Family;
+
+/// Those for a well-behaved device.
+pub(crate) const FAMILIES: &[Family] = &[basic::FAMILY, events::FAMILY, mm_unmap::FAMILY];

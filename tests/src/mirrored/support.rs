@@ -1,0 +1,416 @@
+// SPDX-License-Identifier: MIT OR GPL-2.0-only
+
+//! The device as the kernel's hmm-tests have it: READ, WRITE, COPY and CSUM of mirrored memory, and
+//! counters that show that the device was told when pages went away.
+
+use std::time::Duration;
+
+use virtgpu_client::protocol::uapi::{self, BoQuery};
+use virtgpu_client::{
+    compute, Blob, BlobMap, BlobOptions, Bytes, Device, Errno, Event, Exec, Memory,
+    RegisterOptions, Registration, SyncFile,
+};
+
+use crate::ktap::{Case, Driver, Family, Kernel, Outcome, TestResult};
+use crate::support::errno::name;
+use crate::support::place::{Pages, Place};
+use crate::support::{job, Env, Random, PAGE};
+use crate::{check, check_eq, skip};
+
+/// A family of mirrored memory on a well-behaved device.
+pub(crate) const fn family(name: &'static str, cases: &'static [Case]) -> Family {
+    Family {
+        name,
+        kernel: Kernel::Any,
+        driver: Driver::Ours,
+        device: "",
+        leak_check: true,
+        cases,
+    }
+}
+
+/// Readable and writable, all of it at every job.
+pub(crate) const WHOLE: RegisterOptions = RegisterOptions::mirrored();
+/// Only what was prefetched.
+pub(crate) const SPARSE: RegisterOptions = RegisterOptions::mirrored().sparse();
+/// The device may only read.
+pub(crate) const READ_ONLY: RegisterOptions = RegisterOptions::mirrored().read_only();
+
+/// Opens the device with a context of 4 rings, if it can mirror memory.
+pub(crate) fn open(env: &Env) -> TestResult<Device> {
+    let device = env.compute()?;
+    if device.userptr_modes()? & uapi::USERPTR_MODE_MIRRORED == 0 {
+        skip!("the device does not mirror user memory");
+    }
+    Ok(device)
+}
+
+/// Runs `test` on memory of `length` bytes of each kind of pages, on a file of its own each time.
+pub(crate) fn on_each_kind(
+    env: &Env,
+    length: usize,
+    test: fn(&Device, &Place) -> TestResult,
+) -> TestResult {
+    let mut tested = 0;
+    for pages in Pages::ALL {
+        let device = open(env)?;
+        let result = Place::new(pages, length).and_then(|place| test(&device, &place));
+        match result {
+            Ok(()) => tested += 1,
+            Err(Outcome::Skip(reason)) => println!("    # {pages:?} pages: not tested, {reason}"),
+            Err(Outcome::Fail(reason)) => {
+                return Err(Outcome::Fail(format!("{pages:?} pages: {reason}")))
+            }
+        }
+    }
+    if tested == 0 {
+        skip!("no kind of pages could be tested");
+    }
+    Ok(())
+}
+
+/// How a job ended.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum End {
+    /// Well.
+    Done,
+    /// EXECBUFFER refused it.
+    Refused(Errno),
+    /// It was queued, and its fence carries an error.
+    Failed(Errno),
+}
+
+/// What runs through the staging buffer at a time.
+const STAGING: usize = 16 * PAGE;
+
+/// Mirrored memory, and a device that uses it.
+pub(crate) struct Mirror<'a> {
+    pub(crate) device: &'a Device,
+    pub(crate) userptr: Registration<'a, &'a Place>,
+    place: &'a Place,
+    /// Where in `place` the registration starts.
+    offset: usize,
+    length: usize,
+    staging: Blob<'a>,
+    staged: BlobMap,
+}
+
+impl<'a> Mirror<'a> {
+    /// Registers all of `place`.
+    pub(crate) fn new(device: &'a Device, place: &'a Place) -> TestResult<Self> {
+        Self::with(device, place, WHOLE)
+    }
+
+    /// The same with options.
+    pub(crate) fn with(
+        device: &'a Device,
+        place: &'a Place,
+        options: RegisterOptions,
+    ) -> TestResult<Self> {
+        Self::part(device, place, 0, place.len(), options)
+    }
+
+    /// Registers a part of `place`.
+    pub(crate) fn part(
+        device: &'a Device,
+        place: &'a Place,
+        offset: usize,
+        length: usize,
+        options: RegisterOptions,
+    ) -> TestResult<Self> {
+        let userptr = device.register_range(place, offset, length, options)?;
+        let staging = device.create_blob(&BlobOptions::guest(STAGING as u64))?;
+        let staged = staging.map()?;
+        Ok(Self {
+            device,
+            userptr,
+            place,
+            offset,
+            length,
+            staging,
+            staged,
+        })
+    }
+
+    /// State and counters.
+    pub(crate) fn count(&self) -> TestResult<BoQuery> {
+        Ok(self.userptr.query()?)
+    }
+
+    /// Queues a job that uses the memory.
+    pub(crate) fn submit(&self, stream: &compute::Stream) -> Result<SyncFile, Errno> {
+        self.submit_on(0, stream)
+    }
+
+    /// The same on a ring.
+    pub(crate) fn submit_on(&self, ring: u32, stream: &compute::Stream) -> Result<SyncFile, Errno> {
+        Exec::new(stream.as_bytes())
+            .ring(ring)
+            .buffers(&[self.userptr.handle(), self.staging.handle()])
+            .submit_with_fence(self.device)
+    }
+
+    /// Runs a job to its end, whatever that is.
+    pub(crate) fn end(&self, stream: &compute::Stream) -> TestResult<End> {
+        let fence = match self.submit(stream) {
+            Ok(fence) => fence,
+            Err(error) => return Ok(End::Refused(error)),
+        };
+        match fence.wait(Some(job::LIMIT)) {
+            Ok(()) => Ok(End::Done),
+            Err(Errno::TIMEDOUT) => Err(Outcome::Fail("a job does not end".into())),
+            Err(error) => Ok(End::Failed(error)),
+        }
+    }
+
+    fn run(&self, what: &str, stream: &compute::Stream) -> TestResult {
+        match self.end(stream)? {
+            End::Done => Ok(()),
+            End::Refused(error) => Err(Outcome::Fail(format!(
+                "{what}: EXECBUFFER: {}",
+                name(error)
+            ))),
+            End::Failed(error) => Err(Outcome::Fail(format!("{what}: the job: {}", name(error)))),
+        }
+    }
+
+    /// A job that reads all of the memory.
+    pub(crate) fn reading(&self) -> compute::Stream {
+        let mut stream = compute::Stream::new();
+        stream.crc32c(self.staging.at(0), self.userptr.at(0), self.length as u64);
+        stream
+    }
+
+    /// A job that writes a word.
+    pub(crate) fn writing(&self, offset: usize, value: u64) -> compute::Stream {
+        let mut stream = compute::Stream::new();
+        stream.fill(self.userptr.at(offset as u64), 8, value);
+        stream
+    }
+
+    /// A job that does not touch the memory, but lists it.
+    pub(crate) fn idle(&self) -> compute::Stream {
+        let mut stream = compute::Stream::new();
+        stream.delay(1);
+        stream
+    }
+
+    /// READ.
+    pub(crate) fn read(&self, offset: usize, length: usize) -> TestResult<Vec<u8>> {
+        let mut bytes = Vec::with_capacity(length);
+        while bytes.len() < length {
+            let at = offset + bytes.len();
+            let part = STAGING.min(length - bytes.len());
+            let mut stream = compute::Stream::new();
+            stream.copy(self.staging.at(0), self.userptr.at(at as u64), part as u64);
+            self.run(&format!("reading {part} bytes at {at:#x}"), &stream)?;
+            bytes.extend(self.staged.to_vec(0, part));
+        }
+        Ok(bytes)
+    }
+
+    /// WRITE.
+    pub(crate) fn write(&self, offset: usize, bytes: &[u8]) -> TestResult {
+        for (index, part) in bytes.chunks(STAGING).enumerate() {
+            let at = offset + index * STAGING;
+            self.staged.write(0, part);
+            let mut stream = compute::Stream::new();
+            stream.copy(
+                self.userptr.at(at as u64),
+                self.staging.at(0),
+                part.len() as u64,
+            );
+            self.run(&format!("writing {} bytes at {at:#x}", part.len()), &stream)?;
+        }
+        Ok(())
+    }
+
+    /// COPY within the memory.
+    pub(crate) fn copy(&self, to: usize, from: usize, length: usize) -> TestResult {
+        let mut stream = compute::Stream::new();
+        stream.copy(
+            self.userptr.at(to as u64),
+            self.userptr.at(from as u64),
+            length as u64,
+        );
+        self.run("copying", &stream)
+    }
+
+    /// CSUM: the device's CRC32C.
+    pub(crate) fn csum(&self, offset: usize, length: usize) -> TestResult<u32> {
+        let mut stream = compute::Stream::new();
+        stream.crc32c(
+            self.staging.at(0),
+            self.userptr.at(offset as u64),
+            length as u64,
+        );
+        self.run(
+            &format!("checksum of {length} bytes at {offset:#x}"),
+            &stream,
+        )?;
+        Ok(self.staged.read_u32(0))
+    }
+
+    /// The u64 at `offset`, as the device sees it.
+    pub(crate) fn peek(&self, offset: usize) -> TestResult<u64> {
+        let mut stream = compute::Stream::new();
+        stream.copy(self.staging.at(0), self.userptr.at(offset as u64), 8);
+        self.run(&format!("reading at {offset:#x}"), &stream)?;
+        Ok(self.staged.read_u64(0))
+    }
+
+    /// The device writes a u64.
+    pub(crate) fn poke(&self, offset: usize, value: u64) -> TestResult {
+        self.run(
+            &format!("writing at {offset:#x}"),
+            &self.writing(offset, value),
+        )
+    }
+
+    /// The device writes `value` everywhere.
+    pub(crate) fn fill(&self, value: u64) -> TestResult {
+        let mut stream = compute::Stream::new();
+        stream.fill(self.userptr.at(0), self.length as u64, value);
+        self.run("filling", &stream)
+    }
+
+    /// Makes a part usable by later jobs, all of it.
+    pub(crate) fn prefetch(&self, offset: usize, length: usize) -> TestResult {
+        let done = self.userptr.prefetch(offset as u64, length as u64)?;
+        check_eq!(done, length as u64, "bytes prefetched at {offset:#x}");
+        Ok(())
+    }
+
+    /// Both sides see the same bytes everywhere.
+    pub(crate) fn agrees(&self, what: &str) -> TestResult {
+        self.agrees_at(what, 0, self.length)
+    }
+
+    /// Both sides see the same bytes in a part.
+    pub(crate) fn agrees_at(&self, what: &str, offset: usize, length: usize) -> TestResult {
+        let ours = compute::crc32c(0, &self.place.to_vec(self.offset + offset, length));
+        check_eq!(
+            self.csum(offset, length)?,
+            ours,
+            "{what}: CRC32C of {length} bytes at {offset:#x}, the device's and ours"
+        );
+        Ok(())
+    }
+
+    /// Each side sees what the other writes at `offset`.
+    pub(crate) fn coherent(&self, what: &str, offset: usize) -> TestResult {
+        let salt = (self.offset + offset) as u64;
+        self.place.write_u64(self.offset + offset, salt ^ 0x51);
+        check_eq!(
+            self.peek(offset)?,
+            salt ^ 0x51,
+            "{what}: the device's view of our write at {offset:#x}"
+        );
+        self.poke(offset, salt ^ 0x152)?;
+        check_eq!(
+            self.place.read_u64(self.offset + offset),
+            salt ^ 0x152,
+            "{what}: our view of the device's write at {offset:#x}"
+        );
+        Ok(())
+    }
+
+    /// [`Self::coherent`] at the first page, the last page and one in the middle.
+    pub(crate) fn coherent_all_over(&self, what: &str) -> TestResult {
+        for offset in [0, (self.length / 2) & !(PAGE - 1), self.length - PAGE] {
+            self.coherent(what, offset)?;
+        }
+        Ok(())
+    }
+
+    /// A job that reads the memory is refused with `error`, and one that only lists it, too.
+    pub(crate) fn refused(&self, what: &str, error: Errno) -> TestResult {
+        for stream in [self.reading(), self.idle()] {
+            check_eq!(self.end(&stream)?, End::Refused(error), "{what}: a job");
+        }
+        Ok(())
+    }
+
+    /// A job is queued and fails alone; the context is lost by it.
+    pub(crate) fn fails(&self, what: &str, stream: &compute::Stream) -> TestResult {
+        check_eq!(self.end(stream)?, End::Failed(Errno::IO), "{what}: the job");
+        check_eq!(
+            self.end(&self.idle())?,
+            End::Refused(Errno::IO),
+            "{what}: a later job of the same context"
+        );
+        Ok(())
+    }
+
+    /// Runs `event` with all of the memory mapped by the device: the device must be told, and lose
+    /// at least `bytes` of it.
+    pub(crate) fn loses<T>(
+        &self,
+        what: &str,
+        bytes: usize,
+        event: impl FnOnce() -> TestResult<T>,
+    ) -> TestResult<T> {
+        self.run(&format!("{what}: mapping everything"), &self.idle())?;
+        let before = self.count()?;
+        let value = event()?;
+        let after = self.count()?;
+        check!(
+            after.invalidations > before.invalidations,
+            "{what}: the device was not told"
+        );
+        check!(
+            after.mapped_bytes + bytes as u64 <= before.mapped_bytes,
+            "{what}: of {} bytes mapped, {} still are",
+            before.mapped_bytes,
+            after.mapped_bytes
+        );
+        Ok(value)
+    }
+
+    /// Runs `event` with all of the memory mapped by the device, which must not lose any of it.
+    pub(crate) fn keeps<T>(
+        &self,
+        what: &str,
+        event: impl FnOnce() -> TestResult<T>,
+    ) -> TestResult<T> {
+        self.run(&format!("{what}: mapping everything"), &self.idle())?;
+        let before = self.count()?;
+        let value = event()?;
+        let after = self.count()?;
+        check_eq!(
+            (after.invalidations, after.mapped_bytes),
+            (before.invalidations, before.mapped_bytes),
+            "{what}: invalidations and bytes mapped"
+        );
+        Ok(value)
+    }
+
+    /// Writes data that depends on the seed to all of the memory, and returns it.
+    pub(crate) fn scatter(&self, seed: u64) -> Vec<u8> {
+        let data = Random(seed).bytes(self.length);
+        self.place.write(self.offset, &data);
+        data
+    }
+}
+
+/// The next event, which must be about user memory.
+pub(crate) fn next_event(device: &Device) -> TestResult<Vec<uapi::UserptrEvent>> {
+    device
+        .events(job::LIMIT)?
+        .into_iter()
+        .map(|event| match event {
+            Event::Userptr(event) => Ok(event),
+            Event::Other { kind } => Err(Outcome::Fail(format!("event of type {kind:#x}"))),
+        })
+        .collect()
+}
+
+/// Nothing can be read. Events that were due have been waited for by the caller.
+pub(crate) fn no_event(device: &Device) -> TestResult {
+    check!(
+        !device.wait_for_event(Duration::ZERO)?,
+        "an event: {:?}",
+        device.events(Duration::ZERO)
+    );
+    Ok(())
+}
