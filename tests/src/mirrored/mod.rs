@@ -5,10 +5,18 @@
 
 mod basic;
 mod events;
+mod mm_fork;
+mod mm_protect;
 mod mm_unmap;
 mod support;
 
 use crate::ktap::Family;
 
 /// Those for a well-behaved device.
-pub(crate) const FAMILIES: &[Family] = &[basic::FAMILY, events::FAMILY, mm_unmap::FAMILY];
+pub(crate) const FAMILIES: &[Family] = &[
+    basic::FAMILY,
+    events::FAMILY,
+    mm_unmap::FAMILY,
+    mm_protect::FAMILY,
+    mm_fork::FAMILY,
+];

@@ -4,7 +4,8 @@
 
 use std::fs::File;
 use std::io::{Read, Write};
-use std::os::fd::FromRawFd;
+use std::os::fd::{AsRawFd, FromRawFd};
+use std::os::unix::net::UnixStream;
 
 use crate::ktap::{reap, Outcome, TestResult};
 
@@ -75,6 +76,36 @@ impl Child {
         unsafe { libc::kill(self.pid, libc::SIGKILL) };
         reap(self.pid)?;
         Ok(())
+    }
+}
+
+/// A child that exists, but waits before it does anything.
+pub(crate) struct Held {
+    child: Child,
+    stream: UnixStream,
+}
+
+/// Starts a child that runs `body` when it is released.
+pub(crate) fn hold(body: impl FnOnce() -> TestResult) -> TestResult<Held> {
+    let (ours, theirs) = UnixStream::pair()?;
+    let child = spawn(|| {
+        // The child's duplicate of the parent's side must not keep the stream open.
+        // SAFETY: The child never uses `ours` again, and does not return to its owner.
+        unsafe { libc::close(ours.as_raw_fd()) };
+        let _ = (&theirs).read(&mut [0]);
+        body()
+    })?;
+    Ok(Held {
+        child,
+        stream: ours,
+    })
+}
+
+impl Held {
+    /// Lets it run to its end, and returns its result.
+    pub(crate) fn release(self) -> TestResult {
+        drop(self.stream);
+        self.child.join()
     }
 }
 

@@ -46,14 +46,21 @@ pub(crate) fn meminfo(name: &str) -> TestResult<u64> {
     field(&text, name).ok_or_else(|| Outcome::Fail(format!("/proc/meminfo has no {name}")))
 }
 
-/// Page frame numbers of `pages` pages from `address` on; None for pages that are not present.
-pub(crate) fn frames(address: usize, pages: usize) -> TestResult<Vec<Option<u64>>> {
+/// Entries of /proc/self/pagemap for `pages` pages from `address` on.
+pub(crate) fn pagemap(address: usize, pages: usize) -> TestResult<Vec<u64>> {
     let file = File::open("/proc/self/pagemap")?;
     let mut bytes = vec![0_u8; pages * 8];
     file.read_exact_at(&mut bytes, (address / PAGE * 8) as u64)?;
     Ok(bytes
         .chunks_exact(8)
         .map(|entry| u64::from_le_bytes(entry.try_into().expect("8 bytes")))
+        .collect())
+}
+
+/// Page frame numbers of `pages` pages from `address` on; None for pages that are not present.
+pub(crate) fn frames(address: usize, pages: usize) -> TestResult<Vec<Option<u64>>> {
+    Ok(pagemap(address, pages)?
+        .into_iter()
         .map(|entry| (entry >> 63 == 1).then_some(entry & ((1 << 55) - 1)))
         .collect())
 }
