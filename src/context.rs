@@ -30,12 +30,20 @@ use crate::{
         Request,
         Share, //
     },
+    userptr::mirrored::NotifierLock, //
 };
 use kernel::{
     list::ListArc,
     new_mutex,
     prelude::*,
     sync::{
+        atomic::{
+            ordering::{
+                Acquire,
+                Release, //
+            },
+            AtomicFlag, //
+        },
         Arc,
         Mutex, //
     },
@@ -88,6 +96,8 @@ pub(crate) struct Context {
     rings: u32,
     /// Its capability set is AMD's.
     amd: bool,
+    /// A job touched what it may not, or took too long: the host takes no more.
+    lost: AtomicFlag,
     /// Destroys it; made with it, so that closing a file needs no memory. Protects only itself;
     /// taken once.
     destroy: Pin<KBox<Mutex<Option<ListArc<Command>>>>>,
@@ -129,6 +139,7 @@ impl Context {
             timelines: allocate_timelines(1 + params.rings),
             rings: params.rings,
             amd: params.capset_id == capsets::AMD_ID && gpu.capsets.is_amd(),
+            lost: AtomicFlag::new(false),
             destroy,
         })
     }
@@ -143,9 +154,37 @@ impl Context {
         }
     }
 
+    /// The device.
+    pub(crate) fn gpu(&self) -> &Arc<Gpu> {
+        &self.gpu
+    }
+
     /// The id on the wire.
     pub(crate) fn id(&self) -> u32 {
         self.id
+    }
+
+    /// Gives the context up: its jobs keep others waiting. May be called where memory is reclaimed.
+    pub(crate) fn lose(&self) {
+        self.set_lost();
+        self.gpu.control.cancel_jobs(self.id);
+    }
+
+    /// A job of the context has touched what it may not.
+    pub(crate) fn set_lost(&self) {
+        self.lost.store(true, Release);
+    }
+
+    /// Fails if the context takes no more jobs.
+    ///
+    /// # Errors
+    ///
+    /// [`EIO`].
+    pub(crate) fn check(&self) -> Result {
+        if self.lost.load(Acquire) {
+            return Err(EIO);
+        }
+        Ok(())
     }
 
     /// The timeline of jobs without ring.
@@ -204,6 +243,8 @@ pub(crate) struct FileData {
     pub(crate) gpu: Arc<Gpu>,
     /// The file's part of the control queue.
     pub(crate) share: Arc<Share>,
+    /// The lock of its memory that moves.
+    notifier_lock: Arc<NotifierLock>,
     /// Protects the making of the context; held while the host makes it.
     #[pin]
     context: Mutex<Option<Arc<Context>>>,
@@ -217,10 +258,12 @@ impl FileData {
     /// [`ENOMEM`].
     pub(crate) fn new(gpu: &Arc<Gpu>) -> Result<Pin<KBox<Self>>> {
         let share = Share::new()?;
+        let notifier_lock = NotifierLock::new()?;
         KBox::pin_init(
             try_pin_init!(Self {
                 gpu: gpu.clone(),
                 share,
+                notifier_lock,
                 context <- new_mutex!(None, "FileData::context"),
             }),
             GFP_KERNEL,
@@ -271,6 +314,11 @@ impl FileData {
         if let Some(context) = context {
             context.destroy();
         }
+    }
+
+    /// The lock of the file's memory that moves.
+    pub(crate) fn notifier_lock(&self) -> &Arc<NotifierLock> {
+        &self.notifier_lock
     }
 
     /// The context, if there is one.

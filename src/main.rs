@@ -30,13 +30,21 @@
 //! 4. `Mappings::live`, `Shared::held`, `Capsets::cache`, `RangeAllocator::lock`,
 //!    `Context::destroy`, `Bound::registration` (mutexes, one at a time; some are held across an
 //!    allocation)
-//! 5. `dma_resv` of the buffers of a job (ww mutexes; held while the job is queued, never across a
+//! 5. `Mirrored::outer` (killable mutex, one at a time; held while pages are faulted in, hence
+//!    outside `mmap_lock`, and while MAP is answered)
+//! 6. `dma_resv` of the buffers of a job (ww mutexes; held while the job is queued, never across a
 //!    wait for the device)
-//! 6. `Lifetime::inner`, `Carrier::state` (spinlocks)
-//! 7. `Control::inner` (spinlock, interrupts off)
-//! 8. `Control::done`, `Command::fence` (spinlocks, interrupts off)
+//! 7. `NotifierLock::commits` (mutex, one per file; taken by notifier callbacks, hence by memory
+//!    reclaim: nothing is allocated with reclaim, faulted in or waited for under it)
+//! 8. `Lifetime::inner`, `Carrier::state`, `MirroredRange::spare` (spinlocks)
+//! 9. `Control::inner`, `Mirror::inner` (spinlocks, interrupts off, never both)
+//! 10. `Control::done`, `Command::fence` (spinlocks, interrupts off)
 //!
-//! A credit for the ring ([`transport::control::Credit`]) is taken before any lock from 5 on.
+//! `Mirrored::outer` is taken with none of 2 to 4 held, and its end takes the notifier away with
+//! nothing held that a callback takes.
+//!
+//! Credits for the rings ([`transport::control::Credit`], [`transport::mirror::MirrorCredit`]) are
+//! taken before any lock from 6 on.
 #![crate_name = "virtgpu_userptr"]
 
 use kernel::{
@@ -77,6 +85,10 @@ module! {
             default: 0,
             description: "Milliseconds in which the device must end a job, 0 for no limit",
         },
+        job_grace_ms: u32 {
+            default: 2000,
+            description: "Milliseconds for jobs to end when memory that moves is taken away",
+        },
     },
 }
 
@@ -105,6 +117,11 @@ impl InPlaceModule for VirtgpuUserptr {
             fence_readers: FenceReaders,
         })
     }
+}
+
+/// How long jobs may keep memory that moves from being taken away, in milliseconds.
+fn job_grace_ms() -> u32 {
+    module_parameters::job_grace_ms.value()
 }
 
 /// How long the device may take, as the module's parameters say.

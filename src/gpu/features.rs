@@ -10,9 +10,15 @@ use crate::{
             F_VERSION_1, //
         },
     },
-    protocol::virtio_gpu::{
-        feature,
-        Config, //
+    protocol::{
+        mirror::{
+            self,
+            MirrorConfig, //
+        },
+        virtio_gpu::{
+            feature,
+            Config, //
+        }, //
     },
 };
 use core::mem::offset_of;
@@ -29,7 +35,15 @@ pub(super) const UNDERSTOOD: &[u32] = &[
     feature::RESOURCE_BLOB,
     feature::CONTEXT_INIT,
     feature::BLOB_ALIGNMENT,
+    mirror::feature::MIRROR,
 ];
+
+/// What the device says of its mirror queue.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct MirrorFeatures {
+    /// Most entries of a MAP.
+    pub(crate) max_entries: u32,
+}
 
 /// What the device offers and the driver uses.
 #[derive(Clone, Copy, Debug)]
@@ -46,6 +60,8 @@ pub(crate) struct Features {
     pub(crate) blob_alignment: Option<u32>,
     /// The device sees DMA addresses, not physical ones.
     pub(crate) dma: bool,
+    /// The device can follow the page tables.
+    pub(crate) mirror: Option<MirrorFeatures>,
 }
 
 /// Judges the negotiated features.
@@ -76,14 +92,35 @@ impl Features {
         } else {
             None
         };
+        let dma = vdev.has_feature(F_ACCESS_PLATFORM);
+        let mirror = if vdev.has_feature(mirror::feature::MIRROR) {
+            Self::mirror(vdev)?
+        } else {
+            None
+        };
         Ok(Self {
             virgl: vdev.has_feature(feature::VIRGL),
             blob: vdev.has_feature(feature::RESOURCE_BLOB),
             context_init: vdev.has_feature(feature::CONTEXT_INIT),
             uuid: vdev.has_feature(feature::RESOURCE_UUID),
             blob_alignment,
-            dma: vdev.has_feature(F_ACCESS_PLATFORM),
+            dma,
+            mirror: mirror.filter(|_| !dma),
         })
+    }
+
+    /// What a device with a mirror queue says of it; `None` if it is of no use to this driver.
+    fn mirror(vdev: &virtio::Device<device::Core<'_>>) -> Result<Option<MirrorFeatures>> {
+        let field = |offset| vdev.config_read32(mirror::CONFIG_OFFSET + offset);
+        let granularity = field(offset_of!(MirrorConfig, granularity));
+        let max_entries = field(offset_of!(MirrorConfig, max_entries));
+        if !granularity.is_power_of_two() || max_entries == 0 {
+            return Err(EINVAL);
+        }
+        let version = field(offset_of!(MirrorConfig, mirror_version));
+        // Pages move one by one.
+        let usable = version == mirror::VERSION && granularity as usize <= PAGE_SIZE;
+        Ok(usable.then_some(MirrorFeatures { max_entries }))
     }
 
     /// Whether the device takes blobs of `size` bytes.

@@ -23,10 +23,13 @@ use crate::{
             DeviceId, //
         },
     },
-    protocol::virtio_gpu::{
-        Config,
-        DEVICE_ID,
-        SHM_ID_HOST_VISIBLE, //
+    protocol::{
+        mirror,
+        virtio_gpu::{
+            Config,
+            DEVICE_ID,
+            SHM_ID_HOST_VISIBLE, //
+        }, //
     },
     resource::mapping::Mappings,
     transport::control::{
@@ -106,7 +109,7 @@ impl VirtioGpu {
 
         let mappings = Arc::new(Mappings::new()?, GFP_KERNEL)?;
         let control = Control::new(vdev, crate::timeouts(), mappings.clone())?;
-        control.start(vdev)?;
+        control.start(vdev, vdev.has_feature(mirror::feature::MIRROR))?;
         let mut stop = StopOnError(Some(control.clone()));
 
         let share = Share::new()?;
@@ -119,6 +122,7 @@ impl VirtioGpu {
                 share,
                 resource_ids: Arc::pin_init(Ida::new(), GFP_KERNEL)?,
                 context_ids: Arc::pin_init(Ida::new(), GFP_KERNEL)?,
+                space_ids: Arc::pin_init(Ida::new(), GFP_KERNEL)?,
                 host_visible,
                 mapper,
                 mappings,
@@ -130,11 +134,12 @@ impl VirtioGpu {
 
         dev_info!(
             vdev.as_ref(),
-            "capability sets {:#x}, blob {}, host-visible {}, context_init {}\n",
+            "capability sets {:#x}, blob {}, host-visible {}, context_init {}, mirror {}\n",
             gpu.capsets.mask(),
             features.blob,
             gpu.host_visible.is_some(),
-            features.context_init
+            features.context_init,
+            features.mirror.is_some()
         );
         stop.0 = None;
         Ok((gpu, registration))

@@ -54,6 +54,8 @@ pub(crate) struct Gpu {
     pub(crate) resource_ids: Arc<Ida>,
     /// Context ids.
     pub(crate) context_ids: Arc<Ida>,
+    /// Ids of spaces on the mirror queue.
+    pub(crate) space_ids: Arc<Ida>,
     /// The window for host blobs, if the device has one.
     pub(crate) host_visible: Option<HostVisible>,
     /// Translates addresses, if the device wants that.

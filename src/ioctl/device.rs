@@ -41,12 +41,20 @@ fn parameter(gpu: &Gpu, param: u64) -> Result<u32> {
         param::SUPPORTED_CAPSET_IDS => gpu.capsets.mask() as u32,
         param::BLOB_ALIGNMENT => features.blob_alignment.ok_or(ENOENT)?,
         param::USERPTR_MODES if gpu.has_userptr() => {
-            uapi::USERPTR_MODE_PINNED | uapi::USERPTR_MODE_FD
+            let mirrored = match gpu.features.mirror {
+                Some(_) => uapi::USERPTR_MODE_MIRRORED,
+                None => 0,
+            };
+            uapi::USERPTR_MODE_PINNED | uapi::USERPTR_MODE_FD | mirrored
         }
         param::USERPTR_MODES => 0,
-        // Pinned in the lowest four bits, a memfd range in the fourth.
+        // Pinned in the lowest four bits, mirrored in the second, a memfd range in the fourth.
         param::USERPTR_MEMORY_MODELS if gpu.has_userptr() => {
-            memory_model::PERMANENT | memory_model::PERMANENT << 12
+            let mirrored = match gpu.features.mirror {
+                Some(_) => memory_model::DYNAMIC << 4,
+                None => 0,
+            };
+            memory_model::PERMANENT | mirrored | memory_model::PERMANENT << 12
         }
         param::USERPTR_MEMORY_MODELS => 0,
         _ => return Err(EINVAL),

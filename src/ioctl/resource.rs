@@ -245,7 +245,10 @@ impl Ioctl<GpuDriver> for BoQuery {
             Kind::Userptr(userptr) => (
                 userptr.addr,
                 userptr.flags,
-                if object.mapping.as_ref().is_some_and(Mapping::is_live) {
+                if userptr.as_mirrored().is_some() {
+                    // Nothing is held.
+                    0
+                } else if object.mapping.as_ref().is_some_and(Mapping::is_live) {
                     (userptr.pages as u64) << PAGE_SHIFT
                 } else {
                     0
@@ -268,6 +271,17 @@ impl Ioctl<GpuDriver> for BoQuery {
             entries: object.entries.load(Relaxed),
             ..Default::default()
         };
+        if let Some(mirrored) = object.userptr().and_then(|u| u.as_mirrored()) {
+            let range = mirrored.range();
+            let counters = &range.counters;
+            args.memory_model = memory_model::DYNAMIC;
+            args.mapped_bytes = range.mapped_bytes();
+            args.entries = counters.entries.load(Relaxed);
+            args.maps = counters.maps.load(Relaxed);
+            args.invalidations = counters.invalidations.load(Relaxed);
+            args.retries = counters.retries.load(Relaxed);
+            args.faults = counters.faults.load(Relaxed);
+        }
         Ok(())
     }
 }

@@ -16,12 +16,16 @@ use crate::{
         nr, //
     },
     userptr::{
+        mirrored,
         params::Params,
         pinned, //
     },
 };
 use kernel::{
-    page::PAGE_SIZE,
+    page::{
+        PAGE_SHIFT,
+        PAGE_SIZE, //
+    },
     prelude::*,
     sync::aref::ARef, //
 };
@@ -29,7 +33,18 @@ use kernel::{
 /// Registers memory and makes the one handle for it.
 pub(super) fn register(dev: &Device, file: &File, params: &Params) -> Result<(u32, ARef<Object>)> {
     let context = file.ensure_context()?;
-    let object = pinned::register(dev, file, context.as_deref(), params)?;
+    let object = if params.mirrored {
+        // Only jobs use what moves.
+        let context = context.as_ref().ok_or(EOPNOTSUPP)?;
+        mirrored::register(dev, file, context, params)?
+    } else {
+        pinned::register(dev, file, context.as_deref(), params)?
+    };
+    if let Some(mirrored) = object.userptr().and_then(|u| u.as_mirrored()) {
+        if params.prefault {
+            mirrored.prefetch(0, params.len >> PAGE_SHIFT).1?;
+        }
+    }
     let handle = object.create_handle(file)?;
     Ok((handle, object))
 }
@@ -52,7 +67,11 @@ impl Ioctl<GpuDriver> for UserptrRegister {
         let (handle, object) = register(dev, file, &params)?;
         args.bo_handle = handle;
         args.res_handle = object.id();
-        args.memory_model = memory_model::PERMANENT;
+        args.memory_model = if params.mirrored {
+            memory_model::DYNAMIC
+        } else {
+            memory_model::PERMANENT
+        };
         Ok(())
     }
 }
@@ -69,7 +88,8 @@ impl Ioctl<GpuDriver> for UserptrPrefetch {
 
     fn call(_dev: &Device, file: &File, args: &mut Self::Args) -> Result {
         let object = Object::lookup(file, args.bo_handle)?;
-        if object.userptr().is_none() || args.flags != 0 {
+        let userptr = object.userptr().ok_or(EINVAL)?;
+        if args.flags != 0 {
             return Err(EINVAL);
         }
         let end = args.offset.checked_add(args.length).ok_or(EINVAL)?;
@@ -78,8 +98,15 @@ impl Ioctl<GpuDriver> for UserptrPrefetch {
             return Err(EINVAL);
         }
         file.gpu.control.check()?;
-        // Pinned memory was made reachable by its registration.
-        args.done = args.length;
-        Ok(())
+        let Some(mirrored) = userptr.as_mirrored() else {
+            // Pinned memory was made reachable by its registration.
+            args.done = args.length;
+            return Ok(());
+        };
+        let first = usize::try_from(args.offset)? >> PAGE_SHIFT;
+        let pages = usize::try_from(args.length)? >> PAGE_SHIFT;
+        let (done, outcome) = mirrored.prefetch(first, pages);
+        args.done = (done as u64) << PAGE_SHIFT;
+        outcome
     }
 }

@@ -13,10 +13,15 @@
 #include <linux/dma-mapping.h>
 #include <linux/fcntl.h>
 #include <linux/fs.h>
+#include <linux/hmm.h>
 #include <linux/hugetlb.h>
 #include <linux/idr.h>
+#include <linux/magic.h>
 #include <linux/mm.h>
+#include <linux/mmu_notifier.h>
+#include <linux/mutex.h>
 #include <linux/scatterlist.h>
+#include <linux/sched/mm.h>
 #include <linux/sched/signal.h>
 #include <linux/shmem_fs.h>
 #include <linux/uaccess.h>
@@ -114,6 +119,21 @@ long kapi_wait_event_killable_timeout(struct wait_queue_head *head,
 				      unsigned long timeout)
 {
 	return wait_event_killable_timeout(*head, condition(data), timeout);
+}
+
+int kapi_mutex_lock_killable(struct mutex *lock)
+{
+	return mutex_lock_killable(lock);
+}
+
+void kapi_fs_reclaim_acquire(void)
+{
+	fs_reclaim_acquire(GFP_KERNEL);
+}
+
+void kapi_fs_reclaim_release(void)
+{
+	fs_reclaim_release(GFP_KERNEL);
 }
 
 void kapi_ida_init(struct ida *ida)
@@ -356,6 +376,96 @@ long kapi_memfd_pin_range(struct file *file, loff_t start, loff_t end,
 	}
 	*done = at - start;
 	return pinned;
+}
+
+bool kapi_mmu_range_blockable(const struct mmu_notifier_range *range)
+{
+	return mmu_notifier_range_blockable(range);
+}
+
+void kapi_mmu_interval_set_seq(struct mmu_interval_notifier *notifier,
+			       unsigned long seq)
+{
+	mmu_interval_set_seq(notifier, seq);
+}
+
+bool kapi_mmu_interval_read_retry(struct mmu_interval_notifier *notifier,
+				  unsigned long seq)
+{
+	return mmu_interval_read_retry(notifier, seq);
+}
+
+u64 kapi_hmm_pfn_to_phys(unsigned long pfn)
+{
+	return hmm_pfn_to_phys(pfn);
+}
+
+/*
+ * HMM would find the pages of memfd_secret(), which are in no kernel mapping.
+ * What is mapped after a lookup cannot become secret without a notification.
+ */
+static bool has_secret(struct mm_struct *mm, unsigned long start,
+		       unsigned long end)
+{
+	struct vm_area_struct *vma;
+	struct vma_iterator vmi;
+	bool found = false;
+
+	vma_iter_init(&vmi, mm, start);
+	mmap_read_lock(mm);
+	for_each_vma_range(vmi, vma, end) {
+		if (vma->vm_file &&
+		    file_inode(vma->vm_file)->i_sb->s_magic == SECRETMEM_MAGIC)
+			found = true;
+	}
+	mmap_read_unlock(mm);
+	return found;
+}
+
+int kapi_hmm_fault(struct mmu_interval_notifier *notifier, unsigned long start,
+		   unsigned long end, unsigned long *pfns, bool write,
+		   unsigned long timeout, unsigned long *seq)
+{
+	struct hmm_range range = {
+		.notifier = notifier,
+		.start = start,
+		.end = end,
+		.hmm_pfns = pfns,
+		.default_flags = HMM_PFN_REQ_FAULT |
+				 (write ? HMM_PFN_REQ_WRITE : 0),
+	};
+	int err = hmm_range_fault_unlocked_timeout(&range, timeout);
+
+	*seq = range.notifier_seq;
+	if (!err && has_secret(notifier->mm, start, end))
+		err = -EFAULT;
+	return err;
+}
+
+bool kapi_current_has_vma(unsigned long start, unsigned long end)
+{
+	struct mm_struct *mm = current->mm;
+	bool found;
+
+	mmap_read_lock(mm);
+	found = find_vma_intersection(mm, start, end);
+	mmap_read_unlock(mm);
+	return found;
+}
+
+void kapi_page_mark_dirty(u64 phys)
+{
+	folio_mark_dirty(page_folio(pfn_to_page(PHYS_PFN(phys))));
+}
+
+void kapi_page_hold(u64 phys)
+{
+	folio_get(page_folio(pfn_to_page(PHYS_PFN(phys))));
+}
+
+void kapi_page_let_go(u64 phys)
+{
+	folio_put(page_folio(pfn_to_page(PHYS_PFN(phys))));
 }
 
 u64 kapi_dma_map_phys(struct device *dev, phys_addr_t phys, size_t size,

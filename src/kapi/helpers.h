@@ -64,6 +64,14 @@ long kapi_wait_event_killable_timeout(struct wait_queue_head *head,
 				      bool (*condition)(void *data), void *data,
 				      unsigned long timeout);
 
+/* linux/mutex.h */
+struct mutex;
+int kapi_mutex_lock_killable(struct mutex *lock);
+
+/* linux/sched/mm.h */
+void kapi_fs_reclaim_acquire(void);
+void kapi_fs_reclaim_release(void);
+
 /* linux/idr.h */
 struct ida;
 void kapi_ida_init(struct ida *ida);
@@ -144,6 +152,33 @@ void kapi_mm_uncharge_pinned(struct mm_struct *mm, u64 pages);
 long kapi_memfd_pin_range(struct file *file, loff_t start, loff_t end,
 			  struct folio **folios, unsigned int max_folios,
 			  struct kapi_run *runs, loff_t *done);
+
+/* linux/mmu_notifier.h */
+struct mmu_interval_notifier;
+struct mmu_notifier_range;
+bool kapi_mmu_range_blockable(const struct mmu_notifier_range *range);
+void kapi_mmu_interval_set_seq(struct mmu_interval_notifier *notifier,
+			       unsigned long seq);
+bool kapi_mmu_interval_read_retry(struct mmu_interval_notifier *notifier,
+				  unsigned long seq);
+
+/* linux/hmm.h */
+u64 kapi_hmm_pfn_to_phys(unsigned long pfn);
+/*
+ * hmm_range_fault_unlocked_timeout() on addresses [@start, @end), all of which
+ * must be there, for writing with @write. @timeout is in jiffies. On success
+ * @seq is for mmu_interval_read_retry(). Memory of memfd_secret() is -EFAULT.
+ */
+int kapi_hmm_fault(struct mmu_interval_notifier *notifier, unsigned long start,
+		   unsigned long end, unsigned long *pfns, bool write,
+		   unsigned long timeout, unsigned long *seq);
+
+/* Something is mapped in [@start, @end) of the current process. */
+bool kapi_current_has_vma(unsigned long start, unsigned long end);
+/* folio_mark_dirty(), folio_get() and folio_put() for the page at @phys. */
+void kapi_page_mark_dirty(u64 phys);
+void kapi_page_hold(u64 phys);
+void kapi_page_let_go(u64 phys);
 
 /* linux/dma-mapping.h */
 u64 kapi_dma_map_phys(struct device *dev, phys_addr_t phys, size_t size,

@@ -4,6 +4,7 @@
 
 use super::{
     create_command,
+    mapping::Memory,
     BlobParams,
     Entries,
     Kind,
@@ -60,7 +61,7 @@ pub(super) fn create(
     let lifetime = Lifetime::new(gpu)?;
     // Physical addresses need no upkeep.
     let mapping = match gpu.mapper {
-        Some(_) => Some(Mapping::new(gpu, lifetime.id(), true, None)?),
+        Some(_) => Some(Mapping::new(gpu, lifetime.id(), true, Memory::Kept)?),
         None => None,
     };
     let object = Object::new_shmem(

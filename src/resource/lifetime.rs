@@ -208,6 +208,10 @@ impl Lifetime {
     /// handle may rely on it; a worker does not wait, since it may be the one that is waited for.
     /// Other objects can be released with `mmap_lock` held, so they are released later.
     pub(super) fn release(object: Owned<Resource>) {
+        // The device's access ends before the host forgets the resource.
+        if let Some(mirrored) = object.userptr().and_then(|userptr| userptr.as_mirrored()) {
+            mirrored.end();
+        }
         let this = &object.lifetime;
         let expect = match this.creation() {
             Some(Answer::Ok(_)) => Expect::Success,

@@ -12,7 +12,10 @@ use crate::{
     gpu::Gpu,
     kapi::dma::map::Mapper,
     transport::control::OnReset,
-    userptr::pinned::Pinned, //
+    userptr::{
+        mirrored::MirroredRange,
+        pinned::Pinned, //
+    }, //
 };
 use kernel::{
     new_mutex,
@@ -46,7 +49,17 @@ struct Held {
     write: bool,
     /// Address and length in bytes of each mapping.
     mapped: KVVec<(u64, usize)>,
-    pinned: Option<Pinned>,
+    memory: Memory,
+}
+
+/// What the view is of, as far as it must be given back.
+pub(crate) enum Memory {
+    /// Memory that others keep.
+    Kept,
+    /// Pinned pages.
+    Pinned(Pinned),
+    /// Pages that move.
+    Mirrored(Arc<MirroredRange>),
 }
 
 impl Drop for Held {
@@ -56,6 +69,9 @@ impl Drop for Held {
             for &(addr, len) in &self.mapped {
                 mapper.unmap(addr, len, self.write);
             }
+        }
+        if let Memory::Mirrored(range) = &self.memory {
+            range.disconnect();
         }
     }
 }
@@ -95,8 +111,7 @@ pub(crate) struct Mapping {
 }
 
 impl Mapping {
-    /// A view for resource `resource_id`, of `pinned` pages if there are any; the device may write
-    /// only with `write`.
+    /// A view of `memory` for resource `resource_id`; the device may write only with `write`.
     ///
     /// # Errors
     ///
@@ -105,13 +120,13 @@ impl Mapping {
         gpu: &Arc<Gpu>,
         resource_id: u32,
         write: bool,
-        pinned: Option<Pinned>,
+        memory: Memory,
     ) -> Result<Self> {
         let held = Held {
             mapper: gpu.mapper.clone(),
             write,
             mapped: KVVec::new(),
-            pinned,
+            memory,
         };
         let shared = Arc::new(
             Shared {
@@ -166,7 +181,10 @@ impl Mapping {
         let Some(held) = &mut *guard else {
             return Err(ENODEV);
         };
-        let runs = held.pinned.iter().flat_map(|pinned| pinned.runs());
+        let Memory::Pinned(pinned) = &held.memory else {
+            return Err(EINVAL);
+        };
+        let runs = pinned.runs();
         for run in runs {
             let addr = match &held.mapper {
                 Some(mapper) => {

@@ -2,7 +2,16 @@
 
 //! Buffers in memory of the process.
 
+use crate::{
+    driver::{
+        File,
+        Object, //
+    },
+    transport::control::Command,
+    userptr::mirrored::Mirrored, //
+};
 use kernel::{
+    list::ListArc,
     prelude::*,
     sync::atomic::{
         ordering::Full, //
@@ -19,17 +28,33 @@ pub(crate) struct Userptr {
     /// As registered.
     pub(crate) flags: u32,
     opened: AtomicFlag,
+    /// What follows the page tables, if the pages are not pinned.
+    mirrored: Option<Mirrored>,
 }
 
 impl Userptr {
-    /// A registration that has no handle yet.
+    /// A registration of pinned memory that has no handle yet.
     pub(crate) fn new(pages: usize, addr: u64, flags: u32) -> Self {
         Self {
             pages,
             addr,
             flags,
             opened: AtomicFlag::new(false),
+            mirrored: None,
         }
+    }
+
+    /// A registration of memory that moves, without handle yet.
+    pub(crate) fn mirrored(pages: usize, addr: u64, flags: u32, mirrored: Mirrored) -> Self {
+        Self {
+            mirrored: Some(mirrored),
+            ..Self::new(pages, addr, flags)
+        }
+    }
+
+    /// What follows the page tables, if the pages are not pinned.
+    pub(crate) fn as_mirrored(&self) -> Option<&Mirrored> {
+        self.mirrored.as_ref()
     }
 
     /// Takes the one handle: the memory belongs to the process that registered it, and the handle
@@ -44,4 +69,41 @@ impl Userptr {
         }
         Ok(())
     }
+}
+
+/// Has the host create the resource of `object`, and attach it to a context, and waits for both.
+///
+/// Dropping the object afterwards, whatever the outcome, tells the host to forget it, and waits
+/// until it has.
+///
+/// # Errors
+///
+/// [`ENODEV`], [`EBUSY`] if there was no room in the ring, that of the host.
+pub(crate) fn create_on_host(
+    file: &File,
+    object: &Object,
+    create: ListArc<Command>,
+    attach: Option<ListArc<Command>>,
+) -> Result {
+    let control = &file.gpu.control;
+    let created = create.clone_arc();
+    let attached = attach.as_ref().map(|attach| attach.clone_arc());
+    // One credit for both: who holds one must not wait for another.
+    let attach_slots = attach.as_ref().map_or(0, |attach| attach.descriptors());
+    let mut credit = control.credit(&file.share, create.descriptors() + attach_slots)?;
+    let attach_credit = credit.split(attach_slots)?;
+    object.lifetime.set_sent(created.clone());
+    control
+        .add(create, credit)
+        .inspect_err(|_| object.lifetime.set_not_sent())?;
+    if let Some(attach) = attach {
+        control.add(attach, attach_credit)?;
+    }
+    control.kick();
+
+    control.wait(&created)?.to_result()?;
+    if let Some(attached) = attached {
+        control.wait(&attached)?.to_result()?;
+    }
+    Ok(())
 }

@@ -5,7 +5,9 @@
 //! - [`deps`]: what a job waits for, and what it signals;
 //! - here: from the arguments to the ring.
 //!
-//! Everything that can fail or sleep comes before the job is queued. Between that and the end of
+//! Everything that can fail or sleep comes before the job is queued. Memory that moves is made
+//! reachable without a lock, and looked at again under the lock that those who take it away need;
+//! if it has moved meanwhile, the locks are dropped and all is done again, for a second. Between that and the end of
 //! the call there is only what cannot fail: the fence goes to the buffers, the device is told, and
 //! the results to userspace.
 
@@ -34,6 +36,7 @@ use crate::{
         },
         virtio_gpu::{
             command,
+            response,
             Header,
             Submit3d, //
         },
@@ -42,6 +45,11 @@ use crate::{
         Answer,
         Finish,
         Request, //
+    },
+    userptr::mirrored::{
+        Commits,
+        Deadline,
+        Mirrored, //
     },
 };
 use kernel::{
@@ -63,13 +71,19 @@ const MAX_COMMAND_PIECES: usize = 16;
 
 /// What a job holds until the host is done with it.
 struct Job {
-    _context: Arc<Context>,
+    context: Arc<Context>,
     _buffers: KVVec<ARef<Object>>,
 }
 
 impl Finish for Job {
-    // Whether it failed is what its fence says.
-    fn finish(&mut self, _answer: &Answer) {}
+    fn finish(&mut self, answer: &Answer) {
+        // That it failed is what its fence says. With a mirror queue, this error says besides that
+        // it touched what it may not, and that the host takes no more jobs of the context.
+        let mirror = self.context.gpu().features.mirror.is_some();
+        if mirror && *answer == Answer::Error(response::ERR_UNSPEC) {
+            self.context.set_lost();
+        }
+    }
 }
 
 /// EXECBUFFER.
@@ -78,8 +92,9 @@ impl Finish for Job {
 ///
 /// [`EINVAL`] for arguments that make no sense, [`ENOENT`] for a handle that does not exist,
 /// [`EALREADY`](kernel::error::code) for one that is listed twice, [`EFAULT`], [`ENOMEM`],
-/// [`ENODEV`], [`EBUSY`], [`ERESTARTSYS`]. That the host refuses or fails the job shows in its
-/// fence, as -EIO.
+/// [`ENODEV`], [`EBUSY`], [`ERESTARTSYS`], [`EIO`] if the context is lost; for memory that moves, what
+/// [`Mirrored::make_ready`] says. That the host refuses or fails the job shows in its fence, as
+/// -EIO.
 pub(crate) fn submit(file: &File, args: &mut ExecBuffer) -> Result {
     let gpu = &file.gpu;
     let known = uapi::EXECBUF_FENCE_FD_IN | uapi::EXECBUF_FENCE_FD_OUT | uapi::EXECBUF_RING_IDX;
@@ -126,26 +141,42 @@ pub(crate) fn submit(file: &File, args: &mut ExecBuffer) -> Result {
     let locked = clone_list(&buffers)?;
     request.finish = Some(KBox::new(
         Job {
-            _context: context,
+            context: context.clone(),
             _buffers: buffers,
         },
         GFP_KERNEL,
     )?);
     let job = request.build()?;
 
+    let moves = locked.iter().any(|object| mirrored(object).is_some());
+    let deadline = Deadline::new();
+    make_ready(&locked, deadline)?;
     let credit = gpu.control.credit(&file.share, job.descriptors())?;
-    let reservation = if locked.is_empty() {
-        None
-    } else {
-        Some(Reservation::lock(&locked)?)
-    };
-
-    gpu.control.add(job, credit)?;
-    if let Some(reservation) = &reservation {
-        reservation.add_writer(&published);
+    loop {
+        let reservation = if locked.is_empty() {
+            None
+        } else {
+            Some(Reservation::lock(&locked)?)
+        };
+        let commits = moves.then(|| file.notifier_lock().commits.lock());
+        if commits
+            .as_ref()
+            .is_none_or(|commits| is_ready(&locked, commits))
+        {
+            context.check()?;
+            // Between the look at the pages and the attached fence there is nothing that sleeps:
+            // a notifier callback comes before both, or after both.
+            gpu.control.add(job, credit)?;
+            if let Some(reservation) = &reservation {
+                reservation.add_writer(&published);
+            }
+            gpu.control.kick();
+            break;
+        }
+        drop(commits);
+        drop(reservation);
+        make_ready(&locked, deadline)?;
     }
-    gpu.control.kick();
-    drop(reservation);
 
     ins.reset();
     args.fence_fd = out.publish(&published, out_file).unwrap_or(args.fence_fd);
@@ -175,6 +206,25 @@ fn clone_list(buffers: &KVVec<ARef<Object>>) -> Result<KVVec<ARef<Object>>> {
         clone.push(buffer.clone(), GFP_KERNEL)?;
     }
     Ok(clone)
+}
+
+/// The registration, if the buffer is memory that moves.
+fn mirrored(object: &Object) -> Option<&Mirrored> {
+    object.userptr()?.as_mirrored()
+}
+
+/// Has all memory that moves where the device can reach it, for now.
+fn make_ready(buffers: &[ARef<Object>], deadline: Deadline) -> Result {
+    for mirrored in buffers.iter().filter_map(|object| mirrored(object)) {
+        mirrored.make_ready(deadline)?;
+    }
+    Ok(())
+}
+
+/// Whether all memory that moves is where the device can reach it.
+fn is_ready(buffers: &[ARef<Object>], commits: &Commits) -> bool {
+    let mut ranges = buffers.iter().filter_map(|object| mirrored(object));
+    ranges.all(|mirrored| mirrored.range().is_ready(commits))
 }
 
 /// A copy of the command.

@@ -3,3 +3,4 @@
 //! The virtqueues of a virtio-gpu device, one file each.
 
 pub(crate) mod control;
+pub(crate) mod mirror;

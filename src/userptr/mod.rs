@@ -3,9 +3,9 @@
 //! Registration of user memory.
 //!
 //! - [`params`]: what userspace asks for, judged;
-//! - [`pinned`]: memory that stays where it is, and the registration of it.
-//!
-//! The place for memory that moves under a notifier is here, too.
+//! - [`pinned`]: memory that stays where it is, and the registration of it;
+//! - [`mirrored`]: memory that moves, followed by the device.
 
+pub(crate) mod mirrored;
 pub(crate) mod params;
 pub(crate) mod pinned;

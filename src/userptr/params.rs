@@ -42,6 +42,12 @@ pub(crate) struct Params {
     pub(crate) blob_id: u64,
     /// Bytes that the host is told, at most `len`.
     pub(crate) wire_size: u64,
+    /// The device follows the page tables; else the pages are pinned.
+    pub(crate) mirrored: bool,
+    /// Jobs use only what was prefetched.
+    pub(crate) sparse: bool,
+    /// Make everything usable at once.
+    pub(crate) prefault: bool,
     /// As passed by userspace.
     pub(crate) flags: u32,
 }
@@ -105,7 +111,7 @@ impl Params {
             addr.checked_add(len).ok_or(EINVAL)?;
             Source::Address(addr)
         };
-        if has(uapi::USERPTR_MIRRORED) {
+        if has(uapi::USERPTR_MIRRORED) && features.mirror.is_none() {
             return Err(EOPNOTSUPP);
         }
         if let Source::Address(addr) = source {
@@ -120,6 +126,9 @@ impl Params {
             blob_mem: args.blob_mem,
             blob_id: args.blob_id,
             wire_size: args.size,
+            mirrored: has(uapi::USERPTR_MIRRORED),
+            sparse: has(uapi::USERPTR_SPARSE),
+            prefault: has(uapi::USERPTR_PREFAULT),
             flags,
         })
     }
@@ -161,6 +170,9 @@ impl Params {
             blob_mem: args.blob_mem,
             blob_id: args.blob_id,
             wire_size: args.size,
+            mirrored: false,
+            sparse: false,
+            prefault: false,
             flags: uapi::USERPTR_PINNED | if rdonly { uapi::USERPTR_RDONLY } else { 0 },
         })
     }
@@ -177,6 +189,7 @@ mod tests {
         uuid: false,
         blob_alignment: Some(65536),
         dma: false,
+        mirror: None,
     };
 
     fn good() -> UserptrRegister {

@@ -20,6 +20,7 @@ use crate::{
     },
     resource::{
         self,
+        mapping::Memory,
         userptr::Userptr,
         BlobParams,
         Entries,
@@ -90,7 +91,6 @@ pub(crate) fn register(
     params: &Params,
 ) -> Result<ARef<Object>> {
     let gpu = &file.gpu;
-    let control = &gpu.control;
     let blob = BlobParams {
         mem: params.blob_mem,
         flags: context.map_or(0, Context::userptr_wire_flags),
@@ -103,11 +103,11 @@ pub(crate) fn register(
         Source::File(..) => 0,
     };
 
-    control.check()?;
+    gpu.control.check()?;
     let pinned = Pinned::new(params)?;
     let lifetime = Lifetime::new(gpu)?;
     let (pages, runs) = (params.len >> PAGE_SHIFT, pinned.runs().len());
-    let mapping = Mapping::new(gpu, lifetime.id(), params.write, Some(pinned))?;
+    let mapping = Mapping::new(gpu, lifetime.id(), params.write, Memory::Pinned(pinned))?;
     let mut entries = Entries::new(gpu, runs);
     mapping.push_pinned(&mut entries)?;
     let (entries, count) = entries.finish()?;
@@ -129,25 +129,6 @@ pub(crate) fn register(
         },
     )?;
 
-    // From here on, dropping the object tells the host to forget it, and waits until it has.
-    let created = create.clone_arc();
-    let attached = attach.as_ref().map(|attach| attach.clone_arc());
-    // One credit for both: who holds one must not wait for another.
-    let attach_slots = attach.as_ref().map_or(0, |attach| attach.descriptors());
-    let mut credit = control.credit(&file.share, create.descriptors() + attach_slots)?;
-    let attach_credit = credit.split(attach_slots)?;
-    object.lifetime.set_sent(created.clone());
-    control
-        .add(create, credit)
-        .inspect_err(|_| object.lifetime.set_not_sent())?;
-    if let Some(attach) = attach {
-        control.add(attach, attach_credit)?;
-    }
-    control.kick();
-
-    control.wait(&created)?.to_result()?;
-    if let Some(attached) = attached {
-        control.wait(&attached)?.to_result()?;
-    }
+    resource::userptr::create_on_host(file, &object, create, attach)?;
     Ok(object)
 }

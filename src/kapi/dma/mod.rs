@@ -4,10 +4,14 @@
 
 pub(crate) mod fence;
 pub(crate) mod map;
+pub(crate) mod resv;
 pub(crate) mod sync_file;
 
-pub(crate) use self::fence::{
-    DriverFence,
-    Fence,
-    TimelineNames, //
+pub(crate) use self::{
+    fence::{
+        DriverFence,
+        Fence,
+        TimelineNames, //
+    },
+    resv::Resv, //
 };

@@ -18,7 +18,10 @@ use super::{
     },
     file::File,
 };
-use crate::kapi::bindings;
+use crate::kapi::{
+    bindings,
+    dma::Resv, //
+};
 use core::{
     marker::PhantomData,
     mem::MaybeUninit,
@@ -46,6 +49,7 @@ use kernel::{
             },
             AtomicFlag,
         },
+        Arc,
     },
     types::Opaque, //
 };
@@ -127,6 +131,8 @@ pub(crate) struct Object<O: DriverObject> {
     kind: Kind,
     /// The pages are pinned, once, until the object is released.
     pinned: AtomicFlag,
+    /// The reservation, if it is not the object's own.
+    resv: Option<Arc<Resv>>,
     dev: ARef<Device<O::Driver>>,
     data: O,
 }
@@ -239,7 +245,7 @@ impl<O: DriverObject> Object<O> {
     ///
     /// [`ENOMEM`].
     pub(crate) fn new_io(dev: &Device<O::Driver>, size: usize, data: O) -> Result<ARef<Self>> {
-        Self::new_without_memory(dev, Kind::Io, size, data)
+        Self::new_without_memory(dev, Kind::Io, size, None, data)
     }
 
     /// A private object of `size` bytes, a multiple of the page size and not 0.
@@ -248,20 +254,39 @@ impl<O: DriverObject> Object<O> {
     ///
     /// [`ENOMEM`].
     pub(crate) fn new_private(dev: &Device<O::Driver>, size: usize, data: O) -> Result<ARef<Self>> {
-        Self::new_without_memory(dev, Kind::Private, size, data)
+        Self::new_without_memory(dev, Kind::Private, size, None, data)
+    }
+
+    /// A private object whose fences are in `resv`.
+    ///
+    /// # Errors
+    ///
+    /// [`ENOMEM`].
+    pub(crate) fn new_private_with_resv(
+        dev: &Device<O::Driver>,
+        size: usize,
+        resv: Arc<Resv>,
+        data: O,
+    ) -> Result<ARef<Self>> {
+        Self::new_without_memory(dev, Kind::Private, size, Some(resv), data)
     }
 
     fn new_without_memory(
         dev: &Device<O::Driver>,
         kind: Kind,
         size: usize,
+        resv: Option<Arc<Resv>>,
         data: O,
     ) -> Result<ARef<Self>> {
         let raw = Self::allocate(dev, kind, data)?;
         // INVARIANT: The object is initialized here.
         // SAFETY: The object is zeroed, and has its functions. It gets one reference, which is
-        // ours.
+        // ours. A reservation from outside lives as long as the object, which keeps it.
         unsafe {
+            if let Some(resv) = resv {
+                (*raw.cast::<bindings::drm_gem_object>().as_ptr()).resv = resv.as_raw();
+                (&raw mut (*raw.as_ptr()).resv).write(Some(resv));
+            }
             bindings::drm_gem_private_object_init(dev.as_raw(), raw.as_ptr().cast(), size);
             Ok(ARef::from_raw(raw))
         }
@@ -277,6 +302,7 @@ impl<O: DriverObject> Object<O> {
             (&raw mut (*raw).data).write(data);
             (&raw mut (*raw).kind).write(kind);
             (&raw mut (*raw).pinned).write(AtomicFlag::new(false));
+            (&raw mut (*raw).resv).write(None);
             (&raw mut (*raw).dev).write(dev.into());
             (*raw.cast::<bindings::drm_gem_object>()).funcs = match kind {
                 Kind::Shmem => const { &Table::<O>::SHMEM },
@@ -299,6 +325,7 @@ impl<O: DriverObject> Object<O> {
         // keeps the module.
         unsafe {
             let dev = ptr::read(&raw const (*raw).dev);
+            drop(ptr::read(&raw const (*raw).resv));
             drop(KBox::from_raw(raw.cast::<MaybeUninit<Self>>()));
             drop(dev);
         }

@@ -5,6 +5,9 @@
 use crate::kapi::bindings;
 
 mod account;
+mod hmm;
+mod notifier;
+pub(crate) mod pages;
 mod pin;
 
 /// Bytes of memory in the system.
@@ -21,6 +24,19 @@ pub(crate) fn is_user_range(addr: usize, len: usize) -> bool {
 
 pub(crate) use self::{
     account::PinnedVm,
+    hmm::{
+        is_anything_mapped,
+        is_current,
+        HmmPage, //
+    },
+    notifier::{
+        Change,
+        FinishNode,
+        IntervalHandler,
+        IntervalNotifier,
+        Invalidation,
+        Start, //
+    },
     pin::{
         Pins,
         Run, //

@@ -1,13 +1,16 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Waiting with a bound, and work that memory reclaim may depend on.
+//! Waiting with a bound, locks that can be given up, and work that memory reclaim may depend on.
 
 mod delayed;
+mod killable;
+pub(crate) mod reclaim;
 mod wait_queue;
 mod workqueue;
 
 pub(crate) use self::{
     delayed::cancel_delayed_sync,
+    killable::KillableMutex,
     wait_queue::WaitQueue,
     workqueue::Workqueue, //
 };

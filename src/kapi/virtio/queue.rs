@@ -99,16 +99,38 @@ unsafe impl<H: QueueHandler, S: Send + Sync, O: Send> Send for Queue<H, S, O> {}
 // SAFETY: Through a shared reference only constants can be read.
 unsafe impl<H: QueueHandler, S: Send + Sync, O: Send> Sync for Queue<H, S, O> {}
 
+/// A virtqueue that carries nothing yet.
+///
+/// # Invariants
+///
+/// `vq` is a queue of the device in `set`, and empty.
+pub(crate) struct NewQueue<H: QueueHandler> {
+    vq: NonNull<bindings::virtqueue>,
+    set: Arc<QueueSet<H>>,
+}
+
+impl<H: QueueHandler> NewQueue<H> {
+    /// Decides what the queue carries.
+    pub(crate) fn carrying<S: Send + Sync, O: Send>(self) -> Queue<H, S, O> {
+        // INVARIANT: There are no tokens.
+        Queue {
+            vq: self.vq,
+            set: self.set,
+            _messages: PhantomData,
+        }
+    }
+}
+
 /// Sets up the first `N` queues of a device that is being probed.
 ///
 /// # Errors
 ///
 /// Those of the transport; [`ENOENT`] if the device has fewer queues.
-pub(crate) fn find_queues<H: QueueHandler, S: Send + Sync, O: Send, const N: usize>(
+pub(crate) fn find_queues<H: QueueHandler, const N: usize>(
     vdev: &Device<Core<'_>>,
     handler: Arc<H>,
     names: [&'static CStr; N],
-) -> Result<[Queue<H, S, O>; N]> {
+) -> Result<[NewQueue<H>; N]> {
     let mut infos = names.map(|name| bindings::virtqueue_info {
         name: name.as_char_ptr(),
         callback: Some(callback::<H>),
@@ -148,11 +170,10 @@ pub(crate) fn find_queues<H: QueueHandler, S: Send + Sync, O: Send, const N: usi
         return Err(ENOENT);
     }
     // INVARIANT: The queues are those of `set`, and empty.
-    Ok(vqs.map(|vq| Queue {
+    Ok(vqs.map(|vq| NewQueue {
         // The check above leaves no null pointer.
         vq: NonNull::new(vq).unwrap_or(NonNull::dangling()),
         set: set.clone(),
-        _messages: PhantomData,
     }))
 }
 

@@ -22,10 +22,13 @@ use crate::{
             QueueHandler, //
         },
     },
-    protocol::virtio_gpu::{
-        response,
-        Header,
-        FLAG_FENCE, //
+    protocol::{
+        mirror::MIRROR_QUEUE,
+        virtio_gpu::{
+            response,
+            Header,
+            FLAG_FENCE, //
+        }, //
     },
 };
 use kernel::{
@@ -159,9 +162,15 @@ fn is_answer_to(asked: &Header, got: &Header) -> bool {
 }
 
 impl QueueHandler for Control {
-    fn used(this: ArcBorrow<'_, Self>, _index: u32) {
+    fn used(this: ArcBorrow<'_, Self>, index: u32) {
         let this: Arc<Self> = this.into();
         let _section = Signalling::begin();
+        if index == u32::from(MIRROR_QUEUE) {
+            if !this.mirror.used() {
+                this.lose(c"it broke the protocol of the mirror queue");
+            }
+            return;
+        }
 
         let mut inner = this.inner.lock();
         let (mut answered, sane) = this.collect(&mut inner);

@@ -54,7 +54,13 @@ impl Control {
         dev_err!(self.vdev, "device lost: {}\n", why);
         self.lose_locked(&mut inner);
         drop(inner);
+        self.wake_all();
+    }
+
+    /// Has everybody who waits for the device look again.
+    fn wake_all(&self) {
         self.wait.wake_all();
+        self.mirror.wake();
     }
 
     pub(super) fn lose_locked(self: &Arc<Self>, inner: &mut Inner) {
@@ -77,7 +83,7 @@ impl Control {
             self.lose_locked(&mut inner);
         }
         drop(inner);
-        self.wait.wake_all();
+        self.wake_all();
     }
 
     /// Ends all use of the device: on return it has been reset, all
@@ -90,9 +96,10 @@ impl Control {
         self.workqueue.flush();
         let queues = {
             let mut inner = self.inner.lock();
-            (inner.queue.take(), inner.cursor.take())
+            (inner.queue.take(), inner.cursor.take(), inner.event.take())
         };
         drop(queues);
+        drop(self.mirror.take_queue());
     }
 
     /// Gives up on a command that the device never answered, and never will: whoever waits for it
@@ -125,6 +132,22 @@ impl Control {
         }
     }
 
+    /// The context is lost: nobody waits for its jobs any longer. The device still has them.
+    pub(crate) fn cancel_jobs(&self, context_id: u32) {
+        let _section = Signalling::begin();
+        let places = self.inner.lock().in_flight.len();
+        for index in 0..places {
+            let command = self.inner.lock().in_flight[index].clone();
+            let Some(command) = command.filter(|c| c.shared.job_of == context_id) else {
+                continue;
+            };
+            let fence = command.shared.fence.lock().take();
+            if let Some(fence) = fence {
+                fence.signal(Err(ECANCELED));
+            }
+        }
+    }
+
     /// The context is being destroyed: its jobs must end now.
     pub(crate) fn bound_jobs(self: &Arc<Self>, context_id: u32) {
         let mut inner = self.inner.lock();
@@ -146,6 +169,7 @@ impl WorkItem<2> for Control {
     fn run(this: Arc<Self>) {
         this.vdev.reset();
         this.vdev.synchronize_callbacks();
+        this.mirror.reset();
 
         let mut unanswered = List::new();
         let places = {
@@ -182,7 +206,7 @@ impl WorkItem<2> for Control {
             Self::finish(&mut command);
         }
         this.on_reset.reset();
-        this.wait.wake_all();
+        this.wake_all();
     }
 }
 

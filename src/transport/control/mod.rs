@@ -58,6 +58,7 @@ use self::command::{
     ABORTED,
     PENDING, //
 };
+use super::mirror::Mirror;
 use crate::{
     kapi::{
         sync::{
@@ -123,6 +124,8 @@ struct Inner {
     queue: Option<Queue<Control, Shared, Owned>>,
     /// Never used, but the device counts on it.
     cursor: Option<Queue<Control, Shared, Owned>>,
+    /// Without buffers: the driver needs no events yet.
+    event: Option<Queue<Control, Shared, Owned>>,
     /// Descriptors for ordinary commands.
     free: usize,
     /// Descriptors for commands that take something away.
@@ -167,6 +170,9 @@ pub(crate) struct Control {
     /// Waiters for credits and answers.
     #[pin]
     wait: WaitQueue,
+    /// The mirror queue; without ring if the device has none.
+    #[pin]
+    pub(super) mirror: Mirror,
     workqueue: Workqueue,
     reset_workqueue: Workqueue,
     #[pin]
@@ -214,6 +220,7 @@ impl Control {
                     state: State::Running,
                     queue: None,
                     cursor: None,
+                    event: None,
                     free: 0,
                     reserve: 0,
                     ring_size: 0,
@@ -225,6 +232,7 @@ impl Control {
                 }, "Control::inner"),
                 done <- new_spinlock_irq!(List::new(), "Control::done"),
                 wait <- WaitQueue::new(),
+                mirror <- Mirror::new(),
                 workqueue,
                 reset_workqueue,
                 finish_work <- new_work!("Control::finish_work"),
@@ -236,13 +244,27 @@ impl Control {
         )
     }
 
-    /// Finds the queues of the device, which is being probed, and makes it ready.
+    /// Finds the queues of the device, which is being probed, and makes it ready. With `mirror` it
+    /// has the mirror queue and the event queue.
     ///
     /// # Errors
     ///
     /// Those of the transport, [`ENOMEM`], and [`EINVAL`] if the ring is too small.
-    pub(crate) fn start(self: &Arc<Self>, vdev: &virtio::Device<device::Core<'_>>) -> Result {
-        let [queue, cursor] = queue::find_queues(vdev, self.clone(), [c"control", c"cursor"])?;
+    pub(crate) fn start(
+        self: &Arc<Self>,
+        vdev: &virtio::Device<device::Core<'_>>,
+        mirror: bool,
+    ) -> Result {
+        let (queue, cursor) = if mirror {
+            let names = [c"control", c"cursor", c"mirror", c"event"];
+            let [queue, cursor, mirror, event] = queue::find_queues(vdev, self.clone(), names)?;
+            self.mirror.start(mirror.carrying())?;
+            self.inner.lock().event = Some(event.carrying());
+            (queue.carrying(), cursor.carrying())
+        } else {
+            let [queue, cursor] = queue::find_queues(vdev, self.clone(), [c"control", c"cursor"])?;
+            (queue.carrying(), cursor.carrying())
+        };
         let ring_size = queue.size();
         if ring_size < 2 * TEARDOWN_RESERVE {
             return Err(EINVAL);
@@ -267,6 +289,11 @@ impl Control {
     /// The most descriptors that one command may take: a file's part of the ring.
     pub(crate) fn max_descriptors(&self) -> usize {
         self.inner.lock().ring_size / 4
+    }
+
+    /// How long the device may take to answer, in milliseconds.
+    pub(crate) fn answer_timeout_ms(&self) -> u32 {
+        self.timeouts.answer_ms
     }
 
     /// Whether the device is lost.

@@ -1,0 +1,294 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Notifications of changes to a range of a process's addresses.
+//!
+//! A driver that lets a device use the pages behind a range without holding them is told before
+//! the kernel takes one away, and must have ended the device's access when its callbacks return.
+//!
+//! C header: [`include/linux/mmu_notifier.h`](srctree/include/linux/mmu_notifier.h); see
+//! `Documentation/mm/hmm.rst`.
+
+use crate::kapi::bindings;
+use core::{
+    cell::UnsafeCell,
+    marker::PhantomData, //
+};
+use kernel::{
+    container_of,
+    error::to_result,
+    mm::Mm,
+    prelude::*,
+    types::Opaque, //
+};
+
+/// What happens to the pages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Change {
+    /// The addresses are unmapped.
+    Unmap,
+    /// The process gives up all its addresses.
+    Release,
+    /// Pages are replaced, taken away or protected; the addresses stay.
+    Other,
+}
+
+/// One notification.
+pub(crate) struct Invalidation<'a> {
+    raw: *const bindings::mmu_notifier_range,
+    notifier: *mut bindings::mmu_interval_notifier,
+    sequence: c_ulong,
+    /// First byte that is affected, counted from the start of the interval.
+    pub(crate) first: usize,
+    /// Last byte that is affected, inside the interval.
+    pub(crate) last: usize,
+    _lifetime: PhantomData<&'a ()>,
+}
+
+impl Invalidation<'_> {
+    /// What happens.
+    pub(crate) fn change(&self) -> Change {
+        // SAFETY: The range is valid during the callback.
+        match unsafe { (*self.raw).event } {
+            bindings::mmu_notifier_event_MMU_NOTIFY_UNMAP => Change::Unmap,
+            bindings::mmu_notifier_event_MMU_NOTIFY_RELEASE => Change::Release,
+            _ => Change::Other,
+        }
+    }
+
+    /// Whether the callback may sleep.
+    pub(crate) fn may_block(&self) -> bool {
+        // SAFETY: The range is valid during the callback.
+        unsafe { bindings::kapi_mmu_range_blockable(self.raw) }
+    }
+
+    /// Makes [`IntervalNotifier::is_stale`] true for all pages looked up before.
+    ///
+    /// Must be called in every callback that does not refuse, with the lock held under which the
+    /// driver calls `is_stale`.
+    pub(crate) fn supersede(&self) {
+        // SAFETY: The notifier is valid during the callback; the sequence is that of the callback.
+        unsafe { bindings::kapi_mmu_interval_set_seq(self.notifier, self.sequence) }
+    }
+}
+
+/// What the first pass over the affected notifiers has left to do.
+pub(crate) enum Start<P> {
+    /// Nothing: the device accesses the pages no more.
+    Done,
+    /// It would have to sleep, and may not. Nothing was changed.
+    Refused,
+    /// The second pass will do the rest.
+    Unfinished(FinishNode<P>),
+}
+
+/// The driver's side of a notifier.
+///
+/// Both functions can run at the same time on several threads, and inside each other.
+///
+/// They run in whatever holds the pages: with `mmap_lock` or a page's lock held, in memory reclaim.
+/// They must not allocate memory with direct reclaim, nor take a lock that is ever held while
+/// somebody does, nor wait interruptibly.
+pub(crate) trait IntervalHandler: Send + Sync {
+    /// What is carried from the first pass to the second.
+    type Pending: Send;
+
+    /// The first pass, over all notifiers of a range that changes.
+    ///
+    /// [`Start::Refused`] is for notifications that may not block only. With [`Start::Done`] the
+    /// device has stopped to access the pages.
+    fn start(&self, change: &Invalidation<'_>) -> Start<Self::Pending>;
+
+    /// The second pass. On return the device has stopped to access the pages. May block.
+    fn finish(&self, pending: FinishNode<Self::Pending>);
+}
+
+/// Memory for one unfinished notification, allocated ahead, since the callbacks cannot.
+pub(crate) struct FinishNode<P>(KBox<Node<P>>);
+
+#[repr(C)]
+struct Node<P> {
+    raw: Opaque<bindings::mmu_interval_notifier_finish>,
+    value: UnsafeCell<Option<P>>,
+}
+
+// SAFETY: The node is used by one thread at a time: its owner or the core.
+unsafe impl<P: Send> Send for Node<P> {}
+
+impl<P> FinishNode<P> {
+    /// Allocates a node.
+    ///
+    /// # Errors
+    ///
+    /// [`ENOMEM`].
+    pub(crate) fn new() -> Result<Self> {
+        Ok(Self(KBox::new(
+            Node {
+                raw: Opaque::uninit(),
+                value: UnsafeCell::new(None),
+            },
+            GFP_KERNEL,
+        )?))
+    }
+
+    /// Puts something into the node.
+    pub(crate) fn set(&mut self, value: P) {
+        *self.0.value.get_mut() = Some(value);
+    }
+
+    /// Takes it out again.
+    pub(crate) fn take(&mut self) -> Option<P> {
+        self.0.value.get_mut().take()
+    }
+}
+
+/// A notifier for a range of addresses, which is called for as long as this lives.
+///
+/// Dropping it waits for callbacks that are running; it must not be dropped by a callback, nor
+/// with a lock held that a callback takes.
+///
+/// # Invariants
+///
+/// `raw` was inserted, and is removed on drop.
+#[pin_data(PinnedDrop)]
+pub(crate) struct IntervalNotifier<H: IntervalHandler> {
+    #[pin]
+    raw: Opaque<bindings::mmu_interval_notifier>,
+    start: usize,
+    len: usize,
+    handler: H,
+}
+
+// SAFETY: A notifier may be used and removed by any thread.
+unsafe impl<H: IntervalHandler> Send for IntervalNotifier<H> {}
+
+// SAFETY: All functions on a shared reference may be called concurrently.
+unsafe impl<H: IntervalHandler> Sync for IntervalNotifier<H> {}
+
+struct Ops<H>(PhantomData<H>);
+
+impl<H: IntervalHandler> Ops<H> {
+    const OPS: bindings::mmu_interval_notifier_ops = bindings::mmu_interval_notifier_ops {
+        invalidate: None,
+        invalidate_start: Some(IntervalNotifier::<H>::start_callback),
+        invalidate_finish: Some(IntervalNotifier::<H>::finish_callback),
+    };
+}
+
+impl<H: IntervalHandler> IntervalNotifier<H> {
+    /// A notifier for `bytes` bytes at `addr` in the address space `mm`, which must be the current
+    /// process's. Both are multiples of the page size.
+    ///
+    /// The handler is called from the moment of the insertion, before this returns.
+    ///
+    /// # Errors
+    ///
+    /// [`ENOMEM`], [`EINTR`] on a signal, [`EOVERFLOW`] for a range that wraps or is empty.
+    pub(crate) fn new<'a>(
+        mm: &'a Mm,
+        addr: usize,
+        bytes: usize,
+        handler: H,
+    ) -> impl PinInit<Self, Error> + 'a
+    where
+        H: 'a,
+    {
+        try_pin_init!(Self {
+            start: addr,
+            len: bytes,
+            // Callbacks use these fields, so that the insertion comes last.
+            handler,
+            raw <- Opaque::try_ffi_init(|slot| {
+                // SAFETY: The slot is pinned memory, and `mm` is valid. The table is static. What
+                // the callbacks use was initialized before.
+                to_result(unsafe {
+                    bindings::mmu_interval_notifier_insert(
+                        slot,
+                        mm.as_raw(),
+                        addr,
+                        bytes,
+                        const { &Ops::<H>::OPS },
+                    )
+                })
+            }),
+        }? Error)
+    }
+
+    /// Bytes of the interval.
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
+    /// First address of the interval.
+    pub(crate) fn start(&self) -> usize {
+        self.start
+    }
+
+    pub(super) fn as_raw(&self) -> *mut bindings::mmu_interval_notifier {
+        self.raw.get()
+    }
+
+    /// The notifier around a C one.
+    ///
+    /// # Safety
+    ///
+    /// `raw` is that of an `IntervalNotifier<H>` that lives for `'a`.
+    unsafe fn from_raw<'a>(raw: *mut bindings::mmu_interval_notifier) -> &'a Self {
+        let raw: *mut Opaque<bindings::mmu_interval_notifier> = raw.cast();
+        // SAFETY: By the requirements of this function.
+        unsafe { &*container_of!(raw, Self, raw) }
+    }
+
+    extern "C" fn start_callback(
+        raw: *mut bindings::mmu_interval_notifier,
+        range: *const bindings::mmu_notifier_range,
+        sequence: c_ulong,
+        finish: *mut *mut bindings::mmu_interval_notifier_finish,
+    ) -> bool {
+        // SAFETY: The core calls with a notifier that is inserted; removing waits for callbacks.
+        let this = unsafe { Self::from_raw(raw) };
+        // SAFETY: The range is valid during the callback.
+        let (start, end) = unsafe { ((*range).start, (*range).end) };
+        // The range may be longer than the interval, on both sides.
+        let first = start.max(this.start) - this.start;
+        let last = (end - 1).min(this.start + (this.len - 1)) - this.start;
+        let change = Invalidation {
+            raw: range,
+            notifier: raw,
+            sequence,
+            first,
+            last,
+            _lifetime: PhantomData,
+        };
+        match this.handler.start(&change) {
+            Start::Done => true,
+            Start::Refused => false,
+            Start::Unfinished(node) => {
+                let node = KBox::into_raw(node.0);
+                // SAFETY: The pointer is valid for a write during the callback; the core gives the
+                // node back to `finish_callback`.
+                unsafe { *finish = (*node).raw.get() };
+                true
+            }
+        }
+    }
+
+    extern "C" fn finish_callback(finish: *mut bindings::mmu_interval_notifier_finish) {
+        // SAFETY: The core calls with a node from `start_callback`, once, with its notifier in it,
+        // which is inserted. `raw` is the first field of the node.
+        let (this, node) = unsafe {
+            (
+                Self::from_raw((*finish).notifier),
+                KBox::from_raw(finish.cast::<Node<H::Pending>>()),
+            )
+        };
+        this.handler.finish(FinishNode(node));
+    }
+}
+
+#[pinned_drop]
+impl<H: IntervalHandler> PinnedDrop for IntervalNotifier<H> {
+    fn drop(self: Pin<&mut Self>) {
+        // SAFETY: By the type invariant the notifier is inserted. After this no callback runs.
+        unsafe { bindings::mmu_interval_notifier_remove(self.raw.get()) }
+    }
+}

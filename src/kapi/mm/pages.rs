@@ -1,0 +1,41 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Pages of which only the physical address is kept.
+//!
+//! C headers: [`include/linux/mm.h`](srctree/include/linux/mm.h),
+//! [`include/linux/pagemap.h`](srctree/include/linux/pagemap.h)
+
+use crate::kapi::bindings;
+
+/// Tells the kernel that a device has written the page at physical address `phys`. Does not sleep.
+///
+/// # Safety
+///
+/// The page is one of the kernel's, and somebody keeps it from being freed: for a page that a
+/// process has mapped, a notifier callback that was called for it and has not returned, or a lock
+/// that such a callback takes before it can return.
+pub(crate) unsafe fn mark_dirty(phys: u64) {
+    // SAFETY: By the requirements of this function.
+    unsafe { bindings::kapi_page_mark_dirty(phys) }
+}
+
+/// Keeps the page at physical address `phys` from being freed or used otherwise until
+/// [`let_go`]. Does not sleep.
+///
+/// # Safety
+///
+/// As for [`mark_dirty`].
+pub(crate) unsafe fn hold(phys: u64) {
+    // SAFETY: By the requirements of this function.
+    unsafe { bindings::kapi_page_hold(phys) }
+}
+
+/// Undoes one [`hold`]. May be called in any context.
+///
+/// # Safety
+///
+/// The page was held, and is let go once.
+pub(crate) unsafe fn let_go(phys: u64) {
+    // SAFETY: By the requirements of this function.
+    unsafe { bindings::kapi_page_let_go(phys) }
+}

@@ -1,0 +1,603 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The mirror queue: what the device may reach of memory that moves.
+//!
+//! MAP and SPACE_CREATE are sent where one may wait, with room in the ring taken ahead.
+//! INVALIDATE is sent from notifier callbacks, on which memory reclaim waits: its commands are
+//! allocated with the queue, descriptors are kept for them, and an answer is taken in the
+//! interrupt. One command is one descriptor, and the used entry is the whole answer.
+//!
+//! The end of the device is the control queue's matter; see [`super::control`].
+
+use super::control::Control;
+use crate::{
+    kapi::{
+        sync::WaitQueue,
+        virtio::{
+            Chunks,
+            Message,
+            Queue, //
+        },
+    },
+    protocol::mirror::{
+        command,
+        space_kind,
+        status,
+        Header,
+        Invalidate,
+        Map,
+        MapEntry,
+        SpaceCreate,
+        SpaceDestroy,
+        MIN_QUEUE_SIZE,
+        RESERVED_DESCRIPTORS, //
+    },
+};
+use kernel::{
+    list::{
+        List,
+        ListArc, //
+    },
+    new_spinlock_irq,
+    prelude::*,
+    sync::{
+        atomic::{
+            ordering::{
+                Acquire,
+                Release, //
+            },
+            Atomic, //
+        },
+        Arc,
+        SpinLockIrq, //
+    },
+};
+use zerocopy::IntoBytes;
+
+/// INVALIDATE commands that can be on their way; the other kept descriptors are for commands that
+/// end a space.
+const INVALIDATES: usize = 24;
+const RESERVED: usize = RESERVED_DESCRIPTORS as usize;
+/// Most entries of a MAP, however many the device takes: what fits a page with the rest.
+pub(crate) const MAX_ENTRIES: usize = 252;
+
+/// `Shared::verdict` of a command that is on its way.
+const PENDING: u32 = u32::MAX;
+/// `Shared::verdict` of a command that the device did not answer.
+const ABORTED: u32 = u32::MAX - 1;
+
+/// A command of the mirror queue.
+pub(crate) type MirrorCommand = Message<Shared, Owned>;
+
+/// What everybody who waits for a command sees of it.
+#[pin_data]
+pub(crate) struct Shared {
+    /// A [`status`], [`PENDING`] or [`ABORTED`]. Judged once, because the device can change its
+    /// answer afterwards.
+    verdict: Atomic<u32>,
+}
+
+/// What goes with a command.
+pub(crate) struct Owned {
+    /// Descriptors of the ring, and whether they are those kept for commands that take something
+    /// away.
+    slots: usize,
+    reserved: bool,
+    /// The place in [`Inner::invalidates`].
+    place: Option<usize>,
+}
+
+/// An INVALIDATE on its way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Ticket(u64);
+
+struct Place {
+    /// Here when it is not on its way.
+    command: Option<ListArc<MirrorCommand>>,
+    /// The number of the use that is on its way.
+    ticket: u64,
+}
+
+struct Inner {
+    /// `None` before the start and after the removal.
+    queue: Option<Queue<Control, Shared, Owned>>,
+    /// Descriptors for MAP and SPACE_CREATE.
+    free: usize,
+    /// Descriptors for commands that end a space.
+    reserve: usize,
+    invalidates: KVec<Place>,
+    next_ticket: u64,
+}
+
+/// The mirror queue of a device, as part of its [`Control`].
+#[pin_data]
+pub(super) struct Mirror {
+    /// Protects the ring, the counts and the places. Taken in the interrupt, and by notifier
+    /// callbacks.
+    #[pin]
+    inner: SpinLockIrq<Inner>,
+    /// Waiters for room and answers.
+    #[pin]
+    wait: WaitQueue,
+}
+
+fn message(request: &[u8], payload: Chunks, answered: bool) -> Result<ListArc<MirrorCommand>> {
+    Message::new(
+        request,
+        payload,
+        if answered { size_of::<u32>() } else { 0 },
+        Chunks::new(),
+        pin_init!(Shared {
+            verdict: Atomic::new(PENDING),
+        }),
+        Owned {
+            slots: 0,
+            reserved: false,
+            place: None,
+        },
+    )
+}
+
+impl Mirror {
+    pub(super) fn new() -> impl PinInit<Self> {
+        pin_init!(Self {
+            inner <- new_spinlock_irq!(Inner {
+                queue: None,
+                free: 0,
+                reserve: 0,
+                invalidates: KVec::new(),
+                next_ticket: 1,
+            }, "Mirror::inner"),
+            wait <- WaitQueue::new(),
+        })
+    }
+
+    /// Takes the queue of a device that is being probed.
+    ///
+    /// # Errors
+    ///
+    /// [`EINVAL`] if the ring is too small, [`ENOMEM`].
+    pub(super) fn start(&self, queue: Queue<Control, Shared, Owned>) -> Result {
+        let size = queue.size();
+        if size < usize::from(MIN_QUEUE_SIZE) {
+            return Err(EINVAL);
+        }
+        let mut invalidates = KVec::with_capacity(INVALIDATES, GFP_KERNEL)?;
+        for place in 0..INVALIDATES {
+            let mut command = message(Invalidate::default().as_bytes(), Chunks::new(), false)?;
+            Message::owned(&mut command).place = Some(place);
+            let place = Place {
+                command: Some(command),
+                ticket: 0,
+            };
+            invalidates.push(place, GFP_KERNEL)?;
+        }
+        let mut inner = self.inner.lock();
+        inner.free = size - RESERVED;
+        inner.reserve = RESERVED - INVALIDATES;
+        inner.invalidates = invalidates;
+        inner.queue = Some(queue);
+        Ok(())
+    }
+
+    /// The device is lost: waiters look again.
+    pub(super) fn wake(&self) {
+        self.wait.wake_all();
+    }
+
+    /// The device has been reset: gives up on what it never answered.
+    pub(super) fn reset(&self) {
+        let mut unanswered: List<MirrorCommand> = List::new();
+        let mut inner = self.inner.lock();
+        while let Some(mut command) = inner.queue.as_mut().and_then(|q| q.detach_unused()) {
+            command.shared.verdict.store(ABORTED, Release);
+            match inner.give_back(Message::owned(&mut command)) {
+                Some(place) => inner.invalidates[place].command = Some(command),
+                None => unanswered.push_back(command),
+            }
+        }
+        drop(inner);
+        self.wait.wake_all();
+        drop(unanswered);
+    }
+
+    /// Takes the queue away: the device is gone.
+    pub(super) fn take_queue(&self) -> Option<Queue<Control, Shared, Owned>> {
+        self.inner.lock().queue.take()
+    }
+
+    /// The device has used commands. Returns whether it keeps to the protocol.
+    pub(super) fn used(&self) -> bool {
+        let mut sane = true;
+        let mut answered: List<MirrorCommand> = List::new();
+        let mut inner = self.inner.lock();
+        loop {
+            let Some(queue) = inner.queue.as_mut() else {
+                break;
+            };
+            queue.disable_callback();
+            while let Some((mut command, len)) = inner.queue.as_mut().and_then(|q| q.take_used()) {
+                let verdict = Self::judge(&command, len);
+                sane &= verdict.is_some();
+                let place = inner.give_back(Message::owned(&mut command));
+                command
+                    .shared
+                    .verdict
+                    .store(verdict.unwrap_or(ABORTED), Release);
+                match place {
+                    Some(place) => {
+                        // Whoever waits for a wrong answer waits for the device to be lost.
+                        if verdict.is_some() {
+                            inner.invalidates[place].ticket = 0;
+                        }
+                        inner.invalidates[place].command = Some(command);
+                    }
+                    None => answered.push_back(command),
+                }
+            }
+            let Some(queue) = inner.queue.as_mut() else {
+                break;
+            };
+            if queue.is_broken() {
+                sane = false;
+                break;
+            }
+            if queue.enable_callback() {
+                break;
+            }
+        }
+        drop(inner);
+        self.wait.wake_all();
+        drop(answered);
+        sane
+    }
+
+    /// What `len` bytes say in answer to `command`; `None` if they are no answer to it.
+    fn judge(command: &MirrorCommand, len: u32) -> Option<u32> {
+        let wanted = command.writable_len();
+        if wanted == 0 {
+            return (len == 0).then_some(status::OK);
+        }
+        if len as usize != wanted {
+            return None;
+        }
+        let mut answer = 0u32.to_le_bytes();
+        command.read_response(&mut answer);
+        let answer = u32::from_le_bytes(answer);
+        (answer <= status::LIMIT).then_some(answer)
+    }
+}
+
+impl Inner {
+    /// Returns the descriptors of a command; says where it belongs if it is kept.
+    fn give_back(&mut self, owned: &mut Owned) -> Option<usize> {
+        let slots = core::mem::take(&mut owned.slots);
+        if owned.reserved {
+            self.reserve += slots;
+        } else {
+            self.free += slots;
+        }
+        owned.place
+    }
+}
+
+/// The right to send MAPs or a SPACE_CREATE.
+pub(crate) struct MirrorCredit {
+    queue: MirrorQueue,
+    slots: usize,
+}
+
+impl MirrorCredit {
+    /// The part of the credit that `command` takes.
+    fn spend(&mut self, command: &MirrorCommand) -> Result<usize> {
+        let slots = command.descriptors();
+        self.slots = self.slots.checked_sub(slots).ok_or(ENOSPC)?;
+        Ok(slots)
+    }
+}
+
+impl Drop for MirrorCredit {
+    fn drop(&mut self) {
+        if self.slots > 0 {
+            let mirror = self.queue.mirror();
+            mirror.inner.lock().free += self.slots;
+            mirror.wait.wake_all();
+        }
+    }
+}
+
+/// What became of an INVALIDATE.
+pub(crate) enum Posted {
+    /// It is on its way.
+    Sent(Ticket),
+    /// All commands are on their way.
+    Full,
+    /// The device is lost.
+    Lost,
+}
+
+/// The mirror queue of a device that has one.
+#[derive(Clone)]
+pub(crate) struct MirrorQueue {
+    control: Arc<Control>,
+}
+
+impl MirrorQueue {
+    /// The queue of `control`, which was started with one.
+    pub(crate) fn new(control: &Arc<Control>) -> Self {
+        Self {
+            control: control.clone(),
+        }
+    }
+
+    fn mirror(&self) -> &Mirror {
+        &self.control.mirror
+    }
+
+    /// A command that creates a space for resource `id`, of `size` bytes.
+    ///
+    /// # Errors
+    ///
+    /// [`ENOMEM`].
+    pub(crate) fn space_create(
+        space_id: u32,
+        id: u32,
+        size: u64,
+        access: u32,
+    ) -> Result<ListArc<MirrorCommand>> {
+        let request = SpaceCreate {
+            hdr: Header::new(command::SPACE_CREATE, space_id),
+            kind: space_kind::RESOURCE.into(),
+            id: id.into(),
+            size: size.into(),
+            access: access.into(),
+            flags: 0.into(),
+        };
+        message(request.as_bytes(), Chunks::new(), true)
+    }
+
+    /// A command that ends a space.
+    ///
+    /// # Errors
+    ///
+    /// [`ENOMEM`].
+    pub(crate) fn space_destroy(space_id: u32) -> Result<ListArc<MirrorCommand>> {
+        let request = SpaceDestroy {
+            hdr: Header::new(command::SPACE_DESTROY, space_id),
+        };
+        message(request.as_bytes(), Chunks::new(), false)
+    }
+
+    /// A command that maps `entries` one after the other, from byte `start` of the space on.
+    ///
+    /// # Errors
+    ///
+    /// [`ENOMEM`], [`EINVAL`] if there are more than [`MAX_ENTRIES`].
+    pub(crate) fn map(
+        space_id: u32,
+        start: u64,
+        entries: &[MapEntry],
+    ) -> Result<ListArc<MirrorCommand>> {
+        if entries.len() > MAX_ENTRIES {
+            return Err(EINVAL);
+        }
+        let length: u64 = entries.iter().map(|e| u64::from(e.length.get())).sum();
+        let request = Map {
+            hdr: Header::new(command::MAP, space_id),
+            start: start.into(),
+            length: length.into(),
+            nr_entries: (entries.len() as u32).into(),
+            padding: 0.into(),
+        };
+        let mut payload = Chunks::expecting(size_of_val(entries));
+        payload.append(entries.as_bytes(), 1)?;
+        message(request.as_bytes(), payload, true)
+    }
+
+    /// Waits for room for commands that take `slots` descriptors in all.
+    ///
+    /// Must be called before any lock is taken that a notifier callback takes.
+    ///
+    /// # Errors
+    ///
+    /// [`ENODEV`] if the device is lost, [`ERESTARTSYS`] on a fatal signal, [`EBUSY`] if there was
+    /// none for the time of a whole time-out.
+    pub(crate) fn credit(&self, slots: usize) -> Result<MirrorCredit> {
+        let mirror = self.mirror();
+        let mut taken = false;
+        let waited = mirror.wait.wait_killable_timeout(
+            || {
+                let mut inner = mirror.inner.lock();
+                if !taken && inner.free >= slots {
+                    inner.free -= slots;
+                    taken = true;
+                }
+                taken || self.control.is_lost()
+            },
+            self.control.answer_timeout_ms(),
+        );
+        if !taken {
+            waited?;
+            return Err(ENODEV);
+        }
+        Ok(MirrorCredit {
+            queue: self.clone(),
+            slots,
+        })
+    }
+
+    /// Sends a command, and tells the device. Does not sleep.
+    ///
+    /// # Errors
+    ///
+    /// [`ENODEV`] if the device is lost, [`ENOSPC`] if the credit does not cover the command.
+    pub(crate) fn add(
+        &self,
+        mut command: ListArc<MirrorCommand>,
+        credit: &mut MirrorCredit,
+    ) -> Result {
+        let slots = credit.spend(&command)?;
+        let owned = Message::owned(&mut command);
+        owned.slots = slots;
+        owned.reserved = false;
+        self.send(command)
+    }
+
+    fn send(&self, command: ListArc<MirrorCommand>) -> Result {
+        let mut inner = self.mirror().inner.lock();
+        let outcome = match inner.queue.as_mut() {
+            Some(queue) if !self.control.is_lost() => queue.add(command).map(|()| queue.kick()),
+            _ => Err((command, ENODEV)),
+        };
+        let Err((mut command, e)) = outcome else {
+            return Ok(());
+        };
+        inner.give_back(Message::owned(&mut command));
+        drop(inner);
+        if e != ENODEV {
+            // There is room, by the credit. Without memory to map the command for the device it
+            // would be another's fault, but nothing can be promised any more.
+            self.control.lose(c"its mirror queue is broken");
+        }
+        Err(ENODEV)
+    }
+
+    /// Waits for the answer to a command, uninterruptibly but not longer than the time-out, after
+    /// which the device is lost. Returns its [`status`].
+    ///
+    /// # Errors
+    ///
+    /// [`ENODEV`] if the device is lost.
+    pub(crate) fn wait(&self, command: &MirrorCommand) -> Result<u32> {
+        let verdict = || command.shared.verdict.load(Acquire);
+        self.wait_for(|| verdict() != PENDING)?;
+        match verdict() {
+            PENDING | ABORTED => Err(ENODEV),
+            status => Ok(status),
+        }
+    }
+
+    fn wait_for(&self, done: impl Fn() -> bool) -> Result {
+        let control = &self.control;
+        let condition = || done() || control.is_lost();
+        let limit = control.answer_timeout_ms();
+        if !self.mirror().wait.wait_timeout(condition, limit) {
+            control.lose(c"it did not answer a mirror command in time");
+        }
+        if done() {
+            Ok(())
+        } else {
+            Err(ENODEV)
+        }
+    }
+
+    /// Sends INVALIDATE for bytes `first` to `last` of a space, and tells the device. Does not
+    /// sleep, allocates nothing.
+    pub(crate) fn post_invalidate(&self, space_id: u32, first: u64, last: u64) -> Posted {
+        let request = Invalidate {
+            hdr: Header::new(command::INVALIDATE, space_id),
+            start: first.into(),
+            last: last.into(),
+        };
+        let mut inner = self.mirror().inner.lock();
+        if self.control.is_lost() || inner.queue.is_none() {
+            return Posted::Lost;
+        }
+        let free = |place: &&mut Place| place.command.is_some();
+        let number = inner.next_ticket;
+        let Some(place) = inner.invalidates.iter_mut().find(free) else {
+            return Posted::Full;
+        };
+        let Some(mut command) = place.command.take() else {
+            return Posted::Full;
+        };
+        place.ticket = number;
+        inner.next_ticket += 1;
+        Message::patch_request(&mut command, 0, request.as_bytes());
+        let outcome = match inner.queue.as_mut() {
+            Some(queue) => queue.add(command).map(|()| queue.kick()),
+            None => Err((command, ENODEV)),
+        };
+        let Err((mut command, _)) = outcome else {
+            return Posted::Sent(Ticket(number));
+        };
+        if let Some(place) = inner.give_back(Message::owned(&mut command)) {
+            inner.invalidates[place].command = Some(command);
+        }
+        drop(inner);
+        self.control.lose(c"its mirror queue is broken");
+        Posted::Lost
+    }
+
+    /// Waits until INVALIDATE can be sent, and sends it.
+    ///
+    /// # Errors
+    ///
+    /// [`ENODEV`] if the device is lost, which it is when it answers none of those on their way in
+    /// time.
+    pub(crate) fn invalidate(&self, space_id: u32, first: u64, last: u64) -> Result<Ticket> {
+        let mut ticket = None;
+        loop {
+            match self.post_invalidate(space_id, first, last) {
+                Posted::Sent(sent) => ticket = Some(sent),
+                Posted::Lost => return Err(ENODEV),
+                Posted::Full => {
+                    let free = || {
+                        let inner = self.mirror().inner.lock();
+                        inner.invalidates.iter().any(|p| p.command.is_some())
+                    };
+                    self.wait_for(free)?;
+                }
+            }
+            if let Some(ticket) = ticket {
+                return Ok(ticket);
+            }
+        }
+    }
+
+    /// Waits until the device has acknowledged an INVALIDATE, uninterruptibly but not longer than
+    /// the time-out, after which the device is lost.
+    ///
+    /// # Errors
+    ///
+    /// [`ENODEV`] if the device is lost.
+    pub(crate) fn wait_invalidated(&self, ticket: Ticket) -> Result {
+        let acknowledged = || {
+            let inner = self.mirror().inner.lock();
+            !inner.invalidates.iter().any(|p| p.ticket == ticket.0)
+        };
+        self.wait_for(acknowledged)
+    }
+
+    /// Sends a command that ends a space, and waits for its answer.
+    ///
+    /// # Errors
+    ///
+    /// [`ENODEV`] if the device is lost.
+    pub(crate) fn destroy(&self, mut command: ListArc<MirrorCommand>) -> Result {
+        let mirror = self.mirror();
+        let mut taken = false;
+        let reserve = || {
+            let mut inner = mirror.inner.lock();
+            if !taken && inner.reserve > 0 {
+                inner.reserve -= 1;
+                taken = true;
+            }
+            taken || self.control.is_lost()
+        };
+        let limit = self.control.answer_timeout_ms();
+        if !mirror.wait.wait_timeout(reserve, limit) {
+            self.control
+                .lose(c"it did not answer a mirror command in time");
+        }
+        if !taken {
+            return Err(ENODEV);
+        }
+        let reference = command.clone_arc();
+        let owned = Message::owned(&mut command);
+        owned.slots = 1;
+        owned.reserved = true;
+        self.send(command)?;
+        self.wait(&reference).map(|_| ())
+    }
+}

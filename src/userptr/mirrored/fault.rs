@@ -1,0 +1,260 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Pages are wanted: they are faulted in, mapped, and the device confirms it.
+
+use super::{
+    range::{
+        count,
+        MirroredRange, //
+    },
+    table::{
+        Table,
+        GRANULE, //
+    },
+    Notifier, //
+};
+use crate::{
+    kapi::mm::HmmPage,
+    protocol::{
+        mirror::{
+            access,
+            status,
+            MapEntry, //
+        },
+        runs::Merger, //
+    },
+    transport::mirror::{
+        MirrorCommand,
+        MirrorQueue,
+        MAX_ENTRIES, //
+    }, //
+};
+use core::ops::Range;
+use kernel::{
+    list::List,
+    page::{
+        PAGE_SHIFT,
+        PAGE_SIZE, //
+    },
+    prelude::*,
+    sync::Arc,
+    time::{
+        Instant,
+        Monotonic, //
+    }, //
+};
+
+/// How long pages that keep changing are pursued, in milliseconds.
+pub(crate) const PATIENCE_MS: u32 = 1000;
+
+/// When to give up.
+#[derive(Clone, Copy)]
+pub(crate) struct Deadline(Instant<Monotonic>);
+
+impl Deadline {
+    /// In [`PATIENCE_MS`] from now.
+    pub(crate) fn new() -> Self {
+        Self(Instant::now())
+    }
+
+    /// Milliseconds left.
+    ///
+    /// # Errors
+    ///
+    /// [`EBUSY`] if there are none.
+    pub(crate) fn left_ms(self) -> Result<u32> {
+        let left = i64::from(PATIENCE_MS) - self.0.elapsed().as_millis();
+        if left <= 0 {
+            return Err(EBUSY);
+        }
+        Ok(left as u32)
+    }
+}
+
+/// Which pages are to be made usable.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Wish {
+    /// All, or it is an error.
+    All,
+    /// All up to the first that cannot.
+    Prefix,
+    /// Those that were asked for before.
+    Known,
+}
+
+/// Memory for a lookup, of a granule at most.
+pub(super) struct Lookup {
+    pages: KVec<HmmPage>,
+    entries: KVec<MapEntry>,
+}
+
+impl Lookup {
+    pub(super) const fn new() -> Self {
+        Self {
+            pages: KVec::new(),
+            entries: KVec::new(),
+        }
+    }
+}
+
+impl MirroredRange {
+    /// Makes the stale pages of `which` usable. Returns the end of what is usable, also on failure.
+    pub(super) fn map_stale(
+        &self,
+        notifier: &Notifier,
+        lookup: &mut Lookup,
+        which: Range<usize>,
+        wish: Wish,
+        deadline: Deadline,
+    ) -> (usize, Result) {
+        let mut at = which.start;
+        let mut limit = GRANULE;
+        while at < which.end {
+            let stale = {
+                let guard = self.lock.commits.lock();
+                self.table
+                    .access(&guard)
+                    .next_stale(at..which.end, wish == Wish::Known)
+            };
+            let Some(stale) = stale else {
+                break;
+            };
+            at = stale.start;
+            let part = stale.start..stale.end.min(stale.start.saturating_add(limit));
+            match self.map(notifier, lookup, part.clone(), deadline) {
+                Ok(()) => at = part.end,
+                // Where a hole begins is found out by halving.
+                Err(e) if e == EFAULT && wish == Wish::Prefix && part.len() > 1 => {
+                    limit = part.len() / 2;
+                }
+                Err(e) => return (at, Err(e)),
+            }
+        }
+        (which.end, Ok(()))
+    }
+
+    /// Maps unmapped pages of one granule.
+    fn map(
+        &self,
+        notifier: &Notifier,
+        lookup: &mut Lookup,
+        which: Range<usize>,
+        deadline: Deadline,
+    ) -> Result {
+        self.ensure_granule(which.start)?;
+        lookup.pages.clear();
+        lookup
+            .pages
+            .resize(which.len(), HmmPage::default(), GFP_KERNEL)?;
+        loop {
+            let sequence = notifier.fault(
+                which.start << PAGE_SHIFT,
+                &mut lookup.pages,
+                self.write,
+                deadline.left_ms()?,
+            )?;
+            count(&self.counters.faults, which.len() as u64);
+
+            let (mut commands, sent) = self.commands(lookup, &which)?;
+            let slots = sent.iter().map(|command| command.descriptors()).sum();
+            let mut credit = self.queue.credit(slots)?;
+
+            let mut guard = self.lock.commits.lock();
+            if notifier.is_stale(sequence) {
+                drop(guard);
+                count(&self.counters.retries, 1);
+                continue;
+            }
+            // From here on the device may reach the pages, even if it should be lost meanwhile.
+            self.table
+                .access_mut(&mut guard)
+                .set_mapping(which.start, &lookup.pages, self.write);
+            let mut outcome = Ok(());
+            while let Some(command) = commands.pop_front() {
+                outcome = outcome.and_then(|()| self.queue.add(command, &mut credit));
+            }
+            drop(guard);
+            outcome?;
+            count(&self.counters.maps, sent.len() as u64);
+            count(&self.counters.entries, lookup.entries.len() as u64);
+            return self.confirm(&sent, which);
+        }
+    }
+
+    fn ensure_granule(&self, page: usize) -> Result {
+        let missing = {
+            let guard = self.lock.commits.lock();
+            !self.table.access(&guard).has_granule(page)
+        };
+        if missing {
+            // Nobody else adds any: the registration's lock is held.
+            let granule = Table::new_granule(page, self.pages)?;
+            let mut guard = self.lock.commits.lock();
+            self.table.access_mut(&mut guard).add(granule);
+        }
+        Ok(())
+    }
+
+    fn max_entries(&self) -> usize {
+        let device = self.gpu.features.mirror.map_or(1, |m| m.max_entries);
+        MAX_ENTRIES.min(device as usize)
+    }
+
+    /// The commands that map the pages that were looked up, and references to them.
+    fn commands(
+        &self,
+        lookup: &mut Lookup,
+        which: &Range<usize>,
+    ) -> Result<(List<MirrorCommand>, KVec<Arc<MirrorCommand>>)> {
+        let allowed = if self.write {
+            access::READ | access::WRITE
+        } else {
+            access::READ
+        };
+        let Lookup { pages, entries } = lookup;
+        entries.clear();
+        let mut merger = Merger::new();
+        let mut append = |run: crate::protocol::runs::Run| -> Result {
+            let entry = MapEntry {
+                addr: run.addr.into(),
+                length: run.length.into(),
+                access: allowed.into(),
+            };
+            Ok(entries.push(entry, GFP_KERNEL)?)
+        };
+        for page in pages.iter() {
+            merger.push(page.phys(), PAGE_SIZE as u64, &mut append)?;
+        }
+        merger.flush(&mut append)?;
+
+        let mut commands = List::new();
+        let mut references = KVec::new();
+        let mut start = (which.start as u64) << PAGE_SHIFT;
+        for part in entries.chunks(self.max_entries()) {
+            let command = MirrorQueue::map(self.space.get(), start, part)?;
+            references.push(command.clone_arc(), GFP_KERNEL)?;
+            commands.push_back(command);
+            start += part.iter().map(|e| u64::from(e.length.get())).sum::<u64>();
+        }
+        Ok((commands, references))
+    }
+
+    /// Waits for the answers to MAP commands.
+    fn confirm(&self, sent: &[Arc<MirrorCommand>], which: Range<usize>) -> Result {
+        let mut worst = status::OK;
+        for command in sent {
+            worst = worst.max(self.queue.wait(command)?);
+        }
+        if worst == status::OK {
+            let mut guard = self.lock.commits.lock();
+            self.table.access_mut(&mut guard).set_mapped(which);
+            return Ok(());
+        }
+        self.take_back(which)?;
+        Err(match worst {
+            status::NO_MEMORY => ENOMEM,
+            status::LIMIT => ENOSPC,
+            _ => EIO,
+        })
+    }
+}

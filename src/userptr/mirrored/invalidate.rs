@@ -1,0 +1,243 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The kernel takes pages away: the notifier's callbacks.
+//!
+//! The first pass marks the pages, so that no job relies on them any more, and tells the device if
+//! no job is running that does. The second pass waits: for the jobs, which have
+//! [`crate::module_parameters::job_grace_ms`] milliseconds in all, and for the device. INVALIDATE
+//! is sent after the lock was dropped: nothing can be mapped in the range before the kernel has
+//! finished, and what was mapped before is ahead in the queue.
+//!
+//! What runs here may be what memory reclaim waits for: see [`IntervalHandler`] for what it must
+//! not do.
+
+use super::{
+    range::{
+        count,
+        MirroredRange, //
+    },
+    table::Table, //
+};
+use crate::{
+    kapi::mm::{
+        pages,
+        Change,
+        FinishNode,
+        IntervalHandler,
+        Invalidation,
+        Start, //
+    },
+    transport::mirror::{
+        Posted,
+        Ticket, //
+    }, //
+};
+use core::ops::Range;
+use kernel::{
+    page::PAGE_SHIFT,
+    prelude::*,
+    sync::Arc,
+    time::{
+        Instant,
+        Monotonic, //
+    }, //
+};
+
+/// An invalidation between its two passes.
+pub(crate) struct Pending {
+    /// The pages that the device may reach.
+    span: Range<usize>,
+    /// The command, if it was sent.
+    ticket: Option<Ticket>,
+    /// When it began.
+    since: Instant<Monotonic>,
+}
+
+/// The callbacks of a mirrored range.
+pub(super) struct Handler(pub(super) Arc<MirroredRange>);
+
+impl IntervalHandler for Handler {
+    type Pending = Pending;
+
+    fn start(&self, change: &Invalidation<'_>) -> Start<Pending> {
+        let range = &*self.0;
+        let which = change.first >> PAGE_SHIFT..(change.last >> PAGE_SHIFT) + 1;
+        let lock = &range.lock.commits;
+        let lost = range.gpu.control.is_lost();
+        let mut guard = if change.may_block() {
+            lock.lock()
+        } else {
+            let Some(mut guard) = lock.try_lock() else {
+                return Start::Refused;
+            };
+            let table = range.table.access_mut(&mut guard);
+            if !lost && table.reachable_in(which.clone()).is_some() {
+                return Start::Refused;
+            }
+            guard
+        };
+        change.supersede();
+        let gone = change.change() != Change::Other;
+        let table = range.table.access_mut(&mut guard);
+        let Some(span) = table.invalidate(which, gone) else {
+            return Start::Done;
+        };
+        if lost {
+            // Under the same lock: this callback may be one that must not wait for it.
+            hold(table, span);
+            return Start::Done;
+        }
+        drop(guard);
+
+        let mut pending = Pending {
+            span,
+            ticket: None,
+            since: Instant::now(),
+        };
+        if range.resv.is_idle() {
+            let (first, last) = range.bytes(&pending.span);
+            match range.queue.post_invalidate(range.space.get(), first, last) {
+                Posted::Sent(ticket) => {
+                    count(&range.counters.invalidations, 1);
+                    pending.ticket = Some(ticket);
+                }
+                Posted::Full => {}
+                Posted::Lost => {
+                    range.quarantine(pending.span);
+                    return Start::Done;
+                }
+            }
+        }
+        let spare = range.spare.lock().take();
+        match spare {
+            Some(mut node) => {
+                node.set(pending);
+                Start::Unfinished(node)
+            }
+            None => {
+                range.complete(pending);
+                Start::Done
+            }
+        }
+    }
+
+    fn finish(&self, mut node: FinishNode<Pending>) {
+        if let Some(pending) = node.take() {
+            self.0.complete(pending);
+        }
+        // Another callback may have put one back meanwhile, but there was only one.
+        *self.0.spare.lock() = Some(node);
+    }
+}
+
+impl MirroredRange {
+    /// First and last byte of pages, in the space.
+    fn bytes(&self, span: &Range<usize>) -> (u64, u64) {
+        let first = (span.start as u64) << PAGE_SHIFT;
+        let end = (span.end as u64) << PAGE_SHIFT;
+        (first, end - 1)
+    }
+
+    /// Ends the device's access to pages that were marked.
+    fn complete(&self, pending: Pending) {
+        let span = pending.span;
+        let acknowledged = match pending.ticket {
+            Some(ticket) => self.queue.wait_invalidated(ticket),
+            None => {
+                self.wait_for_jobs(pending.since);
+                self.revoke(&span)
+            }
+        };
+        match acknowledged {
+            Ok(()) => self.retire(span),
+            Err(_) => self.quarantine(span),
+        }
+    }
+
+    /// Sends INVALIDATE, and waits until the device has acknowledged it.
+    fn revoke(&self, span: &Range<usize>) -> Result {
+        let (first, last) = self.bytes(span);
+        let ticket = self.queue.invalidate(self.space.get(), first, last)?;
+        count(&self.counters.invalidations, 1);
+        self.queue.wait_invalidated(ticket)
+    }
+
+    /// Waits for the jobs that use the range, but not for ever: the context of one that takes too
+    /// long is lost, and the device fails the job when it touches what is gone.
+    fn wait_for_jobs(&self, since: Instant<Monotonic>) {
+        let grace = i64::from(crate::job_grace_ms());
+        let left = (grace - since.elapsed().as_millis()).clamp(0, grace);
+        if !self.resv.is_idle() && !self.resv.wait(left as u32) {
+            self.context.lose();
+        }
+    }
+
+    /// The device does not reach the pages any more.
+    fn retire(&self, span: Range<usize>) {
+        let mut guard = self.lock.commits.lock();
+        self.table
+            .access_mut(&mut guard)
+            .set_unmapped(span, |page| {
+                if page.writable {
+                    // The kernel does not see the device's writes.
+                    // SAFETY: Only the process's pages are in the table. Before one ceases to be that,
+                    // a callback for it is called, which takes the lock, held here, and takes it out.
+                    unsafe { pages::mark_dirty(page.phys) }
+                }
+            });
+    }
+
+    /// Nobody knows whether the device reaches the pages: keeps them from being used otherwise
+    /// until it has been reset.
+    pub(super) fn quarantine(&self, span: Range<usize>) {
+        let mut guard = self.lock.commits.lock();
+        hold(self.table.access_mut(&mut guard), span);
+    }
+
+    /// Takes back what the device may reach of pages that nobody relies on, where one may wait.
+    ///
+    /// # Errors
+    ///
+    /// [`ENODEV`] if the device is lost.
+    pub(super) fn take_back(&self, span: Range<usize>) -> Result {
+        {
+            let mut guard = self.lock.commits.lock();
+            let table = self.table.access_mut(&mut guard);
+            table.invalidate(span.clone(), false);
+        }
+        let revoked = self.revoke(&span);
+        match revoked {
+            Ok(()) => self.retire(span),
+            Err(_) => self.quarantine(span),
+        }
+        revoked
+    }
+
+    /// The space has been destroyed: the device reaches nothing.
+    pub(super) fn retire_all(&self) {
+        let all = 0..self.pages;
+        let mut guard = self.lock.commits.lock();
+        self.table
+            .access_mut(&mut guard)
+            .invalidate(all.clone(), false);
+        drop(guard);
+        self.retire(all);
+    }
+}
+
+/// Keeps what the device may reach of the pages `span` until it has been reset, unless it has been.
+fn hold(table: &mut Table, span: Range<usize>) {
+    if table.is_disconnected() {
+        return;
+    }
+    table.set_held(span, |page| {
+        // SAFETY: As in `retire`: there is but one way to a table, by its lock. `disconnect` lets go
+        // what is held.
+        unsafe {
+            pages::hold(page.phys);
+            if page.writable {
+                pages::mark_dirty(page.phys);
+            }
+        }
+    });
+}

@@ -1,0 +1,365 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Memory that moves: the device follows the process's page tables, and nothing is held.
+//!
+//! A registration has a space on the device and an interval notifier. Pages are mapped into the
+//! space when a job wants to use them ([`fault`]), and taken out of it before the kernel takes them
+//! away ([`invalidate`]). What is mapped is in [`table`], which is valid under the file's
+//! [`NotifierLock`]; the notifier's sequence only tells that a lookup must be repeated.
+//!
+//! A job is queued with the lock held, after a look at the tables of all its ranges, and its fence
+//! is attached under the same lock: so a callback either comes before, and the job is not queued,
+//! or comes after, and waits for its fence.
+//!
+//! The lock is a mutex, not one for many readers: what is done under it is a few microseconds of
+//! marking or queueing.
+
+mod fault;
+mod invalidate;
+mod range;
+mod table;
+
+pub(crate) use self::{
+    fault::Deadline,
+    range::MirroredRange, //
+};
+
+use self::{
+    fault::{
+        Lookup,
+        Wish, //
+    },
+    invalidate::Handler,
+};
+use super::params::{
+    Params,
+    Source, //
+};
+use crate::{
+    context::Context,
+    driver::{
+        Device,
+        File,
+        Object, //
+    },
+    kapi::{
+        mm::{
+            is_anything_mapped,
+            is_current,
+            IntervalNotifier, //
+        },
+        sync::{
+            reclaim,
+            KillableMutex, //
+        },
+        virtio::Chunks, //
+    },
+    protocol::mirror::{
+        access,
+        status, //
+    },
+    resource::{
+        self,
+        mapping::Memory,
+        userptr::Userptr,
+        BlobParams,
+        Kind,
+        Lifetime,
+        Mapping,
+        Resource, //
+    },
+    transport::mirror::{
+        MirrorCommand,
+        MirrorQueue, //
+    },
+};
+use kernel::{
+    current,
+    list::ListArc,
+    mm::Mm,
+    new_mutex,
+    page::PAGE_SHIFT,
+    prelude::*,
+    sync::{
+        aref::ARef,
+        atomic::Atomic,
+        Arc,
+        Mutex, //
+    },
+};
+
+/// Evidence that a file's [`NotifierLock`] is held.
+pub(crate) struct Commits {
+    /// Lets one [`Commits`] be told from another, for which it must have a size.
+    _place: u8,
+}
+
+/// The lock of all mirrored ranges of a file.
+///
+/// Taken by notifier callbacks: while it is held, nothing is allocated that memory reclaim may be
+/// entered for, no user memory is touched and nothing is waited for.
+#[pin_data]
+pub(crate) struct NotifierLock {
+    /// Protects the tables of the ranges.
+    #[pin]
+    pub(crate) commits: Mutex<Commits>,
+}
+
+impl NotifierLock {
+    /// A new lock.
+    ///
+    /// # Errors
+    ///
+    /// [`ENOMEM`].
+    pub(crate) fn new() -> Result<Arc<Self>> {
+        let this = Arc::pin_init(
+            pin_init!(Self {
+                commits <- new_mutex!(Commits { _place: 0 }, "NotifierLock::commits"),
+            }),
+            GFP_KERNEL,
+        )?;
+        // Reclaim takes the lock seldom; lockdep is to know it from the start.
+        let section = reclaim::enter();
+        drop(this.commits.lock());
+        drop(section);
+        Ok(this)
+    }
+}
+
+type Notifier = IntervalNotifier<Handler>;
+
+/// What one thread at a time does with a registration.
+struct Outer {
+    /// `None` before the end of the registration, and after its end.
+    notifier: Option<Pin<KBox<Notifier>>>,
+    lookup: Lookup,
+    /// Ends the space; `None` if there is none.
+    destroy: Option<ListArc<MirrorCommand>>,
+}
+
+/// A registration of memory that moves.
+pub(crate) struct Mirrored {
+    range: Arc<MirroredRange>,
+    /// The process.
+    mm: ARef<Mm>,
+    /// Held while pages are looked up, faulted in and mapped.
+    outer: Pin<KBox<KillableMutex<Outer>>>,
+}
+
+impl Mirrored {
+    /// The range, as others see it.
+    pub(crate) fn range(&self) -> &Arc<MirroredRange> {
+        &self.range
+    }
+
+    /// Makes everything usable that a job needs which uses the range.
+    ///
+    /// # Errors
+    ///
+    /// [`EACCES`] in another process, [`EFAULT`] where nothing is mapped, [`EPERM`] where the
+    /// process may not write, [`EBUSY`] if the pages keep changing until `deadline`, [`ENOMEM`],
+    /// [`ENODEV`], [`EINTR`].
+    pub(crate) fn make_ready(&self, deadline: Deadline) -> Result {
+        self.check_process()?;
+        if self.range.is_ready(&self.range.lock.commits.lock()) {
+            // MAPs of another thread have been answered when their pages are mapped.
+            return Ok(());
+        }
+        let wish = if self.range.sparse {
+            Wish::Known
+        } else {
+            Wish::All
+        };
+        self.map(0, self.range.pages, wish, deadline).1
+    }
+
+    /// Makes `pages` pages from page `first` on usable; returns how many are, also on failure.
+    ///
+    /// # Errors
+    ///
+    /// As [`Mirrored::make_ready`], about the first page that is not usable.
+    pub(crate) fn prefetch(&self, first: usize, pages: usize) -> (usize, Result) {
+        if let Err(e) = self.check_process() {
+            return (0, Err(e));
+        }
+        let mut done = 0;
+        // Each step has a time of its own.
+        while done < pages {
+            let step = (pages - done).min(table::GRANULE);
+            let (more, outcome) = self.map(first + done, step, Wish::Prefix, Deadline::new());
+            done += more;
+            if outcome.is_err() {
+                return (done, outcome);
+            }
+        }
+        (done, Ok(()))
+    }
+
+    fn check_process(&self) -> Result {
+        if !is_current(&self.mm) {
+            return Err(EACCES);
+        }
+        Ok(())
+    }
+
+    fn map(&self, first: usize, pages: usize, wish: Wish, deadline: Deadline) -> (usize, Result) {
+        let mut outer = match self.outer.lock() {
+            Ok(outer) => outer,
+            Err(e) => return (0, Err(e)),
+        };
+        let Outer {
+            notifier, lookup, ..
+        } = &mut *outer;
+        let Some(notifier) = notifier else {
+            return (0, Err(ENODEV));
+        };
+        let which = first..first + pages;
+        let (end, outcome) = self
+            .range
+            .map_stale(notifier, lookup, which, wish, deadline);
+        (end - first, outcome)
+    }
+
+    /// Ends the device's access for good, and the notifications. Waits for the device, for a time.
+    ///
+    /// Must not be called with a lock held that a notifier callback takes.
+    pub(crate) fn end(&self) {
+        let mut outer = self.outer.lock_unkillable();
+        let Some(destroy) = outer.destroy.take() else {
+            return;
+        };
+        match self.range.queue.destroy(destroy) {
+            Ok(()) => self.range.retire_all(),
+            // Until the device has been reset, nobody else may get the pages.
+            Err(_) => self.range.quarantine(0..self.range.pages),
+        }
+        let notifier = outer.notifier.take();
+        drop(outer);
+        drop(notifier);
+    }
+}
+
+/// Registers memory that moves; returns the object, without handle. Touches none of the memory.
+///
+/// # Errors
+///
+/// [`EFAULT`] if nothing is mapped at all, [`ENOSPC`] if the device has no more spaces, [`ENOMEM`],
+/// [`ENODEV`], [`EINTR`] on a signal, and that of the host.
+pub(crate) fn register(
+    dev: &Device,
+    file: &File,
+    context: &Arc<Context>,
+    params: &Params,
+) -> Result<ARef<Object>> {
+    let gpu = &file.gpu;
+    let control = &gpu.control;
+    let Source::Address(addr) = params.source else {
+        return Err(EINVAL);
+    };
+    control.check()?;
+    if !is_anything_mapped(addr, params.len) {
+        return Err(EFAULT);
+    }
+    let mm: ARef<Mm> = {
+        let task = current!();
+        let mm: &Mm = task.mm().ok_or(EFAULT)?;
+        mm.into()
+    };
+    let blob = BlobParams {
+        mem: params.blob_mem,
+        flags: context.userptr_wire_flags(),
+        size: params.wire_size,
+        id: params.blob_id,
+        defer_mapping: false,
+    };
+    let pages = params.len >> PAGE_SHIFT;
+    let range = MirroredRange::new(
+        gpu,
+        MirrorQueue::new(control),
+        context.clone(),
+        file.notifier_lock(),
+        pages,
+        params.write,
+        params.sparse,
+    )?;
+    let allowed = if params.write {
+        access::READ | access::WRITE
+    } else {
+        access::READ
+    };
+
+    let lifetime = Lifetime::new(gpu)?;
+    let create = resource::create_command(Some(context), lifetime.id(), &blob, Chunks::new(), 0)?;
+    let attach = context.attachment(&lifetime, true)?;
+    let space = range.space.get();
+    let space_create = MirrorQueue::space_create(space, lifetime.id(), blob.size, allowed)?;
+    let space_destroy = MirrorQueue::space_destroy(space)?;
+    let mapping = Mapping::new(
+        gpu,
+        lifetime.id(),
+        params.write,
+        Memory::Mirrored(range.clone()),
+    )?;
+    let mirrored = Mirrored {
+        range: range.clone(),
+        mm: mm.clone(),
+        outer: KBox::pin_init(
+            KillableMutex::new(
+                Outer {
+                    notifier: None,
+                    lookup: Lookup::new(),
+                    destroy: None,
+                },
+                c"Mirrored::outer",
+                kernel::static_lock_class!(),
+            ),
+            GFP_KERNEL,
+        )?,
+    };
+    let object = Object::new_private_with_resv(
+        dev,
+        params.len,
+        range.resv().clone(),
+        Resource {
+            lifetime,
+            params: blob,
+            mapping: Some(mapping),
+            kind: Kind::Userptr(Userptr::mirrored(
+                pages,
+                addr as u64,
+                params.flags,
+                mirrored,
+            )),
+            entries: Atomic::new(0),
+        },
+    )?;
+
+    // From here on, dropping the object ends what has begun.
+    resource::userptr::create_on_host(file, &object, create, Some(attach))?;
+    let userptr = object.userptr().ok_or(EINVAL)?;
+    let mirrored = userptr.as_mirrored().ok_or(EINVAL)?;
+    let mut outer = mirrored.outer.lock()?;
+    let queue = &range.queue;
+    let mut credit = queue.credit(space_create.descriptors())?;
+    let created = space_create.clone_arc();
+    // Also for a space whose creation is not answered.
+    outer.destroy = Some(space_destroy);
+    queue.add(space_create, &mut credit)?;
+    match queue.wait(&created)? {
+        status::OK => {}
+        refused => {
+            outer.destroy = None;
+            return Err(match refused {
+                status::LIMIT => ENOSPC,
+                status::NO_MEMORY => ENOMEM,
+                _ => EIO,
+            });
+        }
+    }
+    outer.notifier = Some(KBox::pin_init(
+        Notifier::new(&mm, addr, params.len, Handler(range.clone())),
+        GFP_KERNEL,
+    )?);
+    drop(outer);
+    Ok(object)
+}

@@ -1,0 +1,169 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! A mirrored range, as the registration and the notifier's callbacks share it.
+
+use super::{
+    invalidate::Pending,
+    table::Table,
+    Commits,
+    NotifierLock, //
+};
+use crate::{
+    context::Context,
+    gpu::Gpu,
+    kapi::{
+        dma::Resv,
+        ida::Id,
+        mm::{
+            pages,
+            FinishNode, //
+        }, //
+    },
+    transport::mirror::MirrorQueue, //
+};
+use kernel::{
+    new_spinlock,
+    page::PAGE_SHIFT,
+    prelude::*,
+    sync::{
+        atomic::{
+            ordering::Relaxed,
+            Atomic, //
+        },
+        Arc,
+        LockedBy,
+        SpinLock, //
+    }, //
+};
+
+/// What happened to a range, for BO_QUERY.
+pub(crate) struct Counters {
+    /// MAP commands.
+    pub(crate) maps: Atomic<u64>,
+    /// Entries in them.
+    pub(crate) entries: Atomic<u64>,
+    /// INVALIDATE commands.
+    pub(crate) invalidations: Atomic<u64>,
+    /// Lookups repeated because pages moved.
+    pub(crate) retries: Atomic<u64>,
+    /// Pages looked up.
+    pub(crate) faults: Atomic<u64>,
+}
+
+impl Counters {
+    fn new() -> Self {
+        let zero = || Atomic::new(0u64);
+        Self {
+            maps: zero(),
+            entries: zero(),
+            invalidations: zero(),
+            retries: zero(),
+            faults: zero(),
+        }
+    }
+}
+
+/// Adds to a counter.
+pub(super) fn count(counter: &Atomic<u64>, by: u64) {
+    counter.fetch_add(by, Relaxed);
+}
+
+/// A mirrored range.
+#[pin_data]
+pub(crate) struct MirroredRange {
+    /// The device.
+    pub(super) gpu: Arc<Gpu>,
+    pub(super) queue: MirrorQueue,
+    /// The space that the pages are mapped into, in use until this is dropped.
+    pub(super) space: Id,
+    /// The context whose jobs use the range.
+    pub(super) context: Arc<Context>,
+    /// Its jobs.
+    pub(super) resv: Arc<Resv>,
+    /// The lock of `table`.
+    pub(super) lock: Arc<NotifierLock>,
+    pub(super) table: LockedBy<Table, Commits>,
+    /// Pages.
+    pub(super) pages: usize,
+    /// Whether the device may write.
+    pub(super) write: bool,
+    /// Jobs use only what was prefetched.
+    pub(super) sparse: bool,
+    /// For one invalidation between its two passes; the callbacks of others do all at once.
+    /// Protects only itself, taken by callbacks.
+    #[pin]
+    pub(super) spare: SpinLock<Option<FinishNode<Pending>>>,
+    /// What happened.
+    pub(crate) counters: Counters,
+}
+
+impl MirroredRange {
+    /// A range of `pages` pages, of which nothing is mapped.
+    ///
+    /// # Errors
+    ///
+    /// [`ENOMEM`], [`ENOSPC`] if there are no more spaces.
+    pub(super) fn new(
+        gpu: &Arc<Gpu>,
+        queue: MirrorQueue,
+        context: Arc<Context>,
+        lock: &Arc<NotifierLock>,
+        pages: usize,
+        write: bool,
+        sparse: bool,
+    ) -> Result<Arc<Self>> {
+        let node = FinishNode::new()?;
+        let space = gpu.space_ids.allocate()?;
+        let resv = Resv::new()?;
+        Arc::pin_init(
+            pin_init!(Self {
+                gpu: gpu.clone(),
+                queue,
+                space,
+                context,
+                resv,
+                lock: lock.clone(),
+                table: LockedBy::new(&lock.commits, Table::new(pages)),
+                pages,
+                write,
+                sparse,
+                spare <- new_spinlock!(Some(node), "MirroredRange::spare"),
+                counters: Counters::new(),
+            }),
+            GFP_KERNEL,
+        )
+    }
+
+    /// Bytes that jobs may rely on now.
+    pub(crate) fn mapped_bytes(&self) -> u64 {
+        let guard = self.lock.commits.lock();
+        (self.table.access(&guard).mapped() as u64) << PAGE_SHIFT
+    }
+
+    /// Whether a job may be queued that uses the range.
+    pub(crate) fn is_ready(&self, commits: &Commits) -> bool {
+        self.table.access(commits).is_ready(self.sparse)
+    }
+
+    /// The fences of the jobs that use the range.
+    pub(crate) fn resv(&self) -> &Arc<Resv> {
+        &self.resv
+    }
+
+    /// The device has been reset: lets the pages go that were kept for it.
+    pub(crate) fn disconnect(&self) {
+        let mut guard = self.lock.commits.lock();
+        self.table.access_mut(&mut guard).disconnect(|page, held| {
+            // SAFETY: The page is held, or the process's as in `retire`. The table forgets here what
+            // `quarantine` has held.
+            unsafe {
+                if page.writable {
+                    pages::mark_dirty(page.phys);
+                }
+                if held {
+                    pages::let_go(page.phys);
+                }
+            }
+        });
+    }
+}

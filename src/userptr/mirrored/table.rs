@@ -1,0 +1,343 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What the device may reach of a mirrored range, page by page.
+//!
+//! A page passes through these states, and the lock of the file ([`super::NotifierLock`]) is held
+//! whenever one changes:
+//!
+//! - *unmapped*;
+//! - *mapping*: MAP was sent, and has not been answered; the device may reach the page;
+//! - *mapped*: jobs may rely on it;
+//! - *invalidating*: the page is about to be taken away, and the device may still reach it; then
+//!   unmapped again.
+//!
+//! Only the address of a page is kept, nothing that holds it.
+
+use crate::kapi::mm::HmmPage;
+use core::ops::Range;
+use kernel::{
+    prelude::*,
+    rbtree::{
+        RBTree,
+        RBTreeNode, //
+    }, //
+};
+
+/// Pages of a granule, the unit in which the table grows.
+pub(super) const GRANULE: usize = 512;
+
+/// The device may reach the page.
+const REACHABLE: u64 = 1 << 0;
+/// MAP has not been answered.
+const MAPPING: u64 = 1 << 1;
+/// Jobs may rely on it.
+const MAPPED: u64 = 1 << 2;
+/// The device may write it.
+const WRITABLE: u64 = 1 << 3;
+/// It was asked for, and the process has not unmapped it since.
+const WANTED: u64 = 1 << 4;
+/// It is kept from being freed, because the device is lost.
+const HELD: u64 = 1 << 5;
+const FLAGS: u64 = (1 << 12) - 1;
+
+/// A page that the device may reach.
+#[derive(Clone, Copy)]
+pub(super) struct ReachablePage {
+    /// Physical address.
+    pub(super) phys: u64,
+    /// Whether the device may have written it.
+    pub(super) writable: bool,
+}
+
+/// The pages of a mirrored range.
+pub(super) struct Table {
+    granules: RBTree<usize, KVec<u64>>,
+    pages: usize,
+    reachable: usize,
+    mapped: usize,
+    wanted: usize,
+    /// Pages that are both mapped and wanted.
+    ready: usize,
+    /// The device has been reset: it reaches nothing any more.
+    disconnected: bool,
+}
+
+/// Memory for a granule, allocated ahead.
+pub(super) struct NewGranule(RBTreeNode<usize, KVec<u64>>);
+
+impl Table {
+    /// A table for `pages` pages, all unmapped.
+    pub(super) fn new(pages: usize) -> Self {
+        Self {
+            granules: RBTree::new(),
+            pages,
+            reachable: 0,
+            mapped: 0,
+            wanted: 0,
+            ready: 0,
+            disconnected: false,
+        }
+    }
+
+    /// Pages that jobs may rely on.
+    pub(super) fn mapped(&self) -> usize {
+        self.mapped
+    }
+
+    /// Whether a job may use everything; with `sparse`, everything that was asked for.
+    pub(super) fn is_ready(&self, sparse: bool) -> bool {
+        if sparse {
+            self.ready == self.wanted
+        } else {
+            self.mapped == self.pages
+        }
+    }
+
+    /// The pages of the granule that page `page` is in.
+    fn granule(&self, page: usize) -> Range<usize> {
+        let first = page - page % GRANULE;
+        first..(first + GRANULE).min(self.pages)
+    }
+
+    /// The memory that [`Table::add`] needs for the granule of `page`, unless it is there.
+    ///
+    /// Allocates, so that the lock must not be held; hence what it is told about the table.
+    ///
+    /// # Errors
+    ///
+    /// [`ENOMEM`].
+    pub(super) fn new_granule(page: usize, pages: usize) -> Result<NewGranule> {
+        let first = page - page % GRANULE;
+        let words = KVec::from_elem(0, GRANULE.min(pages - first), GFP_KERNEL_ACCOUNT)?;
+        let node = RBTreeNode::new(page / GRANULE, words, GFP_KERNEL_ACCOUNT)?;
+        Ok(NewGranule(node))
+    }
+
+    /// Whether the granule of `page` is there.
+    pub(super) fn has_granule(&self, page: usize) -> bool {
+        self.granules.get(&(page / GRANULE)).is_some()
+    }
+
+    /// Adds a granule that is not there.
+    pub(super) fn add(&mut self, granule: NewGranule) {
+        self.granules.insert(granule.0);
+    }
+
+    /// Changes the words of the pages `which` that have granules.
+    fn each(&mut self, which: Range<usize>, mut change: impl FnMut(u64) -> u64) {
+        let mut totals = Totals::default();
+        let Some(mut cursor) = self
+            .granules
+            .cursor_lower_bound_mut(&(which.start / GRANULE))
+        else {
+            return;
+        };
+        loop {
+            let (index, words) = cursor.current_mut();
+            let base = index * GRANULE;
+            if base >= which.end {
+                break;
+            }
+            let from = which.start.saturating_sub(base);
+            let to = (which.end - base).min(words.len());
+            for word in words.get_mut(from..to).into_iter().flatten() {
+                totals.subtract(*word);
+                *word = change(*word);
+                totals.add(*word);
+            }
+            match cursor.move_next() {
+                Some(next) => cursor = next,
+                None => break,
+            }
+        }
+        self.reachable = self.reachable.wrapping_add_signed(totals.reachable);
+        self.mapped = self.mapped.wrapping_add_signed(totals.mapped);
+        self.wanted = self.wanted.wrapping_add_signed(totals.wanted);
+        self.ready = self.ready.wrapping_add_signed(totals.ready);
+    }
+
+    /// The first pages in `which` that a job would need and that are not mapped: neighbours, in one
+    /// granule; with `sparse`, only those that were asked for.
+    pub(super) fn next_stale(&self, which: Range<usize>, sparse: bool) -> Option<Range<usize>> {
+        let stale = |word: u64| word & MAPPED == 0 && (!sparse || word & WANTED != 0);
+        let mut at = which.start;
+        while at < which.end {
+            let granule = self.granule(at);
+            let end = granule.end.min(which.end);
+            let Some(words) = self.granules.get(&(at / GRANULE)) else {
+                if sparse {
+                    at = self.next_granule(end)?;
+                    continue;
+                }
+                return Some(at..end);
+            };
+            let words = words.get(at - granule.start..end - granule.start)?;
+            if let Some(first) = words.iter().position(|&word| stale(word)) {
+                let rest = words.get(first..)?;
+                let count = rest.iter().take_while(|&&word| stale(word)).count();
+                return Some(at + first..at + first + count);
+            }
+            at = end;
+        }
+        None
+    }
+
+    /// The first page at or after `page` that has a granule.
+    fn next_granule(&self, page: usize) -> Option<usize> {
+        let cursor = self.granules.cursor_lower_bound(&(page / GRANULE))?;
+        Some((cursor.current().0 * GRANULE).max(page))
+    }
+
+    /// MAP is being sent for pages `from` on, which have a granule and are unmapped.
+    pub(super) fn set_mapping(&mut self, from: usize, pages: &[HmmPage], writable: bool) {
+        let mut found = pages.iter();
+        self.each(from..from + pages.len(), |word| match found.next() {
+            Some(page) => {
+                let flags = REACHABLE | MAPPING | WANTED | (word & HELD);
+                let write = if writable { WRITABLE } else { 0 };
+                (page.phys() & !FLAGS) | flags | write
+            }
+            None => word,
+        });
+    }
+
+    /// MAP was answered: jobs may rely on those of the pages `which` that are still there.
+    pub(super) fn set_mapped(&mut self, which: Range<usize>) {
+        self.each(which, |word| {
+            if word & MAPPING != 0 {
+                word & !MAPPING | MAPPED
+            } else {
+                word
+            }
+        });
+    }
+
+    /// The pages `which` are about to be taken away, for good if `unmapped`. Returns the shortest
+    /// range with all of them that the device may reach.
+    pub(super) fn invalidate(
+        &mut self,
+        which: Range<usize>,
+        unmapped: bool,
+    ) -> Option<Range<usize>> {
+        let span = self.reachable_in(which.clone());
+        let drop = MAPPING | MAPPED | if unmapped { WANTED } else { 0 };
+        self.each(which, |word| word & !drop);
+        span
+    }
+
+    /// The shortest range with all pages of `which` that the device may reach.
+    pub(super) fn reachable_in(&mut self, which: Range<usize>) -> Option<Range<usize>> {
+        if self.reachable == 0 {
+            return None;
+        }
+        let mut span: Option<Range<usize>> = None;
+        let mut cursor = self
+            .granules
+            .cursor_lower_bound_mut(&(which.start / GRANULE));
+        while let Some(at) = cursor {
+            let (index, words) = at.current();
+            let base = index * GRANULE;
+            if base >= which.end {
+                break;
+            }
+            let from = which.start.saturating_sub(base);
+            let to = (which.end - base).min(words.len());
+            let part = words.get(from..to).unwrap_or_default();
+            let hit = |word: &u64| word & REACHABLE != 0;
+            if let (Some(first), Some(last)) =
+                (part.iter().position(hit), part.iter().rposition(hit))
+            {
+                let start = span.map_or(base + from + first, |span| span.start);
+                span = Some(start..base + from + last + 1);
+            }
+            cursor = at.move_next();
+        }
+        span
+    }
+
+    /// The device reaches the pages `which` no more, except those that jobs may rely on again;
+    /// calls `with` for each.
+    pub(super) fn set_unmapped(
+        &mut self,
+        which: Range<usize>,
+        mut with: impl FnMut(ReachablePage),
+    ) {
+        self.each(which, |word| {
+            if word & REACHABLE == 0 || word & (MAPPING | MAPPED) != 0 {
+                return word;
+            }
+            with(ReachablePage::of(word));
+            if word & HELD != 0 {
+                word & !REACHABLE
+            } else {
+                word & WANTED
+            }
+        });
+    }
+
+    /// Nobody knows when the device will stop to reach the pages `which`: calls `with` for each
+    /// that is not held yet, and remembers that it is.
+    pub(super) fn set_held(&mut self, which: Range<usize>, mut with: impl FnMut(ReachablePage)) {
+        self.each(which, |word| {
+            if word & REACHABLE == 0 || word & HELD != 0 {
+                return word;
+            }
+            with(ReachablePage::of(word));
+            word | HELD
+        });
+    }
+
+    /// Whether [`Table::disconnect`] was called.
+    pub(super) fn is_disconnected(&self) -> bool {
+        self.disconnected
+    }
+
+    /// The device has been reset: calls `with` for each page that it could reach, and says whether
+    /// the page is held.
+    pub(super) fn disconnect(&mut self, mut with: impl FnMut(ReachablePage, bool)) {
+        self.disconnected = true;
+        let all = 0..self.pages;
+        self.each(all, |word| {
+            if word & (REACHABLE | HELD) != 0 {
+                with(ReachablePage::of(word), word & HELD != 0);
+            }
+            word & WANTED
+        });
+    }
+}
+
+impl ReachablePage {
+    fn of(word: u64) -> Self {
+        Self {
+            phys: word & !FLAGS,
+            writable: word & WRITABLE != 0,
+        }
+    }
+}
+
+/// Changes of the counts.
+#[derive(Default)]
+struct Totals {
+    reachable: isize,
+    mapped: isize,
+    wanted: isize,
+    ready: isize,
+}
+
+impl Totals {
+    fn count(&mut self, word: u64, by: isize) {
+        let has = |flag: u64| if word & flag == flag { by } else { 0 };
+        self.reachable += has(REACHABLE);
+        self.mapped += has(MAPPED);
+        self.wanted += has(WANTED);
+        self.ready += has(MAPPED | WANTED);
+    }
+
+    fn add(&mut self, word: u64) {
+        self.count(word, 1);
+    }
+
+    fn subtract(&mut self, word: u64) {
+        self.count(word, -1);
+    }
+}
