@@ -7,6 +7,7 @@ mod basic;
 mod events;
 mod mm_fork;
 mod mm_protect;
+mod mm_reclaim;
 mod mm_unmap;
 mod support;
 
@@ -19,4 +20,5 @@ pub(crate) const FAMILIES: &[Family] = &[
     mm_unmap::FAMILY,
     mm_protect::FAMILY,
     mm_fork::FAMILY,
+    mm_reclaim::FAMILY,
 ];

@@ -8,6 +8,7 @@ pub(crate) mod ext4;
 pub(crate) mod gpu;
 pub(crate) mod job;
 pub(crate) mod leak;
+pub(crate) mod memcg;
 pub(crate) mod memory;
 pub(crate) mod place;
 pub(crate) mod procfs;

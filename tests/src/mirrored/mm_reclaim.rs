@@ -1,0 +1,380 @@
+// SPDX-License-Identifier: MIT OR GPL-2.0-only
+
+//! Memory that the kernel takes back for others: swap, MADV_FREE, limits, the reaping of killed
+//! processes. What the device has written is never lost, wherever the page has been since.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use virtgpu_client::{compute, Bytes, Errno, Exec, Memory};
+
+use super::support::{family, open, End, Mirror, READ_ONLY, SPARSE, WHOLE};
+use crate::ktap::{pidfd, reap, Family, Outcome, TestResult};
+use crate::support::memcg::Group;
+use crate::support::place::{Pages, Place, RW};
+use crate::support::{child, eventually, job, swap, Env, Random, HUGE, PAGE};
+use crate::{cases, check, check_eq};
+
+pub(crate) const FAMILY: Family = family(
+    "mm_reclaim",
+    cases![
+        paged_out,
+        paged_out_many_times,
+        written_after_swap_in_by_reading,
+        freed_lazily_then_written,
+        freed_lazily_while_mapped,
+        freed_lazily_read_only,
+        reclaimed_while_the_device_writes: 300,
+        more_than_the_limit: 600,
+        killed_and_reaped: 300,
+        reaped_while_unmapped: 300,
+    ],
+);
+
+const MADV_PAGEOUT: i32 = 21;
+
+/// Sends all pages of a place to swap. Pages that somebody holds would stay.
+fn page_out(place: &Place) -> TestResult {
+    let mut last = Ok(());
+    let gone = eventually(Duration::from_secs(20), || {
+        last = place.advise(0, place.len(), MADV_PAGEOUT);
+        last.is_err() || place.resident() == Ok(0)
+    });
+    last?;
+    check!(
+        gone,
+        "{} bytes of {} do not leave memory",
+        place.resident()?,
+        place.len()
+    );
+    Ok(())
+}
+
+/// Makes sure that there is swap space and that memory no one uses goes there.
+fn prepare() -> TestResult {
+    swap::enable()?;
+    let control = Place::base(16 * PAGE)?;
+    control.fill(1);
+    match page_out(&control) {
+        Err(Outcome::Fail(reason)) => Err(Outcome::Skip(format!("no paging out here: {reason}"))),
+        other => other,
+    }
+}
+
+/// Runs `test` on memory of the kinds that can go to swap.
+fn on_swappable(env: &Env, test: fn(&Mirror<'_>, &Place) -> TestResult) -> TestResult {
+    prepare()?;
+    for pages in [Pages::Base, Pages::Huge] {
+        let device = open(env)?;
+        let place = Place::new(pages, HUGE)?;
+        let mirror = Mirror::new(&device, &place)?;
+        if let Err(Outcome::Fail(reason)) = test(&mirror, &place) {
+            return Err(Outcome::Fail(format!("{pages:?} pages: {reason}")));
+        }
+    }
+    Ok(())
+}
+
+fn paged_out(env: &Env) -> TestResult {
+    on_swappable(env, |mirror, place| {
+        let data = Random(1).bytes(HUGE);
+        mirror.write(0, &data)?;
+        mirror.loses("MADV_PAGEOUT", HUGE, || page_out(place))?;
+        check_eq!(mirror.count()?.mapped_bytes, 0, "bytes mapped");
+        check_eq!(place.to_vec(0, HUGE), data, "our view");
+        mirror.agrees("from swap, by us")?;
+        page_out(place)?;
+        check_eq!(
+            mirror.csum(0, HUGE)?,
+            compute::crc32c(0, &data),
+            "from swap, by the device"
+        );
+        mirror.coherent_all_over("in the end")
+    })
+}
+
+fn paged_out_many_times(env: &Env) -> TestResult {
+    on_swappable(env, |mirror, place| {
+        mirror.fill(0)?;
+        let mut adding = compute::Stream::new();
+        adding.add_u32(mirror.userptr.at(0), HUGE as u64, 1);
+        for round in 1..=10 {
+            check_eq!(mirror.end(&adding)?, End::Done, "the job of round {round}");
+            page_out(place)?;
+            if round % 2 == 0 {
+                check_eq!(place.read_u32(HUGE - 4), round, "our view");
+            }
+        }
+        for offset in (0..HUGE).step_by(PAGE) {
+            check_eq!(place.read_u32(offset), 10, "additions at {offset:#x}");
+        }
+        Ok(())
+    })
+}
+
+/// Such a page is writable and clean: only the driver knows that the device has written to it.
+fn written_after_swap_in_by_reading(env: &Env) -> TestResult {
+    on_swappable(env, |mirror, place| {
+        mirror.scatter(2);
+        mirror.agrees("before")?;
+        for round in 0..3_u64 {
+            page_out(place)?;
+            for offset in (0..HUGE).step_by(PAGE) {
+                place.read_u64(offset);
+            }
+            mirror.fill(round + 100)?;
+            page_out(place)?;
+            for offset in (0..HUGE).step_by(PAGE) {
+                check_eq!(
+                    place.read_u64(offset),
+                    round + 100,
+                    "what the device wrote at {offset:#x} in round {round}"
+                );
+            }
+        }
+        Ok(())
+    })
+}
+
+/// The kernel drops such pages unless they are written again, also by a device.
+fn freed_lazily_then_written(env: &Env) -> TestResult {
+    on_swappable(env, |mirror, place| {
+        for round in 0..3_u64 {
+            place.fill(0x11);
+            place.advise(0, HUGE, libc::MADV_FREE)?;
+            mirror.fill(round + 200)?;
+            page_out(place)?;
+            for offset in (0..HUGE).step_by(PAGE) {
+                check_eq!(
+                    place.read_u64(offset),
+                    round + 200,
+                    "what the device wrote at {offset:#x} in round {round}"
+                );
+            }
+        }
+        mirror.coherent_all_over("in the end")
+    })
+}
+
+fn freed_lazily_while_mapped(env: &Env) -> TestResult {
+    on_swappable(env, |mirror, place| {
+        mirror.scatter(3);
+        mirror.loses("MADV_FREE", HUGE, || place.advise(0, HUGE, libc::MADV_FREE))?;
+        let data = Random(4).bytes(HUGE);
+        mirror.write(0, &data)?;
+        page_out(place)?;
+        check_eq!(place.to_vec(0, HUGE), data, "our view");
+        mirror.agrees("in the end")
+    })
+}
+
+/// Either the old bytes or zeros, but the same on both sides.
+fn freed_lazily_read_only(env: &Env) -> TestResult {
+    prepare()?;
+    let device = open(env)?;
+    let place = Place::base(HUGE)?;
+    let mirror = Mirror::with(&device, &place, READ_ONLY)?;
+    mirror.scatter(5);
+    mirror.agrees("before")?;
+    mirror.loses("MADV_FREE", HUGE, || place.advise(0, HUGE, libc::MADV_FREE))?;
+    mirror.agrees("freed")?;
+    page_out(&place)?;
+    mirror.agrees("dropped")?;
+    check_eq!(mirror.peek(HUGE / 2)?, 0, "what no one has written since");
+    Ok(())
+}
+
+fn reclaimed_while_the_device_writes(env: &Env) -> TestResult {
+    prepare()?;
+    let device = open(env)?;
+    let place = Place::base(64 * PAGE)?;
+    let mirror = Mirror::new(&device, &place)?;
+    mirror.fill(0)?;
+    let mut adding = compute::Stream::new();
+    adding.add_u32(mirror.userptr.at(0), 64 * PAGE as u64, 1);
+    let jobs = env.iterations(200) as u32;
+    let stop = AtomicBool::new(false);
+    let outs = std::thread::scope(|scope| {
+        let reclaimer = scope.spawn(|| -> TestResult<u64> {
+            let mut outs = 0;
+            while !stop.load(Ordering::Relaxed) {
+                place.advise(0, 64 * PAGE, MADV_PAGEOUT)?;
+                outs += 1;
+            }
+            Ok(outs)
+        });
+        let write = || -> TestResult {
+            let mut done = 0;
+            while done < jobs {
+                match mirror.end(&adding)? {
+                    End::Done => done += 1,
+                    // The other thread may win for a second.
+                    End::Refused(Errno::BUSY) => {}
+                    other => return Err(Outcome::Fail(format!("a job: {other:?}"))),
+                }
+            }
+            Ok(())
+        };
+        let written = write();
+        stop.store(true, Ordering::Relaxed);
+        let outs = reclaimer.join().expect("no panic")?;
+        written.map(|()| outs)
+    })?;
+    println!("    # paged out {outs} times");
+    for page in 0..64 {
+        check_eq!(
+            place.read_u32(page * PAGE),
+            jobs,
+            "additions to page {page}"
+        );
+    }
+    Ok(())
+}
+
+/// Buffers of twice what the group may have in memory.
+fn more_than_the_limit(env: &Env) -> TestResult {
+    const LIMIT: usize = 8 << 20;
+    const PART: usize = 64 * PAGE;
+    prepare()?;
+    let rounds = env.iterations(300);
+    child::run(|| {
+        let group = Group::new("limit", LIMIT as u64)?;
+        // The group goes when this process has left it.
+        child::run(|| {
+            group.enter()?;
+            let device = open(env)?;
+            let place = Place::base(2 * LIMIT)?;
+            let mirror = Mirror::with(&device, &place, SPARSE)?;
+            let mut random = Random(6);
+            let parts = place.len() / PART;
+            let mut expected = vec![0_u32; parts];
+            for round in 0..rounds {
+                let part = random.below(parts as u64) as usize;
+                // No more than this part: what the job does not need may be out.
+                let at = part * PART;
+                let one = Mirror::part(&device, &place, at, PART, WHOLE)?;
+                let mut adding = compute::Stream::new();
+                adding.add_u32(one.userptr.at(0), PART as u64, part as u32 + 1);
+                check_eq!(one.end(&adding)?, End::Done, "the job of round {round}");
+                expected[part] += part as u32 + 1;
+                if round % 4 == 0 {
+                    one.agrees("a part")?;
+                }
+                if round % 16 == 0 {
+                    mirror.prefetch(at, PAGE)?;
+                }
+            }
+            for (part, expected) in expected.iter().enumerate() {
+                for offset in (0..PART).step_by(PAGE) {
+                    check_eq!(
+                        place.read_u32(part * PART + offset),
+                        *expected,
+                        "part {part} at {offset:#x}"
+                    );
+                }
+            }
+            let events = group.number("memory.events", "max ")?;
+            println!("    # the limit was hit {events} times in {rounds} rounds");
+            check!(events > 0, "the limit was never hit");
+            Ok(())
+        })
+    })
+}
+
+/// Starts a child whose device works on memory of it, and returns when it does.
+fn busy_child(env: &Env) -> TestResult<child::Child> {
+    let flag = Place::reserve(Pages::Base, PAGE)?;
+    flag.map_with(0, PAGE, RW, libc::MAP_SHARED)?;
+    let child = child::spawn(|| {
+        let device = open(env)?;
+        let place = Place::new(Pages::Base, 8 * HUGE)?;
+        let mirror = Mirror::new(&device, &place)?;
+        let mut stream = compute::Stream::new();
+        stream.add_u32(mirror.userptr.at(0), 8 * HUGE as u64, 1);
+        loop {
+            Exec::new(stream.as_bytes())
+                .buffers(&[mirror.userptr.handle()])
+                .submit_with_fence(&device)?
+                .wait(Some(job::LIMIT))?;
+            flag.write_u64(0, flag.read_u64(0) + 1);
+        }
+    })?;
+    let works = eventually(job::LIMIT, || flag.read_u64(0) > 1);
+    if !works {
+        child.kill()?;
+        return Err(Outcome::Fail("the child's device does not work".into()));
+    }
+    Ok(child)
+}
+
+/// process_mrelease(2) of a killed child: done, or it has gone already, or it is mapped by a device
+/// and the exit has to do it.
+fn reap_memory(pid: i32) -> TestResult<bool> {
+    use std::os::fd::AsRawFd;
+    let fd = pidfd(pid)?;
+    // SAFETY: A signal to our own child.
+    unsafe { libc::kill(pid, libc::SIGKILL) };
+    // SAFETY: Takes two integers.
+    let result = unsafe { libc::syscall(libc::SYS_process_mrelease, fd.as_raw_fd(), 0) };
+    let error = std::io::Error::last_os_error();
+    match error.raw_os_error() {
+        _ if result == 0 => Ok(true),
+        Some(libc::EAGAIN | libc::ESRCH) => Ok(false),
+        Some(libc::ENOSYS) => Err(Outcome::Skip("the kernel has no process_mrelease".into())),
+        _ => Err(error.into()),
+    }
+}
+
+/// The reaper may not wait for a device: it is turned away as long as one is in there.
+fn killed_and_reaped(env: &Env) -> TestResult {
+    drop(open(env)?);
+    let mut reaped = 0;
+    let rounds = env.iterations(10);
+    for _ in 0..rounds {
+        let child = busy_child(env)?;
+        let start = Instant::now();
+        reaped += u32::from(reap_memory(child.pid)?);
+        check!(
+            start.elapsed() < Duration::from_secs(20),
+            "process_mrelease took {:?}",
+            start.elapsed()
+        );
+        reap(child.pid)?;
+        check!(
+            start.elapsed() < job::LIMIT,
+            "the killed child ended after {:?}",
+            start.elapsed()
+        );
+    }
+    println!("    # reaped {reaped} times of {rounds}");
+    Ok(())
+}
+
+/// With nothing mapped in the device the reaper gets all the memory.
+fn reaped_while_unmapped(env: &Env) -> TestResult {
+    drop(open(env)?);
+    let flag = Place::reserve(Pages::Base, PAGE)?;
+    flag.map_with(0, PAGE, RW, libc::MAP_SHARED)?;
+    let child = child::spawn(|| {
+        let device = open(env)?;
+        let place = Place::new(Pages::Base, 8 * HUGE)?;
+        place.fill(1);
+        let _mirror = Mirror::new(&device, &place)?;
+        flag.write_u64(0, 1);
+        loop {
+            // SAFETY: Takes nothing.
+            unsafe { libc::pause() };
+        }
+    })?;
+    check!(
+        eventually(job::LIMIT, || flag.read_u64(0) == 1),
+        "the child does not come up"
+    );
+    let reaped = reap_memory(child.pid)?;
+    reap(child.pid)?;
+    println!("    # reaped: {reaped}");
+    let device = open(env)?;
+    let place = Place::base(16 * PAGE)?;
+    let mirror = Mirror::new(&device, &place)?;
+    mirror.coherent_all_over("afterwards")
+}
