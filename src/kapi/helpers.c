@@ -338,7 +338,7 @@ static int memfd_seals(struct file *file)
 
 long kapi_memfd_pin_range(struct file *file, loff_t start, loff_t end,
 			  struct folio **folios, unsigned int max_folios,
-			  struct kapi_run *runs, loff_t *done)
+			  bool sealed, struct kapi_run *runs, loff_t *done)
 {
 	struct inode *inode = file_inode(file);
 	loff_t at = start;
@@ -350,7 +350,7 @@ long kapi_memfd_pin_range(struct file *file, loff_t start, loff_t end,
 	seals = memfd_seals(file);
 	if (seals < 0)
 		pinned = seals;
-	else if (seals & (F_SEAL_WRITE | F_SEAL_FUTURE_WRITE))
+	else if (!sealed && seals & (F_SEAL_WRITE | F_SEAL_FUTURE_WRITE))
 		pinned = -EPERM;
 	else
 		pinned = memfd_pin_folios(file, start, end - 1, folios,

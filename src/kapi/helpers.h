@@ -146,12 +146,12 @@ void kapi_mm_uncharge_pinned(struct mm_struct *mm, u64 pages);
  * that holds until the pages are pinned. On success every page of the range
  * carries a pin of its own, as pin_user_pages() would have left it, and @runs
  * (room for one entry a page) describes the range. Returns the number of runs,
- * -EPERM if the file is sealed against writing, -EINVAL if it is not a memfd, or
+ * -EPERM if the file is sealed against writing and not @sealed, -EINVAL if it is not a memfd, or
  * another error; then nothing is pinned.
  */
 long kapi_memfd_pin_range(struct file *file, loff_t start, loff_t end,
 			  struct folio **folios, unsigned int max_folios,
-			  struct kapi_run *runs, loff_t *done);
+			  bool sealed, struct kapi_run *runs, loff_t *done);
 
 /* linux/mmu_notifier.h */
 struct mmu_interval_notifier;

@@ -209,8 +209,8 @@ impl Lifetime {
     /// Other objects can be released with `mmap_lock` held, so they are released later.
     pub(super) fn release(object: Owned<Resource>) {
         // The device's access ends before the host forgets the resource.
-        if let Some(mirrored) = object.userptr().and_then(|userptr| userptr.as_mirrored()) {
-            mirrored.end();
+        if let Some(userptr) = object.userptr() {
+            userptr.end();
         }
         let this = &object.lifetime;
         let expect = match this.creation() {

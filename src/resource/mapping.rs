@@ -7,7 +7,10 @@
 //! given back as soon as the device has been reset: pins, and the addresses of a device that sees
 //! memory through the platform's DMA translation (`VIRTIO_F_ACCESS_PLATFORM`).
 
-use super::Entries;
+use super::{
+    space::Space,
+    Entries, //
+};
 use crate::{
     gpu::Gpu,
     kapi::dma::map::Mapper,
@@ -199,6 +202,23 @@ impl Mapping {
             entries.push(addr, run.len)?;
         }
         Ok(())
+    }
+
+    /// Maps the runs of the pinned pages into `space`; returns how many entries that took.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Space::map_fixed`], [`ENODEV`] if the device is gone.
+    pub(crate) fn map_pinned(&self, space: &Space) -> Result<u64> {
+        let guard = self.shared.held.lock();
+        let Some(Held {
+            memory: Memory::Pinned(pinned),
+            ..
+        }) = &*guard
+        else {
+            return Err(ENODEV);
+        };
+        space.map_fixed(pinned.runs().iter().map(|run| (run.phys, run.len)))
     }
 
     /// Whether the device can still reach the memory.

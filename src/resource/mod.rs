@@ -5,6 +5,7 @@
 //! - [`guest`]: pages of the guest, allocated for the buffer;
 //! - [`host_visible`]: memory of the host, shown in the host-visible window;
 //! - [`userptr`]: memory of the process;
+//! - [`space`]: what a device with a mirror queue may reach of user memory;
 //! - [`mapping`]: addresses for devices that do not see physical ones.
 //!
 //! The place for imported buffers and for resources of the time before blobs is here, too.
@@ -13,6 +14,7 @@ mod guest;
 mod host_visible;
 mod lifetime;
 pub(crate) mod mapping;
+pub(crate) mod space;
 pub(crate) mod userptr;
 
 use crate::{

@@ -2,6 +2,7 @@
 
 //! Buffers in memory of the process.
 
+use super::space::Space;
 use crate::{
     driver::{
         File,
@@ -30,6 +31,8 @@ pub(crate) struct Userptr {
     opened: AtomicFlag,
     /// What follows the page tables, if the pages are not pinned.
     mirrored: Option<Mirrored>,
+    /// The space of pinned memory that the device must not write.
+    space: Option<Space>,
 }
 
 impl Userptr {
@@ -41,6 +44,7 @@ impl Userptr {
             flags,
             opened: AtomicFlag::new(false),
             mirrored: None,
+            space: None,
         }
     }
 
@@ -49,6 +53,30 @@ impl Userptr {
         Self {
             mirrored: Some(mirrored),
             ..Self::new(pages, addr, flags)
+        }
+    }
+
+    /// A registration of pinned memory that the device reaches through a space.
+    pub(crate) fn in_space(pages: usize, addr: u64, flags: u32, space: Space) -> Self {
+        Self {
+            space: Some(space),
+            ..Self::new(pages, addr, flags)
+        }
+    }
+
+    /// The space of pinned memory, if there is one.
+    pub(crate) fn space(&self) -> Option<&Space> {
+        self.space.as_ref()
+    }
+
+    /// Ends the device's access, as far as the end of the resource is not its end, too.
+    pub(super) fn end(&self) {
+        if let Some(mirrored) = &self.mirrored {
+            mirrored.end();
+        }
+        if let Some(space) = &self.space {
+            // The pins of a lost device are kept until it has been reset.
+            let _ = space.destroy();
         }
     }
 

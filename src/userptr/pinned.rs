@@ -21,6 +21,7 @@ use crate::{
     resource::{
         self,
         mapping::Memory,
+        space::Space,
         userptr::Userptr,
         BlobParams,
         Entries,
@@ -36,7 +37,10 @@ use kernel::{
     prelude::*,
     sync::{
         aref::ARef,
-        atomic::Atomic, //
+        atomic::{
+            ordering::Relaxed,
+            Atomic, //
+        }, //
     },
 };
 
@@ -47,10 +51,12 @@ pub(crate) struct Pinned {
 }
 
 impl Pinned {
-    fn new(params: &Params) -> Result<Self> {
+    /// Pins the memory. What the caller could not write is taken only with `enforced`: if the
+    /// device cannot write it, either.
+    fn new(params: &Params, enforced: bool) -> Result<Self> {
         let charge = PinnedVm::charge(params.len >> PAGE_SHIFT)?;
         let pins = match params.source {
-            Source::Address(addr) => Pins::of_user_range(addr, params.len, params.write)?,
+            Source::Address(addr) => Pins::of_user_range(addr, params.len, params.write, enforced)?,
             Source::File(fd, offset) => {
                 let file = LocalFile::fget(fd)?;
                 let access = file.flags() & kernel::fs::file::flags::O_ACCMODE;
@@ -60,10 +66,10 @@ impl Pinned {
                 }
                 // Without write permission only the device's good will protects the file, also
                 // against a registration that is read-only by name.
-                if access != kernel::fs::file::flags::O_RDWR {
+                if access != kernel::fs::file::flags::O_RDWR && !enforced {
                     return Err(EPERM);
                 }
-                Pins::of_file_range(&file, offset, params.len, params.write)?
+                Pins::of_file_range(&file, offset, params.len, params.write, enforced)?
             }
         };
         Ok(Self {
@@ -104,12 +110,20 @@ pub(crate) fn register(
     };
 
     gpu.control.check()?;
-    let pinned = Pinned::new(params)?;
+    // Memory entries would not keep the device from writing. A space has whole pages.
+    let enforced =
+        !params.write && gpu.features.mirror.is_some() && params.wire_size == params.len as u64;
+    let pinned = Pinned::new(params, enforced)?;
     let lifetime = Lifetime::new(gpu)?;
     let (pages, runs) = (params.len >> PAGE_SHIFT, pinned.runs().len());
     let mapping = Mapping::new(gpu, lifetime.id(), params.write, Memory::Pinned(pinned))?;
     let mut entries = Entries::new(gpu, runs);
-    mapping.push_pinned(&mut entries)?;
+    let space = if enforced {
+        Some(Space::new(gpu, false)?)
+    } else {
+        mapping.push_pinned(&mut entries)?;
+        None
+    };
     let (entries, count) = entries.finish()?;
 
     let create = resource::create_command(context, lifetime.id(), &blob, entries, count)?;
@@ -124,11 +138,19 @@ pub(crate) fn register(
             lifetime,
             params: blob,
             mapping: Some(mapping),
-            kind: Kind::Userptr(Userptr::new(pages, addr, params.flags)),
+            kind: Kind::Userptr(match space {
+                Some(space) => Userptr::in_space(pages, addr, params.flags, space),
+                None => Userptr::new(pages, addr, params.flags),
+            }),
             entries: Atomic::new(count),
         },
     )?;
 
     resource::userptr::create_on_host(file, &object, create, attach)?;
+    let space = object.userptr().and_then(Userptr::space);
+    if let (Some(space), Some(mapping)) = (space, &object.mapping) {
+        space.create(object.id(), blob.size)?;
+        object.entries.store(mapping.map_pinned(space)?, Relaxed);
+    }
     Ok(object)
 }

@@ -71,9 +71,9 @@ impl Pins {
     /// Pins `len` bytes at `addr` of the current process's memory, for writing if `write`.
     ///
     /// Both are multiples of the page size, and do not wrap. Faults the pages in, and migrates
-    /// those that must not be pinned for long (`FOLL_LONGTERM`). Without `write`, refuses memory
-    /// that the process could not make writable, because nothing but trust keeps the device from
-    /// writing.
+    /// those that must not be pinned for long (`FOLL_LONGTERM`). Memory that the process could not
+    /// make writable is taken only with `enforced`, that is if nothing can write it through the
+    /// pins.
     ///
     /// # Errors
     ///
@@ -81,7 +81,12 @@ impl Pins {
     /// [`EPERM`] for memory that is never writable, [`ENOMEM`], [`EBUSY`] if the pages
     /// cannot be migrated now, [`EINTR`] on a fatal signal, [`EOPNOTSUPP`] for file systems that
     /// do not take part.
-    pub(crate) fn of_user_range(addr: usize, len: usize, write: bool) -> Result<Self> {
+    pub(crate) fn of_user_range(
+        addr: usize,
+        len: usize,
+        write: bool,
+        enforced: bool,
+    ) -> Result<Self> {
         let mut scratch = Scratch::new()?;
         let mut this = Self::empty(write);
         let end = addr.checked_add(len).ok_or(EINVAL)?;
@@ -99,7 +104,7 @@ impl Pins {
                     ) as isize
                 }
             } else {
-                Self::pin_readable(at, want, &mut scratch.pages)?
+                Self::pin_readable(at, want, enforced, &mut scratch.pages)?
             };
             if got <= 0 {
                 return Err(Self::pin_error(got));
@@ -123,7 +128,12 @@ impl Pins {
 
     /// Pins up to `want` pages at `at` for reading, having looked at the areas under the same
     /// lock.
-    fn pin_readable(at: usize, want: usize, pages: &mut [*mut bindings::page]) -> Result<isize> {
+    fn pin_readable(
+        at: usize,
+        want: usize,
+        enforced: bool,
+        pages: &mut [*mut bindings::page],
+    ) -> Result<isize> {
         let task = current!();
         let lock = task.mm().ok_or(EFAULT)?.mmap_read_lock();
         let end = at + (want << PAGE_SHIFT);
@@ -131,7 +141,7 @@ impl Pins {
         while next < end {
             let area = lock.vma_lookup(next).ok_or(EFAULT)?;
             // A private mapping may always be made writable: that would write a copy.
-            if area.flags() & flags::MAYWRITE == 0 {
+            if !enforced && area.flags() & flags::MAYWRITE == 0 {
                 return Err(EPERM);
             }
             next = area.end();
@@ -163,9 +173,9 @@ impl Pins {
     /// Pins bytes [`start`, `start + len`) of memfd `file`, for writing if `write`.
     ///
     /// Both are multiples of the page size. Holes are filled. The file's seals hold while the
-    /// pages are looked up; see `kapi_memfd_pin_range`. A file sealed against writing is refused even
-    /// without `write`, because nothing but trust keeps the device from writing. Whether `file` was opened for writing is
-    /// for the caller to check.
+    /// pages are looked up; see `kapi_memfd_pin_range`. A file that is sealed against writing is
+    /// taken only with `enforced`, that is if nothing can write it through the pins. Whether `file`
+    /// was opened for writing is for the caller to check.
     ///
     /// # Errors
     ///
@@ -176,6 +186,7 @@ impl Pins {
         start: u64,
         len: usize,
         write: bool,
+        enforced: bool,
     ) -> Result<Self> {
         let mut folios: KVec<*mut bindings::folio> =
             KVec::from_elem(ptr::null_mut(), BATCH, GFP_KERNEL)?;
@@ -193,6 +204,7 @@ impl Pins {
                     end,
                     folios.as_mut_ptr(),
                     BATCH as c_uint,
+                    enforced,
                     scratch.runs.as_mut_ptr().cast(),
                     &mut done,
                 )

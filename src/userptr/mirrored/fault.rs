@@ -16,18 +16,14 @@ use super::{
 use crate::{
     kapi::mm::HmmPage,
     protocol::{
-        mirror::{
-            access,
-            status,
-            MapEntry, //
-        },
-        runs::Merger, //
+        mirror::MapEntry,
+        runs::{
+            Merger,
+            Run, //
+        }, //
     },
-    transport::mirror::{
-        MirrorCommand,
-        MirrorQueue,
-        MAX_ENTRIES, //
-    }, //
+    resource::space,
+    transport::mirror::MirrorCommand, //
 };
 use core::ops::Range;
 use kernel::{
@@ -157,7 +153,7 @@ impl MirroredRange {
 
             let (mut commands, sent) = self.commands(lookup, &which)?;
             let slots = sent.iter().map(|command| command.descriptors()).sum();
-            let mut credit = self.queue.credit(slots)?;
+            let mut credit = self.space.queue().credit(slots)?;
 
             let mut guard = self.lock.commits.lock();
             if notifier.is_stale(sequence) {
@@ -171,7 +167,7 @@ impl MirroredRange {
                 .set_mapping(which.start, &lookup.pages, self.write);
             let mut outcome = Ok(());
             while let Some(command) = commands.pop_front() {
-                outcome = outcome.and_then(|()| self.queue.add(command, &mut credit));
+                outcome = outcome.and_then(|()| self.space.queue().add(command, &mut credit));
             }
             drop(guard);
             outcome?;
@@ -195,31 +191,17 @@ impl MirroredRange {
         Ok(())
     }
 
-    fn max_entries(&self) -> usize {
-        let device = self.gpu.features.mirror.map_or(1, |m| m.max_entries);
-        MAX_ENTRIES.min(device as usize)
-    }
-
     /// The commands that map the pages that were looked up, and references to them.
     fn commands(
         &self,
         lookup: &mut Lookup,
         which: &Range<usize>,
     ) -> Result<(List<MirrorCommand>, KVec<Arc<MirrorCommand>>)> {
-        let allowed = if self.write {
-            access::READ | access::WRITE
-        } else {
-            access::READ
-        };
         let Lookup { pages, entries } = lookup;
         entries.clear();
         let mut merger = Merger::new();
-        let mut append = |run: crate::protocol::runs::Run| -> Result {
-            let entry = MapEntry {
-                addr: run.addr.into(),
-                length: run.length.into(),
-                access: allowed.into(),
-            };
+        let mut append = |run: Run| -> Result {
+            let entry = self.space.entry(run.addr, run.length);
             Ok(entries.push(entry, GFP_KERNEL)?)
         };
         for page in pages.iter() {
@@ -230,8 +212,8 @@ impl MirroredRange {
         let mut commands = List::new();
         let mut references = KVec::new();
         let mut start = (which.start as u64) << PAGE_SHIFT;
-        for part in entries.chunks(self.max_entries()) {
-            let command = MirrorQueue::map(self.space.get(), start, part)?;
+        for part in entries.chunks(self.space.max_entries()) {
+            let command = self.space.map(start, part)?;
             references.push(command.clone_arc(), GFP_KERNEL)?;
             commands.push_back(command);
             start += part.iter().map(|e| u64::from(e.length.get())).sum::<u64>();
@@ -241,20 +223,18 @@ impl MirroredRange {
 
     /// Waits for the answers to MAP commands.
     fn confirm(&self, sent: &[Arc<MirrorCommand>], which: Range<usize>) -> Result {
-        let mut worst = status::OK;
+        let mut outcome = Ok(());
         for command in sent {
-            worst = worst.max(self.queue.wait(command)?);
+            let answer = self.space.queue().wait(command)?;
+            outcome = outcome.and(space::to_result(answer));
         }
-        if worst == status::OK {
+        if outcome.is_ok() {
             let mut guard = self.lock.commits.lock();
             self.table.access_mut(&mut guard).set_mapped(which);
-            return Ok(());
+        } else {
+            // Some commands may have been carried out.
+            self.take_back(which)?;
         }
-        self.take_back(which)?;
-        Err(match worst {
-            status::NO_MEMORY => ENOMEM,
-            status::LIMIT => ENOSPC,
-            _ => EIO,
-        })
+        outcome
     }
 }

@@ -96,7 +96,7 @@ impl IntervalHandler for Handler {
         };
         if range.resv.is_idle() {
             let (first, last) = range.bytes(&pending.span);
-            match range.queue.post_invalidate(range.space.get(), first, last) {
+            match range.space.post_invalidate(first, last) {
                 Posted::Sent(ticket) => {
                     count(&range.counters.invalidations, 1);
                     pending.ticket = Some(ticket);
@@ -142,7 +142,7 @@ impl MirroredRange {
     fn complete(&self, pending: Pending) {
         let span = pending.span;
         let acknowledged = match pending.ticket {
-            Some(ticket) => self.queue.wait_invalidated(ticket),
+            Some(ticket) => self.space.queue().wait_invalidated(ticket),
             None => {
                 self.wait_for_jobs(pending.since);
                 self.revoke(&span)
@@ -157,9 +157,9 @@ impl MirroredRange {
     /// Sends INVALIDATE, and waits until the device has acknowledged it.
     fn revoke(&self, span: &Range<usize>) -> Result {
         let (first, last) = self.bytes(span);
-        let ticket = self.queue.invalidate(self.space.get(), first, last)?;
+        let ticket = self.space.invalidate(first, last)?;
         count(&self.counters.invalidations, 1);
-        self.queue.wait_invalidated(ticket)
+        self.space.queue().wait_invalidated(ticket)
     }
 
     /// Waits for the jobs that use the range, but not for ever: the context of one that takes too

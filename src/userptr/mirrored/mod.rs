@@ -54,10 +54,6 @@ use crate::{
         },
         virtio::Chunks, //
     },
-    protocol::mirror::{
-        access,
-        status, //
-    },
     resource::{
         self,
         mapping::Memory,
@@ -68,14 +64,9 @@ use crate::{
         Mapping,
         Resource, //
     },
-    transport::mirror::{
-        MirrorCommand,
-        MirrorQueue, //
-    },
 };
 use kernel::{
     current,
-    list::ListArc,
     mm::Mm,
     new_mutex,
     page::PAGE_SHIFT,
@@ -133,8 +124,6 @@ struct Outer {
     /// `None` before the end of the registration, and after its end.
     notifier: Option<Pin<KBox<Notifier>>>,
     lookup: Lookup,
-    /// Ends the space; `None` if there is none.
-    destroy: Option<ListArc<MirrorCommand>>,
 }
 
 /// A registration of memory that moves.
@@ -207,9 +196,7 @@ impl Mirrored {
             Ok(outer) => outer,
             Err(e) => return (0, Err(e)),
         };
-        let Outer {
-            notifier, lookup, ..
-        } = &mut *outer;
+        let Outer { notifier, lookup } = &mut *outer;
         let Some(notifier) = notifier else {
             return (0, Err(ENODEV));
         };
@@ -225,10 +212,7 @@ impl Mirrored {
     /// Must not be called with a lock held that a notifier callback takes.
     pub(crate) fn end(&self) {
         let mut outer = self.outer.lock_unkillable();
-        let Some(destroy) = outer.destroy.take() else {
-            return;
-        };
-        match self.range.queue.destroy(destroy) {
+        match self.range.space.destroy() {
             Ok(()) => self.range.retire_all(),
             // Until the device has been reset, nobody else may get the pages.
             Err(_) => self.range.quarantine(0..self.range.pages),
@@ -275,25 +259,16 @@ pub(crate) fn register(
     let pages = params.len >> PAGE_SHIFT;
     let range = MirroredRange::new(
         gpu,
-        MirrorQueue::new(control),
         context.clone(),
         file.notifier_lock(),
         pages,
         params.write,
         params.sparse,
     )?;
-    let allowed = if params.write {
-        access::READ | access::WRITE
-    } else {
-        access::READ
-    };
 
     let lifetime = Lifetime::new(gpu)?;
     let create = resource::create_command(Some(context), lifetime.id(), &blob, Chunks::new(), 0)?;
     let attach = context.attachment(&lifetime, true)?;
-    let space = range.space.get();
-    let space_create = MirrorQueue::space_create(space, lifetime.id(), blob.size, allowed)?;
-    let space_destroy = MirrorQueue::space_destroy(space)?;
     let mapping = Mapping::new(
         gpu,
         lifetime.id(),
@@ -308,7 +283,6 @@ pub(crate) fn register(
                 Outer {
                     notifier: None,
                     lookup: Lookup::new(),
-                    destroy: None,
                 },
                 c"Mirrored::outer",
                 kernel::static_lock_class!(),
@@ -339,23 +313,7 @@ pub(crate) fn register(
     let userptr = object.userptr().ok_or(EINVAL)?;
     let mirrored = userptr.as_mirrored().ok_or(EINVAL)?;
     let mut outer = mirrored.outer.lock()?;
-    let queue = &range.queue;
-    let mut credit = queue.credit(space_create.descriptors())?;
-    let created = space_create.clone_arc();
-    // Also for a space whose creation is not answered.
-    outer.destroy = Some(space_destroy);
-    queue.add(space_create, &mut credit)?;
-    match queue.wait(&created)? {
-        status::OK => {}
-        refused => {
-            outer.destroy = None;
-            return Err(match refused {
-                status::LIMIT => ENOSPC,
-                status::NO_MEMORY => ENOMEM,
-                _ => EIO,
-            });
-        }
-    }
+    range.space.create(object.id(), blob.size)?;
     outer.notifier = Some(KBox::pin_init(
         Notifier::new(&mm, addr, params.len, Handler(range.clone())),
         GFP_KERNEL,

@@ -13,13 +13,12 @@ use crate::{
     gpu::Gpu,
     kapi::{
         dma::Resv,
-        ida::Id,
         mm::{
             pages,
             FinishNode, //
         }, //
     },
-    transport::mirror::MirrorQueue, //
+    resource::space::Space, //
 };
 use kernel::{
     new_spinlock,
@@ -73,9 +72,8 @@ pub(super) fn count(counter: &Atomic<u64>, by: u64) {
 pub(crate) struct MirroredRange {
     /// The device.
     pub(super) gpu: Arc<Gpu>,
-    pub(super) queue: MirrorQueue,
-    /// The space that the pages are mapped into, in use until this is dropped.
-    pub(super) space: Id,
+    /// What the pages are mapped into.
+    pub(super) space: Space,
     /// The context whose jobs use the range.
     pub(super) context: Arc<Context>,
     /// Its jobs.
@@ -105,7 +103,6 @@ impl MirroredRange {
     /// [`ENOMEM`], [`ENOSPC`] if there are no more spaces.
     pub(super) fn new(
         gpu: &Arc<Gpu>,
-        queue: MirrorQueue,
         context: Arc<Context>,
         lock: &Arc<NotifierLock>,
         pages: usize,
@@ -113,12 +110,11 @@ impl MirroredRange {
         sparse: bool,
     ) -> Result<Arc<Self>> {
         let node = FinishNode::new()?;
-        let space = gpu.space_ids.allocate()?;
+        let space = Space::new(gpu, write)?;
         let resv = Resv::new()?;
         Arc::pin_init(
             pin_init!(Self {
                 gpu: gpu.clone(),
-                queue,
                 space,
                 context,
                 resv,

@@ -1,0 +1,237 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Spaces: what a resource without memory entries shows the device, page by page.
+//!
+//! See `docs/protocol.md`. The device enforces what a space allows, which it does not for memory
+//! entries.
+
+use crate::{
+    gpu::Gpu,
+    kapi::ida::Id,
+    protocol::{
+        mirror::{
+            access,
+            status,
+            MapEntry, //
+        },
+        runs::Merger, //
+    },
+    transport::mirror::{
+        MirrorCommand,
+        MirrorCredit,
+        MirrorQueue,
+        Posted,
+        Ticket,
+        MAX_ENTRIES, //
+    },
+};
+use kernel::{
+    list::ListArc,
+    new_mutex,
+    prelude::*,
+    sync::{
+        Arc,
+        Mutex, //
+    },
+};
+
+/// MAP commands of memory that stays that are on their way at a time.
+const BATCH: usize = 16;
+
+/// The space of a resource.
+pub(crate) struct Space {
+    queue: MirrorQueue,
+    id: Id,
+    write: bool,
+    max_entries: usize,
+    /// Ends the space; made with it, so that the end needs no memory. `None` if there is nothing to
+    /// end. Protects only itself; taken where spaces begin and end.
+    destroy: Pin<KBox<Mutex<Option<ListArc<MirrorCommand>>>>>,
+}
+
+/// The error for a [`status`] that is not OK.
+pub(crate) fn to_result(answer: u32) -> Result {
+    match answer {
+        status::OK => Ok(()),
+        status::NO_MEMORY => Err(ENOMEM),
+        status::LIMIT => Err(ENOSPC),
+        _ => Err(EIO),
+    }
+}
+
+impl Space {
+    /// A space that the device does not know yet, which it may write only with `write`.
+    ///
+    /// # Errors
+    ///
+    /// [`EOPNOTSUPP`] if the device has no mirror queue, [`ENOMEM`], [`ENOSPC`].
+    pub(crate) fn new(gpu: &Gpu, write: bool) -> Result<Self> {
+        let mirror = gpu.features.mirror.ok_or(EOPNOTSUPP)?;
+        Ok(Self {
+            queue: MirrorQueue::new(&gpu.control),
+            id: gpu.space_ids.allocate()?,
+            write,
+            max_entries: MAX_ENTRIES.min(mirror.max_entries as usize),
+            destroy: KBox::pin_init(new_mutex!(None, "Space::destroy"), GFP_KERNEL)?,
+        })
+    }
+
+    fn access(&self) -> u32 {
+        if self.write {
+            access::READ | access::WRITE
+        } else {
+            access::READ
+        }
+    }
+
+    /// The mirror queue.
+    pub(crate) fn queue(&self) -> &MirrorQueue {
+        &self.queue
+    }
+
+    /// Most entries of a [`Space::map`].
+    pub(crate) fn max_entries(&self) -> usize {
+        self.max_entries
+    }
+
+    /// Has the device create the space for resource `id`, which it has created without entries, of
+    /// `size` bytes. Waits for the answer.
+    ///
+    /// # Errors
+    ///
+    /// That of the device, [`ENOMEM`], [`EBUSY`], [`ENODEV`].
+    pub(crate) fn create(&self, id: u32, size: u64) -> Result {
+        let create = MirrorQueue::space_create(self.id.get(), id, size, self.access())?;
+        let destroy = MirrorQueue::space_destroy(self.id.get())?;
+        let created = create.clone_arc();
+        let mut credit = self.queue.credit(create.descriptors())?;
+        // Also for a space whose creation is never answered.
+        *self.destroy.lock() = Some(destroy);
+        self.queue.add(create, &mut credit)?;
+        let outcome = to_result(self.queue.wait(&created)?);
+        if outcome.is_err() {
+            let destroy = self.destroy.lock().take();
+            drop(destroy);
+        }
+        outcome
+    }
+
+    /// An entry of `len` bytes at `addr`, with the rights of the space.
+    pub(crate) fn entry(&self, addr: u64, len: u32) -> MapEntry {
+        MapEntry {
+            addr: addr.into(),
+            length: len.into(),
+            access: self.access().into(),
+        }
+    }
+
+    /// A command that maps `entries`, from byte `start` of the space on.
+    ///
+    /// # Errors
+    ///
+    /// [`ENOMEM`].
+    pub(crate) fn map(&self, start: u64, entries: &[MapEntry]) -> Result<ListArc<MirrorCommand>> {
+        MirrorQueue::map(self.id.get(), start, entries)
+    }
+
+    /// Maps memory that stays where it is: `runs` of addresses and bytes, from the start of the
+    /// space on. Waits for the device. Returns the number of entries.
+    ///
+    /// # Errors
+    ///
+    /// That of the device, [`ENOMEM`], [`EBUSY`], [`ENODEV`].
+    pub(crate) fn map_fixed(&self, runs: impl Iterator<Item = (u64, u64)>) -> Result<u64> {
+        let mut batch = FixedMap {
+            space: self,
+            entries: KVec::with_capacity(self.max_entries, GFP_KERNEL)?,
+            start: 0,
+            sent: KVec::new(),
+            count: 0,
+        };
+        let mut merger = Merger::new();
+        for (addr, len) in runs {
+            merger.push(addr, len, |run| {
+                batch.push(self.entry(run.addr, run.length))
+            })?;
+        }
+        merger.flush(|run| batch.push(self.entry(run.addr, run.length)))?;
+        batch.send()?;
+        batch.wait()?;
+        Ok(batch.count)
+    }
+
+    /// Sends INVALIDATE for bytes `first` to `last`, see [`MirrorQueue::post_invalidate`].
+    pub(crate) fn post_invalidate(&self, first: u64, last: u64) -> Posted {
+        self.queue.post_invalidate(self.id.get(), first, last)
+    }
+
+    /// Sends INVALIDATE for bytes `first` to `last`, see [`MirrorQueue::invalidate`].
+    ///
+    /// # Errors
+    ///
+    /// [`ENODEV`] if the device is lost.
+    pub(crate) fn invalidate(&self, first: u64, last: u64) -> Result<Ticket> {
+        self.queue.invalidate(self.id.get(), first, last)
+    }
+
+    /// Ends the space, if the device knows it, and waits until it has.
+    ///
+    /// # Errors
+    ///
+    /// [`ENODEV`] if the device is lost, and may still use what was mapped.
+    pub(crate) fn destroy(&self) -> Result {
+        let destroy = self.destroy.lock().take();
+        match destroy {
+            Some(destroy) => self.queue.destroy(destroy),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Entries on their way to the device.
+struct FixedMap<'a> {
+    space: &'a Space,
+    entries: KVec<MapEntry>,
+    /// Where they are mapped.
+    start: u64,
+    sent: KVec<Arc<MirrorCommand>>,
+    count: u64,
+}
+
+impl FixedMap<'_> {
+    fn push(&mut self, entry: MapEntry) -> Result {
+        if self.entries.len() == self.space.max_entries {
+            self.send()?;
+        }
+        self.count += 1;
+        Ok(self.entries.push(entry, GFP_KERNEL)?)
+    }
+
+    fn send(&mut self) -> Result {
+        if self.entries.is_empty() {
+            return Ok(());
+        }
+        if self.sent.len() == BATCH {
+            self.wait()?;
+        }
+        let command = self.space.map(self.start, &self.entries)?;
+        self.sent.push(command.clone_arc(), GFP_KERNEL)?;
+        let mut credit: MirrorCredit = self.space.queue.credit(command.descriptors())?;
+        self.space.queue.add(command, &mut credit)?;
+        self.start += self
+            .entries
+            .iter()
+            .map(|e| u64::from(e.length.get()))
+            .sum::<u64>();
+        self.entries.clear();
+        Ok(())
+    }
+
+    fn wait(&mut self) -> Result {
+        for command in &self.sent {
+            to_result(self.space.queue.wait(command)?)?;
+        }
+        self.sent.clear();
+        Ok(())
+    }
+}
