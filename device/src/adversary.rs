@@ -9,9 +9,12 @@ use std::str::FromStr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use virtgpu_protocol::mirror;
 use virtgpu_protocol::virtio_gpu::{command, response, Header, FLAG_FENCE};
 use zerocopy::little_endian::{U32, U64};
 use zerocopy::IntoBytes;
+
+use crate::names;
 
 /// A way to misbehave.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -187,7 +190,9 @@ impl Adversary {
     pub(crate) fn attack(&self, command: u32) -> Attack {
         let applies = |mode: &&Mode| match mode.scope() {
             Some(scope) if self.on.is_empty() || mode.kind != Kind::Refuse => scope == command,
-            _ => self.on.is_empty() || self.on.contains(&command),
+            // What has no name is of the control queue.
+            _ if self.on.is_empty() => !names::is_mirror(command),
+            _ => self.on.contains(&command),
         };
         let modes: Vec<Mode> = self.modes.iter().filter(applies).copied().collect();
         if modes.is_empty() {
@@ -239,6 +244,16 @@ impl Attack {
     /// The error to answer without doing anything.
     pub(crate) fn refusal(&self) -> Option<u32> {
         self.number(Kind::Refuse).map(|n| n as u32)
+    }
+
+    /// The status of the mirror queue to answer without doing anything.
+    pub(crate) fn refused_status(&self) -> Option<u32> {
+        let status = |code| match code {
+            // Of the control queue.
+            0x100.. => mirror::status::NO_MEMORY,
+            code => code,
+        };
+        self.refusal().map(status)
     }
 
     /// How often to say that the configuration space has changed.

@@ -139,7 +139,8 @@ impl Answers {
             twisted.bytes.clear();
             twisted.heads.clear();
         }
-        let written = self.write(ticket, &twisted.bytes);
+        let memory = self.memory.memory();
+        let written = scatter(&memory, &ticket.writable, &twisted.bytes);
         let used = twisted.used.unwrap_or(written);
         self.log.write(|| Event::Response {
             req: ticket.req,
@@ -149,23 +150,22 @@ impl Answers {
             used,
             adversary: ticket.attack.name().map(Into::into),
         });
-        give_back(vring, &self.memory.memory(), &twisted.heads, used);
+        give_back(vring, &memory, &twisted.heads, used);
     }
+}
 
-    /// Writes to the device-writable buffers; returns how much could be.
-    fn write(&self, ticket: &Ticket, mut bytes: &[u8]) -> u32 {
-        let memory = self.memory.memory();
-        let mut used = 0;
-        for (addr, length) in &ticket.writable {
-            let (now, later) = bytes.split_at(bytes.len().min(*length as usize));
-            if memory.write_slice(now, GuestAddress(*addr)).is_err() {
-                break;
-            }
-            used += now.len() as u32;
-            bytes = later;
+/// Writes to device-writable buffers; returns how much could be.
+pub(crate) fn scatter(memory: &Memory, writable: &[(u64, u32)], mut bytes: &[u8]) -> u32 {
+    let mut used = 0;
+    for (addr, length) in writable {
+        let (now, later) = bytes.split_at(bytes.len().min(*length as usize));
+        if memory.write_slice(now, GuestAddress(*addr)).is_err() {
+            break;
         }
-        used
+        used += now.len() as u32;
+        bytes = later;
     }
+    used
 }
 
 /// The fence of a request, if it has one.
@@ -175,7 +175,7 @@ pub fn fence(header: &Header) -> Option<u64> {
 }
 
 /// Puts chains into the used ring, and interrupts the guest if it wants that.
-fn give_back(vring: &Vring, memory: &Memory, heads: &[u32], used: u32) {
+pub(crate) fn give_back(vring: &Vring, memory: &Memory, heads: &[u32], used: u32) {
     let mut state = vring.get_mut();
     let mut interrupt = false;
     for head in heads {

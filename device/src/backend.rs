@@ -13,12 +13,13 @@ use vhost::vhost_user::message::{
 };
 use vhost::vhost_user::{Backend, VhostUserFrontendReqHandler};
 use vhost_user_backend::{VhostUserBackend, VringT};
+use virtgpu_protocol::mirror;
 use virtgpu_protocol::virtio_gpu::{feature, Config, SHM_ID_HOST_VISIBLE};
 use virtio_bindings::bindings::virtio_config::{VIRTIO_F_ACCESS_PLATFORM, VIRTIO_F_VERSION_1};
 use virtio_bindings::bindings::virtio_ring::{
     VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC,
 };
-use virtio_queue::{QueueOwnedT, QueueT};
+use virtio_queue::{DescriptorChain, QueueOwnedT, QueueT};
 use vm_memory::{GuestAddressSpace, GuestMemoryAtomic};
 use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::event::{
@@ -30,15 +31,20 @@ use zerocopy::IntoBytes;
 use crate::device::Device;
 use crate::event_log::Event;
 use crate::frontend::Channel;
+use crate::mirror::queue;
 use crate::ram::Memory;
-use crate::request::Ticket;
+use crate::request::{Ticket, MAX_REQUEST};
 use crate::state::Window;
 use crate::vring::Vring;
 
-/// The queues: control, cursor, and two that an extension uses.
+/// The queues: control, cursor, mirror, events.
 pub const QUEUES: usize = 4;
 /// The control queue.
 const CONTROL: u32 = 0;
+/// The mirror queue.
+const MIRROR: u32 = mirror::MIRROR_QUEUE as u32;
+/// The event queue.
+const EVENTS: u32 = mirror::EVENT_QUEUE as u32;
 /// The most descriptors of a queue.
 pub const QUEUE_SIZE: usize = 1024;
 /// `Config::events_read`: a display has changed.
@@ -90,6 +96,9 @@ impl GpuBackend {
         ];
         if self.device.options.blob_alignment != 0 {
             bits.push(feature::BLOB_ALIGNMENT);
+        }
+        if self.device.mirror.limits.is_some() {
+            bits.push(mirror::feature::MIRROR);
         }
         if self.device.options.access_platform {
             bits.push(VIRTIO_F_ACCESS_PLATFORM);
@@ -164,6 +173,78 @@ impl GpuBackend {
             return;
         }
         let generation = self.device.answers.open(vring);
+        self.drain(vring, going, |chain, start| {
+            let head = chain.head_index();
+            let (writable, result) = buffer.read(chain, MAX_REQUEST);
+            if let Err(error) = result {
+                log::warn!("request: {error}");
+            }
+            let ticket = Ticket {
+                req: self.requests.fetch_add(1, Ordering::Relaxed),
+                generation,
+                head,
+                writable,
+                header: buffer.header(),
+                attack: self
+                    .device
+                    .options
+                    .adversary
+                    .attack(buffer.header().kind.get()),
+            };
+            let changes = ticket.attack.config_changes();
+            self.device.handle(ticket, buffer.bytes(), start);
+            self.announce_changes(changes);
+            if self.device.wants_window() {
+                self.show_window();
+            }
+        });
+    }
+
+    /// Serves the mirror queue until it is empty.
+    fn serve_mirror(&self, vring: &Vring) {
+        let device = &self.device;
+        let serve = device.mirror.serve.lock();
+        let mut buffer = serve.unwrap_or_else(PoisonError::into_inner);
+        let going = || {
+            let ready = vring.get_ref().get_queue().ready();
+            ready && device.is_mirrored() && !device.is_shut_down()
+        };
+        if !going() {
+            return;
+        }
+        let generation = device.mirror.replies.open(vring);
+        self.drain(vring, going, |chain, _| {
+            let head = chain.head_index();
+            let (writable, result) = buffer.read(chain, device.mirror.longest());
+            if let Err(error) = result {
+                log::warn!("command: {error}");
+            }
+            let bytes = match result {
+                Ok(()) => buffer.bytes(),
+                // What was read might be a command, but is not the one that was sent.
+                Err(_) => &[],
+            };
+            let ticket = queue::Ticket {
+                cmd: device.mirror.begin(bytes),
+                generation,
+                head,
+                writable,
+                attack: device.options.adversary.attack(queue::kind(bytes)),
+            };
+            let changes = ticket.attack.config_changes();
+            device.mirror_command(ticket, bytes);
+            self.announce_changes(changes);
+        });
+    }
+
+    /// Calls `f` with each chain of a queue, and the time it was taken, until there is none or not
+    /// `going`.
+    fn drain(
+        &self,
+        vring: &Vring,
+        going: impl Fn() -> bool,
+        mut f: impl FnMut(DescriptorChain<Arc<Memory>>, Instant),
+    ) {
         loop {
             let _ = vring.disable_notification();
             let mut any = false;
@@ -173,29 +254,7 @@ impl GpuBackend {
                 let chain = vring.get_mut().get_queue_mut().pop_descriptor_chain(memory);
                 let Some(chain) = chain else { break };
                 any = true;
-                let head = chain.head_index();
-                let (writable, result) = buffer.read(chain);
-                if let Err(error) = result {
-                    log::warn!("request: {error}");
-                }
-                let ticket = Ticket {
-                    req: self.requests.fetch_add(1, Ordering::Relaxed),
-                    generation,
-                    head,
-                    writable,
-                    header: buffer.header(),
-                    attack: self
-                        .device
-                        .options
-                        .adversary
-                        .attack(buffer.header().kind.get()),
-                };
-                let changes = ticket.attack.config_changes();
-                self.device.handle(ticket, buffer.bytes(), start);
-                self.announce_changes(changes);
-                if self.device.wants_window() {
-                    self.show_window();
-                }
+                f(chain, start);
             }
             // A ring whose index jumped looks full and yields nothing: then wait for a kick.
             if !any || !vring.enable_notification().unwrap_or(false) {
@@ -240,6 +299,8 @@ impl VhostUserBackend for GpuBackend {
     fn acked_features(&self, features: u64) {
         if self.acked.swap(features, Ordering::Relaxed) != features {
             self.device.log.write(|| Event::Features { bits: features });
+            let mirrored = features & (1 << mirror::feature::MIRROR) != 0;
+            self.device.set_mirrored(mirrored);
         }
     }
 
@@ -274,6 +335,10 @@ impl VhostUserBackend for GpuBackend {
             blob_alignment: U32::new(self.device.options.blob_alignment),
         };
         let mut bytes = config.as_bytes().to_vec();
+        if let Some(config) = self.device.mirror.config() {
+            bytes.resize(mirror::CONFIG_OFFSET, 0);
+            bytes.extend(config.as_bytes());
+        }
         bytes.resize(CONFIG_SIZE, 0);
         let offset = offset as usize;
         let part = bytes.get(offset..offset.saturating_add(size as usize));
@@ -310,9 +375,10 @@ impl VhostUserBackend for GpuBackend {
         Ok(VhostUserShMemConfig::new(1, &sizes))
     }
 
-    /// The control queue has a thread of its own; the others share one.
+    /// The control queue and the mirror queue have threads of their own; the others share one.
     fn queues_per_thread(&self) -> Vec<u64> {
-        vec![1 << CONTROL, (1 << QUEUES) - 1 - (1 << CONTROL)]
+        let rest = (1 << QUEUES) - 1 - (1 << CONTROL) - (1 << MIRROR);
+        vec![1 << CONTROL, rest, 1 << MIRROR]
     }
 
     fn exit_event(&self, _thread: usize) -> Option<(EventConsumer, EventNotifier)> {
@@ -320,8 +386,11 @@ impl VhostUserBackend for GpuBackend {
     }
 
     fn stop_vring(&self, index: u32) -> io::Result<()> {
-        if index == CONTROL {
-            self.device.reset();
+        match index {
+            CONTROL => self.device.reset(),
+            MIRROR => self.device.stop_mirror(),
+            EVENTS => self.device.mirror.events.close(),
+            _ => {}
         }
         Ok(())
     }
@@ -336,7 +405,11 @@ impl VhostUserBackend for GpuBackend {
         match (thread, event, vrings) {
             (0, 0, [control, ..]) => self.serve_control(control),
             (1, 0, [cursor, ..]) => self.serve_cursor(cursor),
-            // Queues of an extension that is not offered.
+            (1, 1, [_, events, ..]) if self.device.is_mirrored() => {
+                self.device.mirror.events.kicked(events);
+            }
+            (2, 0, [mirror, ..]) => self.serve_mirror(mirror),
+            // Queues of an extension that the driver does not use.
             _ => {}
         }
         Ok(())

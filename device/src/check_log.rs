@@ -247,6 +247,16 @@ impl Checker {
                     self.expect(good, || format!("job {job} touched what it may not"));
                 }
             },
+            Event::MirrorOpen { .. }
+            | Event::MirrorClose
+            | Event::Command { .. }
+            | Event::Reply { .. }
+            | Event::CommandDropped { .. }
+            | Event::Space { .. }
+            | Event::SpaceGone { .. }
+            | Event::Mapped { .. }
+            | Event::Unmapped { .. }
+            | Event::Told { .. } => {}
             Event::Reset {
                 resources,
                 contexts,

@@ -9,6 +9,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::adversary::{Adversary, Mode};
 use crate::capsets::Capset;
 use crate::device::Options;
+use crate::mirror::Limits;
 use crate::names;
 
 /// A reference virtio-gpu device with a compute context, as a vhost-user process.
@@ -62,6 +63,10 @@ pub struct RunArgs {
     /// QEMU's device needs iommu_platform=on.
     #[arg(long)]
     pub access_platform: bool,
+
+    /// Do not offer the mirror extension.
+    #[arg(long)]
+    pub no_mirror: bool,
 
     /// Offer one more capability set, of SIZE bytes, after the compute context's (29). Contexts of
     /// it execute the compute operations too. 8 looks like AMD's ROCm. May be repeated.
@@ -145,6 +150,7 @@ impl RunArgs {
             capsets,
             blob_alignment: self.blob_alignment.unwrap_or(0),
             access_platform: self.access_platform,
+            mirror: (!self.no_mirror).then(Limits::default),
             adversary: Adversary {
                 modes: self.adversary.clone(),
                 on: self.adversary_on.clone(),

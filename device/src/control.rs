@@ -365,6 +365,9 @@ impl Device {
         }
         let host = match memory {
             blob_mem::GUEST | blob_mem::HOST3D_GUEST if count > 0 => false,
+            blob_mem::GUEST | blob_mem::HOST3D_GUEST if self.is_mirrored() => {
+                return self.create_mirrored(id, size);
+            }
             blob_mem::HOST3D if count == 0 && capset.is_some() && size % PAGE == 0 => true,
             _ => return Err(response::ERR_INVALID_PARAMETER),
         };
@@ -410,6 +413,26 @@ impl Device {
             low,
             high,
         });
+        Outcome::OK
+    }
+
+    /// Creates a resource whose memory comes from a space, later.
+    fn create_mirrored(&self, id: u32, size: u64) -> Result<Outcome, Failed> {
+        let area = self.mirror.area(size);
+        let area = area.ok_or(response::ERR_INVALID_PARAMETER)?;
+        let storage = Storage::Mirrored(Arc::new(Segments::mirrored(area.clone())));
+        let mut state = self.lock();
+        self.insert(&mut state, id, storage, size, false)?;
+        self.log.write(|| Event::Create {
+            resource: id,
+            kind: "mirrored".into(),
+            bytes: size,
+            entries: 0,
+            segments: 0,
+            low: 0,
+            high: 0,
+        });
+        self.mirror.adopt(id, area);
         Outcome::OK
     }
 
@@ -684,6 +707,7 @@ impl Device {
     fn complete(&self, state: &mut State, action: Action) -> Response {
         match action {
             Action::Unref(id) => {
+                self.mirror.forget(id);
                 if let Some(resource) = state.resources.remove(&id) {
                     release(state, &resource);
                 }
@@ -694,6 +718,7 @@ impl Device {
                 Response::ok()
             }
             Action::Detach { ctx, resource, .. } => {
+                self.mirror.revoke(resource, "detached");
                 self.log.write(|| Event::Detach { ctx, resource });
                 Response::ok()
             }

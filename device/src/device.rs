@@ -2,9 +2,11 @@
 
 //! The device as a whole: what its threads share, and its life from reset to reset.
 //!
-//! Threads: the control queue's (serving requests), the workers (running jobs), the frontend's
-//! socket's (starting and stopping). Lock order: [`Device::serve`], state, answers, vring. The
-//! socket's thread takes any of them; nobody who holds one waits for that thread.
+//! Threads: the control queue's (serving requests), the workers (running jobs), the mirror queue's
+//! (see [`crate::mirror`]), the frontend's socket's (starting and stopping). Lock order:
+//! [`Device::serve`], state, table of spaces, answers, vring. The mirror queue's thread takes no
+//! state, and has a lock like [`Device::serve`] of its own. The socket's thread takes any of them;
+//! nobody who holds one waits for that thread.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
@@ -18,6 +20,7 @@ use crate::answers::Answers;
 use crate::capsets::Capset;
 use crate::event_log::{Event, EventLog};
 use crate::hostmem::HostMemory;
+use crate::mirror::{Limits, Mirror};
 use crate::ram::{GuestRam, Memory};
 use crate::request::RequestBuffer;
 use crate::state::{Action, Resource, State, Storage, Window};
@@ -33,6 +36,8 @@ pub struct Options {
     pub blob_alignment: u32,
     /// Offer `ACCESS_PLATFORM`.
     pub access_platform: bool,
+    /// What the mirror extension offers, if it is offered.
+    pub mirror: Option<Limits>,
     /// How to misbehave.
     pub adversary: Adversary,
 }
@@ -63,6 +68,9 @@ pub struct Device {
     pub(crate) over: Condvar,
     pub(crate) answers: Arc<Answers>,
     pub(crate) counters: Counters,
+    pub(crate) mirror: Mirror,
+    /// The driver has accepted the mirror extension.
+    mirrored: AtomicBool,
     shut_down: AtomicBool,
 }
 
@@ -76,6 +84,8 @@ impl Device {
         let memory = GuestMemoryAtomic::new(Memory::new());
         let host = HostMemory::new(options.hostmem)?;
         Ok(Arc::new(Self {
+            mirror: Mirror::new(options.mirror.clone(), &memory, &log),
+            mirrored: AtomicBool::new(false),
             options,
             ram: RwLock::new(Arc::new(GuestRam::new(Arc::new(Memory::new()), None))),
             memfd: host.memfd().clone(),
@@ -108,6 +118,16 @@ impl Device {
     pub(crate) fn ram(&self) -> Arc<GuestRam> {
         let ram = self.ram.read().unwrap_or_else(PoisonError::into_inner);
         ram.clone()
+    }
+
+    /// Takes note of whether the driver has accepted the mirror extension.
+    pub(crate) fn set_mirrored(&self, mirrored: bool) {
+        self.mirrored.store(mirrored, Ordering::Release);
+    }
+
+    /// Whether it has.
+    pub(crate) fn is_mirrored(&self) -> bool {
+        self.mirrored.load(Ordering::Acquire)
     }
 
     pub(crate) fn lock(&self) -> MutexGuard<'_, State> {
@@ -157,6 +177,10 @@ impl Device {
             host_bytes: U64::new(state.host.bytes_shown()),
             create_blob_ns: counter(&self.counters.create_blob_ns),
             unref_ns: counter(&self.counters.unref_ns),
+            spaces: counter(&self.mirror.counters.spaces),
+            maps: counter(&self.mirror.counters.maps),
+            invalidates: counter(&self.mirror.counters.invalidates),
+            mapped_pages: counter(&self.mirror.counters.mapped_pages),
         }
     }
 
@@ -180,12 +204,8 @@ impl Device {
         for ticket in tickets {
             self.log.write(|| Event::Dropped { req: ticket.req });
         }
-        while state.running > 0 {
-            state = self
-                .over
-                .wait(state)
-                .unwrap_or_else(PoisonError::into_inner);
-        }
+        state = self.wait_for_jobs(state);
+        self.mirror.reset();
         // Jobs that ended meanwhile found nothing to do after them.
         state.lanes.clear();
         state.ready.clear();
@@ -209,9 +229,43 @@ impl Device {
         drop(serve);
     }
 
+    /// Waits until no job runs.
+    fn wait_for_jobs<'a>(&'a self, mut state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
+        while state.running > 0 {
+            state = self
+                .over
+                .wait(state)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+        state
+    }
+
+    /// Revokes all spaces, stops all jobs, and returns once nothing touches guest memory on behalf
+    /// of the mirror queue any more. That queue must not be ready.
+    pub fn stop_mirror(&self) {
+        let open = self.mirror.replies.close();
+        // The queue is not ready, so the thread that serves it lets go after the command at hand.
+        let serve = self.mirror.serve.lock();
+        let serve = serve.unwrap_or_else(PoisonError::into_inner);
+        self.mirror.revoke_all("stopped");
+        if open {
+            // Without the control queue having been stopped before, there may be jobs.
+            let mut state = self.lock();
+            for context in state.contexts.values_mut() {
+                context.cancel.set();
+                context.lost = true;
+            }
+            drop(self.wait_for_jobs(state));
+            self.log.write(|| Event::MirrorClose);
+        }
+        drop(serve);
+    }
+
     /// [`Self::reset`] for good, whatever state the control queue is in.
     pub fn shut_down(&self) {
         self.shut_down.store(true, Ordering::Release);
+        self.mirror.events.close();
+        self.stop_mirror();
         self.reset();
     }
 

@@ -108,6 +108,58 @@ pub enum Event {
     },
     /// A job is over.
     JobEnd { job: u64, result: String },
+    /// The mirror queue began to work.
+    MirrorOpen { generation: u64 },
+    /// The mirror queue has stopped; there are no spaces.
+    MirrorClose,
+    /// A command was taken from the mirror queue.
+    Command {
+        cmd: u64,
+        kind: Name,
+        space: u32,
+        #[serde(skip_serializing_if = "Option::is_none", default)]
+        start: Option<u64>,
+        #[serde(skip_serializing_if = "Option::is_none", default)]
+        length: Option<u64>,
+        #[serde(skip_serializing_if = "Option::is_none", default)]
+        last: Option<u64>,
+        bytes: u64,
+    },
+    /// The command is about to be given back.
+    Reply {
+        cmd: u64,
+        #[serde(skip_serializing_if = "Option::is_none", default)]
+        status: Option<u32>,
+        used: u32,
+        /// The adversary's mode that changed the answer.
+        #[serde(skip_serializing_if = "Option::is_none", default)]
+        adversary: Option<Name>,
+    },
+    /// The command will never be given back, because the queue was stopped.
+    CommandDropped { cmd: u64 },
+    /// A space exists.
+    Space {
+        space: u32,
+        resource: u32,
+        bytes: u64,
+        access: u32,
+    },
+    /// A space is gone, and nothing can be accessed through it any more.
+    SpaceGone { space: u32, why: Name },
+    /// Pages are about to be mapped. `start` and `length` are what was asked for; `runs` is what is
+    /// done: start, length, access.
+    Mapped {
+        space: u32,
+        start: u64,
+        length: u64,
+        entries: u64,
+        pages: u64,
+        runs: Vec<(u64, u64, u32)>,
+    },
+    /// Nothing is mapped there any more, and nothing accesses what was.
+    Unmapped { space: u32, start: u64, length: u64 },
+    /// An event was written for the guest.
+    Told { kind: u32, space: u32 },
     /// The device was reset with this much alive; no access to guest memory follows.
     Reset { resources: u64, contexts: u64 },
     /// The process ends, with this much alive before that.

@@ -5,6 +5,7 @@
 //! - [`cli`], [`serve`]: the process;
 //! - [`backend`]: the vhost-user side; [`request`], [`answers`]: the control queue;
 //! - [`device`] and its parts: what exists, the commands, the jobs;
+//! - [`mirror`]: spaces, and the queue on which the guest fills and empties them;
 //! - [`segments`], [`ram`], [`hostmem`]: memory; [`compute`]: the operations on it;
 //! - [`event_log`]: what happened; [`check_log`]: whether it should have;
 //! - [`adversary`] is misbehaviour.
@@ -22,8 +23,10 @@ mod control;
 pub mod device;
 pub mod event_log;
 mod frontend;
+mod guarded;
 pub mod hostmem;
 mod jobs;
+pub mod mirror;
 pub mod names;
 pub mod ram;
 pub mod request;

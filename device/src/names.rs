@@ -3,6 +3,7 @@
 //! Names of numbers of the protocol, for logs and options.
 
 use virtgpu_protocol::compute::op;
+use virtgpu_protocol::mirror::command as mirror;
 use virtgpu_protocol::virtio_gpu::{command, response};
 
 macro_rules! names {
@@ -18,6 +19,9 @@ const COMMANDS: &[(&str, u32)] = names!(command:
     CTX_ATTACH_RESOURCE CTX_DETACH_RESOURCE RESOURCE_CREATE_3D TRANSFER_TO_HOST_3D
     TRANSFER_FROM_HOST_3D SUBMIT_3D RESOURCE_MAP_BLOB RESOURCE_UNMAP_BLOB UPDATE_CURSOR MOVE_CURSOR
 );
+
+const MIRROR_COMMANDS: &[(&str, u32)] =
+    names!(mirror: SPACE_CREATE SPACE_DESTROY MAP INVALIDATE FAULT_RESOLVE);
 
 const RESPONSES: &[(&str, u32)] = names!(response:
     OK_NODATA OK_DISPLAY_INFO OK_CAPSET_INFO OK_CAPSET OK_EDID OK_RESOURCE_UUID OK_MAP_INFO
@@ -37,16 +41,35 @@ fn name(names: &[(&'static str, u32)], number: u32) -> &'static str {
         .map_or("unknown", |(name, _)| name)
 }
 
-/// The name of a command.
+/// The name of a command of the control or the mirror queue.
 #[must_use]
 pub fn command(number: u32) -> &'static str {
-    name(COMMANDS, number)
+    match is_mirror(number) {
+        true => name(MIRROR_COMMANDS, number),
+        false => name(COMMANDS, number),
+    }
+}
+
+/// Whether it is a command of the mirror queue.
+#[must_use]
+pub fn is_mirror(number: u32) -> bool {
+    MIRROR_COMMANDS.iter().any(|(_, n)| *n == number)
+}
+
+/// Whether a command of the mirror queue is answered by a status; unknown ones are.
+#[must_use]
+pub fn has_status(number: u32) -> bool {
+    !matches!(
+        number,
+        mirror::SPACE_DESTROY | mirror::INVALIDATE | mirror::FAULT_RESOLVE
+    )
 }
 
 /// The number of a command.
 #[must_use]
 pub fn command_number(name: &str) -> Option<u32> {
-    let command = COMMANDS.iter().find(|(n, _)| n.eq_ignore_ascii_case(name));
+    let mut commands = COMMANDS.iter().chain(MIRROR_COMMANDS);
+    let command = commands.find(|(n, _)| n.eq_ignore_ascii_case(name));
     command.map(|(_, number)| *number)
 }
 

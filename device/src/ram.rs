@@ -6,7 +6,7 @@ use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 
-use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
+use vm_memory::{FileOffset, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 
 /// Guest memory as the vhost-user frontend described it.
 pub type Memory = GuestMemoryMmap<()>;
@@ -29,6 +29,16 @@ struct Region {
     /// First address after the region.
     end: u64,
     host: HostPtr,
+    /// What it is a mapping of, from which byte on.
+    file: Option<FileOffset>,
+}
+
+/// A stretch of a file that is guest RAM.
+#[derive(Clone, Debug)]
+pub(crate) struct FileRange {
+    pub(crate) file: Arc<File>,
+    pub(crate) offset: u64,
+    pub(crate) length: u64,
 }
 
 /// A snapshot of guest RAM, which stays mapped while the snapshot exists.
@@ -58,6 +68,7 @@ impl GuestRam {
                     start,
                     end: start.checked_add(region.len())?,
                     host: HostPtr(region.as_ptr()),
+                    file: region.file_offset().cloned(),
                 })
             })
             .collect();
@@ -72,6 +83,19 @@ impl GuestRam {
     fn find(&self, addr: u64) -> Option<usize> {
         let index = self.regions.partition_point(|r| r.end <= addr);
         (self.regions.get(index)?.start <= addr).then_some(index)
+    }
+
+    /// The part of a file that `addr` and as many of the `length` bytes there are as lie in one
+    /// region; `None` outside guest RAM, and for memory without a file.
+    pub(crate) fn file_range(&self, addr: u64, length: u64) -> Option<FileRange> {
+        let region = &self.regions[self.find(addr)?];
+        let file = region.file.as_ref()?;
+        let offset = addr - region.start;
+        Some(FileRange {
+            file: file.arc().clone(),
+            offset: file.start().checked_add(offset)?,
+            length: length.min(region.end - addr),
+        })
     }
 
     /// A translator of addresses that remembers where it found the last one.

@@ -46,7 +46,7 @@ pub enum ChainError {
     /// A descriptor is not in guest memory.
     #[error("a descriptor is not in guest memory")]
     Memory,
-    /// The request is longer than [`MAX_REQUEST`].
+    /// The request is longer than the queue takes.
     #[error("the request is too long")]
     TooLong,
 }
@@ -62,11 +62,12 @@ impl RequestBuffer {
     /// Memory kept between requests.
     const KEEP: usize = 32 << 20;
 
-    /// Reads the device-readable part of `chain`, and returns the device-writable buffers. After an
-    /// error the buffer holds what was read before.
+    /// Reads the device-readable part of `chain`, of at most `limit` bytes, and returns the
+    /// device-writable buffers. After an error the buffer holds what was read before.
     pub(crate) fn read<M>(
         &mut self,
         chain: DescriptorChain<M>,
+        limit: usize,
     ) -> (Vec<(u64, u32)>, Result<(), ChainError>)
     where
         M: Deref<Target = Memory> + Clone,
@@ -82,18 +83,24 @@ impl RequestBuffer {
             if descriptor.is_write_only() {
                 writable.push((descriptor.addr().0, descriptor.len()));
             } else if result.is_ok() {
-                result = self.append(&memory, descriptor.addr(), descriptor.len() as usize);
+                result = self.append(&memory, descriptor.addr(), descriptor.len() as usize, limit);
             }
         }
         (writable, result)
     }
 
-    fn append<M>(&mut self, memory: &M, addr: GuestAddress, length: usize) -> Result<(), ChainError>
+    fn append<M>(
+        &mut self,
+        memory: &M,
+        addr: GuestAddress,
+        length: usize,
+        limit: usize,
+    ) -> Result<(), ChainError>
     where
         M: GuestMemory,
     {
         let end = self.filled + length;
-        if end > MAX_REQUEST {
+        if end > limit {
             return Err(ChainError::TooLong);
         }
         if end > self.bytes.len() {

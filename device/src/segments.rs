@@ -2,13 +2,14 @@
 
 //! The memory of a resource: a list of stretches of host memory that appears as one.
 
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;
 
 use virtgpu_protocol::virtio_gpu::MemEntry;
 
 use crate::access;
 use crate::hostmem::HostBlob;
+use crate::mirror::area::Area;
 use crate::ram::{GuestRam, HostPtr};
 
 /// An access outside a resource, or to memory that cannot be accessed in this way.
@@ -36,13 +37,15 @@ pub enum EntryError {
 enum Owner {
     Guest(Arc<GuestRam>),
     Host(Arc<HostBlob>),
+    /// What a space maps; there are no segments then.
+    Mirrored(Arc<Area>),
 }
 
 /// The memory of a resource.
 ///
 /// # Invariants
 ///
-/// `starts` and `hosts` are of the same length. Segment `i` reaches from byte `starts[i]` of the
+/// Unless `owner` is an area, `starts` and `hosts` are of the same length. Segment `i` reaches from byte `starts[i]` of the
 /// resource to `starts[i + 1]`, the last one to `size`; `starts` begins with 0 and ascends strictly;
 /// all are below `size`. `hosts[i]` is valid for reads and writes of that length while `owner`
 /// exists.
@@ -117,6 +120,16 @@ impl Segments {
         }
     }
 
+    /// The memory of a mirrored resource.
+    pub(crate) fn mirrored(area: Arc<Area>) -> Self {
+        Self {
+            starts: Vec::new(),
+            hosts: Vec::new(),
+            size: area.size(),
+            owner: Owner::Mirrored(area),
+        }
+    }
+
     /// Bytes.
     #[must_use]
     pub fn size(&self) -> u64 {
@@ -183,8 +196,12 @@ impl Segments {
     ///
     /// # Errors
     ///
-    /// If they are not all inside; `buffer` is unchanged then.
+    /// If they are not all inside; `buffer` is unchanged then. If one of them is not mapped in the
+    /// space; a part may have been read then.
     pub fn read(&self, offset: u64, buffer: &mut [u8]) -> Result<(), Fault> {
+        if let Owner::Mirrored(area) = &self.owner {
+            return area.read(offset, buffer);
+        }
         let mut done = 0;
         self.each_chunk(offset, buffer.len() as u64, |host, length| {
             // SAFETY: `each_chunk` promises that `host` is valid for `length` bytes.
@@ -197,8 +214,12 @@ impl Segments {
     ///
     /// # Errors
     ///
-    /// If that is not all inside; nothing is written then.
+    /// If that is not all inside; nothing is written then. If a part is not mapped in the space for
+    /// writing; another part may have been written then.
     pub fn write(&self, offset: u64, buffer: &[u8]) -> Result<(), Fault> {
+        if let Owner::Mirrored(area) = &self.owner {
+            return area.write(offset, buffer);
+        }
         let mut done = 0;
         self.each_chunk(offset, buffer.len() as u64, |host, length| {
             // SAFETY: `each_chunk` promises that `host` is valid for `length` bytes.
@@ -218,12 +239,17 @@ impl Segments {
         Ok(u64::from_le_bytes(bytes))
     }
 
-    /// Calls `f` with the u64 at `offset` as an atomic variable, in the byte order of the CPU.
+    /// Adds `value` to the u64 at `offset` atomically, in the byte order of the CPU; returns what
+    /// was there.
     ///
     /// # Errors
     ///
-    /// If it is not inside, not aligned in host memory, or not in one piece.
-    pub fn atomic<R>(&self, offset: u64, f: impl FnOnce(&AtomicU64) -> R) -> Result<R, Fault> {
+    /// If it is not inside, not aligned in host memory, not in one piece, or not mapped in the space
+    /// for writing.
+    pub fn fetch_add(&self, offset: u64, value: u64) -> Result<u64, Fault> {
+        if let Owner::Mirrored(area) = &self.owner {
+            return area.fetch_add(offset, value);
+        }
         let mut first = None;
         self.each_chunk(offset, 8, |host, length| {
             first.get_or_insert((host, length));
@@ -234,9 +260,10 @@ impl Segments {
             return Err(Fault);
         }
         // SAFETY: `each_chunk` promises that `host` is valid for eight bytes, and what keeps it so
-        // is owned by `self`, which outlives `f`; it is aligned. Others access it only through
-        // volatile accesses and from outside this process.
-        Ok(f(unsafe { AtomicU64::from_ptr(host) }))
+        // is owned by `self`; it is aligned. Others access it only through volatile accesses and
+        // from outside this process.
+        let atomic = unsafe { AtomicU64::from_ptr(host) };
+        Ok(atomic.fetch_add(value, Ordering::SeqCst))
     }
 }
 
@@ -244,7 +271,6 @@ impl Segments {
 mod tests {
     use super::*;
     use proptest::prelude::*;
-    use std::sync::atomic::Ordering;
     use vm_memory::{Bytes, GuestAddress};
     use zerocopy::little_endian::{U32, U64};
 
@@ -310,14 +336,13 @@ mod tests {
         let entries = [entry(0x100, 12), entry(0x200, 20)];
         let segments = Segments::from_entries(&ram, &entries, 32).unwrap();
         memory.write_obj(5u64, GuestAddress(0x100)).unwrap();
-        let old = segments.atomic(0, |a| a.fetch_add(2, Ordering::Relaxed));
-        assert_eq!(old, Ok(5));
+        assert_eq!(segments.fetch_add(0, 2), Ok(5));
         assert_eq!(memory.read_obj::<u64>(GuestAddress(0x100)).unwrap(), 7);
-        assert_eq!(segments.atomic(4, |_| ()), Err(Fault));
-        assert_eq!(segments.atomic(8, |_| ()), Err(Fault));
-        assert_eq!(segments.atomic(16, |_| ()), Err(Fault));
-        assert_eq!(segments.atomic(20, |_| ()), Ok(()));
-        assert_eq!(segments.atomic(28, |_| ()), Err(Fault));
+        assert_eq!(segments.fetch_add(4, 0), Err(Fault));
+        assert_eq!(segments.fetch_add(8, 0), Err(Fault));
+        assert_eq!(segments.fetch_add(16, 0), Err(Fault));
+        assert!(segments.fetch_add(20, 0).is_ok());
+        assert_eq!(segments.fetch_add(28, 0), Err(Fault));
     }
 
     proptest! {

@@ -28,6 +28,8 @@ pub(crate) enum Storage {
         /// Whether it can be anything but zero.
         written: bool,
     },
+    /// A blob whose memory is what a space maps.
+    Mirrored(Arc<Segments>),
     /// A picture, which nobody looks at, and its guest memory.
     Image(Option<(Arc<Segments>, u64)>),
 }
@@ -47,7 +49,9 @@ impl Resource {
     /// What jobs can touch.
     pub(crate) fn memory(&self) -> Option<&Arc<Segments>> {
         match &self.storage {
-            Storage::Guest(memory, _) | Storage::Host { memory, .. } => Some(memory),
+            Storage::Guest(memory, _)
+            | Storage::Host { memory, .. }
+            | Storage::Mirrored(memory) => Some(memory),
             Storage::Image(_) => None,
         }
     }

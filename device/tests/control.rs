@@ -29,7 +29,7 @@ fn capsets_and_config() {
         (config.num_scanouts.get(), config.num_capsets.get()),
         (0, 2)
     );
-    assert_eq!(vm.config(20, 44), [0; 44]);
+    assert_eq!(vm.config(20, 12), [0; 12]);
     let info = |index| wire::GetCapsetInfo {
         hdr: Header::new(command::GET_CAPSET_INFO, 0),
         capset_index: U32::new(index),

@@ -76,6 +76,7 @@ fn ends_when_told_to() {
             "--adversary-from",
             "1",
         ],
+        false,
     );
     vm.context(1);
     vm.post(&ctx_create(2, CAPSET_ID));
@@ -92,6 +93,7 @@ fn announces_changes_of_the_configuration() {
             "--adversary-on",
             "CTX_CREATE",
         ],
+        false,
     );
     assert_eq!(vm.config(0, 4), [0; 4]);
     vm.context(1);

@@ -179,6 +179,14 @@ pub struct Stat {
     pub create_blob_ns: U64,
     /// The same for `RESOURCE_UNREF`, without the time spent waiting for jobs.
     pub unref_ns: U64,
+    /// Spaces that exist.
+    pub spaces: U64,
+    /// `MAP`s carried out since the device was started.
+    pub maps: U64,
+    /// `INVALIDATE`s acknowledged since the device was started.
+    pub invalidates: U64,
+    /// Pages of 4096 bytes that are mapped in spaces.
+    pub mapped_pages: U64,
 }
 
 /// The longest [`op::DELAY_US`] and [`op::SPIN_UNTIL`], in microseconds.
@@ -188,5 +196,5 @@ const _: () = {
     assert!(size_of::<Capset>() == 24);
     assert!(size_of::<Operand>() == 16);
     assert!(size_of::<Op>() == 80);
-    assert!(size_of::<Stat>() == 64);
+    assert!(size_of::<Stat>() == 96);
 };

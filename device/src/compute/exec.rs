@@ -5,7 +5,6 @@
 //! Memory that the guest can write is worked on in blocks, which are read into private memory once,
 //! so that no value is looked at twice.
 
-use std::sync::atomic::Ordering;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -145,8 +144,7 @@ fn one(op: &Op, environment: &Environment<'_>) -> Result<(), Stop> {
                 if step % STEPS == 0 && cancelled() {
                     return Err(Stop::Cancelled);
                 }
-                dst.memory
-                    .atomic(dst.offset, |a| a.fetch_add(imm[0], Ordering::SeqCst))?;
+                dst.memory.fetch_add(dst.offset, imm[0])?;
             }
             Ok(())
         }

@@ -6,13 +6,12 @@
 // Each test program uses a part of it, and of no other program.
 #![allow(dead_code, unreachable_pub, missing_docs)]
 
-use std::collections::HashMap;
 use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::os::fd::{AsRawFd, FromRawFd};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{fence, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{channel, Receiver};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -24,20 +23,27 @@ use vhost::vhost_user::message::{
 use vhost::vhost_user::{
     Frontend, FrontendReqHandler, HandlerResult, VhostUserFrontend, VhostUserFrontendReqHandler,
 };
-use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
+use vhost::{VhostBackend, VhostUserMemoryRegionInfo};
 use virtgpu_device::adversary::Adversary;
 use virtgpu_device::capsets::Capset;
 use virtgpu_device::check_log;
 use virtgpu_device::device::{Device, Options};
 use virtgpu_device::event_log::EventLog;
+use virtgpu_device::mirror::Limits;
 use virtgpu_device::serve::{serve, ServeError};
 use virtgpu_protocol::compute::{op, Op, Operand, Stat, CAPSET_ID};
+use virtgpu_protocol::mirror;
 use virtgpu_protocol::virtio_gpu::{self as wire, blob_mem, command, response, Header};
 use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
-use vmm_sys_util::eventfd::{EventFd, EFD_NONBLOCK};
 use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
+mod ring;
+
+use ring::{Layout, Ring, ANSWER};
+
+/// The mirror extension's feature.
+const MIRROR_BIT: u64 = 1 << mirror::feature::MIRROR;
 /// Bytes of guest RAM.
 pub const RAM: u64 = 64 << 20;
 /// Bytes of the host-visible window.
@@ -45,14 +51,30 @@ pub const HOSTMEM: u64 = 4 << 20;
 /// Guest RAM from here on is the tests' own.
 pub const FREE: u64 = 16 << 20;
 
-const QUEUE: u16 = 64;
-const DESC: u64 = 0x1000;
-const AVAIL: u64 = 0x2000;
-const USED: u64 = 0x3000;
-/// Request and answer of a slot.
-const SLOTS: u64 = 0x10000;
-const SLOT: u64 = 0x4000;
-const ANSWER: u64 = 0x3000;
+const CONTROL: Layout = Layout {
+    index: 0,
+    descriptors: 0x1000,
+    avail: 0x2000,
+    used: 0x3000,
+    slots: 0x10000,
+    slot: 0x4000,
+};
+const MIRROR: Layout = Layout {
+    index: 2,
+    descriptors: 0x4000,
+    avail: 0x5000,
+    used: 0x6000,
+    slots: 0x10_0000,
+    slot: 0x14000,
+};
+const EVENTS: Layout = Layout {
+    index: 3,
+    descriptors: 0x7000,
+    avail: 0x8000,
+    used: 0x9000,
+    slots: 0x9_0000,
+    slot: 0x1000,
+};
 /// Indirect tables and long requests.
 const LONG: u64 = 4 << 20;
 
@@ -66,6 +88,7 @@ pub fn options() -> Options {
         capsets: vec![Capset::compute()],
         blob_alignment: 0,
         access_platform: false,
+        mirror: Some(Limits::default()),
         adversary: Adversary::default(),
     }
 }
@@ -103,15 +126,10 @@ pub struct Vm {
     pub memory: GuestMemoryMmap<()>,
     frontend: Frontend,
     requests: Arc<Requests>,
-    kick: EventFd,
-    call: EventFd,
+    control: Ring,
+    /// The queues of the extension, if the driver wants it.
+    pub mirror: Option<(Ring, Ring)>,
     device: Option<Host>,
-    avail: u16,
-    used: u16,
-    /// Free slots; a slot has two descriptors, request and answer.
-    free: Vec<u16>,
-    /// Bytes of the used length of each answer.
-    answers: HashMap<u16, u32>,
     folder: PathBuf,
     /// Next fence id.
     pub fence: u64,
@@ -135,6 +153,15 @@ fn memfd(size: u64) -> File {
 impl Vm {
     /// One with a started device.
     pub fn new(options: Options) -> Self {
+        Self::with_options(options, false)
+    }
+
+    /// One whose driver accepts the mirror extension.
+    pub fn mirrored(options: Options) -> Self {
+        Self::with_options(options, true)
+    }
+
+    fn with_options(options: Options, mirrored: bool) -> Self {
         let folder = temp_dir();
         let log = Arc::new(EventLog::new(Some(&folder.join("log"))).unwrap());
         let device = Device::new(options, log).unwrap();
@@ -143,11 +170,11 @@ impl Vm {
         let path = socket.clone();
         let device = std::thread::spawn(move || serve(&device, &path, || sender.send(()).unwrap()));
         ready.recv().unwrap();
-        Self::with_device(Host::Thread(device), folder)
+        Self::with_device(Host::Thread(device), folder, mirrored)
     }
 
     /// One with the device in a process of its own, started with these options.
-    pub fn with_process(program: &str, args: &[&str]) -> Self {
+    pub fn with_process(program: &str, args: &[&str], mirrored: bool) -> Self {
         let folder = temp_dir();
         let mut device = Command::new(program)
             .arg("--socket")
@@ -163,10 +190,10 @@ impl Vm {
         let mut output = BufReader::new(device.stdout.take().unwrap());
         output.read_line(&mut line).unwrap();
         assert_eq!(line, "ready\n");
-        Self::with_device(Host::Process(device), folder)
+        Self::with_device(Host::Process(device), folder, mirrored)
     }
 
-    fn with_device(device: Host, folder: PathBuf) -> Self {
+    fn with_device(device: Host, folder: PathBuf, mirrored: bool) -> Self {
         let frontend = Frontend::connect(folder.join("socket"), 4).unwrap();
         let file = memfd(RAM);
         let range = (
@@ -175,17 +202,14 @@ impl Vm {
             Some(FileOffset::new(file, 0)),
         );
         let memory = GuestMemoryMmap::from_ranges_with_files([range]).unwrap();
+        let ring = |layout| Ring::new(&memory, layout);
         let mut vm = Self {
+            control: ring(CONTROL),
+            mirror: mirrored.then(|| (ring(MIRROR), ring(EVENTS))),
             memory,
             frontend,
             requests: Arc::default(),
-            kick: EventFd::new(EFD_NONBLOCK).unwrap(),
-            call: EventFd::new(EFD_NONBLOCK).unwrap(),
             device: Some(device),
-            avail: 0,
-            used: 0,
-            free: Vec::new(),
-            answers: HashMap::new(),
             folder,
             fence: 1,
         };
@@ -215,43 +239,34 @@ impl Vm {
     pub fn start(&mut self) {
         let frontend = &mut self.frontend;
         let features = frontend.get_features().unwrap();
-        let ours = VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits() | (1 << 32) | (1 << 28);
+        let mut ours = VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits() | (1 << 32) | (1 << 28);
+        if self.mirror.is_some() {
+            assert_ne!(features & MIRROR_BIT, 0);
+            ours |= MIRROR_BIT;
+        }
         frontend.set_features((features & 0x3f) | ours).unwrap();
         let region = self.memory.iter().next().unwrap();
         let region = VhostUserMemoryRegionInfo::from_guest_region(region).unwrap();
         frontend.set_mem_table(&[region]).unwrap();
-        self.avail = 0;
-        self.used = 0;
-        self.free = (0..QUEUE / 2).rev().map(|slot| slot * 2).collect();
-        self.answers.clear();
-        self.memory
-            .write_slice(&[0; 0x1000], GuestAddress(AVAIL))
-            .unwrap();
-        self.memory
-            .write_slice(&[0; 0x1000], GuestAddress(USED))
-            .unwrap();
-        let base = region.userspace_addr;
-        frontend.set_vring_num(0, QUEUE).unwrap();
-        let config = VringConfigData {
-            queue_max_size: QUEUE,
-            queue_size: QUEUE,
-            flags: 0,
-            desc_table_addr: base + DESC,
-            used_ring_addr: base + USED,
-            avail_ring_addr: base + AVAIL,
-            log_addr: None,
-        };
-        frontend.set_vring_addr(0, &config).unwrap();
-        frontend.set_vring_base(0, 0).unwrap();
-        frontend.set_vring_call(0, &self.call).unwrap();
-        frontend.set_vring_kick(0, &self.kick).unwrap();
-        frontend.set_vring_enable(0, true).unwrap();
+        self.control.start(frontend);
+        if let Some((mirror, events)) = &mut self.mirror {
+            mirror.start(frontend);
+            events.start(frontend);
+        }
     }
 
     /// What a frontend says when a driver goes.
     pub fn stop(&mut self) {
-        self.frontend.set_vring_enable(0, false).unwrap();
-        self.frontend.get_vring_base(0).unwrap();
+        self.control.stop(&mut self.frontend);
+        self.stop_mirror();
+    }
+
+    /// The same of the queues of the extension only.
+    pub fn stop_mirror(&mut self) {
+        if let Some((mirror, events)) = &mut self.mirror {
+            mirror.stop(&mut self.frontend);
+            events.stop(&mut self.frontend);
+        }
     }
 
     /// A part of the configuration space.
@@ -285,61 +300,19 @@ impl Vm {
         }
     }
 
-    fn descriptor(&self, index: u16, addr: u64, length: usize, flags: u16, next: u16) {
-        let mut bytes = [0; 16];
-        bytes[..8].copy_from_slice(&addr.to_le_bytes());
-        bytes[8..12].copy_from_slice(&(length as u32).to_le_bytes());
-        bytes[12..14].copy_from_slice(&flags.to_le_bytes());
-        bytes[14..].copy_from_slice(&next.to_le_bytes());
-        let at = DESC + 16 * u64::from(index);
-        self.memory.write_slice(&bytes, GuestAddress(at)).unwrap();
-    }
-
     /// Makes the chain at `head` available.
     pub fn make_available(&mut self, head: u16) {
-        let at = AVAIL + 4 + 2 * u64::from(self.avail % QUEUE);
-        self.memory
-            .write_obj(head.to_le(), GuestAddress(at))
-            .unwrap();
-        self.avail = self.avail.wrapping_add(1);
-        fence(Ordering::SeqCst);
-        let index = self.avail.to_le();
-        self.memory
-            .store(index, GuestAddress(AVAIL + 2), Ordering::Release)
-            .unwrap();
-        self.kick.write(1).unwrap();
-    }
-
-    fn slot(&mut self) -> u16 {
-        let start = Instant::now();
-        loop {
-            if let Some(head) = self.free.pop() {
-                return head;
-            }
-            assert!(start.elapsed() < PATIENCE, "no free slot");
-            self.collect();
-            // Answers that nobody asks for any more.
-            let done: Vec<u16> = self.answers.keys().copied().collect();
-            for head in done {
-                self.answers.remove(&head);
-                self.free.push(head);
-            }
-        }
+        self.control.make_available(head);
     }
 
     /// Posts a request; returns its head.
     pub fn post(&mut self, request: &[u8]) -> u16 {
-        let head = self.slot();
-        let at = SLOTS + SLOT * u64::from(head / 2);
-        let answer = at + ANSWER;
-        if request.len() as u64 <= ANSWER {
-            self.memory.write_slice(request, GuestAddress(at)).unwrap();
-            self.descriptor(head, at, request.len(), 1, head + 1);
-            self.descriptor(head + 1, answer, 0x1000, 2, 0);
-        } else {
-            self.post_long(head, answer, request);
+        if request.len() as u64 <= CONTROL.slot - ANSWER {
+            return self.control.post(request, ANSWER as usize);
         }
-        self.make_available(head);
+        let head = self.control.slot();
+        self.post_long(head, self.control.answer_place(head), request);
+        self.control.make_available(head);
         head
     }
 
@@ -363,37 +336,12 @@ impl Vm {
         }
         entry(answer, 0x1000, 2, 0);
         self.memory.write_slice(&table, GuestAddress(LONG)).unwrap();
-        self.descriptor(head, LONG, table.len(), 4, 0);
-    }
-
-    /// Takes what is in the used ring.
-    fn collect(&mut self) {
-        let index: u16 = self
-            .memory
-            .load(GuestAddress(USED + 2), Ordering::Acquire)
-            .unwrap();
-        let index = u16::from_le(index);
-        while self.used != index {
-            let at = USED + 4 + 8 * u64::from(self.used % QUEUE);
-            let head: u32 = self.memory.read_obj(GuestAddress(at)).unwrap();
-            let length: u32 = self.memory.read_obj(GuestAddress(at + 4)).unwrap();
-            self.used = self.used.wrapping_add(1);
-            self.answers
-                .insert(u32::from_le(head) as u16, u32::from_le(length));
-        }
+        self.control.descriptor(head, LONG, table.len(), 4, 0);
     }
 
     /// The answer to the request at `head`, if there is one by now.
     pub fn poll(&mut self, head: u16) -> Option<Vec<u8>> {
-        self.collect();
-        let length = self.answers.remove(&head)?;
-        let at = SLOTS + SLOT * u64::from(head / 2) + ANSWER;
-        let mut bytes = vec![0; (length as usize).min(0x1000)];
-        self.memory
-            .read_slice(&mut bytes, GuestAddress(at))
-            .unwrap();
-        self.free.push(head);
-        Some(bytes)
+        self.control.poll(head).map(|(_, bytes)| bytes)
     }
 
     /// The answer to the request at `head`.
@@ -412,13 +360,73 @@ impl Vm {
     pub fn is_quiet(&mut self, head: u16) -> bool {
         let start = Instant::now();
         while start.elapsed() < Duration::from_millis(50) {
-            self.collect();
-            if self.answers.contains_key(&head) {
+            if self.control.is_back(head) {
                 return false;
             }
             std::thread::sleep(Duration::from_millis(1));
         }
         true
+    }
+
+    /// Posts a command on the mirror queue, with `room` bytes for a status; returns its head.
+    pub fn post_command(&mut self, command: &[u8], room: usize) -> u16 {
+        self.mirror.as_mut().unwrap().0.post(command, room)
+    }
+
+    /// The used length of a command on the mirror queue, and what was written.
+    pub fn wait_command(&mut self, head: u16) -> (u32, Vec<u8>) {
+        let start = Instant::now();
+        loop {
+            if let Some(answer) = self.mirror.as_mut().unwrap().0.poll(head) {
+                return answer;
+            }
+            assert!(start.elapsed() < PATIENCE, "no answer");
+            std::thread::sleep(Duration::from_micros(50));
+        }
+    }
+
+    /// Carries out a command of the mirror queue; returns its status.
+    pub fn status(&mut self, command: &[u8]) -> u32 {
+        let head = self.post_command(command, 4);
+        let (used, bytes) = self.wait_command(head);
+        assert_eq!(used, 4);
+        u32::from_le_bytes(bytes.try_into().unwrap())
+    }
+
+    /// Carries out a command of the mirror queue that has no status.
+    pub fn done(&mut self, command: &[u8]) {
+        let head = self.post_command(command, 0);
+        assert_eq!(self.wait_command(head).0, 0);
+    }
+
+    /// A mirrored resource of `size` bytes, attached to `ctx`, with a space of the same number.
+    pub fn space(&mut self, ctx: u32, id: u32, size: u64) {
+        self.ok(&create_blob(ctx, id, blob_mem::GUEST, size, &[]));
+        self.ok(&resource_command(command::CTX_ATTACH_RESOURCE, ctx, id));
+        assert_eq!(self.status(&space_create(id, id, size, 3)), 0);
+    }
+
+    /// Maps guest memory in a space, for writing too.
+    pub fn map(&mut self, space: u32, start: u64, pieces: &[(u64, u32)]) -> u32 {
+        let pieces: Vec<_> = pieces.iter().map(|(a, l)| (*a, *l, 3)).collect();
+        self.status(&mirror_map(space, start, &pieces))
+    }
+
+    /// Gives the device a buffer for an event.
+    pub fn post_event_buffer(&mut self, room: usize) -> u16 {
+        self.mirror.as_mut().unwrap().1.post_buffer(room)
+    }
+
+    /// The used length of, and the bytes in, a buffer for an event.
+    pub fn wait_event(&mut self, head: u16) -> (u32, Vec<u8>) {
+        let start = Instant::now();
+        loop {
+            if let Some(answer) = self.mirror.as_mut().unwrap().1.poll(head) {
+                return answer;
+            }
+            assert!(start.elapsed() < PATIENCE, "no event");
+            std::thread::sleep(Duration::from_micros(50));
+        }
     }
 
     /// The whole answer to a request.
@@ -578,6 +586,56 @@ pub fn create_blob(ctx: u32, id: u32, mem: u32, size: u64, pieces: &[(u64, u32)]
             addr: U64::new(*addr),
             length: U32::new(*length),
             padding: U32::ZERO,
+        };
+        bytes.extend(entry.as_bytes());
+    }
+    bytes
+}
+
+/// SPACE_CREATE for a resource.
+pub fn space_create(space: u32, resource: u32, size: u64, access: u32) -> Vec<u8> {
+    let create = mirror::SpaceCreate {
+        hdr: mirror::Header::new(mirror::command::SPACE_CREATE, space),
+        kind: U32::new(mirror::space_kind::RESOURCE),
+        id: U32::new(resource),
+        size: U64::new(size),
+        access: U32::new(access),
+        flags: U32::ZERO,
+    };
+    create.as_bytes().to_vec()
+}
+
+/// SPACE_DESTROY.
+pub fn space_destroy(space: u32) -> Vec<u8> {
+    let hdr = mirror::Header::new(mirror::command::SPACE_DESTROY, space);
+    hdr.as_bytes().to_vec()
+}
+
+/// INVALIDATE.
+pub fn invalidate(space: u32, start: u64, last: u64) -> Vec<u8> {
+    let invalidate = mirror::Invalidate {
+        hdr: mirror::Header::new(mirror::command::INVALIDATE, space),
+        start: U64::new(start),
+        last: U64::new(last),
+    };
+    invalidate.as_bytes().to_vec()
+}
+
+/// MAP of entries (address, length, access).
+pub fn mirror_map(space: u32, start: u64, entries: &[(u64, u32, u32)]) -> Vec<u8> {
+    let map = mirror::Map {
+        hdr: mirror::Header::new(mirror::command::MAP, space),
+        start: U64::new(start),
+        length: U64::new(entries.iter().map(|(_, l, _)| u64::from(*l)).sum()),
+        nr_entries: U32::new(entries.len() as u32),
+        padding: U32::ZERO,
+    };
+    let mut bytes = map.as_bytes().to_vec();
+    for (addr, length, access) in entries {
+        let entry = mirror::MapEntry {
+            addr: U64::new(*addr),
+            length: U32::new(*length),
+            access: U32::new(*access),
         };
         bytes.extend(entry.as_bytes());
     }

@@ -1,0 +1,134 @@
+// SPDX-License-Identifier: MIT OR GPL-2.0-only
+
+//! The event queue: what the device says unasked.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use vhost_user_backend::VringT;
+use virtgpu_protocol::mirror as wire;
+use virtio_queue::QueueT;
+use vm_memory::{GuestAddressSpace, GuestMemoryAtomic};
+use zerocopy::IntoBytes;
+
+use crate::answers::{give_back, scatter};
+use crate::event_log::{Event, EventLog};
+use crate::ram::Memory;
+use crate::vring::Vring;
+
+/// Events that wait for a buffer; more are lost.
+const MOST: usize = 4096;
+
+/// An event.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Record {
+    /// What is written.
+    pub(crate) event: wire::Event,
+    /// The used length.
+    pub(crate) used: u32,
+}
+
+impl Record {
+    /// One that is what it says.
+    pub(crate) fn new(event: wire::Event) -> Self {
+        Self {
+            event,
+            used: size_of::<wire::Event>() as u32,
+        }
+    }
+}
+
+#[derive(Default)]
+struct Inner {
+    vring: Option<Vring>,
+    waiting: VecDeque<Record>,
+}
+
+/// The device's side of the event queue.
+pub(crate) struct Events {
+    memory: GuestMemoryAtomic<Memory>,
+    log: Arc<EventLog>,
+    inner: Mutex<Inner>,
+}
+
+impl Events {
+    /// Without a queue.
+    pub(crate) fn new(memory: GuestMemoryAtomic<Memory>, log: Arc<EventLog>) -> Self {
+        Self {
+            memory,
+            log,
+            inner: Mutex::default(),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// There are buffers in the queue.
+    pub(crate) fn kicked(&self, vring: &Vring) {
+        let mut inner = self.lock();
+        if vring.get_ref().get_queue().ready() {
+            inner.vring = Some(vring.clone());
+            self.flush(&mut inner);
+        }
+    }
+
+    /// Writes nothing to the guest any more.
+    pub(crate) fn close(&self) {
+        self.lock().vring = None;
+    }
+
+    /// Forgets what waits.
+    pub(crate) fn clear(&self) {
+        self.lock().waiting.clear();
+    }
+
+    /// Forgets what waits and names a space.
+    pub(crate) fn forget(&self, space: u32) {
+        let waiting = &mut self.lock().waiting;
+        waiting.retain(|record| record.event.space_id.get() != space);
+    }
+
+    /// Tells the guest, as soon as there is a buffer.
+    pub(crate) fn post(&self, record: Record) {
+        let mut inner = self.lock();
+        if inner.waiting.len() >= MOST {
+            log::warn!("an event is lost: the driver takes none");
+            return;
+        }
+        inner.waiting.push_back(record);
+        self.flush(&mut inner);
+    }
+
+    fn flush(&self, inner: &mut Inner) {
+        let Some(vring) = inner.vring.clone() else {
+            return;
+        };
+        while let Some(record) = inner.waiting.front() {
+            let memory = self.memory.memory();
+            let chain = {
+                let mut state = vring.get_mut();
+                let queue = state.get_queue_mut();
+                queue.pop_descriptor_chain(memory.clone().into_inner())
+            };
+            let Some(chain) = chain else { break };
+            let head = u32::from(chain.head_index());
+            let writable: Vec<_> = chain.writable().map(|d| (d.addr().0, d.len())).collect();
+            let room: u64 = writable.iter().map(|(_, length)| u64::from(*length)).sum();
+            let bytes = record.event.as_bytes();
+            if room < bytes.len() as u64 {
+                log::warn!("a buffer of the event queue is too short");
+                give_back(&vring, &memory, &[head], 0);
+                continue;
+            }
+            scatter(&memory, &writable, bytes);
+            self.log.write(|| Event::Told {
+                kind: record.event.kind.get(),
+                space: record.event.space_id.get(),
+            });
+            give_back(&vring, &memory, &[head], record.used);
+            inner.waiting.pop_front();
+        }
+    }
+}

@@ -1,0 +1,206 @@
+// SPDX-License-Identifier: MIT OR GPL-2.0-only
+
+//! Spaces: guest memory that the guest gives and takes page by page, on a queue of its own.
+//!
+//! A space belongs to a resource that was created without memory. What is mapped in it is mapped in
+//! this process too, at the addresses of an [`area::Area`], and that is all that jobs get to see of
+//! it: they take no lock, and find out by a fault that something is not there (any more).
+//!
+//! Whoever serves the mirror queue takes the lock of the table, which is held for system calls of
+//! this process and nothing else, least of all while a job or the guest is waited for. Threads that
+//! take resources away take it inside the device's state.
+
+pub(crate) mod area;
+pub(crate) mod command;
+pub(crate) mod events;
+pub(crate) mod queue;
+mod runs;
+mod table;
+
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use virtgpu_protocol::mirror::{device_state, MirrorConfig, VERSION};
+use vm_memory::GuestMemoryAtomic;
+use zerocopy::little_endian::U32;
+
+use crate::event_log::EventLog;
+use crate::guarded;
+use crate::ram::{GuestRam, Memory};
+use crate::request::RequestBuffer;
+
+use area::Area;
+use events::Events;
+use queue::Replies;
+use table::Table;
+
+/// Bytes of a page of this process and of the counts.
+pub const PAGE: u64 = 4096;
+
+/// What the extension offers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Most entries of a MAP.
+    pub max_entries: u32,
+    /// Most spaces at a time.
+    pub max_spaces: u32,
+    /// Buffers that the driver should keep in the event queue.
+    pub event_slots: u32,
+    /// Bytes that addresses and lengths are multiples of, a power of two, [`PAGE`] or more.
+    pub granularity: u32,
+    /// Mappings of the host that spaces may use, 0 for half of what the kernel lets a process have.
+    pub mappings: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            max_entries: 4096,
+            max_spaces: 16384,
+            event_slots: 32,
+            granularity: PAGE as u32,
+            mappings: 0,
+        }
+    }
+}
+
+/// Half of the mappings that a process may have.
+fn half_of_mappings() -> usize {
+    let text = std::fs::read_to_string("/proc/sys/vm/max_map_count").unwrap_or_default();
+    // The kernel's own default.
+    text.trim().parse().unwrap_or(65530) / 2
+}
+
+/// Counts for people and tests.
+#[derive(Debug, Default)]
+pub(crate) struct Counters {
+    /// Spaces that exist.
+    pub(crate) spaces: AtomicU64,
+    /// MAPs that were carried out.
+    pub(crate) maps: AtomicU64,
+    /// INVALIDATEs that were acknowledged.
+    pub(crate) invalidates: AtomicU64,
+    /// Pages that are mapped.
+    pub(crate) mapped_pages: AtomicU64,
+}
+
+/// The extension.
+pub(crate) struct Mirror {
+    /// What it offers; nothing if that is `None`.
+    pub(crate) limits: Option<Limits>,
+    log: Arc<EventLog>,
+    table: Mutex<Table>,
+    /// Windows of all areas.
+    windows: Arc<AtomicUsize>,
+    /// Held while the queue is served.
+    pub(crate) serve: Mutex<RequestBuffer>,
+    /// Commands so far.
+    commands: AtomicU64,
+    pub(crate) replies: Arc<Replies>,
+    pub(crate) events: Events,
+    pub(crate) counters: Counters,
+    /// A [`device_state`].
+    state: AtomicU32,
+}
+
+impl Mirror {
+    pub(crate) fn new(
+        limits: Option<Limits>,
+        memory: &GuestMemoryAtomic<Memory>,
+        log: &Arc<EventLog>,
+    ) -> Self {
+        let limits = limits.filter(|_| guarded::AVAILABLE);
+        let mappings = match limits.as_ref().map(|l| l.mappings) {
+            Some(0) | None => half_of_mappings(),
+            Some(count) => count,
+        };
+        Self {
+            table: Mutex::new(Table::new(mappings)),
+            windows: Arc::default(),
+            limits,
+            serve: Mutex::default(),
+            commands: AtomicU64::new(0),
+            replies: Arc::new(Replies::new(memory.clone(), log.clone())),
+            events: Events::new(memory.clone(), log.clone()),
+            counters: Counters::default(),
+            state: AtomicU32::new(device_state::OK),
+            log: log.clone(),
+        }
+    }
+
+    fn table(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The extension's part of the configuration space.
+    pub(crate) fn config(&self) -> Option<MirrorConfig> {
+        let limits = self.limits.as_ref()?;
+        Some(MirrorConfig {
+            mirror_version: U32::new(VERSION),
+            max_entries: U32::new(limits.max_entries),
+            max_spaces: U32::new(limits.max_spaces),
+            event_slots: U32::new(limits.event_slots),
+            granularity: U32::new(limits.granularity),
+            device_state: U32::new(self.state.load(Ordering::Relaxed)),
+        })
+    }
+
+    /// The addresses of a resource of `size` bytes, if it could have a space.
+    pub(crate) fn area(&self, size: u64) -> Option<Arc<Area>> {
+        let granularity = u64::from(self.limits.as_ref()?.granularity);
+        if size == 0 || size % granularity != 0 || size > area::MAX_SIZE {
+            return None;
+        }
+        match Area::new(size, &self.windows) {
+            Ok(area) => Some(Arc::new(area)),
+            Err(error) => {
+                log::error!("area: {error}");
+                None
+            }
+        }
+    }
+
+    /// From now on resource `id` can have a space.
+    pub(crate) fn adopt(&self, id: u32, area: Arc<Area>) {
+        self.table().adopt(id, area);
+    }
+
+    /// Revokes the space of resource `id`, if it has one.
+    pub(crate) fn revoke(&self, id: u32, why: &'static str) {
+        let mut table = self.table();
+        if let Some(space) = table.space_of(id) {
+            self.remove(&mut table, space, why);
+        }
+    }
+
+    /// Resource `id` is going: revokes its space, and it gets none any more.
+    pub(crate) fn forget(&self, id: u32) {
+        let mut table = self.table();
+        if let Some(space) = table.space_of(id) {
+            self.remove(&mut table, space, "unref");
+        }
+        table.forget(id);
+    }
+
+    /// Revokes all spaces.
+    pub(crate) fn revoke_all(&self, why: &'static str) {
+        let mut table = self.table();
+        for space in table.spaces() {
+            self.remove(&mut table, space, why);
+        }
+    }
+
+    /// What [`Self::forget`] does, of all resources.
+    pub(crate) fn reset(&self) {
+        self.revoke_all("reset");
+        self.table().forget_all();
+        self.events.clear();
+        self.state.store(device_state::OK, Ordering::Relaxed);
+    }
+
+    /// Carries out a command; returns the status, of those that have one.
+    pub(crate) fn execute(&self, bytes: &[u8], ram: &GuestRam) -> Option<u32> {
+        let limits = self.limits.as_ref()?;
+        self.act(command::parse(bytes, limits), bytes, ram)
+    }
+}

@@ -1,0 +1,165 @@
+// SPDX-License-Identifier: MIT OR GPL-2.0-only
+
+//! What is mapped in a space: runs of addresses that are consecutive bytes of a file.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::sync::Arc;
+
+/// Consecutive bytes of a file.
+#[derive(Clone, Debug)]
+pub(crate) struct Run {
+    pub(crate) length: u64,
+    pub(crate) file: Arc<File>,
+    pub(crate) offset: u64,
+    pub(crate) write: bool,
+}
+
+impl Run {
+    /// Whether `next` could be a part of it.
+    pub(crate) fn continues_with(&self, next: &Self) -> bool {
+        Arc::ptr_eq(&self.file, &next.file)
+            && self.offset + self.length == next.offset
+            && self.write == next.write
+    }
+
+    /// The part from byte `from` up to byte `to`.
+    pub(crate) fn part(&self, from: u64, to: u64) -> Self {
+        Self {
+            length: to - from,
+            offset: self.offset + from,
+            ..self.clone()
+        }
+    }
+}
+
+/// A run and where it begins.
+pub(crate) type Placed = (u64, Run);
+
+/// Adds `run` to the end of `runs`, as a part of the last one if it can be.
+pub(crate) fn push(runs: &mut Vec<Placed>, start: u64, run: Run) {
+    match runs.last_mut() {
+        Some((at, last)) if *at + last.length == start && last.continues_with(&run) => {
+            last.length += run.length;
+        }
+        _ => runs.push((start, run)),
+    }
+}
+
+/// Runs that do not overlap, by their starts.
+#[derive(Debug, Default)]
+pub(crate) struct Runs {
+    runs: BTreeMap<u64, Run>,
+    bytes: u64,
+}
+
+impl Runs {
+    /// How many there are.
+    pub(crate) fn len(&self) -> usize {
+        self.runs.len()
+    }
+
+    /// Bytes that they have together.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Takes out what is between `start` and `end`.
+    pub(crate) fn cut(&mut self, start: u64, end: u64) -> Vec<Placed> {
+        let mut found = Vec::new();
+        let before = self.runs.range(..start).next_back().map(|(at, _)| *at);
+        let inside = self.runs.range(start..end.max(start)).map(|(at, _)| *at);
+        let touched: Vec<u64> = before.into_iter().chain(inside).collect();
+        for at in touched {
+            let Some(run) = self.runs.get(&at) else {
+                continue;
+            };
+            let (from, to) = (
+                start.max(at) - at,
+                end.min(at + run.length).saturating_sub(at),
+            );
+            if from >= to {
+                continue;
+            }
+            let run = run.clone();
+            self.runs.remove(&at);
+            self.bytes -= to - from;
+            if from > 0 {
+                self.runs.insert(at, run.part(0, from));
+            }
+            if to < run.length {
+                self.runs.insert(at + to, run.part(to, run.length));
+            }
+            found.push((at + from, run.part(from, to)));
+        }
+        found
+    }
+
+    /// Puts a run where none is, together with its neighbours if they are one.
+    pub(crate) fn insert(&mut self, mut start: u64, mut run: Run) {
+        self.bytes += run.length;
+        if let Some((at, before)) = self.runs.range(..start).next_back() {
+            if at + before.length == start && before.continues_with(&run) {
+                start = *at;
+                run = Run {
+                    length: before.length + run.length,
+                    ..before.clone()
+                };
+            }
+        }
+        let end = start + run.length;
+        if let Some(after) = self
+            .runs
+            .get(&end)
+            .filter(|after| run.continues_with(after))
+        {
+            run.length += after.length;
+            self.runs.remove(&end);
+        }
+        self.runs.insert(start, run);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        /// Cutting and inserting is what it is on an array of pages, and neighbours are one run.
+        #[test]
+        fn like_an_array(steps in prop::collection::vec(
+            (0..64u64, 1..20u64, prop::option::of((0..64u64, any::<bool>()))), 1..60)) {
+            let file = Arc::new(File::open("/dev/null").unwrap());
+            let mut runs = Runs::default();
+            let mut pages = [None; 84];
+            for (start, length, what) in steps {
+                let range = start as usize..(start + length) as usize;
+                let cut = runs.cut(start, start + length);
+                let mut want = pages[range.clone()].iter().flatten().count() as u64;
+                prop_assert_eq!(cut.iter().map(|(_, r)| r.length).sum::<u64>(), want);
+                for (at, run) in &cut {
+                    for page in 0..run.length {
+                        let old = pages[(at + page) as usize];
+                        prop_assert_eq!(old, Some((run.offset + page, run.write)));
+                    }
+                }
+                pages[range.clone()].fill(None);
+                if let Some((offset, write)) = what {
+                    let run = Run { length, file: file.clone(), offset, write };
+                    runs.insert(start, run);
+                    for (page, offset) in range.zip(offset..) {
+                        pages[page] = Some((offset, write));
+                    }
+                }
+                want = pages.iter().flatten().count() as u64;
+                prop_assert_eq!(runs.bytes(), want);
+                let ends = (1..pages.len()).filter(|i| match (pages[i - 1], pages[*i]) {
+                    (Some((a, b)), next) => next != Some((a + 1, b)),
+                    _ => false,
+                });
+                prop_assert_eq!(runs.len(), ends.count());
+            }
+        }
+    }
+}

@@ -1,0 +1,325 @@
+// SPDX-License-Identifier: MIT OR GPL-2.0-only
+
+//! The spaces that exist, and what commands do to them.
+
+use std::collections::HashMap;
+use std::sync::atomic::Ordering;
+use std::sync::Arc;
+
+use virtgpu_protocol::mirror::{self as wire, access, space_kind, status};
+
+use super::area::Area;
+use super::command::{self, Command, Malformed};
+use super::runs::{push, Placed, Run, Runs};
+use super::{Mirror, PAGE};
+use crate::event_log::Event;
+use crate::names;
+use crate::ram::GuestRam;
+
+/// A resource that can have a space.
+#[derive(Debug)]
+struct Owner {
+    area: Arc<Area>,
+    space: Option<u32>,
+}
+
+/// A space.
+#[derive(Debug)]
+pub(crate) struct Space {
+    resource: u32,
+    area: Arc<Area>,
+    /// The most that may be allowed.
+    access: u32,
+    runs: Runs,
+}
+
+/// The spaces.
+#[derive(Debug)]
+pub(crate) struct Table {
+    owners: HashMap<u32, Owner>,
+    spaces: HashMap<u32, Space>,
+    /// Mappings of the host that may be used.
+    mappings: usize,
+    /// Runs of all spaces.
+    runs: usize,
+}
+
+impl Table {
+    pub(crate) fn new(mappings: usize) -> Self {
+        Self {
+            owners: HashMap::new(),
+            spaces: HashMap::new(),
+            mappings,
+            runs: 0,
+        }
+    }
+
+    pub(crate) fn adopt(&mut self, resource: u32, area: Arc<Area>) {
+        self.owners.insert(resource, Owner { area, space: None });
+    }
+
+    pub(crate) fn forget(&mut self, resource: u32) {
+        self.owners.remove(&resource);
+    }
+
+    pub(crate) fn forget_all(&mut self) {
+        self.owners.clear();
+    }
+
+    /// The space of a resource.
+    pub(crate) fn space_of(&self, resource: u32) -> Option<u32> {
+        self.owners.get(&resource)?.space
+    }
+
+    /// All of them.
+    pub(crate) fn spaces(&self) -> Vec<u32> {
+        self.spaces.keys().copied().collect()
+    }
+}
+
+/// A mapping could not be taken away. There is no way to go on that keeps the promise to the guest.
+fn cannot_revoke(error: &std::io::Error) -> ! {
+    log::error!("cannot revoke: {error}");
+    std::process::abort()
+}
+
+impl Mirror {
+    /// Carries out a command, or answers what is none.
+    pub(super) fn act(
+        &self,
+        command: Result<Command, Malformed>,
+        bytes: &[u8],
+        ram: &GuestRam,
+    ) -> Option<u32> {
+        let mut table = self.table();
+        match command {
+            Ok(Command::Create(create)) => Some(self.create(&mut table, &create)),
+            Ok(Command::Destroy { space }) => {
+                self.remove(&mut table, space, "destroyed");
+                None
+            }
+            Ok(Command::Map {
+                space,
+                start,
+                length,
+                entries,
+            }) => {
+                let result = self.map(&mut table, ram, space, (start, length), &entries);
+                Some(result.err().unwrap_or(status::OK))
+            }
+            Ok(Command::Invalidate { space, start, last }) => {
+                self.invalidate(&mut table, space, start, last);
+                self.counters.invalidates.fetch_add(1, Ordering::Relaxed);
+                None
+            }
+            Ok(Command::Resolve) => None,
+            Err(error) => {
+                let kind = command::kind(bytes);
+                log::warn!("{}: {error}", names::command(kind));
+                names::has_status(kind).then_some(status::INVALID)
+            }
+        }
+    }
+
+    fn create(&self, table: &mut Table, create: &wire::SpaceCreate) -> u32 {
+        let id = create.hdr.space_id.get();
+        let resource = create.id.get();
+        let limits = self.limits.as_ref();
+        let Some(owner) = table.owners.get_mut(&resource) else {
+            return status::INVALID;
+        };
+        let good = create.kind.get() == space_kind::RESOURCE
+            && create.size.get() == owner.area.size()
+            && owner.space.is_none();
+        if !good || table.spaces.contains_key(&id) {
+            return status::INVALID;
+        }
+        if limits.is_none_or(|l| table.spaces.len() >= l.max_spaces as usize) {
+            return status::LIMIT;
+        }
+        owner.space = Some(id);
+        let space = Space {
+            resource,
+            area: owner.area.clone(),
+            access: create.access.get(),
+            runs: Runs::default(),
+        };
+        self.log.write(|| Event::Space {
+            space: id,
+            resource,
+            bytes: space.area.size(),
+            access: space.access,
+        });
+        table.spaces.insert(id, space);
+        self.counters.spaces.fetch_add(1, Ordering::Relaxed);
+        status::OK
+    }
+
+    /// Ends a space, if it exists. Nothing can be accessed through it any more afterwards.
+    pub(super) fn remove(&self, table: &mut Table, id: u32, why: &'static str) {
+        self.invalidate(table, id, 0, u64::MAX);
+        let Some(space) = table.spaces.remove(&id) else {
+            return;
+        };
+        if let Some(owner) = table.owners.get_mut(&space.resource) {
+            owner.space = None;
+        }
+        self.events.forget(id);
+        self.counters.spaces.fetch_sub(1, Ordering::Relaxed);
+        self.log.write(|| Event::SpaceGone {
+            space: id,
+            why: why.into(),
+        });
+    }
+
+    /// The runs that `entries` name, placed from `start` on.
+    fn runs(
+        ram: &GuestRam,
+        mut start: u64,
+        entries: &[wire::MapEntry],
+        most: u32,
+    ) -> Result<Vec<Placed>, u32> {
+        let mut runs = Vec::new();
+        for entry in entries {
+            if entry.access.get() & !most != 0 {
+                return Err(status::INVALID);
+            }
+            let write = entry.access.get() & access::WRITE != 0;
+            let mut addr = entry.addr.get();
+            let mut left = u64::from(entry.length.get());
+            while left > 0 {
+                let range = ram.file_range(addr, left).ok_or(status::INVALID)?;
+                // The host maps whole pages of files only.
+                if (range.offset | range.length) % PAGE != 0 {
+                    return Err(status::INVALID);
+                }
+                let run = Run {
+                    length: range.length,
+                    file: range.file,
+                    offset: range.offset,
+                    write,
+                };
+                // A region ends before 2^64, and so does the part of the entry in it.
+                addr = addr.wrapping_add(run.length);
+                left -= run.length;
+                let at = start;
+                start += run.length;
+                push(&mut runs, at, run);
+            }
+        }
+        Ok(runs)
+    }
+
+    fn map(
+        &self,
+        table: &mut Table,
+        ram: &GuestRam,
+        id: u32,
+        (start, length): (u64, u64),
+        entries: &[wire::MapEntry],
+    ) -> Result<(), u32> {
+        let space = table.spaces.get_mut(&id).ok_or(status::NO_SUCH_SPACE)?;
+        let inside = space.area.check(start, length);
+        inside.map_err(|_| status::INVALID)?;
+        let new = Self::runs(ram, start, entries, space.access)?;
+        let count = space.runs.len();
+        let old = space.runs.cut(start, start + length);
+        let others = table.runs - count + space.runs.len();
+        let windows = self.windows.load(Ordering::Relaxed) + space.area.missing(start, length);
+        // Each run needs a mapping, and one for the gap behind it.
+        if 2 * (others + new.len()) + windows > table.mappings {
+            for (at, run) in old {
+                space.runs.insert(at, run);
+            }
+            return Err(status::NO_MEMORY);
+        }
+        self.unmapped(old.iter().map(|(_, run)| run.length).sum());
+        // Before it is true: who sees the mapping finds it in the log.
+        self.log_map(id, (start, length), entries.len(), &new);
+        let result = install(&space.area, &new);
+        let kept = if result.is_ok() { &new } else { &old };
+        if let Err(error) = &result {
+            log::warn!("space {id}: {error}");
+            if let Err(error) = space.area.unmap(start, length) {
+                cannot_revoke(&error);
+            }
+            self.log.write(|| Event::Unmapped {
+                space: id,
+                start,
+                length,
+            });
+            if !old.is_empty() {
+                self.log_map(id, (start, length), 0, &old);
+                if let Err(error) = install(&space.area, &old) {
+                    // There were as many mappings before.
+                    cannot_revoke(&error);
+                }
+            }
+        }
+        for (at, run) in kept {
+            space.runs.insert(*at, run.clone());
+        }
+        let kept: u64 = kept.iter().map(|(_, run)| run.length).sum();
+        let pages = &self.counters.mapped_pages;
+        pages.fetch_add(kept / PAGE, Ordering::Relaxed);
+        table.runs = table.runs + space.runs.len() - count;
+        result.map_err(|_| status::NO_MEMORY)?;
+        self.counters.maps.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn unmapped(&self, bytes: u64) {
+        let pages = &self.counters.mapped_pages;
+        pages.fetch_sub(bytes / PAGE, Ordering::Relaxed);
+    }
+
+    fn log_map(&self, space: u32, (start, length): (u64, u64), entries: usize, runs: &[Placed]) {
+        self.log.write(|| Event::Mapped {
+            space,
+            start,
+            length,
+            entries: entries as u64,
+            pages: runs.iter().map(|(_, run)| run.length / PAGE).sum(),
+            runs: runs
+                .iter()
+                .map(|(at, run)| {
+                    let write = if run.write { access::WRITE } else { 0 };
+                    (*at, run.length, access::READ | write)
+                })
+                .collect(),
+        });
+    }
+
+    /// Takes away what is mapped between `start` and `last`, in pages.
+    pub(super) fn invalidate(&self, table: &mut Table, id: u32, start: u64, last: u64) {
+        let Some(space) = table.spaces.get_mut(&id) else {
+            return;
+        };
+        let start = start - start % PAGE;
+        let end = match last.checked_add(1) {
+            Some(end) => end.min(space.area.size()).next_multiple_of(PAGE),
+            None => space.area.size(),
+        };
+        let count = space.runs.len();
+        let old = space.runs.cut(start, end);
+        let (Some((first, _)), Some((at, run))) = (old.first(), old.last()) else {
+            return;
+        };
+        let (start, length) = (*first, at + run.length - first);
+        if let Err(error) = space.area.unmap(start, length) {
+            cannot_revoke(&error);
+        }
+        table.runs = table.runs + space.runs.len() - count;
+        self.unmapped(old.iter().map(|(_, run)| run.length).sum());
+        self.log.write(|| Event::Unmapped {
+            space: id,
+            start,
+            length,
+        });
+    }
+}
+
+fn install(area: &Area, runs: &[Placed]) -> std::io::Result<()> {
+    runs.iter()
+        .try_for_each(|(at, run)| area.map(*at, run.length, &run.file, run.offset, run.write))
+}
