@@ -5,10 +5,12 @@
 
 mod basic;
 mod events;
+mod hmm_tests;
 mod mm_fork;
 mod mm_protect;
 mod mm_reclaim;
 mod mm_unmap;
+mod mm_userfaultfd;
 mod support;
 
 use crate::ktap::Family;
@@ -21,4 +23,6 @@ pub(crate) const FAMILIES: &[Family] = &[
     mm_protect::FAMILY,
     mm_fork::FAMILY,
     mm_reclaim::FAMILY,
+    mm_userfaultfd::FAMILY,
+    hmm_tests::FAMILY,
 ];

@@ -181,6 +181,11 @@ impl<'a> Mirror<'a> {
         stream
     }
 
+    /// What [`Self::reading`] has found, once it is done.
+    pub(crate) fn result(&self) -> u32 {
+        self.staged.read_u32(0)
+    }
+
     /// A job that writes a word.
     pub(crate) fn writing(&self, offset: usize, value: u64) -> compute::Stream {
         let mut stream = compute::Stream::new();

@@ -3,6 +3,7 @@
 //! What the families share.
 
 pub(crate) mod child;
+pub(crate) mod dmirror;
 pub(crate) mod errno;
 pub(crate) mod ext4;
 pub(crate) mod gpu;
@@ -14,6 +15,7 @@ pub(crate) mod place;
 pub(crate) mod procfs;
 pub(crate) mod raw;
 pub(crate) mod swap;
+pub(crate) mod uffd;
 pub(crate) mod unchanged;
 pub(crate) mod victim;
 

@@ -1,0 +1,474 @@
+// SPDX-License-Identifier: MIT OR GPL-2.0-only
+
+//! Faults that a program resolves: the device waits for its answer like anyone else, and only what
+//! needs the answer waits.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use virtgpu_client::{Bytes, Device, Errno, Memfd};
+
+use super::support::{family, open, End, Mirror, READ_ONLY, SPARSE, WHOLE};
+use crate::ktap::{reap, Family, Outcome, TestResult};
+use crate::support::place::{Pages, Place, RW};
+use crate::support::uffd::{feature, Fault, Uffd, MINOR, MISSING, WP};
+use crate::support::{child, eventually, job, procfs, Env, Random, PAGE};
+use crate::{cases, check, check_eq};
+
+pub(crate) const FAMILY: Family = family(
+    "mm_userfaultfd",
+    cases![
+        missing,
+        missing_with_zeros,
+        missing_while_prefetching,
+        missing_in_a_file,
+        minor,
+        write_protected,
+        write_protected_for_readers,
+        write_protected_asynchronously,
+        moved,
+        poisoned,
+        user_mode_only,
+        unanswered_others_go_on,
+        unanswered_unmap,
+        unanswered_handle_closed,
+        unanswered_kill,
+        unanswered_exit,
+        answered_once_then_exit: 300,
+    ],
+);
+
+const PAGES: usize = 16;
+const SIZE: usize = PAGES * PAGE;
+
+/// Runs `work` while a thread resolves faults by `answer`; returns how many there were.
+fn answering(
+    uffd: &Uffd,
+    answer: impl Fn(&Uffd, Fault) -> TestResult + Send,
+    work: impl FnOnce() -> TestResult,
+) -> TestResult<u64> {
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let handler = scope.spawn(|| uffd.serve(&stop, answer));
+        let result = work();
+        stop.store(true, Ordering::Relaxed);
+        let count = handler.join().expect("no panic")?;
+        result.map(|()| count)
+    })
+}
+
+fn missing(env: &Env) -> TestResult {
+    let device = open(env)?;
+    let place = Place::base(SIZE)?;
+    let uffd = Uffd::open(0)?;
+    uffd.register(place.address(0), SIZE, MISSING)?;
+    let mirror = Mirror::new(&device, &place)?;
+    let data = Random(1).bytes(SIZE);
+    let fill = |uffd: &Uffd, fault: Fault| {
+        let at = (fault.address - place.address(0)) as usize;
+        uffd.copy(fault.address, &data[at..at + PAGE])
+    };
+    let count = answering(&uffd, fill, || {
+        check_eq!(mirror.read(0, SIZE)?, data, "the device's view");
+        mirror.coherent_all_over("resolved")
+    })?;
+    check_eq!(count, PAGES as u64, "faults");
+    // Gone, and asked for again.
+    let count = answering(&uffd, fill, || {
+        mirror.loses("MADV_DONTNEED", PAGE, || {
+            place.advise(3 * PAGE, PAGE, libc::MADV_DONTNEED)
+        })?;
+        let seen = mirror.read(3 * PAGE, PAGE)?;
+        check_eq!(seen, data[3 * PAGE..4 * PAGE], "the device's view again");
+        Ok(())
+    })?;
+    check_eq!(count, 1, "faults for one page");
+    Ok(())
+}
+
+fn missing_with_zeros(env: &Env) -> TestResult {
+    let device = open(env)?;
+    let place = Place::base(SIZE)?;
+    let uffd = Uffd::open(0)?;
+    uffd.register(place.address(0), SIZE, MISSING)?;
+    let mirror = Mirror::new(&device, &place)?;
+    answering(
+        &uffd,
+        |uffd, fault| uffd.zero(fault.address, PAGE),
+        || {
+            check_eq!(mirror.peek(PAGE)?, 0, "the device's view");
+            mirror.fill(2)?;
+            check_eq!(place.read_u64(5 * PAGE), 2, "our view");
+            mirror.coherent_all_over("resolved with zeros")
+        },
+    )?;
+    Ok(())
+}
+
+/// Only what is prefetched is asked for.
+fn missing_while_prefetching(env: &Env) -> TestResult {
+    let device = open(env)?;
+    let place = Place::base(SIZE)?;
+    let uffd = Uffd::open(0)?;
+    uffd.register(place.address(0), SIZE, MISSING)?;
+    let mirror = Mirror::with(&device, &place, SPARSE)?;
+    let count = answering(
+        &uffd,
+        |uffd, fault| uffd.copy(fault.address, &[3; PAGE]),
+        || {
+            mirror.prefetch(4 * PAGE, 3 * PAGE)?;
+            check_eq!(mirror.peek(6 * PAGE)?, 0x0303_0303_0303_0303, "prefetched");
+            check_eq!(mirror.end(&mirror.idle())?, End::Done, "a job");
+            Ok(())
+        },
+    )?;
+    check_eq!(count, 3, "faults");
+    check_eq!(place.resident()?, 3 * PAGE, "bytes in memory");
+    Ok(())
+}
+
+fn shared(memfd: &Memfd) -> TestResult<Place> {
+    let place = Place::reserve(Pages::Base, SIZE)?;
+    place.map_file(0, SIZE, memfd, 0, [RW, libc::MAP_SHARED])?;
+    Ok(place)
+}
+
+fn missing_in_a_file(env: &Env) -> TestResult {
+    let device = open(env)?;
+    let memfd = Memfd::new(SIZE as u64)?;
+    let (place, other) = (shared(&memfd)?, shared(&memfd)?);
+    let uffd = Uffd::open(feature::MISSING_SHMEM)?;
+    uffd.register(place.address(0), SIZE, MISSING)?;
+    let mirror = Mirror::new(&device, &place)?;
+    let count = answering(
+        &uffd,
+        |uffd, fault| uffd.copy(fault.address, &[4; PAGE]),
+        || mirror.coherent_all_over("a file"),
+    )?;
+    check_eq!(count, PAGES as u64, "faults");
+    check_eq!(other.read_u64(PAGE), 0x0404_0404_0404_0404, "the file");
+    Ok(())
+}
+
+/// The file has the pages; the program says when they may be used.
+fn minor(env: &Env) -> TestResult {
+    let device = open(env)?;
+    let memfd = Memfd::new(SIZE as u64)?;
+    let (place, other) = (shared(&memfd)?, shared(&memfd)?);
+    other.write(0, &Random(5).bytes(SIZE));
+    let uffd = Uffd::open(feature::MINOR_SHMEM)?;
+    uffd.register(place.address(0), SIZE, MINOR)?;
+    let mirror = Mirror::new(&device, &place)?;
+    let count = answering(
+        &uffd,
+        |uffd, fault| uffd.proceed(fault.address, PAGE),
+        || {
+            check_eq!(mirror.read(0, SIZE)?, other.to_vec(0, SIZE), "the file");
+            mirror.coherent_all_over("a file")
+        },
+    )?;
+    check_eq!(count, PAGES as u64, "faults");
+    Ok(())
+}
+
+fn write_protected(env: &Env) -> TestResult {
+    let device = open(env)?;
+    let place = Place::base(SIZE)?;
+    let uffd = Uffd::open(feature::PAGEFAULT_FLAG_WP)?;
+    let mirror = Mirror::new(&device, &place)?;
+    mirror.scatter(6);
+    mirror.agrees("before")?;
+    uffd.register(place.address(0), SIZE, WP)?;
+    mirror.loses("UFFDIO_WRITEPROTECT", SIZE, || {
+        uffd.protect(place.address(0), SIZE, true)
+    })?;
+    let before = place.to_vec(0, SIZE);
+    let count = answering(
+        &uffd,
+        |uffd, fault| {
+            check!(
+                fault.protected,
+                "a fault on what is not protected: {fault:?}"
+            );
+            let at = (fault.address - place.address(0)) as usize;
+            check_eq!(
+                place.to_vec(at, PAGE),
+                before[at..at + PAGE],
+                "the page before it may be written"
+            );
+            uffd.protect(fault.address, PAGE, false)
+        },
+        || mirror.fill(7),
+    )?;
+    check_eq!(count, PAGES as u64, "faults");
+    check_eq!(place.read_u64(SIZE - 8), 7, "our view");
+    mirror.coherent_all_over("in the end")
+}
+
+/// Reading needs no answer.
+fn write_protected_for_readers(env: &Env) -> TestResult {
+    let device = open(env)?;
+    let place = Place::base(SIZE)?;
+    let uffd = Uffd::open(feature::PAGEFAULT_FLAG_WP)?;
+    let mirror = Mirror::with(&device, &place, READ_ONLY)?;
+    mirror.scatter(8);
+    uffd.register(place.address(0), SIZE, WP)?;
+    uffd.protect(place.address(0), SIZE, true)?;
+    mirror.agrees("protected")?;
+    check!(
+        uffd.next(Duration::ZERO)?.is_none(),
+        "a fault for a device that only reads"
+    );
+    Ok(())
+}
+
+/// The kernel itself lifts the protection, and remembers that it did.
+fn write_protected_asynchronously(env: &Env) -> TestResult {
+    const PROTECTED: u64 = 1 << 57;
+    let device = open(env)?;
+    let place = Place::base(SIZE)?;
+    place.fill(1);
+    let uffd = Uffd::open(feature::WP_ASYNC | feature::WP_UNPOPULATED)?;
+    let mirror = Mirror::with(&device, &place, SPARSE)?;
+    mirror.prefetch(0, SIZE / 2)?;
+    mirror.poke(PAGE, 9)?;
+    uffd.register(place.address(0), SIZE, WP)?;
+    mirror.loses("UFFDIO_WRITEPROTECT", SIZE / 2, || {
+        uffd.protect(place.address(0), SIZE, true)
+    })?;
+    let protected = || -> TestResult<Vec<bool>> {
+        let entries = procfs::pagemap(place.address(0) as usize, PAGES)?;
+        Ok(entries.iter().map(|entry| entry & PROTECTED != 0).collect())
+    };
+    check_eq!(protected()?, vec![true; PAGES], "pages protected");
+    mirror.poke(PAGE, 10)?;
+    let after = protected()?;
+    check!(
+        !after[1],
+        "the device has written a page that is still protected"
+    );
+    check!(
+        after[PAGES - 1],
+        "a page that no one has written is not protected"
+    );
+    check_eq!(place.read_u64(PAGE), 10, "our view");
+    Ok(())
+}
+
+/// A page moves from one registered range into another.
+fn moved(env: &Env) -> TestResult {
+    let device = open(env)?;
+    let (from, to) = (Place::base(SIZE)?, Place::base(SIZE)?);
+    let uffd = Uffd::open(feature::MOVE)?;
+    uffd.register(to.address(0), SIZE, MISSING)?;
+    let (source, target) = (Mirror::new(&device, &from)?, Mirror::new(&device, &to)?);
+    let data = source.scatter(11);
+    source.agrees("the source, before")?;
+    source.loses("UFFDIO_MOVE", SIZE, || {
+        uffd.take(to.address(0), from.address(0), SIZE)
+    })?;
+    check_eq!(target.read(0, SIZE)?, data, "the target");
+    check_eq!(source.peek(PAGE)?, 0, "the source");
+    target.coherent_all_over("the target")?;
+    source.coherent_all_over("the source")
+}
+
+fn poisoned(env: &Env) -> TestResult {
+    let device = open(env)?;
+    let place = Place::base(SIZE)?;
+    let uffd = Uffd::open(feature::POISON)?;
+    uffd.register(place.address(0), SIZE, MISSING)?;
+    uffd.poison(place.address(3 * PAGE), PAGE)?;
+    let mirror = Mirror::with(&device, &place, SPARSE)?;
+    let result = mirror.userptr.prefetch(3 * PAGE as u64, PAGE as u64);
+    check_eq!(result, Err(Errno::FAULT), "prefetching a poisoned page");
+    answering(
+        &uffd,
+        |uffd, fault| uffd.zero(fault.address, PAGE),
+        || {
+            mirror.prefetch(0, 2 * PAGE)?;
+            mirror.coherent("beside it", PAGE)
+        },
+    )?;
+    Ok(())
+}
+
+/// A device's access is not one of the process's own.
+fn user_mode_only(env: &Env) -> TestResult {
+    let device = open(env)?;
+    let place = Place::base(SIZE)?;
+    let uffd = Uffd::user_mode_only(0)?;
+    uffd.register(place.address(0), SIZE, MISSING)?;
+    let mirror = Mirror::new(&device, &place)?;
+    mirror.refused("no answer can be had", Errno::FAULT)?;
+    uffd.unregister(place.address(0), SIZE)?;
+    mirror.coherent_all_over("not needed any more")
+}
+
+/// Waits until someone waits for an answer, which never comes.
+fn asked(uffd: &Uffd) -> TestResult<Fault> {
+    let fault = uffd.next(job::LIMIT)?;
+    fault.ok_or_else(|| Outcome::Fail("no one asks for a page".into()))
+}
+
+/// Runs `meanwhile` while a job waits for a page that no one gives it, then ends the waiting by
+/// closing; returns how EXECBUFFER ended.
+fn unanswered(
+    mirror: &Mirror<'_>,
+    uffd: Uffd,
+    meanwhile: impl FnOnce(&Uffd) -> TestResult,
+) -> TestResult<End> {
+    std::thread::scope(|scope| {
+        let submitter = scope.spawn(|| mirror.end(&mirror.idle()));
+        let result = asked(&uffd).and_then(|_| meanwhile(&uffd));
+        let waited = !submitter.is_finished();
+        drop(uffd);
+        let end = submitter.join().expect("no panic")?;
+        result?;
+        check!(waited, "EXECBUFFER has not waited for the answer: {end:?}");
+        Ok(end)
+    })
+}
+
+fn bounded(what: &str, work: impl FnOnce() -> TestResult) -> TestResult {
+    let start = Instant::now();
+    work()?;
+    check!(
+        start.elapsed() < Duration::from_secs(15),
+        "{what} took {:?}",
+        start.elapsed()
+    );
+    Ok(())
+}
+
+/// Those who need no answer: other files, other registrations of the same file, other queries.
+fn unanswered_others_go_on(env: &Env) -> TestResult {
+    let (device, other) = (open(env)?, open(env)?);
+    let (place, free) = (Place::base(SIZE)?, Place::base(SIZE)?);
+    let uffd = Uffd::open(0)?;
+    uffd.register(place.address(0), SIZE, MISSING)?;
+    let mirror = Mirror::new(&device, &place)?;
+    let same_file = Mirror::new(&device, &free)?;
+    let other_file = Mirror::new(&other, &free)?;
+    let end = unanswered(&mirror, uffd, |_| {
+        bounded("another file", || {
+            other_file.coherent_all_over("another file")
+        })?;
+        bounded("the same file", || {
+            same_file.coherent_all_over("the same file")
+        })?;
+        bounded("munmap elsewhere", || free.map(0, SIZE))?;
+        bounded("BO_QUERY", || mirror.count().map(drop))?;
+        bounded("registering", || {
+            Mirror::new(&device, &free)?.coherent_all_over("registered meanwhile")
+        })
+    })?;
+    check_eq!(end, End::Done, "the job, when the userfaultfd is closed");
+    mirror.coherent_all_over("in the end")
+}
+
+fn unanswered_unmap(env: &Env) -> TestResult {
+    let device = open(env)?;
+    let place = Place::base(SIZE)?;
+    let uffd = Uffd::open(0)?;
+    uffd.register(place.address(0), SIZE, MISSING)?;
+    let mirror = Mirror::new(&device, &place)?;
+    let end = unanswered(&mirror, uffd, |_| {
+        bounded("munmap", || place.unmap(0, SIZE))
+    })?;
+    check_eq!(end, End::Refused(Errno::FAULT), "the job");
+    place.map(0, SIZE)?;
+    mirror.coherent_all_over("mapped again")
+}
+
+fn unanswered_handle_closed(env: &Env) -> TestResult {
+    let device = open(env)?;
+    let place = Place::base(SIZE)?;
+    let uffd = Uffd::open(0)?;
+    uffd.register(place.address(0), SIZE, MISSING)?;
+    let mirror = Mirror::new(&device, &place)?;
+    let handle = mirror.userptr.handle();
+    let end = unanswered(&mirror, uffd, |_| {
+        bounded("GEM_CLOSE", || Ok(device.gem_close(handle)?))
+    })?;
+    check_eq!(end, End::Done, "the job, which keeps what it uses");
+    // The number was closed above.
+    std::mem::forget(mirror);
+    let again = Mirror::new(&device, &place)?;
+    again.coherent_all_over("registered again")
+}
+
+/// A child in which a job waits for an answer; it says so in `flag`, and then does `then`.
+fn stuck_child(
+    env: &Env,
+    flag: &Place,
+    then: fn(&Uffd, Fault) -> TestResult,
+) -> TestResult<child::Child> {
+    child::spawn(|| {
+        let device: &'static Device = Box::leak(Box::new(open(env)?));
+        let place: &'static Place = Box::leak(Box::new(Place::base(SIZE)?));
+        let uffd = Uffd::open(0)?;
+        uffd.register(place.address(0), SIZE, MISSING)?;
+        let mirror = Mirror::with(device, place, WHOLE)?;
+        std::thread::spawn(move || mirror.end(&mirror.idle()));
+        let fault = asked(&uffd)?;
+        flag.write_u64(0, 1);
+        then(&uffd, fault)
+    })
+}
+
+fn flag() -> TestResult<Place> {
+    let flag = Place::reserve(Pages::Base, PAGE)?;
+    flag.map_with(0, PAGE, RW, libc::MAP_SHARED)?;
+    Ok(flag)
+}
+
+fn unanswered_kill(env: &Env) -> TestResult {
+    let device = open(env)?;
+    let flag = flag()?;
+    let child = stuck_child(env, &flag, |_, _| loop {
+        // SAFETY: Takes nothing.
+        unsafe { libc::pause() };
+    })?;
+    let stuck = eventually(job::LIMIT, || flag.read_u64(0) == 1);
+    let place = Place::base(SIZE)?;
+    let mirror = Mirror::new(&device, &place)?;
+    let works = mirror.coherent_all_over("while another process waits");
+    bounded("the end of the killed process", || child.kill())?;
+    check!(stuck, "the child's job has not waited");
+    works?;
+    mirror.coherent_all_over("in the end")
+}
+
+/// The thread that would answer ends the process instead.
+fn unanswered_exit(env: &Env) -> TestResult {
+    let flag = flag()?;
+    let child = stuck_child(env, &flag, |_, _| {
+        // SAFETY: Ends the child, the waiting thread with it.
+        unsafe { libc::_exit(3) }
+    })?;
+    bounded("the end of the process", || {
+        let status = reap(child.pid)?;
+        check!(
+            libc::WIFEXITED(status) && libc::WEXITSTATUS(status) == 3,
+            "the child's status is {status:#x}"
+        );
+        Ok(())
+    })?;
+    check_eq!(flag.read_u64(0), 1, "the child's job has waited");
+    Ok(())
+}
+
+/// The job gets an answer, and has hardly begun to ask for the next page when the process ends.
+fn answered_once_then_exit(env: &Env) -> TestResult {
+    let flag = flag()?;
+    for _ in 0..env.iterations(20) {
+        let child = stuck_child(env, &flag, |uffd, fault| {
+            uffd.zero(fault.address, PAGE)?;
+            // SAFETY: Ends the child, the thread of the job with it.
+            unsafe { libc::_exit(0) }
+        })?;
+        bounded("the end of the process", || reap(child.pid).map(drop))?;
+    }
+    Ok(())
+}
