@@ -22,6 +22,7 @@ use crate::{
         MirrorQueue,
         Posted,
         Ticket,
+        MAP_DESCRIPTORS,
         MAX_ENTRIES, //
     },
 };
@@ -92,6 +93,11 @@ impl Space {
     /// Most entries of a [`Space::map`].
     pub(crate) fn max_entries(&self) -> usize {
         self.max_entries
+    }
+
+    /// Entries for which there is always room in the ring, however they are spread over commands.
+    pub(crate) fn max_fragments(&self) -> usize {
+        (self.queue.capacity() / MAP_DESCRIPTORS) * self.max_entries
     }
 
     /// Has the device create the space for resource `id`, which it has created without entries, of

@@ -149,8 +149,8 @@ pub(crate) fn submit(file: &File, args: &mut ExecBuffer) -> Result {
     let job = request.build()?;
 
     let moves = locked.iter().any(|object| mirrored(object).is_some());
+    make_ready(&locked)?;
     let deadline = Deadline::new();
-    make_ready(&locked, deadline)?;
     let credit = gpu.control.credit(&file.share, job.descriptors())?;
     loop {
         let reservation = if locked.is_empty() {
@@ -175,7 +175,8 @@ pub(crate) fn submit(file: &File, args: &mut ExecBuffer) -> Result {
         }
         drop(commits);
         drop(reservation);
-        make_ready(&locked, deadline)?;
+        deadline.left_ms()?;
+        make_ready(&locked)?;
     }
 
     ins.reset();
@@ -214,9 +215,9 @@ fn mirrored(object: &Object) -> Option<&Mirrored> {
 }
 
 /// Has all memory that moves where the device can reach it, for now.
-fn make_ready(buffers: &[ARef<Object>], deadline: Deadline) -> Result {
+fn make_ready(buffers: &[ARef<Object>]) -> Result {
     for mirrored in buffers.iter().filter_map(|object| mirrored(object)) {
-        mirrored.make_ready(deadline)?;
+        mirrored.make_ready()?;
     }
     Ok(())
 }

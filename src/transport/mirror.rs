@@ -61,6 +61,9 @@ const RESERVED: usize = RESERVED_DESCRIPTORS as usize;
 /// Most entries of a MAP, however many the device takes: what fits a page with the rest.
 pub(crate) const MAX_ENTRIES: usize = 252;
 
+/// Most descriptors of a MAP: two parts of the command, and the status.
+pub(crate) const MAP_DESCRIPTORS: usize = 3;
+
 /// `Shared::verdict` of a command that is on its way.
 const PENDING: u32 = u32::MAX;
 /// `Shared::verdict` of a command that the device did not answer.
@@ -101,7 +104,8 @@ struct Place {
 struct Inner {
     /// `None` before the start and after the removal.
     queue: Option<Queue<Control, Shared, Owned>>,
-    /// Descriptors for MAP and SPACE_CREATE.
+    /// Descriptors for MAP and SPACE_CREATE in all, and those that are free.
+    capacity: usize,
     free: usize,
     /// Descriptors for commands that end a space.
     reserve: usize,
@@ -143,6 +147,7 @@ impl Mirror {
         pin_init!(Self {
             inner <- new_spinlock_irq!(Inner {
                 queue: None,
+                capacity: 0,
                 free: 0,
                 reserve: 0,
                 invalidates: KVec::new(),
@@ -173,7 +178,8 @@ impl Mirror {
             invalidates.push(place, GFP_KERNEL)?;
         }
         let mut inner = self.inner.lock();
-        inner.free = size - RESERVED;
+        inner.capacity = size - RESERVED;
+        inner.free = inner.capacity;
         inner.reserve = RESERVED - INVALIDATES;
         inner.invalidates = invalidates;
         inner.queue = Some(queue);
@@ -332,6 +338,11 @@ impl MirrorQueue {
 
     fn mirror(&self) -> &Mirror {
         &self.control.mirror
+    }
+
+    /// Most descriptors of a [`MirrorQueue::credit`].
+    pub(crate) fn capacity(&self) -> usize {
+        self.mirror().inner.lock().capacity
     }
 
     /// A command that creates a space for resource `id`, of `size` bytes.

@@ -78,6 +78,15 @@ pub(super) enum Wish {
     Known,
 }
 
+/// MAP commands that are on their way at a time, in granules.
+const IN_FLIGHT: usize = 8;
+
+/// Pages for which MAP was sent.
+struct Sent {
+    commands: KVec<Arc<MirrorCommand>>,
+    which: Range<usize>,
+}
+
 /// Memory for a lookup, of a granule at most.
 pub(super) struct Lookup {
     pages: KVec<HmmPage>,
@@ -101,10 +110,30 @@ impl MirroredRange {
         lookup: &mut Lookup,
         which: Range<usize>,
         wish: Wish,
-        deadline: Deadline,
+    ) -> (usize, Result) {
+        let mut sent = KVec::new();
+        let (mut end, mut outcome) = self.send_stale(notifier, lookup, which, wish, &mut sent);
+        for sent in sent {
+            if let Err(e) = self.confirm(&sent) {
+                end = end.min(sent.which.start);
+                outcome = Err(e);
+            }
+        }
+        (end, outcome)
+    }
+
+    /// As [`MirroredRange::map_stale`], but leaves in `sent` what was not answered.
+    fn send_stale(
+        &self,
+        notifier: &Notifier,
+        lookup: &mut Lookup,
+        which: Range<usize>,
+        wish: Wish,
+        sent: &mut KVec<Sent>,
     ) -> (usize, Result) {
         let mut at = which.start;
-        let mut limit = GRANULE;
+        // However scattered the pages are, their commands fit the ring.
+        let mut limit = GRANULE.min(self.space.max_fragments());
         while at < which.end {
             let stale = {
                 let guard = self.lock.commits.lock();
@@ -117,7 +146,14 @@ impl MirroredRange {
             };
             at = stale.start;
             let part = stale.start..stale.end.min(stale.start.saturating_add(limit));
-            match self.map(notifier, lookup, part.clone(), deadline) {
+            let room = if sent.len() == IN_FLIGHT {
+                let oldest = sent.remove(0);
+                oldest.map_err(|_| EINVAL).and_then(|s| self.confirm(&s))
+            } else {
+                sent.reserve(1, GFP_KERNEL).map_err(Error::from)
+            };
+            let mapping = room.and_then(|()| self.send(notifier, lookup, part.clone()));
+            match mapping.and_then(|new| Ok(sent.push(new, GFP_KERNEL)?)) {
                 Ok(()) => at = part.end,
                 // Where a hole begins is found out by halving.
                 Err(e) if e == EFAULT && wish == Wish::Prefix && part.len() > 1 => {
@@ -129,14 +165,9 @@ impl MirroredRange {
         (which.end, Ok(()))
     }
 
-    /// Maps unmapped pages of one granule.
-    fn map(
-        &self,
-        notifier: &Notifier,
-        lookup: &mut Lookup,
-        which: Range<usize>,
-        deadline: Deadline,
-    ) -> Result {
+    /// Looks up unmapped pages of one granule, and sends MAP for them.
+    fn send(&self, notifier: &Notifier, lookup: &mut Lookup, which: Range<usize>) -> Result<Sent> {
+        let deadline = Deadline::new();
         self.ensure_granule(which.start)?;
         lookup.pages.clear();
         lookup
@@ -151,8 +182,8 @@ impl MirroredRange {
             )?;
             count(&self.counters.faults, which.len() as u64);
 
-            let (mut commands, sent) = self.commands(lookup, &which)?;
-            let slots = sent.iter().map(|command| command.descriptors()).sum();
+            let (mut list, commands) = self.commands(lookup, &which)?;
+            let slots = commands.iter().map(|command| command.descriptors()).sum();
             let mut credit = self.space.queue().credit(slots)?;
 
             let mut guard = self.lock.commits.lock();
@@ -166,14 +197,14 @@ impl MirroredRange {
                 .access_mut(&mut guard)
                 .set_mapping(which.start, &lookup.pages, self.write);
             let mut outcome = Ok(());
-            while let Some(command) = commands.pop_front() {
+            while let Some(command) = list.pop_front() {
                 outcome = outcome.and_then(|()| self.space.queue().add(command, &mut credit));
             }
             drop(guard);
             outcome?;
-            count(&self.counters.maps, sent.len() as u64);
+            count(&self.counters.maps, commands.len() as u64);
             count(&self.counters.entries, lookup.entries.len() as u64);
-            return self.confirm(&sent, which);
+            return Ok(Sent { commands, which });
         }
     }
 
@@ -222,18 +253,20 @@ impl MirroredRange {
     }
 
     /// Waits for the answers to MAP commands.
-    fn confirm(&self, sent: &[Arc<MirrorCommand>], which: Range<usize>) -> Result {
+    fn confirm(&self, sent: &Sent) -> Result {
         let mut outcome = Ok(());
-        for command in sent {
+        for command in &sent.commands {
             let answer = self.space.queue().wait(command)?;
             outcome = outcome.and(space::to_result(answer));
         }
         if outcome.is_ok() {
             let mut guard = self.lock.commits.lock();
-            self.table.access_mut(&mut guard).set_mapped(which);
+            self.table
+                .access_mut(&mut guard)
+                .set_mapped(sent.which.clone());
         } else {
             // Some commands may have been carried out.
-            self.take_back(which)?;
+            self.take_back(sent.which.clone())?;
         }
         outcome
     }

@@ -146,9 +146,9 @@ impl Mirrored {
     /// # Errors
     ///
     /// [`EACCES`] in another process, [`EFAULT`] where nothing is mapped, [`EPERM`] where the
-    /// process may not write, [`EBUSY`] if the pages keep changing until `deadline`, [`ENOMEM`],
+    /// process may not write, [`EBUSY`] if pages keep changing for a second, [`ENOMEM`],
     /// [`ENODEV`], [`EINTR`].
-    pub(crate) fn make_ready(&self, deadline: Deadline) -> Result {
+    pub(crate) fn make_ready(&self) -> Result {
         self.check_process()?;
         if self.range.is_ready(&self.range.lock.commits.lock()) {
             // MAPs of another thread have been answered when their pages are mapped.
@@ -159,7 +159,7 @@ impl Mirrored {
         } else {
             Wish::All
         };
-        self.map(0, self.range.pages, wish, deadline).1
+        self.map(0, self.range.pages, wish).1
     }
 
     /// Makes `pages` pages from page `first` on usable; returns how many are, also on failure.
@@ -171,17 +171,7 @@ impl Mirrored {
         if let Err(e) = self.check_process() {
             return (0, Err(e));
         }
-        let mut done = 0;
-        // Each step has a time of its own.
-        while done < pages {
-            let step = (pages - done).min(table::GRANULE);
-            let (more, outcome) = self.map(first + done, step, Wish::Prefix, Deadline::new());
-            done += more;
-            if outcome.is_err() {
-                return (done, outcome);
-            }
-        }
-        (done, Ok(()))
+        self.map(first, pages, Wish::Prefix)
     }
 
     fn check_process(&self) -> Result {
@@ -191,7 +181,7 @@ impl Mirrored {
         Ok(())
     }
 
-    fn map(&self, first: usize, pages: usize, wish: Wish, deadline: Deadline) -> (usize, Result) {
+    fn map(&self, first: usize, pages: usize, wish: Wish) -> (usize, Result) {
         let mut outer = match self.outer.lock() {
             Ok(outer) => outer,
             Err(e) => return (0, Err(e)),
@@ -201,9 +191,7 @@ impl Mirrored {
             return (0, Err(ENODEV));
         };
         let which = first..first + pages;
-        let (end, outcome) = self
-            .range
-            .map_stale(notifier, lookup, which, wish, deadline);
+        let (end, outcome) = self.range.map_stale(notifier, lookup, which, wish);
         (end - first, outcome)
     }
 
