@@ -30,7 +30,10 @@ use crate::{
         Request,
         Share, //
     },
-    userptr::mirrored::NotifierLock, //
+    userptr::mirrored::{
+        NotifierLock,
+        Outbox, //
+    },
 };
 use kernel::{
     list::ListArc,
@@ -245,6 +248,8 @@ pub(crate) struct FileData {
     pub(crate) share: Arc<Share>,
     /// The lock of its memory that moves.
     notifier_lock: Arc<NotifierLock>,
+    /// What its reader is to be told of that memory.
+    outbox: Arc<Outbox>,
     /// Protects the making of the context; held while the host makes it.
     #[pin]
     context: Mutex<Option<Arc<Context>>>,
@@ -259,11 +264,13 @@ impl FileData {
     pub(crate) fn new(gpu: &Arc<Gpu>) -> Result<Pin<KBox<Self>>> {
         let share = Share::new()?;
         let notifier_lock = NotifierLock::new()?;
+        let outbox = Outbox::new()?;
         KBox::pin_init(
             try_pin_init!(Self {
                 gpu: gpu.clone(),
                 share,
                 notifier_lock,
+                outbox,
                 context <- new_mutex!(None, "FileData::context"),
             }),
             GFP_KERNEL,
@@ -305,11 +312,12 @@ impl FileData {
         }
     }
 
-    /// Ends the context, and with it its jobs.
+    /// Ends the context, and with it its jobs; and the file's events.
     ///
     /// Done before the file's handles are closed, so that releasing what these stand for does not
     /// have to wait for jobs; and not left to the last reference, which may be a job's.
     pub(crate) fn close(&self) {
+        self.outbox.close();
         let context = self.context.lock().take();
         if let Some(context) = context {
             context.destroy();
@@ -319,6 +327,11 @@ impl FileData {
     /// The lock of the file's memory that moves.
     pub(crate) fn notifier_lock(&self) -> &Arc<NotifierLock> {
         &self.notifier_lock
+    }
+
+    /// What is to be told of the file's memory that moves.
+    pub(crate) fn outbox(&self) -> &Arc<Outbox> {
+        &self.outbox
     }
 
     /// The context, if there is one.

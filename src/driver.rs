@@ -57,4 +57,8 @@ impl drm::Driver for GpuDriver {
     fn close(file: &File) {
         file.close();
     }
+
+    fn events_read(file: &File) {
+        file.outbox().resume();
+    }
 }

@@ -36,9 +36,10 @@
 //!    wait for the device)
 //! 7. `NotifierLock::commits` (mutex, one per file; taken by notifier callbacks, hence by memory
 //!    reclaim: nothing is allocated with reclaim, faulted in or waited for under it)
-//! 8. `Lifetime::inner`, `Carrier::state`, `MirroredRange::spare` (spinlocks)
-//! 9. `Control::inner`, `Mirror::inner` (spinlocks, interrupts off, never both)
-//! 10. `Control::done`, `Command::fence` (spinlocks, interrupts off)
+//! 8. `Lifetime::inner`, `Carrier::state`, `MirroredRange::spare`, `Notice::state` (spinlocks)
+//! 9. `Outbox::due`, `EventQueue::file` (spinlocks, never both; inside are locks of the kernel)
+//! 10. `Control::inner`, `Mirror::inner` (spinlocks, interrupts off, never both)
+//! 11. `Control::done`, `Command::fence` (spinlocks, interrupts off)
 //!
 //! `Mirrored::outer` is taken with none of 2 to 4 held, and its end takes the notifier away with
 //! nothing held that a callback takes.

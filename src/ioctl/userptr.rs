@@ -46,6 +46,9 @@ pub(super) fn register(dev: &Device, file: &File, params: &Params) -> Result<(u3
         }
     }
     let handle = object.create_handle(file)?;
+    if let Some(mirrored) = object.userptr().and_then(|u| u.as_mirrored()) {
+        mirrored.set_handle(handle);
+    }
     Ok((handle, object))
 }
 

@@ -104,6 +104,37 @@ impl OnReset for Mappings {
             *shared.held.lock() = None;
         }
     }
+
+    /// Has those told who use memory that moves; that will not be done by `reset` for a long time.
+    fn overdue(&self) {
+        let mut next = 0;
+        loop {
+            let found = {
+                let live = self.live.lock();
+                let cursor = live
+                    .as_ref()
+                    .and_then(|live| live.cursor_lower_bound(&next));
+                cursor.map(|cursor| {
+                    let (&id, shared) = cursor.current();
+                    (id, shared.clone())
+                })
+            };
+            let Some((id, shared)) = found else {
+                break;
+            };
+            if let Some(Held {
+                memory: Memory::Mirrored(range),
+                ..
+            }) = &*shared.held.lock()
+            {
+                range.tell_loss();
+            }
+            let Some(following) = id.checked_add(1) else {
+                break;
+            };
+            next = following;
+        }
+    }
 }
 
 /// The device's view of a resource's memory, which ends when this is dropped.

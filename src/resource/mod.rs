@@ -247,6 +247,9 @@ impl DriverObject for Resource {
     }
 
     fn close(obj: &Object, file: &File) {
+        if let Some(userptr) = obj.userptr() {
+            userptr.close();
+        }
         if let Some(context) = file.context() {
             // Without memory for the command the host detaches the resource when it, or the
             // context, goes.

@@ -85,6 +85,13 @@ impl Userptr {
         self.mirrored.as_ref()
     }
 
+    /// The handle is being closed.
+    pub(super) fn close(&self) {
+        if let Some(mirrored) = &self.mirrored {
+            mirrored.close_handle();
+        }
+    }
+
     /// Takes the one handle: the memory belongs to the process that registered it, and the handle
     /// cannot be handed on.
     ///

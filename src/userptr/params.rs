@@ -48,6 +48,8 @@ pub(crate) struct Params {
     pub(crate) sparse: bool,
     /// Make everything usable at once.
     pub(crate) prefault: bool,
+    /// Tell the program when memory is gone, with this cookie.
+    pub(crate) event: Option<u64>,
     /// As passed by userspace.
     pub(crate) flags: u32,
 }
@@ -129,6 +131,7 @@ impl Params {
             mirrored: has(uapi::USERPTR_MIRRORED),
             sparse: has(uapi::USERPTR_SPARSE),
             prefault: has(uapi::USERPTR_PREFAULT),
+            event: has(uapi::USERPTR_EVENT).then_some(args.cookie),
             flags,
         })
     }
@@ -173,6 +176,7 @@ impl Params {
             mirrored: false,
             sparse: false,
             prefault: false,
+            event: None,
             flags: uapi::USERPTR_PINNED | if rdonly { uapi::USERPTR_RDONLY } else { 0 },
         })
     }

@@ -48,6 +48,14 @@ extern "C" {
 #define VIRTGPU_BO_STATE_REVOKED	2
 #define VIRTGPU_BO_STATE_LOST		3
 
+/* drm_event.type of struct drm_virtgpu_userptr_event. */
+#define VIRTGPU_EVENT_USERPTR		0x90001000
+
+/* drm_virtgpu_userptr_event.reason */
+#define VIRTGPU_EVENT_REASON_UNMAP	1
+#define VIRTGPU_EVENT_REASON_MM_GONE	2
+#define VIRTGPU_EVENT_REASON_LOST	3
+
 /**
  * struct drm_virtgpu_userptr_register - let the device use user memory
  */
@@ -124,6 +132,28 @@ struct drm_virtgpu_userptr_prefetch {
 	__u64 length;
 	/** @done: out: bytes from @offset that the device can reach now */
 	__u64 done;
+};
+
+/**
+ * struct drm_virtgpu_userptr_event - memory registered with EVENT is gone
+ *
+ * Read from the open file. One event tells of all that happened to a
+ * registration since the last: of a range with everything in it, and of the
+ * highest reason.
+ */
+struct drm_virtgpu_userptr_event {
+	/** @base: type VIRTGPU_EVENT_USERPTR, and bytes of the whole */
+	struct drm_event base;
+	/** @bo_handle: GEM handle of the registration */
+	__u32 bo_handle;
+	/** @reason: VIRTGPU_EVENT_REASON_* */
+	__u32 reason;
+	/** @addr: address of what is gone */
+	__u64 addr;
+	/** @size: bytes of what is gone */
+	__u64 size;
+	/** @cookie: of the registration */
+	__u64 cookie;
 };
 
 #define DRM_IOCTL_VIRTGPU_USERPTR_REGISTER \

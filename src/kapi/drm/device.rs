@@ -92,6 +92,9 @@ pub(crate) trait Driver: Sized + 'static {
 
     /// A file is being closed: no more ioctls come, but its handles are still there.
     fn close(file: &File<Self>);
+
+    /// Userspace has read events of `file`, so that there is room for more. May sleep.
+    fn events_read(file: &File<Self>);
 }
 
 /// A DRM device with the driver's data.
@@ -147,7 +150,7 @@ impl<T: Driver> Device<T> {
             fops.compat_ioctl = Some(super::ioctl::compat_ioctl::<T>);
         }
         fops.poll = Some(bindings::drm_poll);
-        fops.read = Some(bindings::drm_read);
+        fops.read = Some(File::<T>::read_callback);
         fops.llseek = Some(bindings::noop_llseek);
         fops.mmap = Some(bindings::drm_gem_mmap);
         fops.get_unmapped_area = Some(bindings::drm_gem_get_unmapped_area);

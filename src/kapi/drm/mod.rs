@@ -8,12 +8,14 @@
 //!
 //! - [`device`]: devices and their registration;
 //! - [`file`]: what userspace has opened;
+//! - [`event`]: what userspace reads from a file;
 //! - [`ioctl`]: tables of ioctls;
 //! - [`gem`]: buffer objects, with memory of their own or without;
 //! - [`reservation`]: locking several objects to add a fence to them;
 //! - [`syncobj`]: fences under handles.
 
 pub(crate) mod device;
+pub(crate) mod event;
 pub(crate) mod file;
 pub(crate) mod gem;
 pub(crate) mod ioctl;

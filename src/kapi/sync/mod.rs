@@ -12,7 +12,10 @@ pub(crate) use self::{
     delayed::cancel_delayed_sync,
     killable::KillableMutex,
     wait_queue::WaitQueue,
-    workqueue::Workqueue, //
+    workqueue::{
+        system_workqueue,
+        Workqueue, //
+    },
 };
 
 /// Jiffies for `ms` milliseconds, rounded up.

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Workqueues of one's own, with a rescuer thread.
+//! Workqueues of one's own, with a rescuer thread, and the system's.
 //!
-//! The queues of `kernel::workqueue` are the system's, which may need memory to make progress;
-//! work that memory reclaim may wait for must not be on them.
+//! The queues of the system may need memory to make progress; work that memory reclaim may wait for
+//! must not be on them.
 //!
 //! C header: [`include/linux/workqueue.h`](srctree/include/linux/workqueue.h)
 
@@ -50,6 +50,14 @@ impl Workqueue {
         // SAFETY: By the type invariant the workqueue is valid.
         unsafe { bindings::__flush_workqueue(self.0.as_ptr()) }
     }
+}
+
+/// The system's queue for work that may run on any CPU (`system_dfl_wq`).
+///
+/// `kernel::workqueue` has only the one that was there before it, whose use the kernel warns of.
+pub(crate) fn system_workqueue() -> &'static Queue {
+    // SAFETY: The queue is there from boot on, and stays.
+    unsafe { Queue::from_raw(bindings::system_dfl_wq) }
 }
 
 impl Deref for Workqueue {

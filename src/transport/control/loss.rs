@@ -40,6 +40,9 @@ pub(crate) trait OnReset: Send + Sync {
     /// Called once, when the device is known not to access memory any more, and the commands that
     /// it knew have been finished. May sleep.
     fn reset(&self);
+
+    /// Called if the device does not return from its reset. May sleep.
+    fn overdue(&self);
 }
 
 impl Control {
@@ -235,6 +238,7 @@ impl WorkItem<3> for Control {
                 }
             }
         }
+        this.on_reset.overdue();
     }
 }
 

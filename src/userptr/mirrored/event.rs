@@ -33,7 +33,7 @@ use crate::{
         sync::{
             cancel_delayed_sync,
             jiffies,
-            system, //
+            system_workqueue, //
         }, //
     },
     protocol::uapi::{
@@ -51,9 +51,11 @@ use kernel::{
         AtomicTracker,
         List,
         ListArc,
-        ListLinks, //
+        ListLinks,
+        TryNewListArc, //
     },
-    new_delayed_work, new_spinlock,
+    new_delayed_work,
+    new_spinlock,
     page::PAGE_SHIFT,
     prelude::*,
     sync::{
@@ -348,8 +350,8 @@ impl Outbox {
         if due.closed {
             return;
         }
-        // One that is in the list has not been looked at by the worker since it was noted, or is
-        // going to be looked at again: it leaves the list, under this lock, before that.
+        // One that is in the list leaves it, under this lock, before the worker looks at it. One
+        // that the worker has found blocked goes back, and the worker looks again.
         if let Ok(notice) = ListArc::try_from_arc(notice.clone()) {
             due.notices.push_back(notice);
         }
@@ -364,7 +366,8 @@ impl Outbox {
     fn enqueue(self: &Arc<Self>, due: &Due, delay_ms: u32) {
         if !due.closed {
             // If it is enqueued already, the worker has not begun.
-            let _ = system().enqueue_delayed::<Arc<Self>, 1>(self.clone(), jiffies(delay_ms));
+            let delay = jiffies(delay_ms);
+            let _ = system_workqueue().enqueue_delayed::<Arc<Self>, 1>(self.clone(), delay);
         }
     }
 

@@ -12,6 +12,7 @@
 //! not do.
 
 use super::{
+    event::Reason,
     range::{
         count,
         MirroredRange, //
@@ -77,9 +78,16 @@ impl IntervalHandler for Handler {
             guard
         };
         change.supersede();
-        let gone = change.change() != Change::Other;
+        let gone = match change.change() {
+            Change::Unmap => Some(Reason::Unmap),
+            Change::Release => Some(Reason::MmGone),
+            Change::Other => None,
+        };
+        if let (Some(reason), Some(notice)) = (gone, &range.notice) {
+            notice.tell(reason, which.clone());
+        }
         let table = range.table.access_mut(&mut guard);
-        let Some(span) = table.invalidate(which, gone) else {
+        let Some(span) = table.invalidate(which, gone.is_some()) else {
             return Start::Done;
         };
         if lost {

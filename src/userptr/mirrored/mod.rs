@@ -14,17 +14,20 @@
 //! The lock is a mutex, not one for many readers: what is done under it is a few microseconds of
 //! marking or queueing.
 
+mod event;
 mod fault;
 mod invalidate;
 mod range;
 mod table;
 
 pub(crate) use self::{
+    event::Outbox,
     fault::Deadline,
     range::MirroredRange, //
 };
 
 use self::{
+    event::Notice,
     fault::{
         Lookup,
         Wish, //
@@ -174,6 +177,20 @@ impl Mirrored {
         self.map(first, pages, Wish::Prefix)
     }
 
+    /// The registration has a handle, by which events call it.
+    pub(crate) fn set_handle(&self, handle: u32) {
+        if let Some(notice) = &self.range.notice {
+            notice.open(handle);
+        }
+    }
+
+    /// The handle is closed: no events are sent any more.
+    pub(crate) fn close_handle(&self) {
+        if let Some(notice) = &self.range.notice {
+            notice.close();
+        }
+    }
+
     fn check_process(&self) -> Result {
         if !is_current(&self.mm) {
             return Err(EACCES);
@@ -245,6 +262,10 @@ pub(crate) fn register(
         defer_mapping: false,
     };
     let pages = params.len >> PAGE_SHIFT;
+    let notice = params
+        .event
+        .map(|cookie| Notice::new(file, addr as u64, pages, cookie))
+        .transpose()?;
     let range = MirroredRange::new(
         gpu,
         context.clone(),
@@ -252,6 +273,7 @@ pub(crate) fn register(
         pages,
         params.write,
         params.sparse,
+        notice,
     )?;
 
     let lifetime = Lifetime::new(gpu)?;

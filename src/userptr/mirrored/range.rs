@@ -3,6 +3,7 @@
 //! A mirrored range, as the registration and the notifier's callbacks share it.
 
 use super::{
+    event::Notice,
     invalidate::Pending,
     table::Table,
     Commits,
@@ -91,6 +92,8 @@ pub(crate) struct MirroredRange {
     /// Protects only itself, taken by callbacks.
     #[pin]
     pub(super) spare: SpinLock<Option<FinishNode<Pending>>>,
+    /// What the program is to be told, if it has asked for that.
+    pub(super) notice: Option<Arc<Notice>>,
     /// What happened.
     pub(crate) counters: Counters,
 }
@@ -108,6 +111,7 @@ impl MirroredRange {
         pages: usize,
         write: bool,
         sparse: bool,
+        notice: Option<Arc<Notice>>,
     ) -> Result<Arc<Self>> {
         let node = FinishNode::new()?;
         let space = Space::new(gpu, write)?;
@@ -124,6 +128,7 @@ impl MirroredRange {
                 write,
                 sparse,
                 spare <- new_spinlock!(Some(node), "MirroredRange::spare"),
+                notice,
                 counters: Counters::new(),
             }),
             GFP_KERNEL,
@@ -146,8 +151,17 @@ impl MirroredRange {
         &self.resv
     }
 
+    /// The device is lost: tells the program.
+    pub(crate) fn tell_loss(&self) {
+        if let Some(notice) = &self.notice {
+            notice.tell_loss();
+        }
+    }
+
     /// The device has been reset: lets the pages go that were kept for it.
     pub(crate) fn disconnect(&self) {
+        // Also where the registration ends; but then its handle is closed.
+        self.tell_loss();
         let mut guard = self.lock.commits.lock();
         self.table.access_mut(&mut guard).disconnect(|page, held| {
             // SAFETY: The page is held, or the process's as in `retire`. The table forgets here what
