@@ -317,15 +317,7 @@ fn many_threads_but_for_jobs(env: &Env) -> TestResult {
 
 /// With a limit for jobs, their fences signal with the file open.
 fn job_limit(env: &Env) -> TestResult {
-    let file = gpu::module_file()?;
-    let mut result = Ok(());
-    eventually(LIMIT, || {
-        result = gpu::unload("virtgpu_userptr");
-        result.is_ok()
-    });
-    result?;
-    gpu::load_with(&file, c"job_timeout_ms=3000 ack_timeout_ms=5000")?;
-    gpu::wait_for_node(env)?;
+    gpu::reload(env, c"job_timeout_ms=3000 ack_timeout_ms=5000")?;
     bounded(env)
 }
 

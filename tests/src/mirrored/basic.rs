@@ -54,7 +54,6 @@ pub(crate) const FAMILY: Family = family(
         closed_while_busy,
         file_closed_first,
         memory_unmapped_first,
-        registered_before_context,
         no_other_uses,
         host3d_guest,
         large,
@@ -805,16 +804,6 @@ fn memory_unmapped_first(env: &Env) -> TestResult {
     // Closing must not mind.
     mirror.userptr.close()?;
     Ok(())
-}
-
-/// The context is made later, also by the first job.
-fn registered_before_context(env: &Env) -> TestResult {
-    drop(open(env)?);
-    let device = env.open()?;
-    let place = Place::base(4 * PAGE)?;
-    let mirror = Mirror::new(&device, &place)?;
-    device.context_init_compute(2)?;
-    mirror.coherent_all_over("registered before the context")
 }
 
 /// What a mirrored handle cannot be used for.

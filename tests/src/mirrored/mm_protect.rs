@@ -3,7 +3,7 @@
 //! Rights that change: the device never has more than the process, and gets back what it gets back.
 
 use std::fs;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use virtgpu_client::{compute, Bytes, Errno};
 
@@ -12,7 +12,7 @@ use super::support::{
 };
 use crate::ktap::{Family, Outcome, TestResult};
 use crate::support::place::{Place, NONE, READ, RW};
-use crate::support::{procfs, Env, HUGE, PAGE};
+use crate::support::{eventually, job, procfs, Env, HUGE, PAGE};
 use crate::{cases, check, check_eq, check_err, skip};
 
 pub(crate) const FAMILY: Family = family(
@@ -67,7 +67,8 @@ fn no_access(env: &Env) -> TestResult {
     })
 }
 
-/// Rights of a part count for all of a registration; the parts around it are not sent again.
+/// Rights of a part count for all of a registration. (Splitting a mapping, the kernel takes the whole
+/// huge page around it away, so that how much the device loses is not for us to say.)
 fn one_page(env: &Env, prot: i32, error: Errno) -> TestResult {
     let device = open(env)?;
     let place = Place::base(HUGE)?;
@@ -75,16 +76,9 @@ fn one_page(env: &Env, prot: i32, error: Errno) -> TestResult {
     mirror.scatter(3);
     for page in [0, 200, HUGE / PAGE - 1] {
         let offset = page * PAGE;
-        let lost = mirror.loses("mprotect of a page", PAGE, || {
-            let before = mirror.count()?;
-            place.protect(offset, PAGE, prot)?;
-            Ok(before.mapped_bytes)
+        mirror.loses("mprotect of a page", PAGE, || {
+            place.protect(offset, PAGE, prot)
         })?;
-        check_eq!(
-            lost - mirror.count()?.mapped_bytes,
-            PAGE as u64,
-            "bytes lost with page {page}"
-        );
         mirror.refused("a page without the right", error)?;
         place.protect(offset, PAGE, RW)?;
         mirror.agrees("with the right again")?;
@@ -169,14 +163,17 @@ fn while_the_device_writes(env: &Env) -> TestResult {
     let mirror = Mirror::new(&device, &place)?;
     let mut adding = compute::Stream::new();
     adding.add_u32(mirror.userptr.at(0), 32 * PAGE as u64, 1);
-    let stop = AtomicBool::new(false);
+    let (stop, jobs) = (AtomicBool::new(false), AtomicU32::new(0));
     let rounds = env.iterations(200);
     let done = std::thread::scope(|scope| {
         let writer = scope.spawn(|| -> TestResult<u32> {
             let (mut done, mut refused) = (0, 0);
             while !stop.load(Ordering::Relaxed) {
                 match mirror.end(&adding)? {
-                    End::Done => done += 1,
+                    End::Done => {
+                        done += 1;
+                        jobs.store(done, Ordering::Relaxed);
+                    }
                     End::Refused(Errno::PERM | Errno::FAULT | Errno::BUSY) => refused += 1,
                     other => return Err(Outcome::Fail(format!("a job: {other:?}"))),
                 }
@@ -189,6 +186,10 @@ fn while_the_device_writes(env: &Env) -> TestResult {
                 let prot = if round % 3 == 0 { NONE } else { READ };
                 place.protect((round % 24) as usize * PAGE, 8 * PAGE, prot)?;
                 place.protect(0, 32 * PAGE, RW)?;
+                // The next change comes while jobs run again.
+                let done = jobs.load(Ordering::Relaxed);
+                let more = || jobs.load(Ordering::Relaxed) > done || writer.is_finished();
+                check!(eventually(job::LIMIT, more), "no job gets through");
                 if writer.is_finished() {
                     break;
                 }

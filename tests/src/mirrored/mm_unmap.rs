@@ -3,7 +3,7 @@
 //! Memory that goes away: munmap, MAP_FIXED, mremap, MADV_DONTNEED, guard pages, holes punched into
 //! files, files cut off. Nothing of the old memory is used afterwards, and what comes next is.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use rustix::fs::{FallocateFlags, MemfdFlags};
 use virtgpu_client::{compute, Bytes, Device, Errno, Memfd, Memory};
@@ -11,7 +11,7 @@ use virtgpu_client::{compute, Bytes, Device, Errno, Memfd, Memory};
 use super::support::{family, on_each_kind, open, End, Mirror, SPARSE, WHOLE};
 use crate::ktap::{Family, Outcome, TestResult};
 use crate::support::place::{Pages, Place, RW};
-use crate::support::{procfs, Env, HUGE, PAGE};
+use crate::support::{eventually, job, procfs, Env, HUGE, PAGE};
 use crate::{cases, check, check_eq, skip};
 
 pub(crate) const FAMILY: Family = family(
@@ -119,14 +119,17 @@ fn unmap_while_the_device_reads(env: &Env) -> TestResult {
     let device = open(env)?;
     let place = Place::base(PAGES * PAGE)?;
     let mirror = Mirror::new(&device, &place)?;
-    let stop = AtomicBool::new(false);
+    let (stop, jobs) = (AtomicBool::new(false), AtomicU64::new(0));
     let rounds = env.iterations(200);
     std::thread::scope(|scope| {
         let reader = scope.spawn(|| -> TestResult<[u64; 3]> {
             let mut counts = [0, 0, 0];
             while !stop.load(Ordering::Relaxed) {
                 match mirror.end(&mirror.reading())? {
-                    End::Done => counts[0] += 1,
+                    End::Done => {
+                        counts[0] += 1;
+                        jobs.store(counts[0], Ordering::Relaxed);
+                    }
                     End::Refused(Errno::FAULT) => counts[1] += 1,
                     End::Refused(Errno::BUSY) => counts[2] += 1,
                     other => return Err(Outcome::Fail(format!("a job: {other:?}"))),
@@ -139,6 +142,10 @@ fn unmap_while_the_device_reads(env: &Env) -> TestResult {
                 let half = if round % 2 == 0 { 0 } else { PAGES / 2 };
                 place.unmap(half * PAGE, PAGES / 2 * PAGE)?;
                 place.map(half * PAGE, PAGES / 2 * PAGE)?;
+                // The next munmap comes while jobs run again.
+                let done = jobs.load(Ordering::Relaxed);
+                let more = || jobs.load(Ordering::Relaxed) > done || reader.is_finished();
+                check!(eventually(job::LIMIT, more), "no job gets through");
                 if reader.is_finished() {
                     break;
                 }

@@ -5,6 +5,7 @@
 
 mod basic;
 mod events;
+mod fences;
 mod hmm_tests;
 mod mm_fork;
 mod mm_protect;
@@ -25,4 +26,5 @@ pub(crate) const FAMILIES: &[Family] = &[
     mm_reclaim::FAMILY,
     mm_userfaultfd::FAMILY,
     hmm_tests::FAMILY,
+    fences::FAMILY,
 ];

@@ -137,6 +137,11 @@ impl<'a> Mirror<'a> {
         Ok(self.userptr.query()?)
     }
 
+    /// What a job of [`Self::reading`] uses.
+    pub(crate) fn handles(&self) -> [u32; 2] {
+        [self.userptr.handle(), self.staging.handle()]
+    }
+
     /// Queues a job that uses the memory.
     pub(crate) fn submit(&self, stream: &compute::Stream) -> Result<SyncFile, Errno> {
         self.submit_on(0, stream)
@@ -146,7 +151,7 @@ impl<'a> Mirror<'a> {
     pub(crate) fn submit_on(&self, ring: u32, stream: &compute::Stream) -> Result<SyncFile, Errno> {
         Exec::new(stream.as_bytes())
             .ring(ring)
-            .buffers(&[self.userptr.handle(), self.staging.handle()])
+            .buffers(&self.handles())
             .submit_with_fence(self.device)
     }
 

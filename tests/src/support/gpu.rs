@@ -137,3 +137,17 @@ pub(crate) fn load_with(file: &Path, parameters: &CStr) -> std::io::Result<()> {
         _ => Err(std::io::Error::last_os_error()),
     }
 }
+
+/// Unloads our module and loads it with parameters.
+pub(crate) fn reload(env: &Env, parameters: &CStr) -> TestResult {
+    let file = module_file()?;
+    let mut result = Ok(());
+    // Files of processes that were killed may take a moment.
+    eventually(LIMIT, || {
+        result = unload("virtgpu_userptr");
+        result.is_ok()
+    });
+    result?;
+    load_with(&file, parameters)?;
+    wait_for_node(env)
+}

@@ -126,3 +126,11 @@ pub(crate) fn smaps(address: u64, name: &str) -> TestResult<u64> {
         "/proc/self/smaps has no {name} for {address:#x}"
     )))
 }
+
+/// Whether thread `tid` of this process sleeps.
+pub(crate) fn asleep(tid: i32) -> bool {
+    fs::read_to_string(format!("/proc/self/task/{tid}/stat"))
+        .ok()
+        .and_then(|stat| stat.rsplit(')').next()?.trim().chars().next())
+        .is_some_and(|state| state == 'S' || state == 'D')
+}

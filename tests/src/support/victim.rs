@@ -30,14 +30,6 @@ pub(crate) struct Victim {
     waiters: Vec<JoinHandle<Result<(), Errno>>>,
 }
 
-/// Whether thread `tid` sleeps.
-fn asleep(tid: i32) -> bool {
-    std::fs::read_to_string(format!("/proc/self/task/{tid}/stat"))
-        .ok()
-        .and_then(|stat| stat.rsplit(')').next()?.trim().chars().next())
-        .is_some_and(|state| state == 'S' || state == 'D')
-}
-
 impl Victim {
     /// Jobs of 10 seconds on 4 rings, and threads that wait for them.
     pub(crate) fn new(env: &Env) -> TestResult<Self> {
@@ -70,7 +62,7 @@ impl Victim {
                 // Whether it already waits in WAIT cannot be seen; asleep it is nowhere else.
                 eventually(job::LIMIT, || {
                     let tid = tid.load(Ordering::Acquire);
-                    tid != 0 && asleep(tid)
+                    tid != 0 && procfs::asleep(tid)
                 });
                 thread
             })
