@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0-only
 
-//! A device that misbehaves on purpose, on the control queue.
+//! A device that misbehaves on purpose, on the control queue, and on the mirror queue where its
+//! commands are named.
 //!
 //! Whether and how a request is mistreated depends on the seed, the requests before it and nothing
 //! else, so that a run can be repeated.
@@ -12,7 +13,7 @@ use std::time::Duration;
 use virtgpu_protocol::mirror;
 use virtgpu_protocol::virtio_gpu::{command, response, Header, FLAG_FENCE};
 use zerocopy::little_endian::{U32, U64};
-use zerocopy::IntoBytes;
+use zerocopy::{FromZeros, IntoBytes};
 
 use crate::names;
 
@@ -55,6 +56,14 @@ pub enum Kind {
     ConfigChange,
     /// The answer comes before it is true.
     Early,
+    /// The device says that it must be reset.
+    DeviceLost,
+    /// The space is lost, and the device says so.
+    SpaceLost,
+    /// Events say that the space is lost, which it is not, or is gone.
+    StaleEvent,
+    /// Events are random.
+    GarbageEvent,
 }
 
 /// A kind's name, what its number means, the number's default, and what it does.
@@ -75,7 +84,7 @@ const fn describe(kind: Kind, name: &'static str, number: u64, help: &'static st
 }
 
 const KINDS: &[Description] = &[
-    describe(Kind::Short, "short", 24, "only N bytes of the answer are written; 24 and more: a random number below 24"),
+    describe(Kind::Short, "short", 24, "only N bytes of the answer are written; 24 and more: a random number below 24; of a status 4"),
     describe(Kind::Oversized, "oversized", 4096, "the used length is N more than the buffer"),
     describe(Kind::GarbageType, "garbage-type", 0, "the answer's type is N; 0: a random number"),
     describe(Kind::Garbage, "garbage", 0, "all bytes of the answer are random"),
@@ -86,13 +95,17 @@ const KINDS: &[Description] = &[
     describe(Kind::Silence, "silence", 0, "the command is executed, but never answered"),
     describe(Kind::Delay, "delay", 100, "the answer comes N milliseconds late"),
     describe(Kind::Exit, "exit", 1, "the process ends with exit status N instead of executing the command"),
-    describe(Kind::Refuse, "refuse", response::ERR_OUT_OF_MEMORY as u64, "the command is not executed and the answer is error N; RESOURCE_CREATE_BLOB unless --adversary-on says otherwise"),
+    describe(Kind::Refuse, "refuse", response::ERR_OUT_OF_MEMORY as u64, "the command is not executed and the answer is error N; RESOURCE_CREATE_BLOB unless --adversary-on says otherwise; on the mirror queue it is status N, 3 if N is not below 256"),
     describe(Kind::CapsetSize, "capset-size", 0xffff_fff0, "GET_CAPSET_INFO says that a capability set has N bytes"),
     describe(Kind::CapsetDuplicate, "capset-duplicate", 29, "GET_CAPSET_INFO says that every capability set has id N"),
     describe(Kind::CapsetCount, "capset-count", 0xffff_ffff, "the configuration space says that there are N capability sets"),
     describe(Kind::MapInfo, "map-info", 0xffff_fff7, "RESOURCE_MAP_BLOB's answer has map_info N"),
     describe(Kind::ConfigChange, "config-change", 1, "after the command a change of the configuration space is announced N times, with a display event in it"),
     describe(Kind::Early, "early", 0, "jobs are answered before they run; UNREF, DETACH and DESTROY before the last job is over that can touch what they take away"),
+    describe(Kind::DeviceLost, "device-lost", 0, "after the command the configuration space says that the device is lost, and a change is announced; commands are still served"),
+    describe(Kind::SpaceLost, "space-lost", 0, "after the command the space that it names is revoked, and an event says so"),
+    describe(Kind::StaleEvent, "stale-event", 1, "after the command N events say that the space that it names is lost: it is not, or it is gone since SPACE_DESTROY"),
+    describe(Kind::GarbageEvent, "garbage-event", 1, "after the command N events are random, with random used lengths"),
 ];
 
 /// Names and explanations of all kinds, one a line.
@@ -214,7 +227,8 @@ impl Adversary {
 
     /// Whether the frontend is to be told of changes.
     pub(crate) fn changes_config(&self) -> bool {
-        self.modes.iter().any(|m| m.kind == Kind::ConfigChange)
+        let changes = [Kind::ConfigChange, Kind::DeviceLost];
+        self.modes.iter().any(|m| changes.contains(&m.kind))
     }
 
     /// The number of capability sets to put into the configuration space.
@@ -261,6 +275,45 @@ impl Attack {
         self.number(Kind::ConfigChange).unwrap_or(0).min(1 << 20)
     }
 
+    /// Whether the device says that it is lost.
+    pub(crate) fn loses_device(&self) -> bool {
+        self.number(Kind::DeviceLost).is_some()
+    }
+
+    /// Whether the space of the command is lost.
+    pub(crate) fn loses_space(&self) -> bool {
+        self.number(Kind::SpaceLost).is_some()
+    }
+
+    /// How many events name the space of the command.
+    pub(crate) fn stale_events(&self) -> u64 {
+        self.number(Kind::StaleEvent).unwrap_or(0).min(1 << 20)
+    }
+
+    /// Random events, and their used lengths.
+    pub(crate) fn garbage_events(&self) -> impl Iterator<Item = (mirror::Event, u32)> {
+        let count = self.number(Kind::GarbageEvent).unwrap_or(0).min(1 << 20);
+        let mut random = self.random;
+        (0..count).map(move |_| {
+            let mut next = || {
+                random = mix(random);
+                random
+            };
+            let mut event = mirror::Event::new_zeroed();
+            event.as_mut_bytes().fill_with(|| next() as u8);
+            // Half of them could be events, if one looks at the type only.
+            if next() % 2 == 0 {
+                event.kind = U32::new(next() as u32 % 5);
+            }
+            let used = match next() % 3 {
+                0 => next() as u32,
+                1 => next() as u32 % 32,
+                _ => size_of::<mirror::Event>() as u32,
+            };
+            (event, used)
+        })
+    }
+
     /// Whether the answer comes too early.
     pub(crate) fn is_early(&self) -> bool {
         self.number(Kind::Early).is_some()
@@ -291,7 +344,13 @@ impl Attack {
             let number = mode.number;
             match mode.kind {
                 Kind::Short => {
-                    let length = if number < 24 { number } else { next() % 24 };
+                    // A header, or a status.
+                    let whole = bytes.len().clamp(1, 24) as u64;
+                    let length = if number < whole {
+                        number
+                    } else {
+                        next() % whole
+                    };
                     bytes.truncate(length as usize);
                 }
                 Kind::Oversized => used = Some(capacity.saturating_add(number) as u32),
@@ -325,7 +384,11 @@ impl Attack {
                 | Kind::Refuse
                 | Kind::CapsetCount
                 | Kind::ConfigChange
-                | Kind::Early => {}
+                | Kind::Early
+                | Kind::DeviceLost
+                | Kind::SpaceLost
+                | Kind::StaleEvent
+                | Kind::GarbageEvent => {}
             }
         }
         Answer { bytes, used, heads }

@@ -28,6 +28,7 @@ use vmm_sys_util::event::{
 use zerocopy::little_endian::U32;
 use zerocopy::IntoBytes;
 
+use crate::adversary::Attack;
 use crate::device::Device;
 use crate::event_log::Event;
 use crate::frontend::Channel;
@@ -151,12 +152,21 @@ impl GpuBackend {
         });
     }
 
+    /// Does what the adversary wants after a command, which names a space or 0.
+    fn after(&self, attack: &Attack, space: u32) {
+        self.device.after(attack, space);
+        let changes = attack.config_changes();
+        if changes > 0 {
+            self.events.fetch_or(EVENT_DISPLAY, Ordering::Relaxed);
+        }
+        self.announce_changes(changes + u64::from(attack.loses_device()));
+    }
+
     /// Says that the configuration space has changed, that often.
     fn announce_changes(&self, count: u64) {
         let channel = self.channel.lock();
         let mut channel = channel.unwrap_or_else(PoisonError::into_inner);
         for _ in 0..count {
-            self.events.fetch_or(EVENT_DISPLAY, Ordering::Relaxed);
             let result = channel.as_mut().map(Channel::config_changed);
             if let Some(Err(error)) = result {
                 log::warn!("configuration change: {error}");
@@ -191,9 +201,9 @@ impl GpuBackend {
                     .adversary
                     .attack(buffer.header().kind.get()),
             };
-            let changes = ticket.attack.config_changes();
+            let attack = ticket.attack.clone();
             self.device.handle(ticket, buffer.bytes(), start);
-            self.announce_changes(changes);
+            self.after(&attack, 0);
             if self.device.wants_window() {
                 self.show_window();
             }
@@ -231,9 +241,9 @@ impl GpuBackend {
                 writable,
                 attack: device.options.adversary.attack(queue::kind(bytes)),
             };
-            let changes = ticket.attack.config_changes();
+            let attack = ticket.attack.clone();
             device.mirror_command(ticket, bytes);
-            self.announce_changes(changes);
+            self.after(&attack, queue::space(bytes));
         });
     }
 

@@ -2,10 +2,14 @@
 
 //! Checks an event log against the rules that a well-behaved device and driver keep.
 
+mod ranges;
+mod spaces;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io::{self, BufRead};
 
 use crate::event_log::{Event, Line};
+use spaces::{Lack, Spaces};
 
 /// What a check found.
 #[derive(Debug, Default)]
@@ -57,6 +61,8 @@ struct Job {
     resources: BTreeSet<u32>,
     /// It touched what it may not.
     must_fail: bool,
+    /// What was missing when its current operation began.
+    lacks: Vec<Lack>,
 }
 
 #[derive(Default)]
@@ -80,6 +86,7 @@ struct Checker {
     contexts: BTreeMap<u32, BTreeMap<u32, u32>>,
     jobs: BTreeMap<u64, Job>,
     next_job: u64,
+    spaces: Spaces,
 }
 
 impl Checker {
@@ -105,9 +112,21 @@ impl Checker {
     }
 
     fn event(&mut self, event: Event) {
+        self.spaces.event(&event);
+        let lacks = self.jobs.values_mut().map(|job| &mut job.lacks);
+        self.spaces.forgive(&event, lacks);
+        self.control_event(event);
+        for what in std::mem::take(&mut self.spaces.wrong) {
+            self.wrong(what);
+        }
+    }
+
+    fn control_event(&mut self, event: Event) {
         match event {
-            Event::Start { options } => self.adversary = options.contains("--adversary"),
-            Event::Features { .. } => {}
+            Event::Start { options } => {
+                self.adversary = options.contains("--adversary");
+                self.spaces.adversary = self.adversary;
+            }
             Event::Open { .. } => {
                 let open = std::mem::replace(&mut self.open, true);
                 self.expect(!open, || "opened twice".into());
@@ -154,8 +173,12 @@ impl Checker {
                     .for_each(|f| f.retain(|r| *r != req));
             }
             Event::Create {
-                resource, bytes, ..
+                resource,
+                bytes,
+                kind,
+                ..
             } => {
+                self.spaces.created(resource, &kind);
                 let old = self.resources.insert(resource, bytes);
                 let good = old.is_none() && resource != 0;
                 self.expect(good, || format!("resource {resource} exists or is 0"));
@@ -164,6 +187,7 @@ impl Checker {
                 let known = self.resources.remove(&resource).is_some();
                 self.expect(known, || format!("resource {resource} does not exist"));
                 self.shown.remove(&resource);
+                self.spaces.released(resource, true);
                 for attached in self.contexts.values_mut() {
                     attached.remove(&resource);
                 }
@@ -189,6 +213,7 @@ impl Checker {
                 self.expect(good, || format!("cannot attach {resource} to {ctx}"));
             }
             Event::Detach { ctx, resource } => {
+                self.spaces.released(resource, false);
                 let context = self.contexts.get_mut(&ctx);
                 let count = context.and_then(|attached| attached.get_mut(&resource));
                 let left = count.and_then(|count| {
@@ -230,6 +255,7 @@ impl Checker {
                     ctx,
                     resources: resources.into_iter().collect(),
                     must_fail: false,
+                    lacks: Vec::new(),
                 };
                 self.jobs.insert(job, job_state);
             }
@@ -238,25 +264,22 @@ impl Checker {
                 resource,
                 offset,
                 length,
+                write,
+                at,
+                whole,
                 ..
-            } => self.access(job, resource, offset, length),
+            } => {
+                self.access(job, resource, offset, length);
+                let lack = self.spaces.access(at, resource, offset, length, write);
+                self.lack(job, at, lack.filter(|_| whole));
+            }
             Event::JobEnd { job, result } => match self.jobs.remove(&job) {
                 None => self.wrong(format!("job {job} ends, but does not exist")),
                 Some(state) => {
-                    let good = !state.must_fail || result != "ok";
+                    let good = state.lacks.is_empty() && !state.must_fail || result != "ok";
                     self.expect(good, || format!("job {job} touched what it may not"));
                 }
             },
-            Event::MirrorOpen { .. }
-            | Event::MirrorClose
-            | Event::Command { .. }
-            | Event::Reply { .. }
-            | Event::CommandDropped { .. }
-            | Event::Space { .. }
-            | Event::SpaceGone { .. }
-            | Event::Mapped { .. }
-            | Event::Unmapped { .. }
-            | Event::Told { .. } => {}
             Event::Reset {
                 resources,
                 contexts,
@@ -266,17 +289,32 @@ impl Checker {
                 self.stale
                     .extend(std::mem::take(&mut self.requests).into_keys());
                 self.fences.clear();
+                self.spaces.reset();
                 self.resources.clear();
                 self.shown.clear();
                 self.contexts.clear();
                 self.jobs.clear();
             }
+            Event::Features { .. }
+            | Event::MirrorOpen { .. }
+            | Event::MirrorClose
+            | Event::Command { .. }
+            | Event::Reply { .. }
+            | Event::CommandDropped { .. }
+            | Event::Space { .. }
+            | Event::SpaceGone { .. }
+            | Event::Mapped { .. }
+            | Event::Unmapped { .. }
+            | Event::Hammer { .. }
+            | Event::Stray { .. }
+            | Event::Told { .. } => {}
             Event::End {
                 resources,
                 contexts,
                 ..
             } => {
                 self.counts(resources, contexts);
+                self.spaces.none_left("the end");
                 self.ended = true;
                 self.report.complete = true;
             }
@@ -337,6 +375,19 @@ impl Checker {
             None => self.wrong(format!("job {job} touches memory, but does not exist")),
             Some(job) => job.must_fail |= !inside || !job.resources.contains(&resource),
         }
+    }
+
+    /// A job begins operation `at`, and `lack` is missing for an access.
+    fn lack(&mut self, id: u64, at: u64, lack: Option<Lack>) {
+        let Some(job) = self.jobs.get_mut(&id) else {
+            return;
+        };
+        let earlier = job.lacks.iter().any(|lack| lack.at != at);
+        job.lacks.retain(|lack| lack.at == at);
+        job.lacks.extend(lack);
+        self.expect(!earlier, || {
+            format!("job {id} goes on after it touched what is not mapped")
+        });
     }
 
     /// No job may be left for which `touches` holds.

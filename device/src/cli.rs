@@ -10,6 +10,7 @@ use crate::adversary::{Adversary, Mode};
 use crate::capsets::Capset;
 use crate::device::Options;
 use crate::mirror::Limits;
+use crate::mutant::Mutant;
 use crate::names;
 
 /// A reference virtio-gpu device with a compute context, as a vhost-user process.
@@ -47,7 +48,7 @@ pub enum Command {
 pub struct RunArgs {
     /// The Unix socket to listen on. An old one there is replaced. "ready" is printed once it
     /// accepts connections.
-    #[arg(long, value_name = "PATH", required_unless_present = "list_adversary")]
+    #[arg(long, value_name = "PATH", required_unless_present_any = ["list_adversary", "list_mutants"])]
     pub socket: Option<PathBuf>,
 
     /// Size of the host-visible memory region through which the guest maps host blobs: bytes, or
@@ -68,12 +69,40 @@ pub struct RunArgs {
     #[arg(long)]
     pub no_mirror: bool,
 
+    /// Most entries of a MAP.
+    #[arg(long, value_name = "N", default_value_t = Limits::default().max_entries,
+        value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
+    pub mirror_entries: u32,
+
+    /// Most spaces at a time.
+    #[arg(long, value_name = "N", default_value_t = Limits::default().max_spaces)]
+    pub mirror_spaces: u32,
+
+    /// Bytes that addresses and lengths in spaces must be multiples of: a power of two, 4096 or
+    /// more.
+    #[arg(long, value_name = "BYTES", default_value_t = Limits::default().granularity,
+        value_parser = parse_alignment)]
+    pub mirror_granularity: u32,
+
+    /// Most mappings of the host that spaces may use, two for each run of pages; 0 for half of
+    /// vm.max_map_count.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub mirror_mappings: usize,
+
+    /// Keep rewriting each writable page that is mapped in a marked space with the bytes that it had
+    /// when it was mapped, up to the moment it is revoked. The mark is bit 63 of the blob_id of a
+    /// HOST3D_GUEST resource. Nobody else may write to the memory of a marked resource while it is
+    /// mapped.
+    #[arg(long)]
+    pub hammer: bool,
+
     /// Offer one more capability set, of SIZE bytes, after the compute context's (29). Contexts of
     /// it execute the compute operations too. 8 looks like AMD's ROCm. May be repeated.
     #[arg(long = "capset", value_name = "ID:SIZE")]
     pub capsets: Vec<Capset>,
 
-    /// Misbehave like this on the control queue; N means something else for each MODE. May be
+    /// Misbehave like this on the control queue, and on the mirror queue if `--adversary-on` names
+    /// its commands; N means something else for each MODE. May be
     /// repeated: then everything at once. `--list-adversary` explains each.
     #[arg(
         long = "adversary",
@@ -113,6 +142,14 @@ pub struct RunArgs {
     )]
     pub adversary_count: u64,
 
+    /// Break the contract like this. May be repeated. `--list-mutants` explains each.
+    #[arg(long = "mutant", value_name = "NAME", help_heading = "Misbehaviour")]
+    pub mutants: Vec<Mutant>,
+
+    /// Print the names of all ways to break the contract, with explanations, and exit.
+    #[arg(long, help_heading = "Misbehaviour")]
+    pub list_mutants: bool,
+
     /// The seed of all random numbers.
     #[arg(
         long,
@@ -150,7 +187,15 @@ impl RunArgs {
             capsets,
             blob_alignment: self.blob_alignment.unwrap_or(0),
             access_platform: self.access_platform,
-            mirror: (!self.no_mirror).then(Limits::default),
+            mirror: (!self.no_mirror).then(|| Limits {
+                max_entries: self.mirror_entries,
+                max_spaces: self.mirror_spaces,
+                granularity: self.mirror_granularity,
+                mappings: self.mirror_mappings,
+                ..Limits::default()
+            }),
+            hammer: self.hammer,
+            mutants: self.mutants.clone(),
             adversary: Adversary {
                 modes: self.adversary.clone(),
                 on: self.adversary_on.clone(),
@@ -188,7 +233,7 @@ fn parse_alignment(text: &str) -> Result<u32, String> {
 }
 
 fn parse_command(text: &str) -> Result<u32, String> {
-    names::command_number(text).ok_or_else(|| "no command of the control queue".into())
+    names::command_number(text).ok_or_else(|| "no command".into())
 }
 
 #[cfg(test)]

@@ -20,6 +20,7 @@ use crate::compute;
 use crate::device::{release, Device};
 use crate::event_log::Event;
 use crate::hostmem::{WindowError, PAGE};
+use crate::mirror::hammer;
 use crate::names;
 use crate::request::Ticket;
 use crate::segments::{EntryError, Segments};
@@ -366,7 +367,8 @@ impl Device {
         let host = match memory {
             blob_mem::GUEST | blob_mem::HOST3D_GUEST if count > 0 => false,
             blob_mem::GUEST | blob_mem::HOST3D_GUEST if self.is_mirrored() => {
-                return self.create_mirrored(id, size);
+                let marked = request.blob_id.get() & hammer::MARK != 0;
+                return self.create_mirrored(id, size, self.options.hammer && marked);
             }
             blob_mem::HOST3D if count == 0 && capset.is_some() && size % PAGE == 0 => true,
             _ => return Err(response::ERR_INVALID_PARAMETER),
@@ -417,7 +419,7 @@ impl Device {
     }
 
     /// Creates a resource whose memory comes from a space, later.
-    fn create_mirrored(&self, id: u32, size: u64) -> Result<Outcome, Failed> {
+    fn create_mirrored(&self, id: u32, size: u64, hammer: bool) -> Result<Outcome, Failed> {
         let area = self.mirror.area(size);
         let area = area.ok_or(response::ERR_INVALID_PARAMETER)?;
         let storage = Storage::Mirrored(Arc::new(Segments::mirrored(area.clone())));
@@ -432,7 +434,7 @@ impl Device {
             low: 0,
             high: 0,
         });
-        self.mirror.adopt(id, area);
+        self.mirror.adopt(id, area, hammer);
         Outcome::OK
     }
 
@@ -718,8 +720,9 @@ impl Device {
                 Response::ok()
             }
             Action::Detach { ctx, resource, .. } => {
-                self.mirror.revoke(resource, "detached");
-                self.log.write(|| Event::Detach { ctx, resource });
+                self.mirror.revoke(resource, "detached", || {
+                    self.log.write(|| Event::Detach { ctx, resource });
+                });
                 Response::ok()
             }
             Action::DestroyContext(ctx) => {

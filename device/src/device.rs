@@ -21,6 +21,7 @@ use crate::capsets::Capset;
 use crate::event_log::{Event, EventLog};
 use crate::hostmem::HostMemory;
 use crate::mirror::{Limits, Mirror};
+use crate::mutant::Mutant;
 use crate::ram::{GuestRam, Memory};
 use crate::request::RequestBuffer;
 use crate::state::{Action, Resource, State, Storage, Window};
@@ -38,6 +39,10 @@ pub struct Options {
     pub access_platform: bool,
     /// What the mirror extension offers, if it is offered.
     pub mirror: Option<Limits>,
+    /// Rewrite the pages of marked resources, see `--hammer`.
+    pub hammer: bool,
+    /// How to break the contract.
+    pub mutants: Vec<Mutant>,
     /// How to misbehave.
     pub adversary: Adversary,
 }
@@ -84,7 +89,7 @@ impl Device {
         let memory = GuestMemoryAtomic::new(Memory::new());
         let host = HostMemory::new(options.hostmem)?;
         Ok(Arc::new(Self {
-            mirror: Mirror::new(options.mirror.clone(), &memory, &log),
+            mirror: Mirror::new(&options, &memory, &log),
             mirrored: AtomicBool::new(false),
             options,
             ram: RwLock::new(Arc::new(GuestRam::new(Arc::new(Memory::new()), None))),
@@ -265,6 +270,7 @@ impl Device {
     pub fn shut_down(&self) {
         self.shut_down.store(true, Ordering::Release);
         self.mirror.events.close();
+        self.mirror.end_hammer();
         self.stop_mirror();
         self.reset();
     }

@@ -105,6 +105,11 @@ pub enum Event {
         offset: u64,
         length: u64,
         write: bool,
+        /// Which operation it is, and whether it touches all of that.
+        #[serde(default)]
+        at: u64,
+        #[serde(default)]
+        whole: bool,
     },
     /// A job is over.
     JobEnd { job: u64, result: String },
@@ -123,6 +128,9 @@ pub enum Event {
         length: Option<u64>,
         #[serde(skip_serializing_if = "Option::is_none", default)]
         last: Option<u64>,
+        /// It means nothing.
+        #[serde(default)]
+        malformed: bool,
         bytes: u64,
     },
     /// The command is about to be given back.
@@ -146,20 +154,37 @@ pub enum Event {
     },
     /// A space is gone, and nothing can be accessed through it any more.
     SpaceGone { space: u32, why: Name },
-    /// Pages are about to be mapped. `start` and `length` are what was asked for; `runs` is what is
-    /// done: start, length, access.
+    /// Pages are about to be mapped. Lists are of start, length and access: `asked` is
+    /// what the command wants, `runs` what is done. Without `entries` it is done on behalf of no
+    /// command.
     Mapped {
         space: u32,
         start: u64,
         length: u64,
         entries: u64,
         pages: u64,
+        asked: Vec<(u64, u64, u32)>,
         runs: Vec<(u64, u64, u32)>,
     },
     /// Nothing is mapped there any more, and nothing accesses what was.
     Unmapped { space: u32, start: u64, length: u64 },
+    /// A thread rewrites the writable pages there from now on, or does not any more.
+    Hammer {
+        space: u32,
+        start: u64,
+        length: u64,
+        on: bool,
+    },
+    /// Memory that was mapped there is about to be written past the mapping.
+    Stray { space: u32, start: u64, length: u64 },
     /// An event was written for the guest.
-    Told { kind: u32, space: u32 },
+    Told {
+        kind: u32,
+        space: u32,
+        /// It is none of a device that behaves.
+        #[serde(default)]
+        adversary: bool,
+    },
     /// The device was reset with this much alive; no access to guest memory follows.
     Reset { resources: u64, contexts: u64 },
     /// The process ends, with this much alive before that.

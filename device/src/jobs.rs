@@ -14,6 +14,7 @@ use crate::answers::Response;
 use crate::compute::{self, Environment, Failure};
 use crate::device::Device;
 use crate::event_log::Event;
+use crate::mutant::{self, Mutant};
 use crate::names;
 use crate::request::Ticket;
 use crate::state::{Item, Job, State, Timeline};
@@ -100,7 +101,12 @@ impl Device {
                 let lost = state.contexts.get(&job.ctx).is_none_or(|c| c.lost);
                 state.running += 1;
                 drop(state);
-                let result = if lost { None } else { Some(self.execute(&job)) };
+                let mut job = job;
+                let result = if lost {
+                    None
+                } else {
+                    Some(self.execute(&mut job))
+                };
                 state = self.lock();
                 self.finish(&mut state, job, result);
                 state.running -= 1;
@@ -120,7 +126,9 @@ impl Device {
         state
     }
 
-    fn execute(&self, job: &Job) -> Result<(), Failure> {
+    fn execute(&self, job: &mut Job) -> Result<(), Failure> {
+        let early = self.mirror.has(Mutant::AnswerBeforeLastWrite);
+        let ticket = job.ticket.take_if(|_| early);
         let memory = |id| job.memory.get(&id).cloned();
         let stat = || self.stat();
         let environment = Environment {
@@ -128,10 +136,14 @@ impl Device {
             cancel: &job.cancel,
             stat: &stat,
         };
-        if !self.log.is_on() {
+        if !self.log.is_on() && !early {
             return compute::execute(&job.ops, &environment);
         }
         for (index, op) in job.ops.iter().enumerate() {
+            if let Some(ticket) = ticket.as_ref().filter(|_| index + 1 == job.ops.len()) {
+                self.answers.send(ticket, &Response::ok());
+                job.cancel.sleep(mutant::WINDOW);
+            }
             for access in compute::accesses(op) {
                 self.log.write(|| Event::Access {
                     job: job.id,
@@ -140,6 +152,8 @@ impl Device {
                     offset: access.offset,
                     length: access.length,
                     write: access.write,
+                    at: index as u64,
+                    whole: access.whole,
                 });
             }
             compute::execute(std::slice::from_ref(op), &environment).map_err(|f| f.at(index))?;

@@ -8,7 +8,7 @@
 //! - [`mirror`]: spaces, and the queue on which the guest fills and empties them;
 //! - [`segments`], [`ram`], [`hostmem`]: memory; [`compute`]: the operations on it;
 //! - [`event_log`]: what happened; [`check_log`]: whether it should have;
-//! - [`adversary`] is misbehaviour.
+//! - [`adversary`] is misbehaviour, [`mutant`] breaks the contract unnoticed.
 
 mod access;
 pub mod adversary;
@@ -27,6 +27,7 @@ mod guarded;
 pub mod hostmem;
 mod jobs;
 pub mod mirror;
+pub mod mutant;
 pub mod names;
 pub mod ram;
 pub mod request;

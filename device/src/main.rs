@@ -13,7 +13,7 @@ use virtgpu_device::cli::{Cli, Command, RunArgs};
 use virtgpu_device::device::Device;
 use virtgpu_device::event_log::{Event, EventLog};
 use virtgpu_device::serve::serve;
-use virtgpu_device::{adversary, check_log};
+use virtgpu_device::{adversary, check_log, mutant};
 
 fn main() -> ExitCode {
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("warn")).init();
@@ -22,6 +22,10 @@ fn main() -> ExitCode {
         Some(Command::CheckLog { file }) => check(file),
         None if cli.run.list_adversary => {
             print!("{}", adversary::list());
+            Ok(ExitCode::SUCCESS)
+        }
+        None if cli.run.list_mutants => {
+            print!("{}", mutant::list());
             Ok(ExitCode::SUCCESS)
         }
         None => run(&cli.run),

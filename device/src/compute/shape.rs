@@ -2,7 +2,7 @@
 
 //! What makes an operation well-formed, and which memory it touches.
 
-use virtgpu_protocol::compute::{op, Op, Operand, MAX_DELAY_US};
+use virtgpu_protocol::compute::{op, Op, Operand, Stat, MAX_DELAY_US};
 
 /// An operation that means nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -20,6 +20,8 @@ pub struct Access {
     pub length: u64,
     /// Whether it is written.
     pub write: bool,
+    /// Whether every byte is touched, unless the operation fails.
+    pub whole: bool,
 }
 
 /// The dimensions of `GEMM_F32`: (m, n, k).
@@ -57,8 +59,16 @@ pub fn accesses(op: &Op) -> impl Iterator<Item = Access> + use<> {
         op::STAT => [Some(length), None, None],
         _ => [None; 3],
     };
+    let whole = match op.op.get() {
+        op::GEMM_F32 => m > 0 && n > 0,
+        op::ATOMIC_ADD_U64 => length > 0,
+        op::STRIDE_READ => op.imm[0].get() == 1,
+        op::STAT => length <= size_of::<Stat>() as u64,
+        _ => true,
+    };
     let access = |operand: &Operand, length: Option<u64>, write| {
         Some(Access {
+            whole,
             resource: operand.resource_id.get(),
             offset: operand.offset.get(),
             length: length?,

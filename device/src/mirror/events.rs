@@ -9,6 +9,7 @@ use vhost_user_backend::VringT;
 use virtgpu_protocol::mirror as wire;
 use virtio_queue::QueueT;
 use vm_memory::{GuestAddressSpace, GuestMemoryAtomic};
+use zerocopy::little_endian::U32;
 use zerocopy::IntoBytes;
 
 use crate::answers::{give_back, scatter};
@@ -26,14 +27,21 @@ pub(crate) struct Record {
     pub(crate) event: wire::Event,
     /// The used length.
     pub(crate) used: u32,
+    /// It is none of a device that behaves.
+    pub(crate) adversary: bool,
 }
 
 impl Record {
-    /// One that is what it says.
-    pub(crate) fn new(event: wire::Event) -> Self {
+    /// The space `id` is lost.
+    pub(crate) fn space_lost(id: u32) -> Self {
         Self {
-            event,
+            event: wire::Event {
+                kind: U32::new(wire::event::SPACE_LOST),
+                space_id: U32::new(id),
+                ..Default::default()
+            },
             used: size_of::<wire::Event>() as u32,
+            adversary: false,
         }
     }
 }
@@ -126,6 +134,7 @@ impl Events {
             self.log.write(|| Event::Told {
                 kind: record.event.kind.get(),
                 space: record.event.space_id.get(),
+                adversary: record.adversary,
             });
             give_back(&vring, &memory, &[head], record.used);
             inner.waiting.pop_front();

@@ -13,6 +13,7 @@
 pub(crate) mod area;
 pub(crate) mod command;
 pub(crate) mod events;
+pub(crate) mod hammer;
 pub(crate) mod queue;
 mod runs;
 mod table;
@@ -24,13 +25,16 @@ use virtgpu_protocol::mirror::{device_state, MirrorConfig, VERSION};
 use vm_memory::GuestMemoryAtomic;
 use zerocopy::little_endian::U32;
 
+use crate::device::Options;
 use crate::event_log::EventLog;
 use crate::guarded;
+use crate::mutant::Mutant;
 use crate::ram::{GuestRam, Memory};
 use crate::request::RequestBuffer;
 
 use area::Area;
 use events::Events;
+use hammer::Hammer;
 use queue::Replies;
 use table::Table;
 
@@ -98,6 +102,8 @@ pub(crate) struct Mirror {
     commands: AtomicU64,
     pub(crate) replies: Arc<Replies>,
     pub(crate) events: Events,
+    hammer: Arc<Hammer>,
+    mutants: Vec<Mutant>,
     pub(crate) counters: Counters,
     /// A [`device_state`].
     state: AtomicU32,
@@ -105,11 +111,11 @@ pub(crate) struct Mirror {
 
 impl Mirror {
     pub(crate) fn new(
-        limits: Option<Limits>,
+        options: &Options,
         memory: &GuestMemoryAtomic<Memory>,
         log: &Arc<EventLog>,
     ) -> Self {
-        let limits = limits.filter(|_| guarded::AVAILABLE);
+        let limits = options.mirror.clone().filter(|_| guarded::AVAILABLE);
         let mappings = match limits.as_ref().map(|l| l.mappings) {
             Some(0) | None => half_of_mappings(),
             Some(count) => count,
@@ -123,9 +129,26 @@ impl Mirror {
             replies: Arc::new(Replies::new(memory.clone(), log.clone())),
             events: Events::new(memory.clone(), log.clone()),
             counters: Counters::default(),
+            hammer: Arc::new(Hammer::new(log.clone())),
+            mutants: options.mutants.clone(),
             state: AtomicU32::new(device_state::OK),
             log: log.clone(),
         }
+    }
+
+    /// Whether the contract is to be broken like this.
+    pub(crate) fn has(&self, mutant: Mutant) -> bool {
+        self.mutants.contains(&mutant)
+    }
+
+    /// Ends the thread that rewrites pages.
+    pub(crate) fn end_hammer(&self) {
+        self.hammer.end();
+    }
+
+    /// Says in the configuration space that the device must be reset.
+    pub(crate) fn lose(&self) {
+        self.state.store(device_state::LOST, Ordering::Relaxed);
     }
 
     fn table(&self) -> MutexGuard<'_, Table> {
@@ -160,40 +183,53 @@ impl Mirror {
         }
     }
 
-    /// From now on resource `id` can have a space.
-    pub(crate) fn adopt(&self, id: u32, area: Arc<Area>) {
-        self.table().adopt(id, area);
+    /// From now on resource `id` can have a space. With `hammer` its pages are rewritten.
+    pub(crate) fn adopt(&self, id: u32, area: Arc<Area>, hammer: bool) {
+        self.table().adopt(id, area, hammer);
     }
 
-    /// Revokes the space of resource `id`, if it has one.
-    pub(crate) fn revoke(&self, id: u32, why: &'static str) {
+    /// Revokes the space of resource `id`, if it has one, and calls `f` before there is another.
+    pub(crate) fn revoke(&self, id: u32, why: &'static str, f: impl FnOnce()) {
         let mut table = self.table();
-        if let Some(space) = table.space_of(id) {
+        let space = table.space_of(id);
+        if let Some(space) = space.filter(|_| !self.has(Mutant::NoRevokeOnUnref)) {
             self.remove(&mut table, space, why);
         }
+        f();
     }
 
     /// Resource `id` is going: revokes its space, and it gets none any more.
     pub(crate) fn forget(&self, id: u32) {
         let mut table = self.table();
-        if let Some(space) = table.space_of(id) {
+        let space = table.space_of(id);
+        if let Some(space) = space.filter(|_| !self.has(Mutant::NoRevokeOnUnref)) {
             self.remove(&mut table, space, "unref");
         }
         table.forget(id);
     }
 
+    fn remove_all(&self, table: &mut Table, why: &'static str) {
+        for space in table.spaces() {
+            self.remove(table, space, why);
+        }
+    }
+
     /// Revokes all spaces.
     pub(crate) fn revoke_all(&self, why: &'static str) {
-        let mut table = self.table();
-        for space in table.spaces() {
-            self.remove(&mut table, space, why);
-        }
+        self.remove_all(&mut self.table(), why);
+    }
+
+    /// Revokes the space `id`, because the host has lost it.
+    pub(crate) fn lose_space(&self, id: u32) {
+        self.remove(&mut self.table(), id, "lost");
     }
 
     /// What [`Self::forget`] does, of all resources.
     pub(crate) fn reset(&self) {
-        self.revoke_all("reset");
-        self.table().forget_all();
+        let mut table = self.table();
+        self.remove_all(&mut table, "reset");
+        table.forget_all();
+        drop(table);
         self.events.clear();
         self.state.store(device_state::OK, Ordering::Relaxed);
     }

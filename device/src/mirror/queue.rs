@@ -6,16 +6,19 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use virtgpu_protocol::mirror as wire;
-use virtgpu_protocol::mirror::command::{INVALIDATE, MAP};
+use virtgpu_protocol::mirror::command::{INVALIDATE, MAP, SPACE_DESTROY};
 use vm_memory::{GuestAddressSpace, GuestMemoryAtomic};
 use zerocopy::little_endian::U32;
 use zerocopy::IntoBytes;
 
-use super::{command, Mirror};
+pub(crate) use super::command::{kind, space};
+use super::events::Record;
+use super::{command, Mirror, PAGE};
 use crate::adversary::Attack;
 use crate::answers::{give_back, scatter};
 use crate::device::Device;
 use crate::event_log::{Event, EventLog};
+use crate::mutant::{self, Mutant};
 use crate::names;
 use crate::ram::Memory;
 use crate::vring::Vring;
@@ -78,6 +81,11 @@ impl Replies {
         inner.generation
     }
 
+    /// Whether it is open.
+    fn is_open(&self) -> bool {
+        self.lock().vring.is_some()
+    }
+
     /// Closes it; returns whether it was open.
     pub(crate) fn close(&self) -> bool {
         self.lock().vring.take().is_some()
@@ -123,11 +131,6 @@ impl Replies {
     }
 }
 
-/// The type of a command, 0 of one that is too short.
-pub(crate) fn kind(bytes: &[u8]) -> u32 {
-    command::kind(bytes)
-}
-
 impl Device {
     /// Carries out a command of the mirror queue and gives it back.
     pub(crate) fn mirror_command(&self, ticket: Ticket, bytes: &[u8]) {
@@ -135,11 +138,56 @@ impl Device {
             self.end();
             std::process::exit(status);
         }
+        let mirror = &self.mirror;
+        let (kind, space) = (command::kind(bytes), command::space(bytes));
         let status = match ticket.attack.refused_status() {
-            Some(code) if names::has_status(kind(bytes)) => Some(code),
-            _ => self.mirror.execute(bytes, &self.ram()),
+            Some(code) if names::has_status(kind) => Some(code),
+            _ if kind == INVALIDATE && mirror.has(Mutant::EarlyAck) => {
+                mirror.replies.send(ticket, None);
+                std::thread::sleep(mutant::WINDOW);
+                mirror.execute(bytes, &self.ram());
+                return;
+            }
+            _ if kind == INVALIDATE && mirror.has(Mutant::WriteAfterAck) => {
+                let stray = mirror.stray(bytes);
+                mirror.execute(bytes, &self.ram());
+                mirror.replies.send(ticket, None);
+                if let Some(stray) = stray {
+                    std::thread::spawn(stray);
+                }
+                return;
+            }
+            _ => mirror.execute(bytes, &self.ram()),
         };
-        self.mirror.replies.send(ticket, status);
+        mirror.replies.send(ticket, status);
+        if kind == SPACE_DESTROY && mirror.has(Mutant::EventForDeadSpace) {
+            mirror.events.post(Record::space_lost(space));
+        }
+    }
+
+    /// What the adversary does after a command, which names a space or 0.
+    pub(crate) fn after(&self, attack: &Attack, space: u32) {
+        let mirror = &self.mirror;
+        if attack.loses_device() {
+            mirror.lose();
+        }
+        if attack.loses_space() && space != 0 {
+            mirror.lose_space(space);
+            mirror.events.post(Record::space_lost(space));
+        }
+        for _ in 0..attack.stale_events() {
+            mirror.events.post(Record {
+                adversary: true,
+                ..Record::space_lost(space)
+            });
+        }
+        for (bytes, used) in attack.garbage_events() {
+            mirror.events.post(Record {
+                event: bytes,
+                used,
+                adversary: true,
+            });
+        }
     }
 }
 
@@ -148,6 +196,32 @@ impl Mirror {
     pub(crate) fn longest(&self) -> usize {
         let entries = self.limits.as_ref().map_or(0, |l| l.max_entries as usize);
         size_of::<wire::Map>() + entries * size_of::<wire::MapEntry>()
+    }
+
+    /// What a mutant does after it has acknowledged an INVALIDATE, if there is a page to write to.
+    fn stray(&self, bytes: &[u8]) -> Option<impl FnOnce() + Send + 'static + use<>> {
+        let command = command::parse(bytes, self.limits.as_ref()?).ok()?;
+        let command::Command::Invalidate { space, start, last } = command else {
+            return None;
+        };
+        let (start, area) = self.alias(space, start, last)?;
+        let mut before = vec![0; PAGE as usize];
+        area.read(0, &mut before).ok()?;
+        let (log, replies) = (self.log.clone(), self.replies.clone());
+        Some(move || {
+            log.write(|| Event::Stray {
+                space,
+                start,
+                length: PAGE,
+            });
+            for _ in 0..100 {
+                if !replies.is_open() {
+                    return;
+                }
+                let _ = area.write(0, &before);
+                std::thread::sleep(mutant::WINDOW / 50);
+            }
+        })
     }
 
     /// The number of the next command, after writing it to the log.
@@ -165,6 +239,10 @@ impl Mirror {
             start: word(16).filter(|_| matches!(kind, MAP | INVALIDATE)),
             length: word(24).filter(|_| kind == MAP),
             last: word(24).filter(|_| kind == INVALIDATE),
+            malformed: match &self.limits {
+                Some(limits) => command::parse(bytes, limits).is_err(),
+                None => true,
+            },
             bytes: bytes.len() as u64,
         });
         cmd

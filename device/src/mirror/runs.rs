@@ -50,18 +50,12 @@ pub(crate) fn push(runs: &mut Vec<Placed>, start: u64, run: Run) {
 #[derive(Debug, Default)]
 pub(crate) struct Runs {
     runs: BTreeMap<u64, Run>,
-    bytes: u64,
 }
 
 impl Runs {
     /// How many there are.
     pub(crate) fn len(&self) -> usize {
         self.runs.len()
-    }
-
-    /// Bytes that they have together.
-    pub(crate) fn bytes(&self) -> u64 {
-        self.bytes
     }
 
     /// Takes out what is between `start` and `end`.
@@ -83,7 +77,6 @@ impl Runs {
             }
             let run = run.clone();
             self.runs.remove(&at);
-            self.bytes -= to - from;
             if from > 0 {
                 self.runs.insert(at, run.part(0, from));
             }
@@ -97,7 +90,6 @@ impl Runs {
 
     /// Puts a run where none is, together with its neighbours if they are one.
     pub(crate) fn insert(&mut self, mut start: u64, mut run: Run) {
-        self.bytes += run.length;
         if let Some((at, before)) = self.runs.range(..start).next_back() {
             if at + before.length == start && before.continues_with(&run) {
                 start = *at;
@@ -136,7 +128,7 @@ mod tests {
             for (start, length, what) in steps {
                 let range = start as usize..(start + length) as usize;
                 let cut = runs.cut(start, start + length);
-                let mut want = pages[range.clone()].iter().flatten().count() as u64;
+                let want = pages[range.clone()].iter().flatten().count() as u64;
                 prop_assert_eq!(cut.iter().map(|(_, r)| r.length).sum::<u64>(), want);
                 for (at, run) in &cut {
                     for page in 0..run.length {
@@ -152,8 +144,6 @@ mod tests {
                         pages[page] = Some((offset, write));
                     }
                 }
-                want = pages.iter().flatten().count() as u64;
-                prop_assert_eq!(runs.bytes(), want);
                 let ends = (1..pages.len()).filter(|i| match (pages[i - 1], pages[*i]) {
                     (Some((a, b)), next) => next != Some((a + 1, b)),
                     _ => false,

@@ -13,6 +13,7 @@ use super::command::{self, Command, Malformed};
 use super::runs::{push, Placed, Run, Runs};
 use super::{Mirror, PAGE};
 use crate::event_log::Event;
+use crate::mutant::Mutant;
 use crate::names;
 use crate::ram::GuestRam;
 
@@ -20,6 +21,7 @@ use crate::ram::GuestRam;
 #[derive(Debug)]
 struct Owner {
     area: Arc<Area>,
+    hammer: bool,
     space: Option<u32>,
 }
 
@@ -30,6 +32,7 @@ pub(crate) struct Space {
     area: Arc<Area>,
     /// The most that may be allowed.
     access: u32,
+    hammer: bool,
     runs: Runs,
 }
 
@@ -38,6 +41,8 @@ pub(crate) struct Space {
 pub(crate) struct Table {
     owners: HashMap<u32, Owner>,
     spaces: HashMap<u32, Space>,
+    /// Spaces that a mutant does not let go.
+    undead: HashMap<u32, Space>,
     /// Mappings of the host that may be used.
     mappings: usize,
     /// Runs of all spaces.
@@ -49,13 +54,19 @@ impl Table {
         Self {
             owners: HashMap::new(),
             spaces: HashMap::new(),
+            undead: HashMap::new(),
             mappings,
             runs: 0,
         }
     }
 
-    pub(crate) fn adopt(&mut self, resource: u32, area: Arc<Area>) {
-        self.owners.insert(resource, Owner { area, space: None });
+    pub(crate) fn adopt(&mut self, resource: u32, area: Arc<Area>, hammer: bool) {
+        let owner = Owner {
+            area,
+            hammer,
+            space: None,
+        };
+        self.owners.insert(resource, owner);
     }
 
     pub(crate) fn forget(&mut self, resource: u32) {
@@ -64,6 +75,7 @@ impl Table {
 
     pub(crate) fn forget_all(&mut self) {
         self.owners.clear();
+        self.undead.clear();
     }
 
     /// The space of a resource.
@@ -76,6 +88,9 @@ impl Table {
         self.spaces.keys().copied().collect()
     }
 }
+
+/// Why a space is gone that SPACE_DESTROY named.
+const DESTROYED: &str = "destroyed";
 
 /// A mapping could not be taken away. There is no way to go on that keeps the promise to the guest.
 fn cannot_revoke(error: &std::io::Error) -> ! {
@@ -95,7 +110,7 @@ impl Mirror {
         match command {
             Ok(Command::Create(create)) => Some(self.create(&mut table, &create)),
             Ok(Command::Destroy { space }) => {
-                self.remove(&mut table, space, "destroyed");
+                self.remove(&mut table, space, DESTROYED);
                 None
             }
             Ok(Command::Map {
@@ -142,6 +157,7 @@ impl Mirror {
             resource,
             area: owner.area.clone(),
             access: create.access.get(),
+            hammer: owner.hammer,
             runs: Runs::default(),
         };
         self.log.write(|| Event::Space {
@@ -150,6 +166,7 @@ impl Mirror {
             bytes: space.area.size(),
             access: space.access,
         });
+        table.undead.remove(&id);
         table.spaces.insert(id, space);
         self.counters.spaces.fetch_add(1, Ordering::Relaxed);
         status::OK
@@ -170,6 +187,9 @@ impl Mirror {
             space: id,
             why: why.into(),
         });
+        if why == DESTROYED && self.has(Mutant::MapAfterDestroy) {
+            table.undead.insert(id, space);
+        }
     }
 
     /// The runs that `entries` name, placed from `start` on.
@@ -218,10 +238,15 @@ impl Mirror {
         (start, length): (u64, u64),
         entries: &[wire::MapEntry],
     ) -> Result<(), u32> {
-        let space = table.spaces.get_mut(&id).ok_or(status::NO_SUCH_SPACE)?;
+        let space = match table.spaces.get_mut(&id) {
+            Some(space) => space,
+            None => table.undead.get_mut(&id).ok_or(status::NO_SUCH_SPACE)?,
+        };
         let inside = space.area.check(start, length);
         inside.map_err(|_| status::INVALID)?;
-        let new = Self::runs(ram, start, entries, space.access)?;
+        let mut new = Self::runs(ram, start, entries, space.access)?;
+        let asked = new.clone();
+        self.twist(&mut new);
         let count = space.runs.len();
         let old = space.runs.cut(start, start + length);
         let others = table.runs - count + space.runs.len();
@@ -233,9 +258,10 @@ impl Mirror {
             }
             return Err(status::NO_MEMORY);
         }
-        self.unmapped(old.iter().map(|(_, run)| run.length).sum());
+        self.unmapped(&old);
+        self.hammer.remove(id, start, start + length);
         // Before it is true: who sees the mapping finds it in the log.
-        self.log_map(id, (start, length), entries.len(), &new);
+        self.log_map(id, (start, length), entries.len(), &asked, &new);
         let result = install(&space.area, &new);
         let kept = if result.is_ok() { &new } else { &old };
         if let Err(error) = &result {
@@ -249,7 +275,7 @@ impl Mirror {
                 length,
             });
             if !old.is_empty() {
-                self.log_map(id, (start, length), 0, &old);
+                self.log_map(id, (start, length), 0, &old, &old);
                 if let Err(error) = install(&space.area, &old) {
                     // There were as many mappings before.
                     cannot_revoke(&error);
@@ -258,6 +284,9 @@ impl Mirror {
         }
         for (at, run) in kept {
             space.runs.insert(*at, run.clone());
+            if space.hammer && run.write {
+                self.hammer.add(id, &space.area, *at, run.length);
+            }
         }
         let kept: u64 = kept.iter().map(|(_, run)| run.length).sum();
         let pages = &self.counters.mapped_pages;
@@ -268,25 +297,43 @@ impl Mirror {
         Ok(())
     }
 
-    fn unmapped(&self, bytes: u64) {
+    /// What a mutant maps instead.
+    fn twist(&self, runs: &mut Vec<Placed>) {
+        if self.has(Mutant::IgnoreReadOnly) {
+            runs.iter_mut().for_each(|(_, run)| run.write = true);
+        }
+        if self.has(Mutant::DropMapTail) {
+            if let Some((at, run)) = runs.pop() {
+                if run.length > PAGE {
+                    let part = run.part(0, run.length - PAGE);
+                    runs.push((at, part));
+                }
+            }
+        }
+    }
+
+    fn unmapped(&self, runs: &[Placed]) {
+        let bytes: u64 = runs.iter().map(|(_, run)| run.length).sum();
         let pages = &self.counters.mapped_pages;
         pages.fetch_sub(bytes / PAGE, Ordering::Relaxed);
     }
 
-    fn log_map(&self, space: u32, (start, length): (u64, u64), entries: usize, runs: &[Placed]) {
+    fn log_map(
+        &self,
+        space: u32,
+        (start, length): (u64, u64),
+        entries: usize,
+        asked: &[Placed],
+        runs: &[Placed],
+    ) {
         self.log.write(|| Event::Mapped {
             space,
             start,
             length,
             entries: entries as u64,
             pages: runs.iter().map(|(_, run)| run.length / PAGE).sum(),
-            runs: runs
-                .iter()
-                .map(|(at, run)| {
-                    let write = if run.write { access::WRITE } else { 0 };
-                    (*at, run.length, access::READ | write)
-                })
-                .collect(),
+            asked: rights(asked),
+            runs: rights(runs),
         });
     }
 
@@ -301,7 +348,11 @@ impl Mirror {
             None => space.area.size(),
         };
         let count = space.runs.len();
-        let old = space.runs.cut(start, end);
+        let mut old = space.runs.cut(start, end);
+        if last != u64::MAX && self.has(Mutant::SkipPage) {
+            skip_page(&mut old, &mut space.runs);
+        }
+        table.runs = table.runs + space.runs.len() - count;
         let (Some((first, _)), Some((at, run))) = (old.first(), old.last()) else {
             return;
         };
@@ -309,14 +360,56 @@ impl Mirror {
         if let Err(error) = space.area.unmap(start, length) {
             cannot_revoke(&error);
         }
-        table.runs = table.runs + space.runs.len() - count;
-        self.unmapped(old.iter().map(|(_, run)| run.length).sum());
+        self.unmapped(&old);
+        if space.hammer {
+            self.hammer.remove(id, start, start + length);
+        }
         self.log.write(|| Event::Unmapped {
             space: id,
             start,
             length,
         });
     }
+
+    /// Another mapping of the first page between `start` and `last` that can be written.
+    pub(super) fn alias(&self, id: u32, start: u64, last: u64) -> Option<(u64, Area)> {
+        let mut table = self.table();
+        let runs = &mut table.spaces.get_mut(&id)?.runs;
+        let found = runs.cut(start, last.checked_add(1)?);
+        for (at, run) in &found {
+            runs.insert(*at, run.clone());
+        }
+        let (at, run) = found.into_iter().find(|(_, run)| run.write)?;
+        let area = Area::new(PAGE, &Arc::default()).ok()?;
+        area.map(0, PAGE, &run.file, run.offset, true).ok()?;
+        Some((at, area))
+    }
+}
+
+/// Puts the last page of `old` back.
+fn skip_page(old: &mut Vec<Placed>, runs: &mut Runs) {
+    let Some((at, run)) = old.pop() else { return };
+    let tail = run.length - PAGE;
+    runs.insert(at + tail, run.part(tail, run.length));
+    if tail > 0 {
+        old.push((at, run.part(0, tail)));
+    }
+}
+
+/// Runs for the log, neighbours with the same rights as one.
+fn rights(runs: &[Placed]) -> Vec<(u64, u64, u32)> {
+    let mut list: Vec<(u64, u64, u32)> = Vec::new();
+    for (at, run) in runs {
+        let write = if run.write { access::WRITE } else { 0 };
+        let access = access::READ | write;
+        match list.last_mut() {
+            Some((start, length, same)) if *start + *length == *at && *same == access => {
+                *length += run.length;
+            }
+            _ => list.push((*at, run.length, access)),
+        }
+    }
+    list
 }
 
 fn install(area: &Area, runs: &[Placed]) -> std::io::Result<()> {

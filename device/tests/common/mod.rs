@@ -89,6 +89,8 @@ pub fn options() -> Options {
         blob_alignment: 0,
         access_platform: false,
         mirror: Some(Limits::default()),
+        hammer: false,
+        mutants: Vec::new(),
         adversary: Adversary::default(),
     }
 }
@@ -257,8 +259,13 @@ impl Vm {
 
     /// What a frontend says when a driver goes.
     pub fn stop(&mut self) {
-        self.control.stop(&mut self.frontend);
+        self.stop_control();
         self.stop_mirror();
+    }
+
+    /// The same of the control queue only.
+    pub fn stop_control(&mut self) {
+        self.control.stop(&mut self.frontend);
     }
 
     /// The same of the queues of the extension only.

@@ -1,0 +1,121 @@
+// SPDX-License-Identifier: MIT OR GPL-2.0-only
+
+//! Devices that break the contract on purpose, in ways that nobody notices by their answers.
+//!
+//! Each is what a test of the driver, or [`crate::check_log`], must be able to tell from a device
+//! that keeps it. The event log says what they really do.
+
+use std::str::FromStr;
+use std::time::Duration;
+
+/// How long those wait that do something too late.
+pub(crate) const WINDOW: Duration = Duration::from_millis(50);
+
+/// A way to break the contract.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mutant {
+    /// A page is written after INVALIDATE was acknowledged.
+    WriteAfterAck,
+    /// INVALIDATE is acknowledged before it is done.
+    EarlyAck,
+    /// INVALIDATE leaves its last page mapped.
+    SkipPage,
+    /// A space goes on after SPACE_DESTROY.
+    MapAfterDestroy,
+    /// Everything can be written.
+    IgnoreReadOnly,
+    /// A job is answered before its last operation.
+    AnswerBeforeLastWrite,
+    /// An event names a space that is gone.
+    EventForDeadSpace,
+    /// MAP leaves out its last page.
+    DropMapTail,
+    /// A space survives its resource.
+    NoRevokeOnUnref,
+}
+
+const MUTANTS: &[(Mutant, &str, &str)] = &[
+    (
+        Mutant::WriteAfterAck,
+        "write-after-ack",
+        "after the acknowledgement of an INVALIDATE the first writable page that it took is overwritten for a while with what was in it before",
+    ),
+    (
+        Mutant::EarlyAck,
+        "early-ack",
+        "INVALIDATE is acknowledged 50 milliseconds before it is carried out",
+    ),
+    (
+        Mutant::SkipPage,
+        "skip-page",
+        "INVALIDATE leaves the last page mapped that it should take",
+    ),
+    (
+        Mutant::MapAfterDestroy,
+        "map-after-destroy",
+        "a space that was destroyed still takes MAP, and jobs use it",
+    ),
+    (
+        Mutant::IgnoreReadOnly,
+        "ignore-read-only",
+        "what is mapped for reading can be written",
+    ),
+    (
+        Mutant::AnswerBeforeLastWrite,
+        "answer-before-last-write",
+        "a job is answered 50 milliseconds before its last operation begins",
+    ),
+    (
+        Mutant::EventForDeadSpace,
+        "event-for-dead-space",
+        "after the acknowledgement of SPACE_DESTROY a SPACE_LOST names the space",
+    ),
+    (
+        Mutant::DropMapTail,
+        "drop-map-tail",
+        "MAP maps all but its last page, and says that all is well",
+    ),
+    (
+        Mutant::NoRevokeOnUnref,
+        "no-revoke-on-unref",
+        "UNREF and DETACH leave the space of the resource as it is",
+    ),
+];
+
+impl FromStr for Mutant {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let known = MUTANTS.iter().find(|(_, name, _)| *name == text);
+        let known = known.ok_or("unknown; --list-mutants prints the names")?;
+        Ok(known.0)
+    }
+}
+
+/// Names and explanations of all mutants, one a line.
+#[must_use]
+pub fn list() -> String {
+    let line = |(_, name, help): &(Mutant, &str, &str)| format!("{name:<26}{help}\n");
+    MUTANTS.iter().map(line).collect()
+}
+
+/// The names of all mutants.
+pub fn names() -> impl Iterator<Item = &'static str> {
+    MUTANTS.iter().map(|(_, name, _)| *name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_unique_and_parse() {
+        for (index, (mutant, name, _)) in MUTANTS.iter().enumerate() {
+            assert_eq!(name.parse(), Ok(*mutant));
+            let others = &MUTANTS[..index];
+            assert!(others.iter().all(|(m, n, _)| m != mutant && n != name));
+            assert!(list().contains(name));
+        }
+        assert!("kindness".parse::<Mutant>().is_err());
+    }
+}
