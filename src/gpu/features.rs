@@ -62,6 +62,8 @@ pub(crate) struct Features {
     pub(crate) dma: bool,
     /// The device can follow the page tables.
     pub(crate) mirror: Option<MirrorFeatures>,
+    /// Buffers that the device wants in its event queue; `None` if it has no such queue.
+    pub(crate) event_slots: Option<usize>,
 }
 
 /// Judges the negotiated features.
@@ -98,6 +100,10 @@ impl Features {
         } else {
             None
         };
+        let event_slots = vdev.has_feature(mirror::feature::MIRROR).then(|| {
+            let field = mirror::CONFIG_OFFSET + offset_of!(MirrorConfig, event_slots);
+            vdev.config_read32(field) as usize
+        });
         Ok(Self {
             virgl: vdev.has_feature(feature::VIRGL),
             blob: vdev.has_feature(feature::RESOURCE_BLOB),
@@ -106,6 +112,7 @@ impl Features {
             blob_alignment,
             dma,
             mirror: mirror.filter(|_| !dma),
+            event_slots,
         })
     }
 

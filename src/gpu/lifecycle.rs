@@ -23,13 +23,10 @@ use crate::{
             DeviceId, //
         },
     },
-    protocol::{
-        mirror,
-        virtio_gpu::{
-            Config,
-            DEVICE_ID,
-            SHM_ID_HOST_VISIBLE, //
-        }, //
+    protocol::virtio_gpu::{
+        Config,
+        DEVICE_ID,
+        SHM_ID_HOST_VISIBLE, //
     },
     resource::mapping::Mappings,
     transport::control::{
@@ -109,7 +106,7 @@ impl VirtioGpu {
 
         let mappings = Arc::new(Mappings::new()?, GFP_KERNEL)?;
         let control = Control::new(vdev, crate::timeouts(), mappings.clone())?;
-        control.start(vdev, vdev.has_feature(mirror::feature::MIRROR))?;
+        control.start(vdev, features.event_slots)?;
         let mut stop = StopOnError(Some(control.clone()));
 
         let share = Share::new()?;
@@ -175,8 +172,8 @@ impl virtio::Driver for VirtioGpu {
         this.gpu.control.stop();
     }
 
-    fn config_changed(_this: Pin<&Bound>) {
-        // Only displays raise events, and this driver has none.
+    fn config_changed(this: Pin<&Bound>) {
+        this.gpu.control.config_changed();
     }
 
     fn freeze() -> Result {

@@ -275,6 +275,10 @@ impl Ioctl<GpuDriver> for BoQuery {
             let range = mirrored.range();
             let counters = &range.counters;
             args.memory_model = memory_model::DYNAMIC;
+            if range.is_revoked() && args.state == bo_state::VALID {
+                args.memory_model = memory_model::REVOCABLE;
+                args.state = bo_state::REVOKED;
+            }
             args.mapped_bytes = range.mapped_bytes();
             args.entries = counters.entries.load(Relaxed);
             args.maps = counters.maps.load(Relaxed);

@@ -16,6 +16,7 @@ use crate::{
         },
         runs::Merger, //
     },
+    transport::event::SpaceOwner,
     transport::mirror::{
         MirrorCommand,
         MirrorCredit,
@@ -101,14 +102,17 @@ impl Space {
     }
 
     /// Has the device create the space for resource `id`, which it has created without entries, of
-    /// `size` bytes. Waits for the answer.
+    /// `size` bytes. Waits for the answer. `owner` is told if the device gives the space up.
     ///
     /// # Errors
     ///
     /// That of the device, [`ENOMEM`], [`EBUSY`], [`ENODEV`].
-    pub(crate) fn create(&self, id: u32, size: u64) -> Result {
+    pub(crate) fn create(&self, id: u32, size: u64, owner: Option<Arc<dyn SpaceOwner>>) -> Result {
         let create = MirrorQueue::space_create(self.id.get(), id, size, self.access())?;
         let destroy = MirrorQueue::space_destroy(self.id.get())?;
+        if let Some(owner) = owner {
+            self.queue.add_owner(self.id.get(), owner)?;
+        }
         let created = create.clone_arc();
         let mut credit = self.queue.credit(create.descriptors())?;
         // Also for a space whose creation is never answered.
@@ -187,6 +191,7 @@ impl Space {
     /// [`ENODEV`] if the device is lost, and may still use what was mapped.
     pub(crate) fn destroy(&self) -> Result {
         let destroy = self.destroy.lock().take();
+        self.queue.remove_owner(self.id.get());
         match destroy {
             Some(destroy) => self.queue.destroy(destroy),
             None => Ok(()),

@@ -9,7 +9,10 @@
 //!
 //! The end of the device is the control queue's matter; see [`super::control`].
 
-use super::control::Control;
+use super::{
+    control::Control,
+    event::SpaceOwner, //
+};
 use crate::{
     kapi::{
         sync::WaitQueue,
@@ -343,6 +346,20 @@ impl MirrorQueue {
     /// Most descriptors of a [`MirrorQueue::credit`].
     pub(crate) fn capacity(&self) -> usize {
         self.mirror().inner.lock().capacity
+    }
+
+    /// Has `owner` be told if the device gives space `space_id` up.
+    ///
+    /// # Errors
+    ///
+    /// [`ENOMEM`].
+    pub(crate) fn add_owner(&self, space_id: u32, owner: Arc<dyn SpaceOwner>) -> Result {
+        self.control.events.add_owner(space_id, owner)
+    }
+
+    /// Has nobody be told of space `space_id` any more.
+    pub(crate) fn remove_owner(&self, space_id: u32) {
+        self.control.events.remove_owner(space_id);
     }
 
     /// A command that creates a space for resource `id`, of `size` bytes.

@@ -3,4 +3,5 @@
 //! The virtqueues of a virtio-gpu device, one file each.
 
 pub(crate) mod control;
+pub(crate) mod event;
 pub(crate) mod mirror;

@@ -194,6 +194,7 @@ mod tests {
         blob_alignment: Some(65536),
         dma: false,
         mirror: None,
+        event_slots: None,
     };
 
     fn good() -> UserptrRegister {

@@ -206,7 +206,8 @@ unsafe impl<S: Send, O: Send> Send for Message<S, O> {}
 unsafe impl<S: Sync, O: Send> Sync for Message<S, O> {}
 
 impl<S, O> Message<S, O> {
-    /// A message whose answer has a fixed part of `response_len` bytes.
+    /// A message whose answer has a fixed part of `response_len` bytes. One without request is a
+    /// buffer that the device fills unasked.
     ///
     /// # Errors
     ///
@@ -257,7 +258,10 @@ impl<S, O> Message<S, O> {
 
     /// Descriptors that the message takes in a ring without indirect descriptors.
     pub(crate) fn descriptors(&self) -> usize {
-        self.payload.count() + self.reply.count() + 1 + usize::from(self.response_len > 0)
+        self.payload.count()
+            + self.reply.count()
+            + usize::from(self.request_len > 0)
+            + usize::from(self.response_len > 0)
     }
 
     /// Bytes that the device may write.
@@ -310,7 +314,7 @@ impl<S, O> Message<S, O> {
     pub(super) fn scatterlist(
         this: &mut ListArc<Self>,
     ) -> (*mut bindings::scatterlist, usize, usize) {
-        let outs = 1 + this.payload.count();
+        let outs = usize::from(this.request_len > 0) + this.payload.count();
         let ins = usize::from(this.response_len > 0) + this.reply.count();
         // SAFETY: The caller has the one `ListArc`, and nothing else touches `sg`.
         let sg = unsafe { &mut *this.sg.get() };
@@ -323,7 +327,7 @@ impl<S, O> Message<S, O> {
         let response = this.response.0.get().cast::<u8>().cast_const();
         // `pin_init::Init` has a `chain` as well.
         let out_bytes = Iterator::chain(
-            core::iter::once((request, this.request_len)),
+            core::iter::once((request, this.request_len)).filter(|(_, len)| *len > 0),
             this.payload.pieces().map(|p| (p.as_ptr(), p.len())),
         );
         let in_bytes = Iterator::chain(
@@ -334,7 +338,9 @@ impl<S, O> Message<S, O> {
         // SAFETY: `new` reserved room for all entries, and never pushed any. The addresses are
         // those of `kmalloc()` memory, the `Arc`'s own or a piece's.
         unsafe {
-            bindings::sg_init_table(table, outs as c_uint);
+            if outs > 0 {
+                bindings::sg_init_table(table, outs as c_uint);
+            }
             if ins > 0 {
                 bindings::sg_init_table(table.add(outs), ins as c_uint);
             }

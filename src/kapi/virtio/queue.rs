@@ -198,8 +198,12 @@ impl<H: QueueHandler, S: Send + Sync, O: Send> Queue<H, S, O> {
         mut message: ListArc<Message<S, O>>,
     ) -> Result<(), (ListArc<Message<S, O>>, Error)> {
         let (table, outs, ins) = Message::scatterlist(&mut message);
-        // SAFETY: The table has `outs + ins` entries.
-        let mut lists = [table, unsafe { table.add(outs) }];
+        let mut lists = if outs > 0 {
+            // SAFETY: The table has `outs + ins` entries.
+            [table, unsafe { table.add(outs) }]
+        } else {
+            [table, ptr::null_mut()]
+        };
         let token = ListArc::into_raw(message);
 
         // INVARIANT: The new token is a `ListArc`.
@@ -210,7 +214,7 @@ impl<H: QueueHandler, S: Send + Sync, O: Send> Queue<H, S, O> {
             bindings::virtqueue_add_sgs(
                 self.vq.as_ptr(),
                 lists.as_mut_ptr(),
-                1,
+                c_uint::from(outs > 0),
                 c_uint::from(ins > 0),
                 token.cast_mut().cast(),
                 bindings::GFP_ATOMIC,

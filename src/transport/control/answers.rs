@@ -23,7 +23,10 @@ use crate::{
         },
     },
     protocol::{
-        mirror::MIRROR_QUEUE,
+        mirror::{
+            EVENT_QUEUE,
+            MIRROR_QUEUE, //
+        },
         virtio_gpu::{
             response,
             Header,
@@ -169,6 +172,13 @@ impl QueueHandler for Control {
             if !this.mirror.used() {
                 this.lose(c"it broke the protocol of the mirror queue");
             }
+            return;
+        }
+        if index == u32::from(EVENT_QUEUE) {
+            if !this.events.used() {
+                this.lose(c"it broke the protocol of the event queue");
+            }
+            let _ = this.workqueue.enqueue::<Arc<Self>, 5>(this.clone());
             return;
         }
 

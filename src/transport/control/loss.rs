@@ -11,16 +11,26 @@ use super::{
     Inner,
     State, //
 };
-use crate::kapi::{
-    dma::fence::Signalling,
-    sync::cancel_delayed_sync,
-    virtio::Message, //
+use crate::{
+    kapi::{
+        dma::fence::Signalling,
+        sync::cancel_delayed_sync,
+        virtio::Message, //
+    },
+    protocol::mirror::{
+        device_state,
+        feature,
+        MirrorConfig,
+        CONFIG_OFFSET, //
+    },
 };
+use core::mem::offset_of;
 use kernel::{
     list::List,
     prelude::*,
     sync::{
         atomic::ordering::{
+            Full,
             Relaxed,
             Release, //
         },
@@ -99,9 +109,10 @@ impl Control {
         self.workqueue.flush();
         let queues = {
             let mut inner = self.inner.lock();
-            (inner.queue.take(), inner.cursor.take(), inner.event.take())
+            (inner.queue.take(), inner.cursor.take())
         };
         drop(queues);
+        drop(self.events.take_queue());
         drop(self.mirror.take_queue());
     }
 
@@ -162,6 +173,35 @@ impl Control {
                 self.watch(&mut inner, index, self.timeouts.answer_ms);
             }
         }
+    }
+}
+
+impl Control {
+    /// The configuration space has changed. May be called in any context.
+    pub(crate) fn config_changed(self: &Arc<Self>) {
+        self.changed.store(true, Release);
+        let _ = self.workqueue.enqueue::<Arc<Self>, 5>(self.clone());
+    }
+
+    /// Looks whether the device says that it is lost. Not to be called for a device that may be
+    /// dead: some hosts fail hard then.
+    fn look_at_state(self: &Arc<Self>) {
+        let field = CONFIG_OFFSET + offset_of!(MirrorConfig, device_state);
+        if !self.is_lost() && self.vdev.config_read32(field) == device_state::LOST {
+            self.lose(c"it says so");
+        }
+    }
+}
+
+/// Does what events and changes of the configuration ask for.
+impl WorkItem<5> for Control {
+    type Pointer = Arc<Self>;
+
+    fn run(this: Arc<Self>) {
+        if this.changed.xchg(false, Full) && this.vdev.has_feature(feature::MIRROR) {
+            this.look_at_state();
+        }
+        this.events.tell();
     }
 }
 

@@ -58,7 +58,10 @@ use self::command::{
     ABORTED,
     PENDING, //
 };
-use super::mirror::Mirror;
+use super::{
+    event::Events,
+    mirror::Mirror, //
+};
 use crate::{
     kapi::{
         sync::{
@@ -124,8 +127,6 @@ struct Inner {
     queue: Option<Queue<Control, Shared, Owned>>,
     /// Never used, but the device counts on it.
     cursor: Option<Queue<Control, Shared, Owned>>,
-    /// Without buffers: the driver needs no events yet.
-    event: Option<Queue<Control, Shared, Owned>>,
     /// Descriptors for ordinary commands.
     free: usize,
     /// Descriptors for commands that take something away.
@@ -173,6 +174,11 @@ pub(crate) struct Control {
     /// The mirror queue; without ring if the device has none.
     #[pin]
     pub(super) mirror: Mirror,
+    /// The event queue; without ring if the device has none.
+    #[pin]
+    pub(super) events: Events,
+    /// The configuration space has changed since the worker has looked.
+    changed: AtomicFlag,
     workqueue: Workqueue,
     reset_workqueue: Workqueue,
     #[pin]
@@ -183,11 +189,14 @@ pub(crate) struct Control {
     reset_overdue: DelayedWork<Control, 3>,
     #[pin]
     watchdog: DelayedWork<Control, 4>,
+    #[pin]
+    event_work: Work<Control, 5>,
 }
 
 impl_has_work! {
     impl HasWork<Self, 1> for Control { self.finish_work }
     impl HasWork<Self, 2> for Control { self.reset_work }
+    impl HasWork<Self, 5> for Control { self.event_work }
 }
 impl_has_delayed_work! {
     impl HasDelayedWork<Self, 3> for Control { self.reset_overdue }
@@ -220,7 +229,6 @@ impl Control {
                     state: State::Running,
                     queue: None,
                     cursor: None,
-                    event: None,
                     free: 0,
                     reserve: 0,
                     ring_size: 0,
@@ -233,19 +241,22 @@ impl Control {
                 done <- new_spinlock_irq!(List::new(), "Control::done"),
                 wait <- WaitQueue::new(),
                 mirror <- Mirror::new(),
+                events <- Events::new(),
+                changed: AtomicFlag::new(false),
                 workqueue,
                 reset_workqueue,
                 finish_work <- new_work!("Control::finish_work"),
                 reset_work <- new_work!("Control::reset_work"),
                 reset_overdue <- new_delayed_work!("Control::reset_overdue"),
                 watchdog <- new_delayed_work!("Control::watchdog"),
+                event_work <- new_work!("Control::event_work"),
             }),
             GFP_KERNEL,
         )
     }
 
     /// Finds the queues of the device, which is being probed, and makes it ready. With `mirror` it
-    /// has the mirror queue and the event queue.
+    /// has the mirror queue and the event queue, which gets so many buffers.
     ///
     /// # Errors
     ///
@@ -253,13 +264,13 @@ impl Control {
     pub(crate) fn start(
         self: &Arc<Self>,
         vdev: &virtio::Device<device::Core<'_>>,
-        mirror: bool,
+        mirror: Option<usize>,
     ) -> Result {
-        let (queue, cursor) = if mirror {
+        let (queue, cursor) = if let Some(event_slots) = mirror {
             let names = [c"control", c"cursor", c"mirror", c"event"];
             let [queue, cursor, mirror, event] = queue::find_queues(vdev, self.clone(), names)?;
             self.mirror.start(mirror.carrying())?;
-            self.inner.lock().event = Some(event.carrying());
+            self.events.start(event.carrying(), event_slots)?;
             (queue.carrying(), cursor.carrying())
         } else {
             let [queue, cursor] = queue::find_queues(vdev, self.clone(), [c"control", c"cursor"])?;
@@ -283,6 +294,7 @@ impl Control {
             inner.reserve = TEARDOWN_RESERVE;
         }
         vdev.ready();
+        self.events.kick();
         Ok(())
     }
 

@@ -148,11 +148,14 @@ impl Mirrored {
     ///
     /// # Errors
     ///
-    /// [`EACCES`] in another process, [`EFAULT`] where nothing is mapped, [`EPERM`] where the
+    /// [`EIO`] if the device has given the range up, [`EACCES`] in another process, [`EFAULT`] where nothing is mapped, [`EPERM`] where the
     /// process may not write, [`EBUSY`] if pages keep changing for a second, [`ENOMEM`],
     /// [`ENODEV`], [`EINTR`].
     pub(crate) fn make_ready(&self) -> Result {
         self.check_process()?;
+        if self.range.is_revoked() {
+            return Err(EIO);
+        }
         if self.range.is_ready(&self.range.lock.commits.lock()) {
             // MAPs of another thread have been answered when their pages are mapped.
             return Ok(());
@@ -323,7 +326,9 @@ pub(crate) fn register(
     let userptr = object.userptr().ok_or(EINVAL)?;
     let mirrored = userptr.as_mirrored().ok_or(EINVAL)?;
     let mut outer = mirrored.outer.lock()?;
-    range.space.create(object.id(), blob.size)?;
+    range
+        .space
+        .create(object.id(), blob.size, Some(range.clone()))?;
     outer.notifier = Some(KBox::pin_init(
         Notifier::new(&mm, addr, params.len, Handler(range.clone())),
         GFP_KERNEL,

@@ -19,7 +19,8 @@ use crate::{
             FinishNode, //
         }, //
     },
-    resource::space::Space, //
+    resource::space::Space,
+    transport::event::SpaceOwner, //
 };
 use kernel::{
     new_spinlock,
@@ -28,7 +29,8 @@ use kernel::{
     sync::{
         atomic::{
             ordering::Relaxed,
-            Atomic, //
+            Atomic,
+            AtomicFlag, //
         },
         Arc,
         LockedBy,
@@ -88,6 +90,8 @@ pub(crate) struct MirroredRange {
     pub(super) write: bool,
     /// Jobs use only what was prefetched.
     pub(super) sparse: bool,
+    /// The device has given the space up.
+    revoked: AtomicFlag,
     /// For one invalidation between its two passes; the callbacks of others do all at once.
     /// Protects only itself, taken by callbacks.
     #[pin]
@@ -127,12 +131,18 @@ impl MirroredRange {
                 pages,
                 write,
                 sparse,
+                revoked: AtomicFlag::new(false),
                 spare <- new_spinlock!(Some(node), "MirroredRange::spare"),
                 notice,
                 counters: Counters::new(),
             }),
             GFP_KERNEL,
         )
+    }
+
+    /// Whether the device has given the range up.
+    pub(crate) fn is_revoked(&self) -> bool {
+        self.revoked.load(Relaxed)
     }
 
     /// Bytes that jobs may rely on now.
@@ -175,5 +185,16 @@ impl MirroredRange {
                 }
             }
         });
+    }
+}
+
+impl SpaceOwner for MirroredRange {
+    /// Jobs cannot use the range any more; what the kernel takes away is invalidated as before,
+    /// which the device acknowledges for a space that is gone.
+    fn space_lost(&self) {
+        self.revoked.store(true, Relaxed);
+        if let Some(notice) = &self.notice {
+            notice.tell_loss();
+        }
     }
 }
