@@ -1,7 +1,10 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0-only
 
-//! The measures, taken in the guest: what registering memory costs (P1), what it saves (P2), how few
-//! memory entries it needs (P6), and how this driver compares with Linux's own (P8).
+//! The measures, taken in the guest: what registering memory costs (P1), what it saves (P2), what
+//! mirroring costs where nothing is used yet (P3), what it saves programs that allocate and free all
+//! the time (P4), how long it delays the kernel (P5), how few memory entries registrations need
+//! (P6) and how little memory of the kernel's (P7), and how this driver compares with Linux's own
+//! (P8).
 //!
 //! Everything is a ratio of two numbers from the same run. The result is a table, and a last line
 //! `BENCH-JSON {"rows":[...]}`.
@@ -13,6 +16,7 @@ mod gup;
 mod memory;
 mod pinning;
 mod report;
+mod reserving;
 mod setup;
 
 use std::path::PathBuf;
@@ -35,7 +39,7 @@ struct Options {
 }
 
 const USAGE: &str = "\
-usage: virtgpu-bench [options] [P1] [P2] [P6] [P8]
+usage: virtgpu-bench [options] [P1] [P2] [P3] [P4] [P5] [P6] [P7] [P8]
   --runs N       repetitions of each measurement, 5 or more (5)
   --largest MIB  largest registration of P1 (1024)
   --ours FILE    this project's module (/job/virtgpu_userptr.ko)
@@ -65,7 +69,7 @@ fn options() -> Result<Options, String> {
             "--largest" => options.largest = number(value()?)?.max(32),
             "--ours" => options.ours = value()?.into(),
             "--c" => options.c = value()?,
-            "P1" | "P2" | "P6" | "P8" => options.only.push(argument),
+            "P1" | "P2" | "P3" | "P4" | "P5" | "P6" | "P7" | "P8" => options.only.push(argument),
             _ => return Err(USAGE.into()),
         }
     }
@@ -91,9 +95,10 @@ fn main() -> ExitCode {
     setup::prepare();
     let mut report = Report::new();
     let mut failed = false;
-    let measures: [(&str, Measure); 4] = [
+    let measures: [(&str, Measure); 5] = [
         ("P1", pinning::measure),
         ("P2", copying::measure),
+        ("P3", reserving::measure),
         ("P6", entries::measure),
         ("P8", drivers::measure),
     ];

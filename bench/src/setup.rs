@@ -5,7 +5,8 @@
 use std::fs;
 use std::time::{Duration, Instant};
 
-use virtgpu_client::{compute, BlobMap, BlobOptions, Bytes, Device, Errno, Exec};
+use virtgpu_client::protocol::uapi;
+use virtgpu_client::{compute, BlobMap, BlobOptions, Bytes, Device, Errno, Exec, Memory};
 
 pub(crate) type Result<T = ()> = std::result::Result<T, Box<dyn std::error::Error>>;
 
@@ -36,6 +37,15 @@ pub(crate) fn open() -> Result<Device> {
     Ok(device)
 }
 
+/// The same, on a device that can mirror memory.
+pub(crate) fn open_mirroring() -> Result<Device> {
+    let device = open()?;
+    if device.userptr_modes()? & uapi::USERPTR_MODE_MIRRORED == 0 {
+        return Err("the device does not mirror user memory".into());
+    }
+    Ok(device)
+}
+
 /// What the device counts.
 pub(crate) struct Stats {
     map: BlobMap,
@@ -48,6 +58,7 @@ pub(crate) struct Numbers {
     pub(crate) commands: u64,
     pub(crate) create_ns: u64,
     pub(crate) unref_ns: u64,
+    pub(crate) invalidates: u64,
 }
 
 impl Stats {
@@ -67,8 +78,28 @@ impl Stats {
             commands: self.map.read_u64(16),
             create_ns: self.map.read_u64(48),
             unref_ns: self.map.read_u64(56),
+            invalidates: self.map.read_u64(80),
         })
     }
+}
+
+/// A job that does nothing. An empty one might be answered without being run.
+pub(crate) fn nothing() -> compute::Stream {
+    let mut stream = compute::Stream::new();
+    stream.delay(0);
+    stream
+}
+
+/// Has everything of mirrored buffer `handle` mapped, by a job that lists it and does nothing.
+pub(crate) fn map_all(device: &Device, handle: u32) -> Result {
+    let stream = nothing();
+    wait(&Exec::new(stream.as_bytes()).buffers(&[handle]), device)?;
+    let query = device.query(handle)?;
+    if query.mapped_bytes != query.size {
+        let (mapped, size) = (query.mapped_bytes, query.size);
+        return Err(format!("{mapped} bytes of {size} are mapped").into());
+    }
+    Ok(())
 }
 
 /// Submits and waits.
@@ -86,6 +117,34 @@ pub(crate) fn vm_pin() -> Result<u64> {
         .and_then(|rest| rest.split_whitespace().next()?.parse::<u64>().ok())
         .map(|kilobytes| kilobytes << 10)
         .ok_or_else(|| "no VmPin in /proc/self/status".into())
+}
+
+/// Bytes of physical memory in the mappings that a range is in.
+pub(crate) fn resident(memory: &impl Memory) -> Result<u64> {
+    let text = fs::read_to_string("/proc/self/smaps")?;
+    let first = memory.as_ptr() as u64;
+    let end = first + memory.len() as u64;
+    let (mut inside, mut known, mut bytes) = (false, 0, 0);
+    for line in text.lines() {
+        let range = line.split(' ').next().and_then(|word| {
+            let (start, end) = word.split_once('-')?;
+            let parse = |text| u64::from_str_radix(text, 16).ok();
+            Some((parse(start)?, parse(end)?))
+        });
+        if let Some((from, to)) = range {
+            inside = from < end && first < to;
+            if inside {
+                known += to.min(end) - from.max(first);
+            }
+        } else if let (true, Some(rest)) = (inside, line.strip_prefix("Rss:")) {
+            let number = rest.split_whitespace().next().unwrap_or_default();
+            bytes += number.parse::<u64>()? << 10;
+        }
+    }
+    if known != end - first {
+        return Err("a range is not in /proc/self/smaps".into());
+    }
+    Ok(bytes)
 }
 
 /// Waits until nothing is pinned.
