@@ -38,6 +38,7 @@ const FAMILIES: &[&Family] = &[
     &bad_input::FAMILY,
     &bad_memory::FAMILY,
     &read_only::FAMILY,
+    &read_only::NO_MIRROR,
     &handles::FAMILY,
     &gup_longterm::FAMILY,
     &cow::FAMILY,

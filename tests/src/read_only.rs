@@ -2,6 +2,9 @@
 
 //! Read-only is a privilege boundary: a device that ignores it must not become a way to write what
 //! the caller could not. Each case tries to write root's file through the device.
+//!
+//! A device with a mirror queue enforces what a space allows: there read-only registrations of such
+//! memory go through, and the device's writes do not. On others they are refused.
 
 use std::fs;
 use std::os::fd::AsFd;
@@ -10,7 +13,9 @@ use std::os::unix::fs::PermissionsExt;
 use rustix::fs::{MemfdFlags, Mode, OFlags, SealFlags};
 use rustix::mm::{MapFlags, ProtFlags};
 use virtgpu_client::protocol::uapi;
-use virtgpu_client::{Bytes, Device, Errno, Mapping, Memfd, Memory, RegisterOptions};
+use virtgpu_client::{
+    compute, BlobOptions, Bytes, Device, Errno, Mapping, Memfd, Memory, RegisterOptions,
+};
 
 use crate::bad_memory::open_read_only;
 use crate::ktap::{Driver, Family, Kernel, TestResult};
@@ -18,11 +23,19 @@ use crate::support::unchanged::Refusing;
 use crate::support::{child, ext4, job, raw, Env, PAGE};
 use crate::{cases, check, check_eq, skip};
 
+/// On a device that enforces read-only.
 pub(crate) const FAMILY: Family = Family {
     name: "read_only",
+    device: "",
+    ..NO_MIRROR
+};
+
+/// On a device that does not.
+pub(crate) const NO_MIRROR: Family = Family {
+    name: "read_only_no_mirror",
     kernel: Kernel::Any,
     driver: Driver::Ours,
-    device: "",
+    device: "--no-mirror",
     leak_check: true,
     cases: cases![
         shared_memory_of_root,
@@ -35,6 +48,7 @@ pub(crate) const FAMILY: Family = Family {
         memfd_write_only,
         not_a_memfd,
         reopened_through_proc,
+        large_file,
     ],
 };
 
@@ -69,19 +83,58 @@ fn write_through(device: &Device, resource: u32, handle: u32) {
     let _ = job::poke(device, at, 0, handle);
 }
 
+/// Whether the device enforces what a registration says.
+fn enforces(device: &Device) -> TestResult<bool> {
+    Ok(device.userptr_modes()? & uapi::USERPTR_MODE_MIRRORED != 0)
+}
+
+/// A registration for reading of memory that the caller could not write: the device enforces it,
+/// or it is refused.
+fn only_enforced(
+    env: &Env,
+    refusing: &Refusing,
+    what: &str,
+    register: impl Fn(&Device) -> Result<(u32, u32), Errno>,
+) -> TestResult {
+    if !enforces(&refusing.device)? {
+        return refusing.refuse(Errno::PERM, what, |device| {
+            let (handle, resource) = register(device)?;
+            write_through(device, resource, handle);
+            Ok(())
+        });
+    }
+    let device = env.compute()?;
+    let (handle, resource) = register(&device)?;
+    let at = virtgpu_client::protocol::compute::Operand::resource(resource, 0);
+    check_eq!(
+        job::peek(&device, at, handle)?,
+        u64::from_ne_bytes([SECRET; 8]),
+        "{what}: the device's view"
+    );
+    check!(
+        job::poke(&device, at, 0, handle).is_err(),
+        "{what}: the device wrote"
+    );
+    Ok(())
+}
+
 /// Shared and not writable by the caller: no way in.
-fn refuse_mapping(refusing: &Refusing, mapping: &Mapping) -> TestResult {
+fn refuse_mapping(env: &Env, refusing: &Refusing, mapping: &Mapping) -> TestResult {
     let addr = mapping.as_ptr() as u64;
     let size = mapping.len() as u64;
     let read_only = uapi::UserptrRegister {
         flags: uapi::USERPTR_PINNED | uapi::USERPTR_RDONLY,
         ..raw::pinned(addr, size)
     };
-    refusing.refuse(Errno::PERM, "read-only", |device| attack(device, read_only))?;
+    only_enforced(env, refusing, "read-only", |device| {
+        let mut register = read_only;
+        raw::call(device, uapi::nr::USERPTR_REGISTER, &mut register)?;
+        Ok((register.bo_handle, register.res_handle))
+    })?;
     refusing.refuse(Errno::FAULT, "writable", |device| {
         attack(device, raw::pinned(addr, size))
     })?;
-    for (flags, error) in [(0x18, Errno::PERM), (0x8, Errno::FAULT)] {
+    let create = |device: &Device, flags| {
         let mut blob = uapi::ResourceCreateBlob {
             blob_mem: 3,
             blob_flags: flags,
@@ -91,13 +144,17 @@ fn refuse_mapping(refusing: &Refusing, mapping: &Mapping) -> TestResult {
             pad2: (addr >> 32) as u32,
             ..Default::default()
         };
-        refusing.refuse(error, &format!("ROCm's form, flags {flags:#x}"), |device| {
-            raw::call(device, uapi::nr::RESOURCE_CREATE_BLOB, &mut blob)?;
-            write_through(device, blob.res_handle, blob.bo_handle);
-            Ok(())
-        })?;
-    }
-    Ok(())
+        raw::call(device, uapi::nr::RESOURCE_CREATE_BLOB, &mut blob)?;
+        Ok((blob.bo_handle, blob.res_handle))
+    };
+    only_enforced(env, refusing, "ROCm's form, read-only", |device| {
+        create(device, 0x18)
+    })?;
+    refusing.refuse(Errno::FAULT, "ROCm's form, writable", |device| {
+        let (handle, resource) = create(device, 0x8)?;
+        write_through(device, resource, handle);
+        Ok(())
+    })
 }
 
 fn shared(fd: impl AsFd) -> TestResult<Mapping> {
@@ -118,10 +175,8 @@ fn shared_memory_of_root(env: &Env) -> TestResult {
         child::drop_privileges()?;
         let refusing = Refusing::new(env)?;
         let fd = open_read_only(path)?;
-        refuse_mapping(&refusing, &shared(&fd)?)?;
-        for flags in [0, uapi::USERPTR_RDONLY] {
-            refuse_fd(&refusing, &fd, flags, &[Errno::PERM])?;
-        }
+        refuse_mapping(env, &refusing, &shared(&fd)?)?;
+        not_writable_fd(env, &refusing, &fd)?;
         Ok(())
     })?;
     unchanged(path)
@@ -133,7 +188,7 @@ fn ext4_file_of_root(env: &Env) -> TestResult {
     child::run(|| {
         child::drop_privileges()?;
         let refusing = Refusing::new(env)?;
-        refuse_mapping(&refusing, &shared(open_read_only(&path)?)?)
+        refuse_mapping(env, &refusing, &shared(open_read_only(&path)?)?)
     })?;
     unchanged(&path)
 }
@@ -164,7 +219,7 @@ fn roots_own_read_only_file(env: &Env) -> TestResult {
     let path = "/dev/shm/virtgpu-tests-own";
     roots_file(path)?;
     let refusing = Refusing::new(env)?;
-    refuse_mapping(&refusing, &shared(open_read_only(path)?)?)?;
+    refuse_mapping(env, &refusing, &shared(open_read_only(path)?)?)?;
     drop(refusing);
     unchanged(path)
 }
@@ -193,6 +248,71 @@ fn refuse_fd(refusing: &Refusing, fd: impl AsFd, flags: u32, errors: &[Errno]) -
     })
 }
 
+/// A descriptor of a memfd that the caller cannot write through it.
+fn not_writable_fd(env: &Env, refusing: &Refusing, fd: impl AsFd) -> TestResult {
+    use std::os::fd::AsRawFd;
+    refuse_fd(refusing, &fd, 0, &[Errno::PERM])?;
+    let size = rustix::fs::fstat(&fd)?.st_size as u64;
+    let register = uapi::UserptrRegister {
+        flags: uapi::USERPTR_PINNED | uapi::USERPTR_FD | uapi::USERPTR_RDONLY,
+        fd: fd.as_fd().as_raw_fd(),
+        ..raw::pinned(0, size)
+    };
+    only_enforced(env, refusing, "a descriptor, read-only", |device| {
+        let mut register = register;
+        raw::call(device, uapi::nr::USERPTR_REGISTER, &mut register)?;
+        Ok((register.bo_handle, register.res_handle))
+    })
+}
+
+/// A file of a GiB, opened for reading and mapped shared, is read by a job in place.
+fn large_file(env: &Env) -> TestResult {
+    let device = env.compute()?;
+    if !enforces(&device)? {
+        skip!("needs a device that enforces read-only");
+    }
+    let size: usize = if env.debug { 64 << 20 } else { 1 << 30 };
+    println!("    # {} MiB", size >> 20);
+    let path = "/dev/shm/virtgpu-tests-large";
+    let file = fs::OpenOptions::new()
+        .create(true)
+        .truncate(true)
+        .read(true)
+        .write(true)
+        .open(path)?;
+    file.set_len(size as u64)?;
+    let pages = size / PAGE;
+    let mut sum = 0;
+    {
+        let writable = Mapping::file(&file, 0, size, ProtFlags::all(), MapFlags::SHARED)?;
+        for page in 0..pages {
+            writable.write_u64(page * PAGE, page as u64);
+            sum += (page & 0xff) as u64;
+        }
+    }
+    let file = open_read_only(path)?;
+    fs::remove_file(path)?;
+    let mapping = Mapping::file(&file, 0, size, ProtFlags::READ, MapFlags::SHARED)?;
+    let userptr = device.register(&mapping, RegisterOptions::pinned().read_only())?;
+    let result = device.create_blob(&BlobOptions::guest(4096))?;
+    let map = result.map()?;
+    let mut stream = compute::Stream::new();
+    stream.stride_read(result.at(0), userptr.at(0), size as u64, PAGE as u64);
+    job::run(&device, &stream, &[userptr.handle(), result.handle()])?;
+    check_eq!(map.read_u64(0), sum, "what the device has read");
+    let last = size as u64 - P;
+    check!(
+        job::poke(&device, userptr.at(last), 0, userptr.handle()).is_err(),
+        "the device wrote"
+    );
+    check_eq!(
+        mapping.read_u64(last as usize),
+        (pages - 1) as u64,
+        "the last page"
+    );
+    Ok(())
+}
+
 /// The same memfd, opened again without the right to write.
 fn reopen(memfd: &Memfd, flags: OFlags) -> TestResult<std::os::fd::OwnedFd> {
     use std::os::fd::AsRawFd;
@@ -209,9 +329,7 @@ fn memfd_read_only(env: &Env) -> TestResult {
     let memfd = Memfd::new(4 * P)?;
     memfd.map()?.fill(SECRET);
     let fd = reopen(&memfd, OFlags::RDONLY)?;
-    for flags in [0, uapi::USERPTR_RDONLY] {
-        refuse_fd(&refusing, &fd, flags, &[Errno::PERM])?;
-    }
+    not_writable_fd(env, &refusing, &fd)?;
     check_eq!(memfd.map()?.read_u32(0), 0x5252_5252, "the memfd");
     Ok(())
 }
@@ -222,12 +340,10 @@ fn memfd_write_sealed(env: &Env) -> TestResult {
         let memfd = Memfd::new(4 * P)?;
         memfd.map()?.fill(SECRET);
         memfd.seal(seal)?;
-        for flags in [0, uapi::USERPTR_RDONLY] {
-            refuse_fd(&refusing, &memfd, flags, &[Errno::PERM])?;
-        }
+        not_writable_fd(env, &refusing, &memfd)?;
         let mapping = shared(&memfd)?;
         check_eq!(mapping.read_u32(0), 0x5252_5252, "the memfd");
-        refuse_mapping(&refusing, &mapping)?;
+        refuse_mapping(env, &refusing, &mapping)?;
     }
     Ok(())
 }
@@ -297,9 +413,7 @@ fn reopened_through_proc(env: &Env) -> TestResult {
     let memfd = Memfd::with_flags(huge, MemfdFlags::CLOEXEC | MemfdFlags::HUGETLB)?;
     memfd.map()?.fill(SECRET);
     let fd = reopen(&memfd, OFlags::RDONLY)?;
-    for flags in [0, uapi::USERPTR_RDONLY] {
-        refuse_fd(&refusing, &fd, flags, &[Errno::PERM])?;
-    }
+    not_writable_fd(env, &refusing, &fd)?;
     check_eq!(memfd.map()?.read_u32(0), 0x5252_5252, "the memfd");
     Ok(())
 }
