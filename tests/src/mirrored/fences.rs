@@ -332,12 +332,12 @@ fn overrun(env: &Env) -> TestResult {
             "munmap took {time:?}"
         );
         given_up(&fence)?;
+        place.map(0, HUGE)?;
         check_eq!(
             mirror.end(&mirror.idle())?,
             End::Refused(Errno::IO),
             "a later job of the context"
         );
-        place.map(0, HUGE)?;
         check_eq!(place.read_u64(0), 0, "new memory");
         // Another file of the same process has nothing to do with it.
         let other = Device::open()?;

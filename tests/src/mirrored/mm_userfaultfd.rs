@@ -391,7 +391,11 @@ fn unanswered_handle_closed(env: &Env) -> TestResult {
     let end = unanswered(&mirror, uffd, |_| {
         bounded("GEM_CLOSE", || Ok(device.gem_close(handle)?))
     })?;
-    check_eq!(end, End::Done, "the job, which keeps what it uses");
+    // It had not been queued.
+    check!(
+        matches!(end, End::Done | End::Refused(Errno::IO | Errno::NOENT)),
+        "the job: {end:?}"
+    );
     // The number was closed above.
     std::mem::forget(mirror);
     let again = Mirror::new(&device, &place)?;

@@ -8,6 +8,8 @@ mod events;
 mod fences;
 mod hmm_tests;
 mod mm_fork;
+mod mm_huge;
+mod mm_migrate;
 mod mm_protect;
 mod mm_reclaim;
 mod mm_unmap;
@@ -24,6 +26,8 @@ pub(crate) const FAMILIES: &[Family] = &[
     mm_protect::FAMILY,
     mm_fork::FAMILY,
     mm_reclaim::FAMILY,
+    mm_migrate::FAMILY,
+    mm_huge::FAMILY,
     mm_userfaultfd::FAMILY,
     hmm_tests::FAMILY,
     fences::FAMILY,

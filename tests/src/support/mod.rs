@@ -11,6 +11,7 @@ pub(crate) mod job;
 pub(crate) mod leak;
 pub(crate) mod memcg;
 pub(crate) mod memory;
+pub(crate) mod numa;
 pub(crate) mod place;
 pub(crate) mod procfs;
 pub(crate) mod raw;

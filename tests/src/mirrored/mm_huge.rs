@@ -1,0 +1,316 @@
+// SPDX-License-Identifier: MIT OR GPL-2.0-only
+
+//! Pages that become one and pages that fall apart: collapse and split of huge pages, merging of
+//! equal ones.
+
+use std::fs;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use virtgpu_client::{compute, Bytes, Errno, Memory};
+
+use super::support::{family, open, End, Mirror, READ_ONLY};
+use crate::ktap::{Family, Outcome, TestResult};
+use crate::support::place::{Pages, Place};
+use crate::support::{eventually, Env, HUGE, PAGE};
+use crate::{cases, check, check_eq, skip};
+
+pub(crate) const FAMILY: Family = family(
+    "mm_huge",
+    cases![
+        collapse,
+        collapse_read_only,
+        split_by_the_kernel,
+        split_by_a_part,
+        collapse_and_split_while_the_device_writes: 300,
+        merged,
+        merged_and_written_by_the_device,
+        hugetlb_pages,
+    ],
+);
+
+const MADV_COLLAPSE: i32 = 25;
+
+/// Small pages that may become a huge one.
+fn small(length: usize) -> TestResult<Place> {
+    let place = Place::base(length)?;
+    place.fill(0);
+    Ok(place)
+}
+
+fn collapse_place(place: &Place) -> TestResult {
+    // The advice against huge pages would refuse it for a reason of its own.
+    place.advise(0, place.len(), libc::MADV_HUGEPAGE)?;
+    let mut last = Ok(());
+    // A page may be on its way somewhere for a moment.
+    eventually(Duration::from_secs(20), || {
+        last = place.advise(0, place.len(), MADV_COLLAPSE);
+        last.is_ok()
+    });
+    last
+}
+
+/// Refuses on memory that no device uses, too: then it is not the device's fault.
+fn can_collapse() -> TestResult {
+    let control = small(HUGE)?;
+    match collapse_place(&control) {
+        Err(Outcome::Fail(reason)) => Err(Outcome::Skip(format!("no collapse here: {reason}"))),
+        other => other,
+    }
+}
+
+fn collapse(env: &Env) -> TestResult {
+    can_collapse()?;
+    let device = open(env)?;
+    let place = small(2 * HUGE)?;
+    let mirror = Mirror::new(&device, &place)?;
+    let data = mirror.scatter(1);
+    mirror.agrees("small pages")?;
+    mirror.loses("MADV_COLLAPSE", 2 * HUGE, || collapse_place(&place))?;
+    check!(
+        place.is_huge(0)? && place.is_huge(HUGE)?,
+        "MADV_COLLAPSE has succeeded, but the pages are small"
+    );
+    let before = mirror.count()?.entries;
+    check_eq!(
+        mirror.csum(0, 2 * HUGE)?,
+        compute::crc32c(0, &data),
+        "CRC32C of huge pages"
+    );
+    let entries = mirror.count()?.entries - before;
+    check!(entries <= 2, "{entries} entries for two huge pages");
+    mirror.coherent_all_over("huge pages")
+}
+
+fn collapse_read_only(env: &Env) -> TestResult {
+    can_collapse()?;
+    let device = open(env)?;
+    let place = Place::base(HUGE)?;
+    let mirror = Mirror::with(&device, &place, READ_ONLY)?;
+    mirror.agrees("zero pages")?;
+    place.write_u64(17 * PAGE, 2);
+    mirror.agrees("zero pages and another")?;
+    collapse_place(&place)?;
+    check_eq!(mirror.peek(17 * PAGE)?, 2, "the device's view");
+    place.write_u64(18 * PAGE, 3);
+    check_eq!(
+        mirror.peek(18 * PAGE)?,
+        3,
+        "the device's view of a later write"
+    );
+    mirror.agrees("in the end")
+}
+
+/// A huge page, if the kernel gives any.
+fn huge() -> TestResult<Place> {
+    let place = Place::new(Pages::Huge, HUGE)?;
+    place.fill(1);
+    if !place.is_huge(0)? {
+        skip!("the kernel gave small pages");
+    }
+    Ok(place)
+}
+
+fn split(place: &Place) -> TestResult {
+    let file = "/sys/kernel/debug/split_huge_pages";
+    let (start, end) = (place.address(0), place.address(place.len()));
+    let text = format!("{},{start:#x},{end:#x}", std::process::id());
+    fs::write(file, text).map_err(|error| Outcome::Skip(format!("{file}: {error}")))
+}
+
+/// The frames stay the same, and yet the device has to be told.
+fn split_by_the_kernel(env: &Env) -> TestResult {
+    let device = open(env)?;
+    let place = huge()?;
+    let mirror = Mirror::new(&device, &place)?;
+    let data = mirror.scatter(2);
+    mirror.agrees("a huge page")?;
+    mirror.loses("splitting", HUGE, || split(&place))?;
+    check_eq!(
+        mirror.csum(0, HUGE)?,
+        compute::crc32c(0, &data),
+        "CRC32C after splitting"
+    );
+    mirror.coherent_all_over("after splitting")
+}
+
+fn split_by_a_part(env: &Env) -> TestResult {
+    let device = open(env)?;
+    let place = huge()?;
+    let mirror = Mirror::new(&device, &place)?;
+    let mut expected = mirror.scatter(3);
+    for page in [0, 77, 511] {
+        mirror.loses("MADV_DONTNEED of a page", PAGE, || {
+            place.advise(page * PAGE, PAGE, libc::MADV_DONTNEED)
+        })?;
+        expected[page * PAGE..(page + 1) * PAGE].fill(0);
+        check_eq!(
+            mirror.csum(0, HUGE)?,
+            compute::crc32c(0, &expected),
+            "CRC32C without page {page}"
+        );
+    }
+    mirror.coherent_all_over("in the end")
+}
+
+fn collapse_and_split_while_the_device_writes(env: &Env) -> TestResult {
+    can_collapse()?;
+    let device = open(env)?;
+    let place = huge()?;
+    place.fill(0);
+    let mirror = Mirror::new(&device, &place)?;
+    let mut adding = compute::Stream::new();
+    adding.add_u32(mirror.userptr.at(0), HUGE as u64, 1);
+    let jobs = env.iterations(100) as u32;
+    let stop = AtomicBool::new(false);
+    let changes = std::thread::scope(|scope| {
+        let changer = scope.spawn(|| -> TestResult<[u32; 2]> {
+            let mut changes = [0, 0];
+            while !stop.load(Ordering::Relaxed) {
+                split(&place)?;
+                changes[0] += 1;
+                // A page that is just being faulted in keeps the pages from becoming one.
+                changes[1] += u32::from(place.advise(0, HUGE, MADV_COLLAPSE).is_ok());
+            }
+            Ok(changes)
+        });
+        let write = || -> TestResult {
+            let mut done = 0;
+            while done < jobs {
+                match mirror.end(&adding)? {
+                    End::Done => done += 1,
+                    End::Refused(Errno::BUSY) => {}
+                    other => return Err(Outcome::Fail(format!("a job: {other:?}"))),
+                }
+            }
+            Ok(())
+        };
+        let written = write();
+        stop.store(true, Ordering::Relaxed);
+        let changes = changer.join().expect("no panic")?;
+        written.map(|()| changes)
+    })?;
+    println!(
+        "    # split {} times, collapsed {} times during {jobs} jobs",
+        changes[0], changes[1]
+    );
+    for page in 0..HUGE / PAGE {
+        check_eq!(
+            place.read_u32(page * PAGE),
+            jobs,
+            "additions to page {page}"
+        );
+    }
+    mirror.coherent_all_over("in the end")
+}
+
+/// Starts the kernel's search for equal pages; stops and undoes it on drop.
+struct Merging;
+
+const KSM: &str = "/sys/kernel/mm/ksm";
+
+impl Merging {
+    fn start() -> TestResult<Self> {
+        for (file, value) in [
+            ("pages_to_scan", "20000"),
+            ("sleep_millisecs", "1"),
+            ("run", "1"),
+        ] {
+            fs::write(format!("{KSM}/{file}"), value)
+                .map_err(|error| Outcome::Skip(format!("{KSM}/{file}: {error}")))?;
+        }
+        Ok(Self)
+    }
+}
+
+impl Drop for Merging {
+    fn drop(&mut self) {
+        let _ = fs::write(format!("{KSM}/run"), "2");
+        let _ = fs::write(format!("{KSM}/run"), "0");
+    }
+}
+
+/// Equal pages that are one by now.
+fn merged_place() -> TestResult<(Place, Merging)> {
+    let place = Place::base(16 * PAGE)?;
+    place.fill(0x3c);
+    place.try_advise(0, 16 * PAGE, libc::MADV_MERGEABLE, "MADV_MERGEABLE")?;
+    Ok((place, Merging::start()?))
+}
+
+fn all_one(place: &Place) -> bool {
+    place
+        .frames()
+        .is_ok_and(|frames| frames[0].is_some() && frames.iter().all(|frame| *frame == frames[0]))
+}
+
+/// Reading merged pages does not take them apart; our own write does, and only that page.
+fn merged(env: &Env) -> TestResult {
+    let device = open(env)?;
+    let (place, _merging) = merged_place()?;
+    let mirror = Mirror::with(&device, &place, READ_ONLY)?;
+    mirror.agrees("before")?;
+    // The device has the pages mapped: merging has to take them away from it.
+    let before = mirror.count()?.invalidations;
+    check!(
+        eventually(Duration::from_secs(60), || all_one(&place)),
+        "pages that a device reads are not merged"
+    );
+    check!(
+        mirror.count()?.invalidations > before,
+        "the device was not told of the merging"
+    );
+    mirror.agrees("merged")?;
+    check!(all_one(&place), "reading has taken the pages apart");
+    mirror.loses("our write", PAGE, || {
+        place.write_u64(5 * PAGE, 1);
+        Ok(())
+    })?;
+    check_eq!(mirror.peek(5 * PAGE)?, 1, "the device's view of our write");
+    mirror.agrees("in the end")
+}
+
+fn merged_and_written_by_the_device(env: &Env) -> TestResult {
+    let device = open(env)?;
+    let (place, merging) = merged_place()?;
+    check!(
+        eventually(Duration::from_secs(60), || all_one(&place)),
+        "pages that no one uses are not merged"
+    );
+    let mirror = Mirror::new(&device, &place)?;
+    mirror.poke(5 * PAGE, 2)?;
+    for page in 0..16 {
+        let expected = if page == 5 { 2 } else { 0x3c3c_3c3c_3c3c_3c3c };
+        check_eq!(place.read_u64(page * PAGE), expected, "page {page}");
+    }
+    // The other 15 are equal still, and merged again sooner or later; the device does not mind.
+    for round in 0..env.iterations(20) {
+        mirror.poke(6 * PAGE + 8, round)?;
+        check_eq!(place.read_u64(6 * PAGE + 8), round, "our view");
+        check_eq!(mirror.peek(7 * PAGE)?, 0x3c3c_3c3c_3c3c_3c3c, "its view");
+    }
+    drop(merging);
+    mirror.agrees("taken apart")?;
+    mirror.coherent_all_over("taken apart")
+}
+
+/// hugetlb pages come and go as a whole.
+fn hugetlb_pages(env: &Env) -> TestResult {
+    let device = open(env)?;
+    let place = Place::new(Pages::Hugetlb, 2 * HUGE)?;
+    let mirror = Mirror::new(&device, &place)?;
+    mirror.scatter(4);
+    mirror.agrees("before")?;
+    let count = mirror.count()?;
+    check!(
+        count.entries <= 2,
+        "{} entries for two pages",
+        count.entries
+    );
+    mirror.loses("MADV_DONTNEED", HUGE, || {
+        place.advise(HUGE, HUGE, libc::MADV_DONTNEED)
+    })?;
+    check_eq!(mirror.peek(HUGE + PAGE)?, 0, "a new page");
+    mirror.agrees("after")?;
+    mirror.coherent_all_over("after")
+}

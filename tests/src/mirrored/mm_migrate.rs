@@ -1,0 +1,288 @@
+// SPDX-License-Identifier: MIT OR GPL-2.0-only
+
+//! Pages that move to other frames: between nodes, by compaction, out of memory that goes offline or
+//! that is broken. Nothing holds them, so the kernel can always do it, and no byte is lost.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use virtgpu_client::{compute, Bytes, Errno, Memfd, Memory};
+
+use super::support::{family, on_each_kind, open, End, Mirror, READ_ONLY, WHOLE};
+use crate::ktap::{Family, Outcome, TestResult};
+use crate::support::place::{Pages, Place, RW};
+use crate::support::{numa, Env, HUGE, PAGE};
+use crate::{cases, check, check_eq, skip};
+
+pub(crate) const FAMILY: Family = family(
+    "mm_migrate",
+    cases![
+        between_nodes: 300,
+        file_between_nodes,
+        between_nodes_while_the_device_writes: 300,
+        numa_balancing: 300,
+        compaction: 300,
+        memory_offline: 300,
+        soft_offline,
+        broken_page,
+    ],
+);
+
+const SIZE: usize = 2 * HUGE;
+
+fn moved(place: &Place, node: i32) -> TestResult {
+    let status = numa::move_to(place, node)?;
+    check!(
+        status.iter().all(|status| *status == node),
+        "pages that are not on node {node}: {status:?}"
+    );
+    Ok(())
+}
+
+fn between_nodes(env: &Env) -> TestResult {
+    numa::two_nodes()?;
+    on_each_kind(env, SIZE, |device, place| {
+        let mirror = Mirror::new(device, place)?;
+        mirror.scatter(1);
+        mirror.agrees("before")?;
+        let mut lost = 0;
+        for round in 0..6 {
+            let before = mirror.count()?.invalidations;
+            moved(place, round % 2)?;
+            lost += u64::from(mirror.count()?.invalidations > before);
+            mirror.agrees("moved")?;
+            mirror.coherent_all_over("moved")?;
+        }
+        // Where the first move finds the pages there already, nothing happens.
+        check!(lost >= 5, "the device was told of {lost} moves of 6");
+        Ok(())
+    })
+}
+
+fn file_between_nodes(env: &Env) -> TestResult {
+    numa::two_nodes()?;
+    let device = open(env)?;
+    let memfd = Memfd::new(SIZE as u64)?;
+    let other = memfd.map()?;
+    let place = Place::reserve(Pages::Base, SIZE)?;
+    place.map_file(0, SIZE, &memfd, 0, [RW, libc::MAP_SHARED])?;
+    let mirror = Mirror::new(&device, &place)?;
+    mirror.scatter(2);
+    mirror.agrees("before")?;
+    drop(other);
+    for round in 0..6 {
+        moved(&place, round % 2)?;
+        mirror.coherent_all_over("moved")?;
+        mirror.agrees("moved")?;
+    }
+    Ok(())
+}
+
+fn between_nodes_while_the_device_writes(env: &Env) -> TestResult {
+    numa::two_nodes()?;
+    let device = open(env)?;
+    let place = Place::base(64 * PAGE)?;
+    let mirror = Mirror::new(&device, &place)?;
+    mirror.fill(0)?;
+    let mut adding = compute::Stream::new();
+    adding.add_u32(mirror.userptr.at(0), 64 * PAGE as u64, 1);
+    let jobs = env.iterations(200) as u32;
+    let stop = AtomicBool::new(false);
+    let moves = std::thread::scope(|scope| {
+        let mover = scope.spawn(|| -> TestResult<u32> {
+            let mut moves = 0;
+            while !stop.load(Ordering::Relaxed) {
+                // A page that is just being faulted in may be busy.
+                numa::move_to(&place, moves as i32 % 2)?;
+                moves += 1;
+            }
+            Ok(moves)
+        });
+        let write = || -> TestResult {
+            let mut done = 0;
+            while done < jobs {
+                match mirror.end(&adding)? {
+                    End::Done => done += 1,
+                    End::Refused(Errno::BUSY) => {}
+                    other => return Err(Outcome::Fail(format!("a job: {other:?}"))),
+                }
+            }
+            Ok(())
+        };
+        let written = write();
+        stop.store(true, Ordering::Relaxed);
+        let moves = mover.join().expect("no panic")?;
+        written.map(|()| moves)
+    })?;
+    println!("    # {moves} moves during {jobs} jobs");
+    for page in 0..64 {
+        check_eq!(
+            place.read_u32(page * PAGE),
+            jobs,
+            "additions to page {page}"
+        );
+    }
+    moved(&place, 0)?;
+    mirror.coherent_all_over("in the end")
+}
+
+/// The kernel looks for pages that are used from another node by taking them away for a moment.
+fn numa_balancing(env: &Env) -> TestResult {
+    numa::two_nodes()?;
+    let device = open(env)?;
+    let place = Place::base(SIZE)?;
+    let mirror = Mirror::new(&device, &place)?;
+    let switch = "/proc/sys/kernel/numa_balancing";
+    let before =
+        fs::read_to_string(switch).map_err(|error| Outcome::Skip(format!("{switch}: {error}")))?;
+    fs::write(switch, "1")?;
+    for (name, value) in [
+        ("scan_delay_ms", "0"),
+        ("scan_period_min_ms", "10"),
+        ("scan_period_max_ms", "20"),
+        ("scan_size_mb", "1024"),
+    ] {
+        let _ = fs::write(
+            format!("/sys/kernel/debug/sched/numa_balancing/{name}"),
+            value,
+        );
+    }
+    let work = || -> TestResult {
+        for round in 0..env.iterations(40) {
+            mirror.scatter(round);
+            mirror.agrees("by the device")?;
+            mirror.coherent_all_over("both")?;
+        }
+        Ok(())
+    };
+    let result = work();
+    fs::write(switch, before)?;
+    println!("    # {} invalidations", mirror.count()?.invalidations);
+    result
+}
+
+/// Half of the pages of a large area are given back, so that there is something to compact.
+fn compaction(env: &Env) -> TestResult {
+    let device = open(env)?;
+    let (place, holes) = (Place::base(4 * HUGE)?, Place::base(64 << 20)?);
+    let mirror = Mirror::new(&device, &place)?;
+    // The two areas' pages lie among each other.
+    for offset in (0..holes.len()).step_by(PAGE) {
+        holes.write_u64(offset, 1);
+        if offset % (8 * PAGE) == 0 && offset / 8 < place.len() {
+            place.write_u64(offset / 8, 1);
+        }
+    }
+    mirror.scatter(3);
+    mirror.agrees("before")?;
+    let frames = place.frames()?;
+    for offset in (0..holes.len()).step_by(2 * PAGE) {
+        holes.advise(offset, PAGE, libc::MADV_DONTNEED)?;
+    }
+    let mut moved = 0;
+    for _ in 0..4 {
+        fs::write("/proc/sys/vm/compact_memory", "1")?;
+        mirror.agrees("compacted")?;
+        mirror.coherent_all_over("compacted")?;
+        moved = frames
+            .iter()
+            .zip(place.frames()?)
+            .filter(|(before, after)| **before != *after)
+            .count();
+    }
+    println!("    # {moved} pages of {} have moved", frames.len());
+    if moved == 0 {
+        skip!("compaction moved none of the pages");
+    }
+    Ok(())
+}
+
+/// A block of memory goes with all buffers in it.
+fn memory_offline(env: &Env) -> TestResult {
+    let device = open(env)?;
+    let place = Place::base(4 * HUGE)?;
+    let mirror = Mirror::new(&device, &place)?;
+    mirror.scatter(4);
+    mirror.agrees("before")?;
+    let mut blocks = BTreeSet::new();
+    for frame in place.frames()?.into_iter().flatten() {
+        blocks.extend(numa::block::movable(frame)?);
+    }
+    let Some(block) = blocks.first() else {
+        skip!("no page is in memory that can go offline (boot with movablecore=)");
+    };
+    let result = mirror.loses("going offline", PAGE, || {
+        Ok(numa::block::set(*block, "offline")?)
+    });
+    let agree = mirror.agrees("after going offline");
+    numa::block::set(*block, "online")?;
+    result?;
+    agree?;
+    mirror.coherent_all_over("online again")
+}
+
+/// Gives broken frames back to the system, where the kernel can.
+fn unpoison(frames: impl IntoIterator<Item = u64>) {
+    let _ = Command::new("modprobe").arg("hwpoison_inject").output();
+    for frame in frames {
+        let _ = fs::write(
+            "/sys/kernel/debug/hwpoison/unpoison-pfn",
+            format!("{frame:#x}"),
+        );
+    }
+}
+
+/// A page that may break soon is moved away.
+fn soft_offline(env: &Env) -> TestResult {
+    const MADV_SOFT_OFFLINE: i32 = 101;
+    for pages in [Pages::Base, Pages::Huge] {
+        let device = open(env)?;
+        let place = Place::new(pages, HUGE)?;
+        let mirror = Mirror::new(&device, &place)?;
+        let data = mirror.scatter(5);
+        mirror.agrees("before")?;
+        let frame = place.frames()?[3].expect("written above");
+        mirror.loses("MADV_SOFT_OFFLINE", PAGE, || {
+            place.try_advise(3 * PAGE, PAGE, MADV_SOFT_OFFLINE, "MADV_SOFT_OFFLINE")
+        })?;
+        check!(
+            place.frames()?[3].is_some_and(|now| now != frame),
+            "{pages:?} pages: the page has not moved"
+        );
+        check_eq!(
+            mirror.csum(0, HUGE)?,
+            compute::crc32c(0, &data),
+            "{pages:?} pages: CRC32C"
+        );
+        mirror.coherent_all_over("moved")?;
+        drop(mirror);
+        drop(place);
+        unpoison([frame]);
+    }
+    Ok(())
+}
+
+/// A page that is broken is never handed out. It is a clean one, so that no one has to die of it.
+fn broken_page(env: &Env) -> TestResult {
+    const MADV_HWPOISON: i32 = 100;
+    let device = open(env)?;
+    let place = Place::base(16 * PAGE)?;
+    let reader = Mirror::with(&device, &place, READ_ONLY)?;
+    let other = Mirror::part(&device, &place, 8 * PAGE, 8 * PAGE, WHOLE)?;
+    reader.scatter(6);
+    place.advise(3 * PAGE, PAGE, libc::MADV_FREE)?;
+    reader.agrees("before")?;
+    let frame = place.frames()?[3].expect("written above");
+    reader.loses("MADV_HWPOISON", PAGE, || {
+        place.try_advise(3 * PAGE, PAGE, MADV_HWPOISON, "MADV_HWPOISON")
+    })?;
+    reader.refused("a broken page", Errno::FAULT)?;
+    other.coherent_all_over("beside it")?;
+    place.map(3 * PAGE, PAGE)?;
+    check_eq!(reader.peek(3 * PAGE)?, 0, "a new page in its place");
+    reader.agrees("a new page in its place")?;
+    unpoison([frame]);
+    Ok(())
+}

@@ -1,0 +1,73 @@
+// SPDX-License-Identifier: MIT OR GPL-2.0-only
+
+//! Nodes of memory, and moving pages between them.
+
+use std::path::Path;
+
+use crate::ktap::{Outcome, TestResult};
+use crate::support::place::Place;
+use crate::support::PAGE;
+use virtgpu_client::Memory;
+
+/// A skip unless there are nodes 0 and 1 (boot with `numa=fake=2`).
+pub(crate) fn two_nodes() -> TestResult {
+    if Path::new("/sys/devices/system/node/node1").exists() {
+        return Ok(());
+    }
+    Err(Outcome::Skip("one node of memory only".into()))
+}
+
+/// move_pages(2) of all of a place, a call for each `unit` bytes; returns where each unit is then,
+/// or the negative errno.
+pub(crate) fn move_to(place: &Place, node: i32) -> TestResult<Vec<i32>> {
+    const MOVE: i32 = 1 << 1;
+    let unit = place.unit();
+    let count = place.len() / unit;
+    let addresses: Vec<u64> = (0..count)
+        .map(|index| place.address(index * unit))
+        .collect();
+    let nodes = vec![node; count];
+    let mut status = vec![i32::MIN; count];
+    // SAFETY: Arrays of `count` entries; the content of the pages does not change.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_move_pages,
+            0,
+            count,
+            addresses.as_ptr(),
+            nodes.as_ptr(),
+            status.as_mut_ptr(),
+            MOVE,
+        )
+    };
+    if result < 0 {
+        return Err(std::io::Error::last_os_error().into());
+    }
+    Ok(status)
+}
+
+/// Blocks of memory that can be taken offline.
+pub(crate) mod block {
+    use super::*;
+    use std::fs;
+
+    const ROOT: &str = "/sys/devices/system/memory";
+
+    /// The block that a page frame is in, if its zone is one for movable pages only.
+    pub(crate) fn movable(frame: u64) -> TestResult<Option<u64>> {
+        let Ok(size) = fs::read_to_string(format!("{ROOT}/block_size_bytes")) else {
+            return Ok(None);
+        };
+        let size = u64::from_str_radix(size.trim(), 16).unwrap_or(u64::MAX);
+        let block = frame * PAGE as u64 / size;
+        let zones = fs::read_to_string(format!("{ROOT}/memory{block}/valid_zones"));
+        Ok(zones
+            .is_ok_and(|zones| zones.trim() == "Movable")
+            .then_some(block))
+    }
+
+    /// Takes a block offline or online again.
+    pub(crate) fn set(block: u64, state: &str) -> std::io::Result<()> {
+        fs::write(format!("{ROOT}/memory{block}/state"), state)
+    }
+}
