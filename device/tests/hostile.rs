@@ -9,6 +9,10 @@ use std::time::{Duration, Instant};
 
 use common::*;
 use virtgpu_device::adversary::{Adversary, Mode};
+use virtgpu_device::device::Options;
+use virtgpu_device::mutant;
+use virtgpu_protocol::compute::op;
+use virtgpu_protocol::mirror::{self, status};
 use virtgpu_protocol::virtio_gpu::{self as wire, blob_mem, command, response};
 use vm_memory::{Bytes, GuestAddress};
 
@@ -108,6 +112,91 @@ fn random_descriptors() {
     vm.end(false);
 }
 
+/// The same on the mirror queue, which has to go on.
+#[test]
+fn random_commands() {
+    let mut random = Random(3);
+    let mut vm = Vm::mirrored(options());
+    vm.context(1);
+    vm.space(1, 1, 16 * PAGE);
+    for _ in 0..4000 {
+        let mut command = vec![0; random.below(120) as usize + 1];
+        for word in command.chunks_mut(4) {
+            let value = match random.below(8) {
+                0 => random.next() as u32,
+                1 => u32::MAX,
+                2 | 3 => 4096 * random.below(20) as u32,
+                4 => FREE as u32,
+                _ => random.below(4) as u32,
+            };
+            word.copy_from_slice(&value.to_le_bytes()[..word.len()]);
+        }
+        if command.len() >= 16 {
+            let kind = 0x400 + random.below(6) as u32;
+            command[..4].copy_from_slice(&kind.to_le_bytes());
+            if random.below(8) != 0 {
+                command[4..8].fill(0);
+                command[12..16].fill(0);
+            }
+        }
+        let room = random.below(3) as usize * 4;
+        let head = vm.post_command(&command, room);
+        let (used, bytes) = vm.wait_command(head);
+        assert!(used == 0 || used == 4 && bytes[0] <= 4 && bytes[1..] == [0; 3]);
+    }
+    vm.stop();
+    vm.start();
+    vm.context(1);
+    vm.space(1, 1, PAGE);
+    assert_eq!(vm.map(1, 0, &[(FREE, 4096)]), status::OK);
+    assert_eq!(vm.run(1, &[fill(1, 0, 4096, 1)]), response::OK_NODATA);
+    vm.end(false);
+}
+
+#[test]
+fn random_descriptors_of_the_mirror_queues() {
+    let mut random = Random(4);
+    let mut vm = Vm::mirrored(options());
+    for round in 0..100 {
+        let mut table = vec![0; 1024];
+        for descriptor in table.chunks_exact_mut(16) {
+            let addr = match random.below(4) {
+                0 => random.next(),
+                1 => RAM - random.below(64),
+                _ => FREE + random.below(1 << 20),
+            };
+            let length = match random.below(4) {
+                0 => random.next() as u32,
+                _ => random.below(200) as u32,
+            };
+            descriptor[..8].copy_from_slice(&addr.to_le_bytes());
+            descriptor[8..12].copy_from_slice(&length.to_le_bytes());
+            descriptor[12] = random.below(8) as u8;
+            descriptor[14] = random.below(70) as u8;
+        }
+        let range = if round % 2 == 0 { 64 } else { 1 << 16 };
+        let memory = vm.memory.clone();
+        let (commands, events) = vm.mirror.as_mut().unwrap();
+        for ring in [commands, events] {
+            let at = GuestAddress(ring.layout.descriptors);
+            memory.write_slice(&table, at).unwrap();
+            for _ in 0..8 {
+                ring.make_available(random.below(range) as u16);
+            }
+            if round % 20 == 0 {
+                // An index from nowhere.
+                let at = GuestAddress(ring.layout.avail + 2);
+                memory.write_obj(random.next() as u16, at).unwrap();
+            }
+        }
+        vm.stop();
+        vm.start();
+    }
+    vm.context(1);
+    vm.space(1, 1, PAGE);
+    vm.end(false);
+}
+
 fn misbehave(modes: &[&str], on: &[u32]) -> Vm {
     let mut options = options();
     options.adversary = Adversary {
@@ -115,7 +204,10 @@ fn misbehave(modes: &[&str], on: &[u32]) -> Vm {
         on: on.to_vec(),
         ..Default::default()
     };
-    Vm::new(options)
+    match on.iter().any(|on| (0x400..0x500).contains(on)) {
+        true => Vm::mirrored(options),
+        false => Vm::new(options),
+    }
 }
 
 #[test]
@@ -194,6 +286,182 @@ fn adversary() {
     vm.end(true);
 }
 
+/// What is done wrong with a command of the mirror queue: used length and bytes of its answer.
+fn wrong_answer(modes: &[&str], on: u32) -> (u32, Vec<u8>) {
+    let mut vm = misbehave(modes, &[on]);
+    vm.context(1);
+    vm.ok(&create_blob(1, 1, blob_mem::GUEST, PAGE, &[]));
+    let head = vm.post_command(&space_create(1, 1, PAGE, 3), 4);
+    let mut answer = vm.wait_command(head);
+    if on == mirror::command::INVALIDATE {
+        let head = vm.post_command(&invalidate(1, 0, 0), 0);
+        answer = vm.wait_command(head);
+    }
+    vm.end(true);
+    answer
+}
+
+#[test]
+fn adversary_on_the_mirror_queue() {
+    let (create, unmap) = (mirror::command::SPACE_CREATE, mirror::command::INVALIDATE);
+    let word = |value: u32| value.to_le_bytes().to_vec();
+    assert_eq!(wrong_answer(&["short:1"], create), (1, vec![0]));
+    assert!(wrong_answer(&["short"], create).0 < 4);
+    assert_eq!(wrong_answer(&["oversized:8"], create).0, 12);
+    assert_eq!(wrong_answer(&["oversized:8"], unmap).0, 8);
+    assert_eq!(wrong_answer(&["garbage-type:77"], create), (4, word(77)));
+    assert_ne!(wrong_answer(&["garbage"], create).1, word(0));
+    for code in 0..5 {
+        let refuse = format!("refuse:{code}");
+        assert_eq!(wrong_answer(&[&refuse], create), (4, word(code)));
+    }
+    assert_eq!(wrong_answer(&["refuse"], create).1, word(3));
+    assert_eq!(wrong_answer(&["refuse"], unmap), (0, vec![]));
+    assert_eq!(wrong_answer(&["duplicate:3"], unmap).0, 0);
+
+    for mode in ["silence", "unknown-head:5000"] {
+        let mut vm = misbehave(&[mode], &[unmap]);
+        vm.context(1);
+        vm.space(1, 1, PAGE);
+        let head = vm.post_command(&invalidate(1, 0, 0), 0);
+        assert_eq!(vm.map(1, 0, &[(FREE, 4096)]), status::OK);
+        assert!(!vm.mirror.as_mut().unwrap().0.is_back(head));
+        vm.end(true);
+    }
+
+    let mut vm = misbehave(&["delay:80"], &[unmap]);
+    vm.context(1);
+    vm.space(1, 1, PAGE);
+    let start = Instant::now();
+    vm.done(&invalidate(1, 0, 0));
+    assert!(start.elapsed() >= Duration::from_millis(80));
+    // One that is still to come when the driver goes.
+    vm.post_command(&invalidate(1, 0, 0), 0);
+    vm.stop();
+    vm.start();
+    vm.context(1);
+    vm.end(true);
+}
+
+#[test]
+fn unwanted_events() {
+    let destroy = mirror::command::SPACE_DESTROY;
+    let map = mirror::command::MAP;
+    let event = |bytes: &[u8]| *prefix::<mirror::Event>(bytes);
+
+    let mut vm = misbehave(&["space-lost"], &[map]);
+    vm.context(1);
+    vm.space(1, 1, PAGE);
+    let short = vm.post_event_buffer(31);
+    let head = vm.post_event_buffer(32);
+    assert_eq!(vm.map(1, 0, &[(FREE, 4096)]), status::OK);
+    assert_eq!(vm.wait_event(short).0, 0);
+    let (used, bytes) = vm.wait_event(head);
+    let lost = event(&bytes);
+    let what = (lost.kind.get(), lost.space_id.get());
+    assert_eq!((used, what), (32, (mirror::event::SPACE_LOST, 1)));
+    assert_eq!(vm.map(1, 0, &[(FREE, 4096)]), status::NO_SUCH_SPACE);
+    assert_eq!(vm.run(1, &[fill(1, 0, 8, 1)]), response::ERR_UNSPEC);
+    vm.end(false);
+
+    // More than there are buffers; the rest comes later.
+    let mut vm = misbehave(&["stale-event:3"], &[destroy]);
+    vm.context(1);
+    vm.space(1, 7, PAGE);
+    let head = vm.post_event_buffer(64);
+    vm.done(&space_destroy(7));
+    assert_eq!(event(&vm.wait_event(head).1).space_id.get(), 7);
+    for _ in 0..2 {
+        let head = vm.post_event_buffer(64);
+        assert_eq!(event(&vm.wait_event(head).1).space_id.get(), 7);
+    }
+    vm.end(false);
+
+    let mut vm = misbehave(&["garbage-event:20"], &[map]);
+    vm.context(1);
+    vm.space(1, 7, PAGE);
+    let heads: Vec<_> = (0..20).map(|_| vm.post_event_buffer(32)).collect();
+    vm.map(7, 0, &[(FREE, 4096)]);
+    let mut used: Vec<u32> = heads.iter().map(|head| vm.wait_event(*head).0).collect();
+    used.sort();
+    assert!(used[0] < 32 && used[19] > 32);
+    vm.end(false);
+}
+
+/// What a driver could do with the device while it has this mutation; the violations in the log.
+fn mutant_violations(name: &str) -> Vec<(u64, String)> {
+    let mut vm = Vm::mirrored(Options {
+        mutants: vec![name.parse().unwrap()],
+        ..options()
+    });
+    vm.context(1);
+    vm.space(1, 1, 4 * PAGE);
+    vm.blob(1, 2, &[(FREE + (1 << 20), 4096)]);
+    let event = vm.post_event_buffer(32);
+    let value = |vm: &Vm, at| vm.memory.read_obj::<u64>(GuestAddress(at)).unwrap();
+    let fits = |vm: &mut Vm, ctx, offset| {
+        vm.context(ctx);
+        vm.ok(&resource_command(command::CTX_ATTACH_RESOURCE, ctx, 1));
+        vm.run(ctx, &[fill(1, offset, 8, 3)]) == response::OK_NODATA
+    };
+    assert_eq!(vm.map(1, 0, &[(FREE, 3 * 4096)]), status::OK);
+    let read_only = [(FREE + 3 * PAGE, 4096, 1)];
+    assert_eq!(vm.status(&mirror_map(1, 3 * PAGE, &read_only)), status::OK);
+    match name {
+        "ignore-read-only" => assert!(fits(&mut vm, 2, 3 * PAGE)),
+        "drop-map-tail" => assert!(!fits(&mut vm, 2, 2 * PAGE)),
+        "answer-before-last-write" => {
+            let job = [fill(1, 0, 8, 3), fill(1, 8, 8, 4)];
+            assert_eq!(vm.run(1, &job), response::OK_NODATA);
+            let start = Instant::now();
+            while value(&vm, FREE + 8) != 4 {
+                assert!(start.elapsed() < PATIENCE);
+            }
+        }
+        "no-revoke-on-unref" => {
+            vm.ok(&resource_command(command::RESOURCE_UNREF, 0, 1));
+            assert_eq!(vm.map(1, 0, &[(FREE, 4096)]), status::OK);
+            return vm.end_with_violations();
+        }
+        _ => {}
+    }
+    vm.memory.write_obj(1u64, GuestAddress(FREE)).unwrap();
+    vm.done(&invalidate(1, 0, 3 * PAGE - 1));
+    match name {
+        "write-after-ack" => {
+            vm.memory.write_obj(2u64, GuestAddress(FREE)).unwrap();
+            let start = Instant::now();
+            while value(&vm, FREE) != 1 {
+                assert!(start.elapsed() < PATIENCE);
+            }
+        }
+        "skip-page" => assert!(fits(&mut vm, 3, 2 * PAGE) && !fits(&mut vm, 4, PAGE)),
+        _ => {}
+    }
+    vm.done(&space_destroy(1));
+    match name {
+        "map-after-destroy" => {
+            assert_eq!(vm.map(1, 0, &[(FREE, 4096)]), status::OK);
+            assert!(fits(&mut vm, 5, 0));
+        }
+        "event-for-dead-space" => {
+            let (used, _) = vm.wait_event(event);
+            assert_eq!(used, 32);
+        }
+        _ => {}
+    }
+    let add = operation(op::ATOMIC_ADD_U64, (2, 0), [(0, 0); 2], 8, [1, 0]);
+    assert_eq!(vm.run(1, &[add]), response::OK_NODATA);
+    vm.end_with_violations()
+}
+
+#[test]
+fn mirror_mutants_are_found() {
+    for name in mutant::names() {
+        assert_ne!(mutant_violations(name), [], "{name}");
+    }
+}
+
 /// A device that breaks the contract does not get past the checker.
 #[test]
 fn mutants_are_found() {
@@ -230,13 +498,29 @@ fn mutants_are_found() {
 fn random_lives() {
     for seed in 1..6 {
         let mut random = Random(seed * 7919);
-        let mut vm = Vm::new(options());
-        for _ in 0..1500 {
+        let mut vm = Vm::mirrored(options());
+        for _ in 0..2500 {
             let ctx = random.below(3) as u32 + 1;
             let id = random.below(5) as u32 + 1;
             let ring = [None, Some(0), Some(1)][random.below(3) as usize];
             let at = FREE + PAGE * random.below(16);
-            let request = match random.below(16) {
+            let space = random.below(3) as u32 + 1;
+            let page = PAGE * random.below(4);
+            let command = match random.below(16) {
+                0 => Some(space_create(space, id, 4 * PAGE, 3)),
+                1 => Some(space_destroy(space)),
+                2 | 3 => Some(mirror_map(space, page, &[(at, 4096, 3)])),
+                4 => Some(mirror_map(space, 0, &[(at, 4096, 3), (at + PAGE, 8192, 1)])),
+                5 => Some(invalidate(space, page, page + PAGE * random.below(4))),
+                _ => None,
+            };
+            if let Some(command) = command {
+                let has_status = [0, 2].contains(&(command[0] & 3));
+                vm.post_command(&command, if has_status { 4 } else { 0 });
+                continue;
+            }
+            let request = match random.below(18) {
+                16 | 17 => create_blob(0, id, blob_mem::GUEST, 4 * PAGE, &[]),
                 0 => ctx_create(ctx, 29),
                 1 if random.below(3) == 0 => plain(command::CTX_DESTROY, ctx),
                 2 => create_blob(

@@ -9,7 +9,7 @@ use std::os::unix::net::UnixStream;
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use common::{create_blob, ctx_create, map_blob, Vm, PATIENCE};
+use common::{create_blob, ctx_create, fill, invalidate, map_blob, Vm, PATIENCE};
 use virtgpu_protocol::compute::CAPSET_ID;
 use virtgpu_protocol::virtio_gpu::{blob_mem, response};
 
@@ -34,6 +34,10 @@ fn help_explains_every_option() {
         "--capset",
         "--adversary",
         "--adversary-on",
+        "--no-mirror",
+        "--mirror-mappings",
+        "--hammer",
+        "--mutant",
         "--seed",
         "--event-log",
         "check-log",
@@ -46,6 +50,55 @@ fn help_explains_every_option() {
 }
 
 #[test]
+fn lists_mutants() {
+    let (status, text) = run(&["--list-mutants"]);
+    assert_eq!(status, Some(0));
+    assert!(text.lines().count() >= 8 && text.contains("skip-page"));
+}
+
+#[test]
+fn announces_its_loss() {
+    let mut vm = Vm::with_process(
+        env!("CARGO_BIN_EXE_virtgpu-device"),
+        &[
+            "--adversary",
+            "device-lost",
+            "--adversary-on",
+            "INVALIDATE",
+            "--adversary-from",
+            "1",
+        ],
+        true,
+    );
+    vm.done(&invalidate(1, 0, 0));
+    assert_eq!(vm.config_changes(), 0);
+    vm.done(&invalidate(1, 0, 0));
+    let start = Instant::now();
+    while vm.config_changes() == 0 {
+        assert!(start.elapsed() < PATIENCE);
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    assert_eq!(vm.config(52, 4), [1, 0, 0, 0]);
+    // No display event.
+    assert_eq!(vm.config(0, 4), [0; 4]);
+    vm.stop();
+    vm.start();
+    assert_eq!(vm.config(52, 4), [0; 4]);
+    vm.end(true);
+}
+
+#[test]
+fn a_stray_signal_still_ends_it() {
+    let mut vm = Vm::with_process(env!("CARGO_BIN_EXE_virtgpu-device"), &[], true);
+    vm.context(1);
+    vm.space(1, 1, 4096);
+    // The handler of faults is there, and a fault was handled.
+    assert_eq!(vm.run(1, &[fill(1, 0, 8, 1)]), response::ERR_UNSPEC);
+    vm.signal(libc::SIGSEGV);
+    assert_eq!(vm.exit_signal(), Some(libc::SIGSEGV));
+}
+
+#[test]
 fn wrong_command_lines() {
     for args in [
         &[][..],
@@ -53,6 +106,8 @@ fn wrong_command_lines() {
         &["--socket", "x", "--hostmem", "1"],
         &["--socket", "x", "--adversary", "kindness"],
         &["--socket", "x", "--adversary-on", "NOTHING"],
+        &["--socket", "x", "--mutant", "NOTHING"],
+        &["--socket", "x", "--mirror-granularity", "1"],
         &["--socket", "x", "--nonsense"],
     ] {
         assert_eq!(run(args).0, Some(2), "{args:?}");

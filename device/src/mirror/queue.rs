@@ -214,7 +214,7 @@ impl Mirror {
                 start,
                 length: PAGE,
             });
-            for _ in 0..100 {
+            for _ in 0..2000 {
                 if !replies.is_open() {
                     return;
                 }

@@ -9,6 +9,7 @@
 use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::os::fd::{AsRawFd, FromRawFd};
+use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -299,6 +300,22 @@ impl Vm {
         self.requests.config_changes.load(Ordering::Relaxed)
     }
 
+    /// Sends a signal to the device's process.
+    pub fn signal(&self, signal: i32) {
+        if let Some(Host::Process(device)) = &self.device {
+            // SAFETY: It is a child that nobody has waited for.
+            unsafe { libc::kill(device.id() as libc::pid_t, signal) };
+        }
+    }
+
+    /// The signal that ended the device's process.
+    pub fn exit_signal(&mut self) -> Option<i32> {
+        match self.device.take() {
+            Some(Host::Process(mut device)) => device.wait().unwrap().signal(),
+            _ => None,
+        }
+    }
+
     /// The exit status of the device's process, which ends by itself.
     pub fn exit_status(&mut self) -> Option<i32> {
         match self.device.take() {
@@ -501,13 +518,19 @@ impl Vm {
         self.finish(hostile);
     }
 
+    /// Hangs up; returns the violations in the log.
+    pub fn end_with_violations(mut self) -> Vec<(u64, String)> {
+        self.stop();
+        self.violations()
+    }
+
     /// Hangs up without a word.
     pub fn finish(self, hostile: bool) {
         let violations = self.violations();
         assert!(hostile || violations.is_empty(), "{violations:?}");
     }
 
-    /// Hangs up; returns the violations in the log.
+    /// The same without a word.
     pub fn violations(mut self) -> Vec<(u64, String)> {
         // SAFETY: The socket stays open until `frontend` is dropped.
         unsafe { libc::shutdown(self.frontend.as_raw_fd(), libc::SHUT_RDWR) };
