@@ -173,7 +173,8 @@ fn own_host_blob(env: &Env) -> TestResult {
     )
 }
 
-fn secret(length: u64) -> TestResult<OwnedFd> {
+/// A file whose pages only this process can reach.
+pub(crate) fn secret(length: u64) -> TestResult<OwnedFd> {
     // SAFETY: The system call takes an integer.
     let fd = unsafe { libc::syscall(libc::SYS_memfd_secret, libc::O_CLOEXEC) };
     if fd < 0 {

@@ -153,7 +153,7 @@ pub(crate) const FAMILIES: &[Family] = &[
 ];
 
 /// No ioctl may take longer, whatever the device does.
-const LIMIT: Duration = Duration::from_secs(60);
+pub(crate) const LIMIT: Duration = Duration::from_secs(60);
 
 /// An ioctl that has ended, and how.
 struct Step {
@@ -162,11 +162,13 @@ struct Step {
     time: Duration,
 }
 
+/// What was done on a device that misbehaves.
 #[derive(Default)]
-struct Steps(Vec<Step>);
+pub(crate) struct Steps(Vec<Step>);
 
 impl Steps {
-    fn take<T>(
+    /// Does a step, and notes how it ended and how long it took.
+    pub(crate) fn take<T>(
         &mut self,
         what: &'static str,
         step: impl FnOnce() -> Result<T, Errno>,
@@ -182,7 +184,8 @@ impl Steps {
         value
     }
 
-    fn judge(&self) -> TestResult {
+    /// No step may take too long, or end in a way that makes a library repeat it for ever.
+    pub(crate) fn judge(&self) -> TestResult {
         for Step { what, result, time } in &self.0 {
             check!(*time < LIMIT, "{what} took {time:?}");
             check!(
@@ -194,7 +197,8 @@ impl Steps {
         Ok(())
     }
 
-    fn say(&self) {
+    /// Prints the steps that failed or were slow.
+    pub(crate) fn say(&self) {
         let mut text = String::new();
         for Step { what, result, time } in &self.0 {
             if result.is_err() || *time > Duration::from_secs(1) {
@@ -413,7 +417,7 @@ fn still_works(env: &Env) -> TestResult {
 }
 
 /// Everything that was pinned by the cases before has been given back.
-fn given_back(_: &Env) -> TestResult {
+pub(crate) fn given_back(_: &Env) -> TestResult {
     let mut last = Ok(-1);
     let none = eventually(LIMIT, || {
         last = procfs::pinned_pages();
@@ -424,7 +428,7 @@ fn given_back(_: &Env) -> TestResult {
 }
 
 /// The driver can leave the device.
-fn unbinds(_: &Env) -> TestResult {
+pub(crate) fn unbinds(_: &Env) -> TestResult {
     let gpu: Gpu = match gpu::find() {
         Ok(gpu) => gpu,
         Err(_) => skip!("the device has no driver any more"),

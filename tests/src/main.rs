@@ -49,6 +49,7 @@ const FAMILIES: &[&Family] = &[
     &variants::ACCESS_PLATFORM,
     &variants::ALIGNMENT,
     &variants::NO_HOSTMEM,
+    &variants::NO_MIRROR,
     &variants::ROCM,
 ];
 
@@ -59,6 +60,7 @@ fn families() -> impl Iterator<Item = &'static Family> {
         .copied()
         .chain(mirrored::FAMILIES)
         .chain(hostile::FAMILIES)
+        .chain(mirrored::HOSTILE)
 }
 
 fn main() -> ExitCode {

@@ -273,25 +273,17 @@ fn large_file(env: &Env) -> TestResult {
     }
     let size: usize = if env.debug { 64 << 20 } else { 1 << 30 };
     println!("    # {} MiB", size >> 20);
-    let path = "/dev/shm/virtgpu-tests-large";
-    let file = fs::OpenOptions::new()
-        .create(true)
-        .truncate(true)
-        .read(true)
-        .write(true)
-        .open(path)?;
-    file.set_len(size as u64)?;
+    let memfd = Memfd::new(size as u64)?;
     let pages = size / PAGE;
     let mut sum = 0;
     {
-        let writable = Mapping::file(&file, 0, size, ProtFlags::all(), MapFlags::SHARED)?;
+        let writable = memfd.map()?;
         for page in 0..pages {
             writable.write_u64(page * PAGE, page as u64);
             sum += (page & 0xff) as u64;
         }
     }
-    let file = open_read_only(path)?;
-    fs::remove_file(path)?;
+    let file = reopen(&memfd, OFlags::RDONLY)?;
     let mapping = Mapping::file(&file, 0, size, ProtFlags::READ, MapFlags::SHARED)?;
     let userptr = device.register(&mapping, RegisterOptions::pinned().read_only())?;
     let result = device.create_blob(&BlobOptions::guest(4096))?;

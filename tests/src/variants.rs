@@ -41,6 +41,10 @@ pub(crate) const ALIGNMENT: Family = family(
 pub(crate) const NO_HOSTMEM: Family =
     family("no_hostmem", "--hostmem 0", cases![no_hostmem, computes]);
 
+/// The device cannot follow page tables.
+pub(crate) const NO_MIRROR: Family =
+    family("no_mirror", "--no-mirror", cases![no_mirror, computes]);
+
 /// The device looks like ROCm's.
 pub(crate) const ROCM: Family = family("rocm_capset", "--capset 8:160", cases![rocm]);
 
@@ -100,6 +104,28 @@ fn no_hostmem(env: &Env) -> TestResult {
     let blob = device.create_blob(&BlobOptions::host3d(4096, 1));
     if let Ok(blob) = blob {
         check_err!(blob.map().map(drop), Errno::INVAL, "mapping");
+    }
+    Ok(())
+}
+
+fn no_mirror(env: &Env) -> TestResult {
+    let device = env.compute()?;
+    check_eq!(
+        device.userptr_modes()? & uapi::USERPTR_MODE_MIRRORED,
+        0,
+        "USERPTR_MODES"
+    );
+    let memory = small_pages(4 * PAGE)?;
+    for options in [
+        RegisterOptions::mirrored(),
+        RegisterOptions::mirrored().read_only(),
+        RegisterOptions::mirrored().sparse().events(1),
+    ] {
+        check_err!(
+            device.register(&memory, options).map(drop),
+            Errno::OPNOTSUPP,
+            "a mirrored registration, {options:?}"
+        );
     }
     Ok(())
 }

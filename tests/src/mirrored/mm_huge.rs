@@ -230,12 +230,12 @@ impl Drop for Merging {
     }
 }
 
-/// Equal pages that are one by now.
-fn merged_place() -> TestResult<(Place, Merging)> {
+/// Equal pages that may become one.
+fn equal_pages() -> TestResult<Place> {
     let place = Place::base(16 * PAGE)?;
     place.fill(0x3c);
     place.try_advise(0, 16 * PAGE, libc::MADV_MERGEABLE, "MADV_MERGEABLE")?;
-    Ok((place, Merging::start()?))
+    Ok(place)
 }
 
 fn all_one(place: &Place) -> bool {
@@ -247,11 +247,12 @@ fn all_one(place: &Place) -> bool {
 /// Reading merged pages does not take them apart; our own write does, and only that page.
 fn merged(env: &Env) -> TestResult {
     let device = open(env)?;
-    let (place, _merging) = merged_place()?;
+    let place = equal_pages()?;
     let mirror = Mirror::with(&device, &place, READ_ONLY)?;
     mirror.agrees("before")?;
     // The device has the pages mapped: merging has to take them away from it.
     let before = mirror.count()?.invalidations;
+    let _merging = Merging::start()?;
     check!(
         eventually(Duration::from_secs(60), || all_one(&place)),
         "pages that a device reads are not merged"
@@ -272,7 +273,8 @@ fn merged(env: &Env) -> TestResult {
 
 fn merged_and_written_by_the_device(env: &Env) -> TestResult {
     let device = open(env)?;
-    let (place, merging) = merged_place()?;
+    let place = equal_pages()?;
+    let merging = Merging::start()?;
     check!(
         eventually(Duration::from_secs(60), || all_one(&place)),
         "pages that no one uses are not merged"

@@ -7,11 +7,14 @@ mod basic;
 mod events;
 mod fences;
 mod hmm_tests;
+mod hostile;
+mod mm_file;
 mod mm_fork;
 mod mm_huge;
 mod mm_migrate;
 mod mm_protect;
 mod mm_reclaim;
+mod mm_special;
 mod mm_unmap;
 mod mm_userfaultfd;
 mod support;
@@ -26,9 +29,14 @@ pub(crate) const FAMILIES: &[Family] = &[
     mm_protect::FAMILY,
     mm_fork::FAMILY,
     mm_reclaim::FAMILY,
+    mm_file::FAMILY,
     mm_migrate::FAMILY,
     mm_huge::FAMILY,
+    mm_special::FAMILY,
     mm_userfaultfd::FAMILY,
     hmm_tests::FAMILY,
     fences::FAMILY,
 ];
+
+/// Those for devices that misbehave.
+pub(crate) const HOSTILE: &[Family] = hostile::FAMILIES;

@@ -181,8 +181,17 @@ impl<'a> Mirror<'a> {
 
     /// A job that reads all of the memory.
     pub(crate) fn reading(&self) -> compute::Stream {
+        self.reading_part(0, self.length)
+    }
+
+    /// A job that reads a part of the memory.
+    pub(crate) fn reading_part(&self, offset: usize, length: usize) -> compute::Stream {
         let mut stream = compute::Stream::new();
-        stream.crc32c(self.staging.at(0), self.userptr.at(0), self.length as u64);
+        stream.crc32c(
+            self.staging.at(0),
+            self.userptr.at(offset as u64),
+            length as u64,
+        );
         stream
     }
 
@@ -248,12 +257,7 @@ impl<'a> Mirror<'a> {
 
     /// CSUM: the device's CRC32C.
     pub(crate) fn csum(&self, offset: usize, length: usize) -> TestResult<u32> {
-        let mut stream = compute::Stream::new();
-        stream.crc32c(
-            self.staging.at(0),
-            self.userptr.at(offset as u64),
-            length as u64,
-        );
+        let stream = self.reading_part(offset, length);
         self.run(
             &format!("checksum of {length} bytes at {offset:#x}"),
             &stream,
