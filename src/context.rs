@@ -100,7 +100,7 @@ pub(crate) struct Context {
     /// Its capability set is AMD's.
     amd: bool,
     /// A job touched what it may not, or took too long: the host takes no more.
-    lost: AtomicFlag,
+    lost: Arc<AtomicFlag>,
     /// Destroys it; made with it, so that closing a file needs no memory. Protects only itself;
     /// taken once.
     destroy: Pin<KBox<Mutex<Option<ListArc<Command>>>>>,
@@ -142,7 +142,7 @@ impl Context {
             timelines: allocate_timelines(1 + params.rings),
             rings: params.rings,
             amd: params.capset_id == capsets::AMD_ID && gpu.capsets.is_amd(),
-            lost: AtomicFlag::new(false),
+            lost: Arc::new(AtomicFlag::new(false), GFP_KERNEL)?,
             destroy,
         })
     }
@@ -157,11 +157,6 @@ impl Context {
         }
     }
 
-    /// The device.
-    pub(crate) fn gpu(&self) -> &Arc<Gpu> {
-        &self.gpu
-    }
-
     /// The id on the wire.
     pub(crate) fn id(&self) -> u32 {
         self.id
@@ -169,13 +164,13 @@ impl Context {
 
     /// Gives the context up: its jobs keep others waiting. May be called where memory is reclaimed.
     pub(crate) fn lose(&self) {
-        self.set_lost();
+        self.lost.store(true, Release);
         self.gpu.control.cancel_jobs(self.id);
     }
 
-    /// A job of the context has touched what it may not.
-    pub(crate) fn set_lost(&self) {
-        self.lost.store(true, Release);
+    /// What says that the host takes no more jobs of the context.
+    pub(crate) fn lost(&self) -> &Arc<AtomicFlag> {
+        &self.lost
     }
 
     /// Fails if the context takes no more jobs.

@@ -28,8 +28,8 @@
 //! 2. `mmap_lock` (the kernel's; held by mmap of a host-visible buffer)
 //! 3. `HostMemory::mapping` (mutex; held while a mapping is requested)
 //! 4. `Mappings::live`, `Shared::held`, `Capsets::cache`, `RangeAllocator::lock`,
-//!    `Context::destroy`, `Bound::registration` (mutexes, one at a time; some are held across an
-//!    allocation)
+//!    `Context::destroy`, `Space::destroy`, `Events::owners`, `Bound::registration` (mutexes, one at
+//!    a time; some are held across an allocation, `Shared::held` also while MAP is answered)
 //! 5. `Mirrored::outer` (killable mutex, one at a time; held while pages are faulted in, hence
 //!    outside `mmap_lock`, and while MAP is answered)
 //! 6. `dma_resv` of the buffers of a job (ww mutexes; held while the job is queued, never across a
@@ -38,7 +38,8 @@
 //!    reclaim: nothing is allocated with reclaim, faulted in or waited for under it)
 //! 8. `Lifetime::inner`, `Carrier::state`, `MirroredRange::spare`, `Notice::state` (spinlocks)
 //! 9. `Outbox::due`, `EventQueue::file` (spinlocks, never both; inside are locks of the kernel)
-//! 10. `Control::inner`, `Mirror::inner` (spinlocks, interrupts off, never both)
+//! 10. `Control::inner`, `Mirror::inner`, `Events::inner` (spinlocks, interrupts off, one at a
+//!     time)
 //! 11. `Control::done`, `Command::fence` (spinlocks, interrupts off)
 //!
 //! `Mirrored::outer` is taken with none of 2 to 4 held, and its end takes the notifier away with

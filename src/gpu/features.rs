@@ -111,7 +111,8 @@ impl Features {
             uuid: vdev.has_feature(feature::RESOURCE_UUID),
             blob_alignment,
             dma,
-            mirror: mirror.filter(|_| !dma),
+            // Only jobs of contexts use it.
+            mirror: mirror.filter(|_| !dma && vdev.has_feature(feature::VIRGL)),
             event_slots,
         })
     }

@@ -279,7 +279,7 @@ impl Ioctl<GpuDriver> for BoQuery {
                 args.memory_model = memory_model::REVOCABLE;
                 args.state = bo_state::REVOKED;
             }
-            args.mapped_bytes = range.mapped_bytes();
+            args.mapped_bytes = if usable { range.mapped_bytes() } else { 0 };
             args.entries = counters.entries.load(Relaxed);
             args.maps = counters.maps.load(Relaxed);
             args.invalidations = counters.invalidations.load(Relaxed);

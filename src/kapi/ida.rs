@@ -7,15 +7,26 @@
 use crate::kapi::bindings;
 use kernel::{
     prelude::*,
-    sync::Arc,
+    sync::{
+        atomic::{
+            ordering::Relaxed,
+            Atomic, //
+        },
+        Arc, //
+    },
     types::Opaque, //
 };
+
+/// The largest integer.
+const MAX: u32 = c_int::MAX as u32;
 
 /// Hands out integers that are in use once at a time.
 #[pin_data(PinnedDrop)]
 pub(crate) struct Ida {
     #[pin]
     inner: Opaque<bindings::ida>,
+    /// Where [`Ida::allocate_cyclic`] goes on.
+    next: Atomic<u32>,
 }
 
 // SAFETY: The functions of an IDA lock it themselves.
@@ -32,6 +43,7 @@ impl Ida {
                 // SAFETY: `slot` is valid for writes and pinned.
                 unsafe { bindings::kapi_ida_init(slot) }
             }),
+            next: Atomic::new(1),
         })
     }
 
@@ -41,14 +53,31 @@ impl Ida {
     ///
     /// [`ENOMEM`], [`ENOSPC`].
     pub(crate) fn allocate(self: &Arc<Self>) -> Result<Id> {
+        self.allocate_from(1)
+    }
+
+    /// A free integer, 1 or more, that was not in use for as long as possible.
+    ///
+    /// # Errors
+    ///
+    /// [`ENOMEM`], [`ENOSPC`].
+    pub(crate) fn allocate_cyclic(self: &Arc<Self>) -> Result<Id> {
+        let next = self.next.load(Relaxed);
+        let id = match self.allocate_from(next) {
+            Err(e) if e == ENOSPC && next > 1 => self.allocate_from(1),
+            other => other,
+        }?;
+        // Others may do so at the same time: then some numbers come around earlier.
+        let after = id.get() + 1;
+        let wrapped = if after > MAX { 1 } else { after };
+        self.next.store(wrapped, Relaxed);
+        Ok(id)
+    }
+
+    fn allocate_from(self: &Arc<Self>, least: u32) -> Result<Id> {
         // SAFETY: The IDA was initialized. Only positive `int`s are asked for.
         let id = unsafe {
-            bindings::ida_alloc_range(
-                self.inner.get(),
-                1,
-                c_int::MAX as c_uint,
-                bindings::GFP_KERNEL,
-            )
+            bindings::ida_alloc_range(self.inner.get(), least, MAX, bindings::GFP_KERNEL)
         };
         kernel::error::to_result(id)?;
         // INVARIANT: The integer was just allocated.

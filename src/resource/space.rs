@@ -71,7 +71,7 @@ impl Space {
         let mirror = gpu.features.mirror.ok_or(EOPNOTSUPP)?;
         Ok(Self {
             queue: MirrorQueue::new(&gpu.control),
-            id: gpu.space_ids.allocate()?,
+            id: gpu.space_ids.allocate_cyclic()?,
             write,
             max_entries: MAX_ENTRIES.min(mirror.max_entries as usize),
             destroy: KBox::pin_init(new_mutex!(None, "Space::destroy"), GFP_KERNEL)?,

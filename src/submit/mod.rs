@@ -36,7 +36,6 @@ use crate::{
         },
         virtio_gpu::{
             command,
-            response,
             Header,
             Submit3d, //
         },
@@ -71,19 +70,13 @@ const MAX_COMMAND_PIECES: usize = 16;
 
 /// What a job holds until the host is done with it.
 struct Job {
-    context: Arc<Context>,
+    _context: Arc<Context>,
     _buffers: KVVec<ARef<Object>>,
 }
 
 impl Finish for Job {
-    fn finish(&mut self, answer: &Answer) {
-        // That it failed is what its fence says. With a mirror queue, this error says besides that
-        // it touched what it may not, and that the host takes no more jobs of the context.
-        let mirror = self.context.gpu().features.mirror.is_some();
-        if mirror && *answer == Answer::Error(response::ERR_UNSPEC) {
-            self.context.set_lost();
-        }
-    }
+    // Whether it failed is what its fence says.
+    fn finish(&mut self, _answer: &Answer) {}
 }
 
 /// EXECBUFFER.
@@ -136,12 +129,14 @@ pub(crate) fn submit(file: &File, args: &mut ExecBuffer) -> Result {
     request.payload = payload;
     request.fence = Some((fence, ring));
     request.job = true;
+    // With a mirror queue, this error says that the job has touched what it may not.
+    request.lost_on_error = gpu.features.mirror.map(|_| context.lost().clone());
 
     // Locking needs the list, and the job keeps it.
     let locked = clone_list(&buffers)?;
     request.finish = Some(KBox::new(
         Job {
-            context: context.clone(),
+            _context: context.clone(),
             _buffers: buffers,
         },
         GFP_KERNEL,
@@ -149,10 +144,11 @@ pub(crate) fn submit(file: &File, args: &mut ExecBuffer) -> Result {
     let job = request.build()?;
 
     let moves = locked.iter().any(|object| mirrored(object).is_some());
-    make_ready(&locked)?;
-    let deadline = Deadline::new();
-    let credit = gpu.control.credit(&file.share, job.descriptors())?;
+    let mut deadline = None;
     loop {
+        make_ready(&locked)?;
+        // Not kept while pages are faulted in, which may take any time.
+        let credit = gpu.control.credit(&file.share, job.descriptors())?;
         let reservation = if locked.is_empty() {
             None
         } else {
@@ -175,8 +171,8 @@ pub(crate) fn submit(file: &File, args: &mut ExecBuffer) -> Result {
         }
         drop(commits);
         drop(reservation);
-        deadline.left_ms()?;
-        make_ready(&locked)?;
+        drop(credit);
+        deadline.get_or_insert_with(Deadline::new).left_ms()?;
     }
 
     ins.reset();

@@ -57,10 +57,11 @@ use kernel::{
 };
 use zerocopy::IntoBytes;
 
-/// INVALIDATE commands that can be on their way; the other kept descriptors are for commands that
-/// end a space.
+/// Descriptors kept for INVALIDATE; the other kept ones are for commands that end a space.
 const INVALIDATES: usize = 24;
 const RESERVED: usize = RESERVED_DESCRIPTORS as usize;
+/// Most INVALIDATE commands that can be on their way, if the ring has room.
+const MAX_INVALIDATES: usize = 128;
 /// Most entries of a MAP, however many the device takes: what fits a page with the rest.
 pub(crate) const MAX_ENTRIES: usize = 252;
 
@@ -112,6 +113,8 @@ struct Inner {
     free: usize,
     /// Descriptors for commands that end a space.
     reserve: usize,
+    /// Descriptors for INVALIDATE.
+    invalidate_reserve: usize,
     invalidates: KVec<Place>,
     next_ticket: u64,
 }
@@ -153,6 +156,7 @@ impl Mirror {
                 capacity: 0,
                 free: 0,
                 reserve: 0,
+                invalidate_reserve: 0,
                 invalidates: KVec::new(),
                 next_ticket: 1,
             }, "Mirror::inner"),
@@ -170,8 +174,9 @@ impl Mirror {
         if size < usize::from(MIN_QUEUE_SIZE) {
             return Err(EINVAL);
         }
-        let mut invalidates = KVec::with_capacity(INVALIDATES, GFP_KERNEL)?;
-        for place in 0..INVALIDATES {
+        let count = (size / 2).min(MAX_INVALIDATES);
+        let mut invalidates = KVec::with_capacity(count, GFP_KERNEL)?;
+        for place in 0..count {
             let mut command = message(Invalidate::default().as_bytes(), Chunks::new(), false)?;
             Message::owned(&mut command).place = Some(place);
             let place = Place {
@@ -184,6 +189,7 @@ impl Mirror {
         inner.capacity = size - RESERVED;
         inner.free = inner.capacity;
         inner.reserve = RESERVED - INVALIDATES;
+        inner.invalidate_reserve = INVALIDATES;
         inner.invalidates = invalidates;
         inner.queue = Some(queue);
         Ok(())
@@ -233,12 +239,10 @@ impl Mirror {
                     .shared
                     .verdict
                     .store(verdict.unwrap_or(ABORTED), Release);
-                match place {
+                // Whoever waits for what was answered wrongly waits for the device to be lost.
+                match place.filter(|_| verdict.is_some()) {
                     Some(place) => {
-                        // Whoever waits for a wrong answer waits for the device to be lost.
-                        if verdict.is_some() {
-                            inner.invalidates[place].ticket = 0;
-                        }
+                        inner.invalidates[place].ticket = 0;
                         inner.invalidates[place].command = Some(command);
                     }
                     None => answered.push_back(command),
@@ -281,10 +285,10 @@ impl Inner {
     /// Returns the descriptors of a command; says where it belongs if it is kept.
     fn give_back(&mut self, owned: &mut Owned) -> Option<usize> {
         let slots = core::mem::take(&mut owned.slots);
-        if owned.reserved {
-            self.reserve += slots;
-        } else {
-            self.free += slots;
+        match (owned.reserved, owned.place) {
+            (false, _) => self.free += slots,
+            (true, None) => self.reserve += slots,
+            (true, Some(_)) => self.invalidate_reserve += slots,
         }
         owned.place
     }
@@ -531,6 +535,9 @@ impl MirrorQueue {
         if self.control.is_lost() || inner.queue.is_none() {
             return Posted::Lost;
         }
+        if inner.invalidate_reserve + inner.free == 0 {
+            return Posted::Full;
+        }
         let free = |place: &&mut Place| place.command.is_some();
         let number = inner.next_ticket;
         let Some(place) = inner.invalidates.iter_mut().find(free) else {
@@ -541,6 +548,14 @@ impl MirrorQueue {
         };
         place.ticket = number;
         inner.next_ticket += 1;
+        let owned = Message::owned(&mut command);
+        owned.slots = 1;
+        owned.reserved = inner.invalidate_reserve > 0;
+        if owned.reserved {
+            inner.invalidate_reserve -= 1;
+        } else {
+            inner.free -= 1;
+        }
         Message::patch_request(&mut command, 0, request.as_bytes());
         let outcome = match inner.queue.as_mut() {
             Some(queue) => queue.add(command).map(|()| queue.kick()),
@@ -572,7 +587,8 @@ impl MirrorQueue {
                 Posted::Full => {
                     let free = || {
                         let inner = self.mirror().inner.lock();
-                        inner.invalidates.iter().any(|p| p.command.is_some())
+                        let room = inner.invalidate_reserve + inner.free > 0;
+                        room && inner.invalidates.iter().any(|p| p.command.is_some())
                     };
                     self.wait_for(free)?;
                 }

@@ -197,6 +197,11 @@ impl QueueHandler for Control {
         // Not under the lock: whoever waits for a fence may be called from here.
         let mut done = List::new();
         while let Some(command) = answered.pop_front() {
+            if Self::answer(&command) == Answer::Error(response::ERR_UNSPEC) {
+                if let Some(lost) = &command.shared.lost_on_error {
+                    lost.store(true, Release);
+                }
+            }
             let fence = command.shared.fence.lock().take();
             if let Some(fence) = fence {
                 fence.signal(match Self::answer(&command) {

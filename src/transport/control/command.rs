@@ -55,6 +55,8 @@ pub(crate) struct Shared {
     pub(super) job_of: u32,
     /// The device may answer only when the jobs are done that use what this takes away.
     pub(super) after_jobs: AtomicFlag,
+    /// Set if the answer is [`response::ERR_UNSPEC`], before the fence is signalled.
+    pub(super) lost_on_error: Option<Arc<AtomicFlag>>,
     /// Signalled when the answer comes. Protects the fence only.
     #[pin]
     pub(super) fence: SpinLockIrq<Option<DriverFence>>,
@@ -136,6 +138,8 @@ pub(crate) struct Request<'a> {
     pub(crate) fence: Option<(DriverFence, Option<u8>)>,
     /// The answer may take as long as a job.
     pub(crate) job: bool,
+    /// To be set if the answer is [`response::ERR_UNSPEC`].
+    pub(crate) lost_on_error: Option<Arc<AtomicFlag>>,
     /// The answer may have to wait for jobs.
     pub(crate) after_jobs: bool,
     /// The [`response`] that means success.
@@ -157,6 +161,7 @@ impl<'a> Request<'a> {
             reply: Chunks::new(),
             fence: None,
             job: false,
+            lost_on_error: None,
             after_jobs: false,
             success: response::OK_NODATA,
             expect: Expect::Anything,
@@ -186,6 +191,7 @@ impl<'a> Request<'a> {
             fence
         });
         let after_jobs = self.after_jobs;
+        let lost_on_error = self.lost_on_error;
         let job_of = if self.job { header.ctx_id.get() } else { 0 };
         Message::new(
             self.fixed,
@@ -197,6 +203,7 @@ impl<'a> Request<'a> {
                 deadline: Atomic::new(0),
                 job_of,
                 after_jobs: AtomicFlag::new(after_jobs),
+                lost_on_error,
                 fence <- new_spinlock_irq!(fence, "Command::fence"),
             }),
             Owned {

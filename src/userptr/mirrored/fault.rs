@@ -146,17 +146,21 @@ impl MirroredRange {
             };
             at = stale.start;
             let part = stale.start..stale.end.min(stale.start.saturating_add(limit));
-            let room = if sent.len() == IN_FLIGHT {
-                let oldest = sent.remove(0);
-                oldest.map_err(|_| EINVAL).and_then(|s| self.confirm(&s))
-            } else {
-                sent.reserve(1, GFP_KERNEL).map_err(Error::from)
-            };
-            let mapping = room.and_then(|()| self.send(notifier, lookup, part.clone()));
+            if sent.len() == IN_FLIGHT {
+                if let Ok(oldest) = sent.remove(0) {
+                    if let Err(e) = self.confirm(&oldest) {
+                        return (oldest.which.start, Err(e));
+                    }
+                }
+            }
+            if let Err(e) = sent.reserve(1, GFP_KERNEL) {
+                return (at, Err(e.into()));
+            }
+            let mapping = self.send(notifier, lookup, part.clone());
             match mapping.and_then(|new| Ok(sent.push(new, GFP_KERNEL)?)) {
                 Ok(()) => at = part.end,
-                // Where a hole begins is found out by halving.
-                Err(e) if e == EFAULT && wish == Wish::Prefix && part.len() > 1 => {
+                // Where that begins which cannot be used is found out by halving.
+                Err(e) if (e == EFAULT || e == EPERM) && wish == Wish::Prefix && part.len() > 1 => {
                     limit = part.len() / 2;
                 }
                 Err(e) => return (at, Err(e)),
@@ -192,6 +196,8 @@ impl MirroredRange {
                 count(&self.counters.retries, 1);
                 continue;
             }
+            // Pages of a lost device may be held, and must not be replaced.
+            self.gpu.control.check()?;
             // From here on the device may reach the pages, even if it should be lost meanwhile.
             self.table
                 .access_mut(&mut guard)
@@ -215,7 +221,7 @@ impl MirroredRange {
         };
         if missing {
             // Nobody else adds any: the registration's lock is held.
-            let granule = Table::new_granule(page, self.pages)?;
+            let granule = Table::new_granule(self.layout, page)?;
             let mut guard = self.lock.commits.lock();
             self.table.access_mut(&mut guard).add(granule);
         }

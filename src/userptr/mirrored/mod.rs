@@ -273,9 +273,8 @@ pub(crate) fn register(
         gpu,
         context.clone(),
         file.notifier_lock(),
-        pages,
-        params.write,
-        params.sparse,
+        addr,
+        params,
         notice,
     )?;
 

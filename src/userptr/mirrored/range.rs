@@ -5,7 +5,10 @@
 use super::{
     event::Notice,
     invalidate::Pending,
-    table::Table,
+    table::{
+        Layout,
+        Table, //
+    },
     Commits,
     NotifierLock, //
 };
@@ -20,7 +23,8 @@ use crate::{
         }, //
     },
     resource::space::Space,
-    transport::event::SpaceOwner, //
+    transport::event::SpaceOwner,
+    userptr::params::Params, //
 };
 use kernel::{
     new_spinlock,
@@ -86,6 +90,7 @@ pub(crate) struct MirroredRange {
     pub(super) table: LockedBy<Table, Commits>,
     /// Pages.
     pub(super) pages: usize,
+    pub(super) layout: Layout,
     /// Whether the device may write.
     pub(super) write: bool,
     /// Jobs use only what was prefetched.
@@ -103,7 +108,7 @@ pub(crate) struct MirroredRange {
 }
 
 impl MirroredRange {
-    /// A range of `pages` pages, of which nothing is mapped.
+    /// The range at `addr` that `params` describe, of which nothing is mapped.
     ///
     /// # Errors
     ///
@@ -112,13 +117,15 @@ impl MirroredRange {
         gpu: &Arc<Gpu>,
         context: Arc<Context>,
         lock: &Arc<NotifierLock>,
-        pages: usize,
-        write: bool,
-        sparse: bool,
+        addr: usize,
+        params: &Params,
         notice: Option<Arc<Notice>>,
     ) -> Result<Arc<Self>> {
+        let pages = params.len >> PAGE_SHIFT;
+        let (write, sparse) = (params.write, params.sparse);
         let node = FinishNode::new()?;
         let space = Space::new(gpu, write)?;
+        let layout = Layout::new(addr >> PAGE_SHIFT, pages);
         let resv = Resv::new()?;
         Arc::pin_init(
             pin_init!(Self {
@@ -127,8 +134,9 @@ impl MirroredRange {
                 context,
                 resv,
                 lock: lock.clone(),
-                table: LockedBy::new(&lock.commits, Table::new(pages)),
+                table: LockedBy::new(&lock.commits, Table::new(layout)),
                 pages,
+                layout,
                 write,
                 sparse,
                 revoked: AtomicFlag::new(false),
@@ -153,7 +161,7 @@ impl MirroredRange {
 
     /// Whether a job may be queued that uses the range.
     pub(crate) fn is_ready(&self, commits: &Commits) -> bool {
-        self.table.access(commits).is_ready(self.sparse)
+        !self.is_revoked() && self.table.access(commits).is_ready(self.sparse)
     }
 
     /// The fences of the jobs that use the range.

@@ -52,7 +52,8 @@ pub(super) struct ReachablePage {
 /// The pages of a mirrored range.
 pub(super) struct Table {
     granules: RBTree<usize, KVec<u64>>,
-    pages: usize,
+    /// Where the granules begin.
+    layout: Layout,
     reachable: usize,
     mapped: usize,
     wanted: usize,
@@ -62,15 +63,49 @@ pub(super) struct Table {
     disconnected: bool,
 }
 
+/// How a range is divided into granules: where huge pages may begin, so that few of them are split.
+#[derive(Clone, Copy)]
+pub(super) struct Layout {
+    /// Pages of the first granule that are before the range.
+    skew: usize,
+    pages: usize,
+}
+
+impl Layout {
+    /// The layout of `pages` pages, the first of which is at page number `start` of the process.
+    pub(super) fn new(start: usize, pages: usize) -> Self {
+        Self {
+            skew: start % GRANULE,
+            pages,
+        }
+    }
+
+    /// The number of the granule of page `page`.
+    fn index(self, page: usize) -> usize {
+        (page + self.skew) / GRANULE
+    }
+
+    /// The pages of granule `index`.
+    fn pages_of(self, index: usize) -> Range<usize> {
+        let first = (index * GRANULE).saturating_sub(self.skew);
+        first..((index + 1) * GRANULE - self.skew).min(self.pages)
+    }
+
+    /// The pages of the granule that page `page` is in.
+    fn granule(self, page: usize) -> Range<usize> {
+        self.pages_of(self.index(page))
+    }
+}
+
 /// Memory for a granule, allocated ahead.
 pub(super) struct NewGranule(RBTreeNode<usize, KVec<u64>>);
 
 impl Table {
-    /// A table for `pages` pages, all unmapped.
-    pub(super) fn new(pages: usize) -> Self {
+    /// A table of unmapped pages.
+    pub(super) fn new(layout: Layout) -> Self {
         Self {
             granules: RBTree::new(),
-            pages,
+            layout,
             reachable: 0,
             mapped: 0,
             wanted: 0,
@@ -89,33 +124,27 @@ impl Table {
         if sparse {
             self.ready == self.wanted
         } else {
-            self.mapped == self.pages
+            self.mapped == self.layout.pages
         }
-    }
-
-    /// The pages of the granule that page `page` is in.
-    fn granule(&self, page: usize) -> Range<usize> {
-        let first = page - page % GRANULE;
-        first..(first + GRANULE).min(self.pages)
     }
 
     /// The memory that [`Table::add`] needs for the granule of `page`, unless it is there.
     ///
-    /// Allocates, so that the lock must not be held; hence what it is told about the table.
+    /// Allocates, so that the lock must not be held.
     ///
     /// # Errors
     ///
     /// [`ENOMEM`].
-    pub(super) fn new_granule(page: usize, pages: usize) -> Result<NewGranule> {
-        let first = page - page % GRANULE;
-        let words = KVec::from_elem(0, GRANULE.min(pages - first), GFP_KERNEL_ACCOUNT)?;
-        let node = RBTreeNode::new(page / GRANULE, words, GFP_KERNEL_ACCOUNT)?;
+    pub(super) fn new_granule(layout: Layout, page: usize) -> Result<NewGranule> {
+        let pages = layout.granule(page).len();
+        let words = KVec::from_elem(0, pages, GFP_KERNEL_ACCOUNT)?;
+        let node = RBTreeNode::new(layout.index(page), words, GFP_KERNEL_ACCOUNT)?;
         Ok(NewGranule(node))
     }
 
     /// Whether the granule of `page` is there.
     pub(super) fn has_granule(&self, page: usize) -> bool {
-        self.granules.get(&(page / GRANULE)).is_some()
+        self.granules.get(&self.layout.index(page)).is_some()
     }
 
     /// Adds a granule that is not there.
@@ -126,15 +155,13 @@ impl Table {
     /// Changes the words of the pages `which` that have granules.
     fn each(&mut self, which: Range<usize>, mut change: impl FnMut(u64) -> u64) {
         let mut totals = Totals::default();
-        let Some(mut cursor) = self
-            .granules
-            .cursor_lower_bound_mut(&(which.start / GRANULE))
-        else {
+        let first = self.layout.index(which.start);
+        let Some(mut cursor) = self.granules.cursor_lower_bound_mut(&first) else {
             return;
         };
         loop {
             let (index, words) = cursor.current_mut();
-            let base = index * GRANULE;
+            let base = self.layout.pages_of(*index).start;
             if base >= which.end {
                 break;
             }
@@ -162,9 +189,9 @@ impl Table {
         let stale = |word: u64| word & MAPPED == 0 && (!sparse || word & WANTED != 0);
         let mut at = which.start;
         while at < which.end {
-            let granule = self.granule(at);
+            let granule = self.layout.granule(at);
             let end = granule.end.min(which.end);
-            let Some(words) = self.granules.get(&(at / GRANULE)) else {
+            let Some(words) = self.granules.get(&self.layout.index(at)) else {
                 if sparse {
                     at = self.next_granule(end)?;
                     continue;
@@ -184,8 +211,12 @@ impl Table {
 
     /// The first page at or after `page` that has a granule.
     fn next_granule(&self, page: usize) -> Option<usize> {
-        let cursor = self.granules.cursor_lower_bound(&(page / GRANULE))?;
-        Some((cursor.current().0 * GRANULE).max(page))
+        if page >= self.layout.pages {
+            return None;
+        }
+        let first = self.layout.index(page);
+        let cursor = self.granules.cursor_lower_bound(&first)?;
+        Some(self.layout.pages_of(*cursor.current().0).start.max(page))
     }
 
     /// MAP is being sent for pages `from` on, which have a granule and are unmapped.
@@ -231,12 +262,11 @@ impl Table {
             return None;
         }
         let mut span: Option<Range<usize>> = None;
-        let mut cursor = self
-            .granules
-            .cursor_lower_bound_mut(&(which.start / GRANULE));
+        let first = self.layout.index(which.start);
+        let mut cursor = self.granules.cursor_lower_bound_mut(&first);
         while let Some(at) = cursor {
             let (index, words) = at.current();
-            let base = index * GRANULE;
+            let base = self.layout.pages_of(*index).start;
             if base >= which.end {
                 break;
             }
@@ -296,7 +326,7 @@ impl Table {
     /// the page is held.
     pub(super) fn disconnect(&mut self, mut with: impl FnMut(ReachablePage, bool)) {
         self.disconnected = true;
-        let all = 0..self.pages;
+        let all = 0..self.layout.pages;
         self.each(all, |word| {
             if word & (REACHABLE | HELD) != 0 {
                 with(ReachablePage::of(word), word & HELD != 0);
