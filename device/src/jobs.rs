@@ -185,6 +185,8 @@ impl Device {
         if let Some(ticket) = job.ticket {
             let answer = match result {
                 Some(Ok(())) => Response::ok(),
+                // The other error says that the context is lost.
+                Some(Err(Failure::TimedOut(_))) => Response::plain(response::ERR_INVALID_PARAMETER),
                 _ => Response::plain(response::ERR_UNSPEC),
             };
             // Not through `respond`: the job was the first of its timeline.
