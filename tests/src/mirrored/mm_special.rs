@@ -10,9 +10,10 @@ use virtgpu_client::{BlobOptions, Bytes, Device, Errno};
 use super::support::{family, open, Mirror, READ_ONLY, SPARSE, WHOLE};
 use crate::bad_memory::secret;
 use crate::ktap::{Family, TestResult};
+use crate::support::errno::describe;
 use crate::support::place::{Pages, Place, NONE, READ, RW};
 use crate::support::{Env, PAGE};
-use crate::{cases, check_err, skip};
+use crate::{cases, check, check_err, skip};
 
 pub(crate) const FAMILY: Family = family(
     "mm_special",
@@ -109,7 +110,7 @@ fn secret_memory(env: &Env) -> TestResult {
     unusable(&device, &place, "secret memory")
 }
 
-/// The pages that the kernel maps into every process.
+/// The pages that the kernel maps into every process, to be read.
 fn kernel_pages(env: &Env) -> TestResult {
     let device = open(env)?;
     let maps = fs::read_to_string("/proc/self/maps")?;
@@ -120,9 +121,14 @@ fn kernel_pages(env: &Env) -> TestResult {
     let Ok(start) = u64::from_str_radix(start, 16) else {
         skip!("{line}");
     };
-    // SAFETY: The kernel's own pages; the device must not get them, and no one here uses them.
-    let userptr = unsafe { device.register_raw(start, PAGE as u64, READ_ONLY.sparse())? };
-    check_err!(userptr.prefetch(0, PAGE as u64), Errno::FAULT, "[vvar]");
+    // SAFETY: The kernel's own pages; the device must not write to them, and no one here uses them.
+    let userptr = unsafe { device.register_raw(start, PAGE as u64, SPARSE)? };
+    let result = userptr.prefetch(0, PAGE as u64);
+    check!(
+        matches!(result, Err(Errno::PERM | Errno::FAULT)),
+        "[vvar], to be written: {}",
+        describe(&result)
+    );
     Ok(())
 }
 

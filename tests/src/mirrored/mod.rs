@@ -6,6 +6,7 @@
 mod basic;
 mod events;
 mod fences;
+mod hammer;
 mod hmm_tests;
 mod hostile;
 mod mm_file;
@@ -17,6 +18,7 @@ mod mm_reclaim;
 mod mm_special;
 mod mm_unmap;
 mod mm_userfaultfd;
+mod stress;
 mod support;
 
 use crate::ktap::Family;
@@ -36,6 +38,8 @@ pub(crate) const FAMILIES: &[Family] = &[
     mm_userfaultfd::FAMILY,
     hmm_tests::FAMILY,
     fences::FAMILY,
+    hammer::FAMILY,
+    stress::FAMILY,
 ];
 
 /// Those for devices that misbehave.

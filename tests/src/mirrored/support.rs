@@ -244,6 +244,18 @@ impl<'a> Mirror<'a> {
         Ok(())
     }
 
+    /// WRITE of what fits into one job, to its end, whatever that is.
+    pub(crate) fn try_write(&self, offset: usize, bytes: &[u8]) -> TestResult<End> {
+        self.staged.write(0, bytes);
+        let mut stream = compute::Stream::new();
+        stream.copy(
+            self.userptr.at(offset as u64),
+            self.staging.at(0),
+            bytes.len() as u64,
+        );
+        self.end(&stream)
+    }
+
     /// COPY within the memory.
     pub(crate) fn copy(&self, to: usize, from: usize, length: usize) -> TestResult {
         let mut stream = compute::Stream::new();

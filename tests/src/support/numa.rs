@@ -5,8 +5,8 @@
 use std::path::Path;
 
 use crate::ktap::{Outcome, TestResult};
-use crate::support::place::Place;
-use crate::support::PAGE;
+use crate::support::place::{Pages, Place};
+use crate::support::{HUGE, PAGE};
 use virtgpu_client::Memory;
 
 /// A skip unless there are nodes 0 and 1 (boot with `numa=fake=2`).
@@ -17,15 +17,18 @@ pub(crate) fn two_nodes() -> TestResult {
     Err(Outcome::Skip("one node of memory only".into()))
 }
 
-/// move_pages(2) of all of a place, a call for each `unit` bytes; returns where each unit is then,
-/// or the negative errno.
+/// move_pages(2) of all pages of a place, huge ones by their first address; returns where each is
+/// then, or the negative errno.
 pub(crate) fn move_to(place: &Place, node: i32) -> TestResult<Vec<i32>> {
     const MOVE: i32 = 1 << 1;
-    let unit = place.unit();
-    let count = place.len() / unit;
-    let addresses: Vec<u64> = (0..count)
-        .map(|index| place.address(index * unit))
-        .collect();
+    let mut addresses = Vec::new();
+    let mut offset = 0;
+    while offset < place.len() {
+        addresses.push(place.address(offset));
+        let whole = place.pages() == Pages::Huge && offset % HUGE == 0 && place.is_huge(offset)?;
+        offset += if whole { HUGE } else { place.unit() };
+    }
+    let count = addresses.len();
     let nodes = vec![node; count];
     let mut status = vec![i32::MIN; count];
     // SAFETY: Arrays of `count` entries; the content of the pages does not change.

@@ -1,0 +1,314 @@
+// SPDX-License-Identifier: MIT OR GPL-2.0-only
+
+//! Device and process write to the same memory by turns while a thread keeps it moving. What both
+//! must see, a third copy that nothing moves says.
+
+use std::fs;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use virtgpu_client::{compute, Bytes, Errno, Memory};
+
+use super::support::{family, open, End, Mirror, SPARSE, WHOLE};
+use crate::ktap::{reap, Family, Outcome, TestResult};
+use crate::support::place::{Pages, Place, READ, RW};
+use crate::support::{numa, swap, Env, Random, HUGE, PAGE};
+use crate::{cases, check, check_eq};
+
+pub(crate) const FAMILY: Family = family(
+    "mirrored_hammer",
+    cases![
+        fork: 300,
+        move_pages: 300,
+        swap_out: 300,
+        collapse_and_split: 300,
+        soft_dirty: 300,
+        protect: 300,
+        unmap_parts: 300,
+        remap: 300,
+        everything: 600,
+    ],
+);
+
+const MADV_PAGEOUT: i32 = 21;
+const MADV_COLLAPSE: i32 = 25;
+const LENGTH: usize = HUGE;
+
+/// Seed of a case, which is printed: `VIRTGPU_TESTS_SEED` repeats one.
+fn seed() -> u64 {
+    let seed = std::env::var("VIRTGPU_TESTS_SEED")
+        .ok()
+        .and_then(|text| text.parse().ok())
+        .unwrap_or(1);
+    println!("    # seed {seed}");
+    seed
+}
+
+/// One operation on a random part, by the process or by the device, on memory and on the copy.
+fn step(mirror: &Mirror<'_>, place: &Place, copy: &mut [u8], random: &mut Random) -> TestResult {
+    let length = (1 + random.below(8) as usize) * PAGE;
+    let offset = random.below(((LENGTH - length) / PAGE) as u64 + 1) as usize * PAGE;
+    let part = offset..offset + length;
+    match random.below(5) {
+        0 => {
+            let data = Random(random.next()).bytes(length);
+            place.write(offset, &data);
+            copy[part].copy_from_slice(&data);
+        }
+        1 => {
+            let data = Random(random.next()).bytes(length);
+            busy(|| mirror.try_write(offset, &data))?;
+            copy[part].copy_from_slice(&data);
+        }
+        2 => {
+            let value = random.next() as u32;
+            let mut stream = compute::Stream::new();
+            stream.add_u32(mirror.userptr.at(offset as u64), length as u64, value);
+            busy(|| mirror.end(&stream))?;
+            for word in copy[part].chunks_exact_mut(4) {
+                let sum = u32::from_le_bytes((&*word).try_into().expect("4 bytes"));
+                word.copy_from_slice(&sum.wrapping_add(value).to_le_bytes());
+            }
+        }
+        3 => {
+            let stream = mirror.reading_part(offset, length);
+            busy(|| mirror.end(&stream))?;
+            check_eq!(
+                mirror.result(),
+                compute::crc32c(0, &copy[part]),
+                "the device's view of {length} bytes at {offset:#x}"
+            );
+        }
+        _ => {
+            let seen = compute::crc32c(0, &place.to_vec(offset, length));
+            check_eq!(
+                seen,
+                compute::crc32c(0, &copy[part]),
+                "our view of {length} bytes at {offset:#x}"
+            );
+        }
+    }
+    Ok(())
+}
+
+/// A job that loses the race for a second is tried again; anything else is an error.
+fn busy(mut attempt: impl FnMut() -> TestResult<End>) -> TestResult {
+    for _ in 0..60 {
+        match attempt()? {
+            End::Done => return Ok(()),
+            End::Refused(Errno::BUSY) => {}
+            other => return Err(Outcome::Fail(format!("a job: {other:?}"))),
+        }
+    }
+    Err(Outcome::Fail("a job has lost the race for a minute".into()))
+}
+
+/// Runs steps while `disturb` is called in a thread, again and again, with a number of its own.
+fn hammer(
+    env: &Env,
+    pages: Pages,
+    rounds: u64,
+    disturb: impl Fn(&Place, u64) -> TestResult + Sync,
+) -> TestResult {
+    let device = open(env)?;
+    let place = Place::new(pages, LENGTH)?;
+    let mirror = Mirror::new(&device, &place)?;
+    let mut random = Random(seed());
+    let mut copy = mirror.scatter(random.next());
+    let stop = AtomicBool::new(false);
+    let disturbances = std::thread::scope(|scope| {
+        let disturber = scope.spawn(|| -> TestResult<u64> {
+            let mut count = 0;
+            while !stop.load(Ordering::Relaxed) {
+                disturb(&place, count)?;
+                count += 1;
+            }
+            Ok(count)
+        });
+        let mut work = || -> TestResult {
+            for round in 0..rounds {
+                if let Err(Outcome::Fail(reason)) = step(&mirror, &place, &mut copy, &mut random) {
+                    return Err(Outcome::Fail(format!("step {round}: {reason}")));
+                }
+                if disturber.is_finished() {
+                    break;
+                }
+            }
+            Ok(())
+        };
+        let worked = work();
+        stop.store(true, Ordering::Relaxed);
+        let count = disturber.join().expect("no panic")?;
+        worked.map(|()| count)
+    })?;
+    let count = mirror.count()?;
+    println!(
+        "    # {disturbances} disturbances in {rounds} steps: {} invalidations, {} MAPs, {} repeated",
+        count.invalidations, count.maps, count.retries
+    );
+    check!(disturbances > 0, "nothing has disturbed");
+    check_eq!(
+        mirror.csum(0, LENGTH)?,
+        compute::crc32c(0, &copy),
+        "the device's view in the end"
+    );
+    check_eq!(place.to_vec(0, LENGTH), copy, "our view in the end");
+    Ok(())
+}
+
+/// A child that does nothing, or writes to its copies.
+fn fork_once(place: &Place, number: u64) -> TestResult {
+    let start = place.as_ptr();
+    // SAFETY: The child of a process with threads may call little; this one writes to its memory and
+    // ends.
+    let pid = unsafe { libc::fork() };
+    if pid == 0 {
+        for page in (0..LENGTH / PAGE).filter(|page| *page as u64 % 3 == number % 3) {
+            // SAFETY: Inside of the place, which the child has a copy of.
+            unsafe { start.add(page * PAGE).write_volatile(0xee) };
+        }
+        // SAFETY: Ends the child.
+        unsafe { libc::_exit(0) }
+    }
+    check!(pid > 0, "fork: {}", std::io::Error::last_os_error());
+    reap(pid)?;
+    Ok(())
+}
+
+fn fork(env: &Env) -> TestResult {
+    hammer(env, Pages::Base, env.iterations(300), fork_once)?;
+    hammer(env, Pages::Huge, env.iterations(100), fork_once)
+}
+
+fn move_pages(env: &Env) -> TestResult {
+    numa::two_nodes()?;
+    let moving = |place: &Place, number| numa::move_to(place, number as i32 % 2).map(drop);
+    hammer(env, Pages::Base, env.iterations(300), moving)?;
+    hammer(env, Pages::Huge, env.iterations(300), moving)
+}
+
+fn page_out(place: &Place, number: u64) -> TestResult {
+    let offset = number as usize % 8 * (LENGTH / 8);
+    place.advise(offset, LENGTH / 8, MADV_PAGEOUT)
+}
+
+fn swap_out(env: &Env) -> TestResult {
+    swap::enable()?;
+    hammer(env, Pages::Base, env.iterations(300), page_out)?;
+    hammer(env, Pages::Huge, env.iterations(300), page_out)
+}
+
+fn collapse_once(place: &Place, number: u64) -> TestResult {
+    // Pages that are in use elsewhere for a moment keep it from happening.
+    drop(place.advise(0, LENGTH, MADV_COLLAPSE));
+    let page = number as usize % (LENGTH / PAGE);
+    // Rights that no one lacks: splits what covers the page, and undoes it.
+    place.advise(page * PAGE, PAGE, libc::MADV_DONTDUMP)?;
+    place.advise(page * PAGE, PAGE, libc::MADV_DODUMP)
+}
+
+fn collapse_and_split(env: &Env) -> TestResult {
+    hammer(env, Pages::Huge, env.iterations(300), collapse_once)
+}
+
+fn clear_refs(_: &Place, _: u64) -> TestResult {
+    Ok(fs::write("/proc/self/clear_refs", "4")?)
+}
+
+fn soft_dirty(env: &Env) -> TestResult {
+    hammer(env, Pages::Base, env.iterations(300), clear_refs)?;
+    hammer(env, Pages::Huge, env.iterations(300), clear_refs)
+}
+
+/// Takes rights from parts that the steps do not use: each has its own.
+fn beside(
+    env: &Env,
+    rounds: u64,
+    disturb: impl Fn(&Place, usize, u64) -> TestResult + Sync,
+) -> TestResult {
+    let device = open(env)?;
+    let place = Place::base(2 * LENGTH)?;
+    let all = Mirror::with(&device, &place, SPARSE)?;
+    let mirror = Mirror::part(&device, &place, 0, LENGTH, WHOLE)?;
+    all.prefetch(0, 2 * LENGTH)?;
+    let mut random = Random(seed());
+    let mut copy = mirror.scatter(random.next());
+    let stop = AtomicBool::new(false);
+    let count = std::thread::scope(|scope| {
+        let disturber = scope.spawn(|| -> TestResult<u64> {
+            let mut count = 0;
+            while !stop.load(Ordering::Relaxed) {
+                disturb(&place, LENGTH, count)?;
+                count += 1;
+            }
+            Ok(count)
+        });
+        let mut work = || -> TestResult {
+            for round in 0..rounds {
+                step(&mirror, &place, &mut copy, &mut random)?;
+                // The other registration works on the same part, and is hit all the time.
+                let stream = all.reading_part(0, PAGE);
+                busy(|| all.end(&stream))?;
+                check_eq!(
+                    all.result(),
+                    compute::crc32c(0, &copy[..PAGE]),
+                    "the first page, in round {round}"
+                );
+            }
+            Ok(())
+        };
+        let worked = work();
+        stop.store(true, Ordering::Relaxed);
+        let count = disturber.join().expect("no panic")?;
+        worked.map(|()| count)
+    })?;
+    println!("    # {count} disturbances in {rounds} steps");
+    check_eq!(place.to_vec(0, LENGTH), copy, "our view in the end");
+    mirror.agrees("in the end")
+}
+
+fn protect(env: &Env) -> TestResult {
+    // Never less than the device's registration has: rights are taken from what no step uses.
+    beside(env, env.iterations(200), |place, start, number| {
+        let page = start + number as usize % (LENGTH / PAGE) * PAGE;
+        place.map(page, PAGE)?;
+        place.protect(page, PAGE, READ)?;
+        place.protect(page, PAGE, RW)
+    })
+}
+
+fn unmap_parts(env: &Env) -> TestResult {
+    beside(env, env.iterations(200), |place, start, number| {
+        let pages = 1 + number as usize % 16;
+        let offset = start + number as usize * 7 % (LENGTH / PAGE - 16) * PAGE;
+        place.unmap(offset, pages * PAGE)?;
+        place.map(offset, pages * PAGE)
+    })
+}
+
+fn remap(env: &Env) -> TestResult {
+    beside(env, env.iterations(200), |place, start, number| {
+        let other = Place::reserve(Pages::Base, 16 * PAGE)?;
+        let offset = start + number as usize * 3 % (LENGTH / PAGE - 16) * PAGE;
+        place.move_to(offset, 16 * PAGE, &other, 0, 0)?;
+        other.move_to(0, 16 * PAGE, place, offset, 0)
+    })
+}
+
+/// All that leaves the content alone, by turns.
+fn everything(env: &Env) -> TestResult {
+    swap::enable()?;
+    let two = numa::two_nodes().is_ok();
+    for pages in [Pages::Base, Pages::Huge] {
+        hammer(env, pages, env.iterations(300), |place, number| {
+            match number % 5 {
+                0 => fork_once(place, number / 5),
+                1 => page_out(place, number / 5),
+                2 => collapse_once(place, number / 5),
+                3 => clear_refs(place, number / 5),
+                _ if two => numa::move_to(place, (number / 5) as i32 % 2).map(drop),
+                _ => Ok(fs::write("/proc/sys/vm/compact_memory", "1")?),
+            }
+        })?;
+    }
+    Ok(())
+}
