@@ -56,14 +56,14 @@ fn step(mirror: &Mirror<'_>, place: &Place, copy: &mut [u8], random: &mut Random
         }
         1 => {
             let data = Random(random.next()).bytes(length);
-            busy(|| mirror.try_write(offset, &data))?;
+            busy("a job that writes", || mirror.try_write(offset, &data))?;
             copy[part].copy_from_slice(&data);
         }
         2 => {
             let value = random.next() as u32;
             let mut stream = compute::Stream::new();
             stream.add_u32(mirror.userptr.at(offset as u64), length as u64, value);
-            busy(|| mirror.end(&stream))?;
+            busy("a job that adds", || mirror.end(&stream))?;
             for word in copy[part].chunks_exact_mut(4) {
                 let sum = u32::from_le_bytes((&*word).try_into().expect("4 bytes"));
                 word.copy_from_slice(&sum.wrapping_add(value).to_le_bytes());
@@ -71,7 +71,7 @@ fn step(mirror: &Mirror<'_>, place: &Place, copy: &mut [u8], random: &mut Random
         }
         3 => {
             let stream = mirror.reading_part(offset, length);
-            busy(|| mirror.end(&stream))?;
+            busy("a job that reads", || mirror.end(&stream))?;
             check_eq!(
                 mirror.result(),
                 compute::crc32c(0, &copy[part]),
@@ -91,12 +91,12 @@ fn step(mirror: &Mirror<'_>, place: &Place, copy: &mut [u8], random: &mut Random
 }
 
 /// A job that loses the race for a second is tried again; anything else is an error.
-fn busy(mut attempt: impl FnMut() -> TestResult<End>) -> TestResult {
+fn busy(what: &str, mut attempt: impl FnMut() -> TestResult<End>) -> TestResult {
     for _ in 0..60 {
         match attempt()? {
             End::Done => return Ok(()),
             End::Refused(Errno::BUSY) => {}
-            other => return Err(Outcome::Fail(format!("a job: {other:?}"))),
+            other => return Err(Outcome::Fail(format!("{what}: {other:?}"))),
         }
     }
     Err(Outcome::Fail("a job has lost the race for a minute".into()))
@@ -175,15 +175,15 @@ fn fork_once(place: &Place, number: u64) -> TestResult {
 }
 
 fn fork(env: &Env) -> TestResult {
-    hammer(env, Pages::Base, env.iterations(300), fork_once)?;
-    hammer(env, Pages::Huge, env.iterations(100), fork_once)
+    hammer(env, Pages::Base, env.iterations(60), fork_once)?;
+    hammer(env, Pages::Huge, env.iterations(20), fork_once)
 }
 
 fn move_pages(env: &Env) -> TestResult {
     numa::two_nodes()?;
     let moving = |place: &Place, number| numa::move_to(place, number as i32 % 2).map(drop);
-    hammer(env, Pages::Base, env.iterations(300), moving)?;
-    hammer(env, Pages::Huge, env.iterations(300), moving)
+    hammer(env, Pages::Base, env.iterations(60), moving)?;
+    hammer(env, Pages::Huge, env.iterations(60), moving)
 }
 
 fn page_out(place: &Place, number: u64) -> TestResult {
@@ -193,8 +193,8 @@ fn page_out(place: &Place, number: u64) -> TestResult {
 
 fn swap_out(env: &Env) -> TestResult {
     swap::enable()?;
-    hammer(env, Pages::Base, env.iterations(300), page_out)?;
-    hammer(env, Pages::Huge, env.iterations(300), page_out)
+    hammer(env, Pages::Base, env.iterations(100), page_out)?;
+    hammer(env, Pages::Huge, env.iterations(100), page_out)
 }
 
 fn collapse_once(place: &Place, number: u64) -> TestResult {
@@ -215,11 +215,12 @@ fn clear_refs(_: &Place, _: u64) -> TestResult {
 }
 
 fn soft_dirty(env: &Env) -> TestResult {
-    hammer(env, Pages::Base, env.iterations(300), clear_refs)?;
-    hammer(env, Pages::Huge, env.iterations(300), clear_refs)
+    hammer(env, Pages::Base, env.iterations(40), clear_refs)?;
+    hammer(env, Pages::Huge, env.iterations(40), clear_refs)
 }
 
-/// Takes rights from parts that the steps do not use: each has its own.
+/// Takes memory away that the steps do not use. A sparse registration of all of it has it too, and
+/// its jobs use only what stays: whether the rest is there must not matter to them.
 fn beside(
     env: &Env,
     rounds: u64,
@@ -247,7 +248,8 @@ fn beside(
                 step(&mirror, &place, &mut copy, &mut random)?;
                 // The other registration works on the same part, and is hit all the time.
                 let stream = all.reading_part(0, PAGE);
-                busy(|| all.end(&stream))?;
+                let what = "a job on what was prefetched, beside memory that goes";
+                busy(what, || all.end(&stream))?;
                 check_eq!(
                     all.result(),
                     compute::crc32c(0, &copy[..PAGE]),
@@ -299,7 +301,7 @@ fn everything(env: &Env) -> TestResult {
     swap::enable()?;
     let two = numa::two_nodes().is_ok();
     for pages in [Pages::Base, Pages::Huge] {
-        hammer(env, pages, env.iterations(300), |place, number| {
+        hammer(env, pages, env.iterations(150), |place, number| {
             match number % 5 {
                 0 => fork_once(place, number / 5),
                 1 => page_out(place, number / 5),
