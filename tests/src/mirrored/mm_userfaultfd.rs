@@ -13,7 +13,7 @@ use crate::ktap::{reap, Family, Outcome, TestResult};
 use crate::support::place::{Pages, Place, RW};
 use crate::support::uffd::{feature, Fault, Uffd, MINOR, MISSING, WP};
 use crate::support::{child, eventually, job, procfs, Env, Random, PAGE};
-use crate::{cases, check, check_eq};
+use crate::{cases, check, check_eq, skip};
 
 pub(crate) const FAMILY: Family = family(
     "mm_userfaultfd",
@@ -26,6 +26,7 @@ pub(crate) const FAMILY: Family = family(
         write_protected,
         write_protected_for_readers,
         write_protected_asynchronously,
+        scanned_and_protected,
         moved,
         poisoned,
         user_mode_only,
@@ -252,6 +253,80 @@ fn write_protected_asynchronously(env: &Env) -> TestResult {
         "a page that no one has written is not protected"
     );
     check_eq!(place.read_u64(PAGE), 10, "our view");
+    Ok(())
+}
+
+/// `struct pm_scan_arg`.
+#[repr(C)]
+#[derive(Default)]
+struct Scan {
+    size: u64,
+    flags: u64,
+    start: u64,
+    end: u64,
+    walk_end: u64,
+    vec: u64,
+    vec_len: u64,
+    max_pages: u64,
+    category_inverted: u64,
+    category_mask: u64,
+    category_anyof_mask: u64,
+    return_mask: u64,
+}
+
+/// Protects what was written, and returns how many pages that were: PAGEMAP_SCAN as those use it who
+/// copy a running process.
+fn scan(place: &Place) -> TestResult<u64> {
+    const NUMBER: u32 = 16;
+    const WP_MATCHING: u64 = 1;
+    const CHECK_WPASYNC: u64 = 2;
+    const WRITTEN: u64 = 1 << 1;
+    let mut ranges = [[0_u64; 3]; PAGES];
+    let mut scan = Scan {
+        size: size_of::<Scan>() as u64,
+        flags: WP_MATCHING | CHECK_WPASYNC,
+        start: place.address(0),
+        end: place.address(SIZE),
+        vec: ranges.as_mut_ptr() as u64,
+        vec_len: PAGES as u64,
+        category_mask: WRITTEN,
+        return_mask: WRITTEN,
+        ..Default::default()
+    };
+    let file = std::fs::File::open("/proc/self/pagemap")?;
+    let number = virtgpu_client::ioctl::iowr(b'f', NUMBER, size_of::<Scan>());
+    // SAFETY: The structure is that of PAGEMAP_SCAN, with room for `vec_len` ranges.
+    let found = unsafe { virtgpu_client::ioctl::call(&file, number, (&raw mut scan).cast()) };
+    let found = match found {
+        Err(Errno::NOTTY) => skip!("the kernel has no PAGEMAP_SCAN"),
+        other => other? as usize,
+    };
+    Ok(ranges[..found]
+        .iter()
+        .map(|[start, end, _]| (end - start) / PAGE as u64)
+        .sum())
+}
+
+fn scanned_and_protected(env: &Env) -> TestResult {
+    let device = open(env)?;
+    let place = Place::base(SIZE)?;
+    place.fill(1);
+    let uffd = Uffd::open(feature::WP_ASYNC | feature::WP_UNPOPULATED)?;
+    uffd.register(place.address(0), SIZE, WP)?;
+    scan(&place)?;
+    check_eq!(scan(&place)?, 0, "pages written since the first scan");
+    let mirror = Mirror::with(&device, &place, SPARSE)?;
+    for round in 0..3 {
+        mirror.prefetch(PAGE, 4 * PAGE)?;
+        mirror.poke(2 * PAGE, round)?;
+        let written = mirror.loses("PAGEMAP_SCAN", 4 * PAGE, || scan(&place))?;
+        check!(
+            (1..=4).contains(&written),
+            "{written} pages were written in round {round}"
+        );
+        check_eq!(place.read_u64(2 * PAGE), round, "our view");
+        check_eq!(scan(&place)?, 0, "pages written since");
+    }
     Ok(())
 }
 

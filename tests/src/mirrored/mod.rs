@@ -9,6 +9,7 @@ mod fences;
 mod hammer;
 mod hmm_tests;
 mod hostile;
+mod mm_exit;
 mod mm_file;
 mod mm_fork;
 mod mm_huge;
@@ -31,6 +32,7 @@ pub(crate) const FAMILIES: &[Family] = &[
     mm_protect::FAMILY,
     mm_fork::FAMILY,
     mm_reclaim::FAMILY,
+    mm_exit::FAMILY,
     mm_file::FAMILY,
     mm_migrate::FAMILY,
     mm_huge::FAMILY,
