@@ -9,15 +9,19 @@
 //! Everything is a ratio of two numbers from the same run. The result is a table, and a last line
 //! `BENCH-JSON {"rows":[...]}`.
 
+mod allocating;
 mod copying;
 mod drivers;
 mod entries;
+mod footprint;
 mod gup;
 mod memory;
 mod pinning;
 mod report;
 mod reserving;
 mod setup;
+mod taking;
+mod trace;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -95,11 +99,14 @@ fn main() -> ExitCode {
     setup::prepare();
     let mut report = Report::new();
     let mut failed = false;
-    let measures: [(&str, Measure); 5] = [
+    let measures: [(&str, Measure); 8] = [
         ("P1", pinning::measure),
         ("P2", copying::measure),
         ("P3", reserving::measure),
+        ("P4", allocating::measure),
+        ("P5", taking::measure),
         ("P6", entries::measure),
+        ("P7", footprint::measure),
         ("P8", drivers::measure),
     ];
     for (name, measure) in measures {

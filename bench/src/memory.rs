@@ -41,6 +41,31 @@ pub(crate) struct Region {
     length: usize,
 }
 
+impl Region {
+    /// Unmaps it. Nothing but [`Region::map`] may be done with it then, or with the rest of it.
+    pub(crate) fn unmap(&self) -> Result {
+        // SAFETY: The range is ours, and nobody has a reference to what is in it.
+        unsafe { rustix::mm::munmap(self.as_ptr().cast(), self.length)? };
+        Ok(())
+    }
+
+    /// Maps new memory in its place, in small pages and apart from its neighbours: where a mapping
+    /// is cut, the kernel invalidates 2 MiB around the cut.
+    pub(crate) fn map(&self) -> Result {
+        // SAFETY: The range is ours.
+        unsafe {
+            rustix::mm::mmap_anonymous(
+                self.as_ptr().cast(),
+                self.length,
+                ProtFlags::READ | ProtFlags::WRITE,
+                MapFlags::PRIVATE | MapFlags::FIXED,
+            )?;
+            rustix::mm::madvise(self.as_ptr().cast(), self.length, Advice::LinuxNoHugepage)?;
+        }
+        Ok(())
+    }
+}
+
 // SAFETY: A part of the mapping, which lives as long.
 unsafe impl Memory for Region {
     fn as_ptr(&self) -> *mut u8 {

@@ -149,8 +149,13 @@ pub(crate) fn resident(memory: &impl Memory) -> Result<u64> {
 
 /// Waits until nothing is pinned.
 pub(crate) fn wait_unpinned() -> Result {
+    wait_pinned(0)
+}
+
+/// Waits until this process has pinned only so many bytes.
+pub(crate) fn wait_pinned(bytes: u64) -> Result {
     let deadline = Instant::now() + Duration::from_secs(60);
-    while vm_pin()? != 0 {
+    while vm_pin()? != bytes {
         if Instant::now() > deadline {
             return Err(Errno::TIMEDOUT.into());
         }

@@ -1,0 +1,200 @@
+// SPDX-License-Identifier: MIT OR GPL-2.0-only
+
+//! P5: for how long the device delays the kernel that takes pages away.
+//!
+//! What is timed is `__mmu_notifier_invalidate_range_start`, which calls the driver back: both
+//! passes of all registrations, with the wait for the device. The device is idle otherwise. As a
+//! check, the same is seen from outside, as the time that madvise takes longer than for memory that
+//! is not registered.
+
+use std::time::Instant;
+
+use virtgpu_client::{Blob, BlobOptions, Device, Exec, Memory, RegisterOptions, Registration};
+
+use crate::memory::{make, Kind};
+use crate::report::{Goal, Report, Sample};
+use crate::setup::{map_all, nothing, open_mirroring, since, Result, Stats, PAGE};
+use crate::trace::Tracer;
+use crate::Options;
+
+const HUGE: usize = 2 << 20;
+const WHOLE: RegisterOptions = RegisterOptions::mirrored();
+const FUNCTION: &str = "__mmu_notifier_invalidate_range_start";
+
+/// Time of a job that does nothing, waited for in the kernel.
+fn trip(device: &Device, blob: &Blob<'_>) -> Result<f64> {
+    let stream = nothing();
+    let handles = [blob.handle()];
+    let exec = Exec::new(stream.as_bytes()).buffers(&handles);
+    let start = Instant::now();
+    exec.submit(device)?;
+    device.wait(blob.handle())?;
+    Ok(since(start))
+}
+
+/// Drops the pages; the time it takes.
+fn drop_pages(memory: &impl Memory) -> Result<f64> {
+    let start = Instant::now();
+    // SAFETY: The range is ours, and what is in it does not matter.
+    let result =
+        unsafe { libc::madvise(memory.as_ptr().cast(), memory.len(), libc::MADV_DONTNEED) };
+    let time = since(start);
+    if result != 0 {
+        return Err(std::io::Error::last_os_error().into());
+    }
+    Ok(time)
+}
+
+/// Makes all pages resident again.
+fn touch(memory: &impl Memory) {
+    for offset in (0..memory.len()).step_by(PAGE) {
+        // SAFETY: Inside the memory, and aligned.
+        unsafe { memory.as_ptr().add(offset).write_volatile(1) };
+    }
+}
+
+pub(crate) fn measure(options: &Options, report: &mut Report) -> Result {
+    let device = open_mirroring()?;
+    let bench = Bench {
+        options,
+        blob: device.create_blob(&BlobOptions::guest(PAGE as u64))?,
+        stats: Stats::new(&device)?,
+        tracer: Tracer::new(FUNCTION)?,
+        device: &device,
+    };
+    bench.one(report, Kind::Thp, "thp")?;
+    bench.one(report, Kind::Fragmented, "4k")?;
+    bench.many(report)
+}
+
+struct Bench<'d> {
+    options: &'d Options,
+    device: &'d Device,
+    /// What the job of [`trip`] lists.
+    blob: Blob<'d>,
+    stats: Stats,
+    tracer: Tracer,
+}
+
+impl Bench<'_> {
+    /// Runs `change` with the registrations mapped; they must lose everything, by one INVALIDATE
+    /// each. Returns what `change` does.
+    fn taken<M>(
+        &self,
+        userptrs: &[Registration<'_, M>],
+        change: impl FnOnce() -> Result<f64>,
+    ) -> Result<f64> {
+        let mut before = Vec::new();
+        for userptr in userptrs {
+            map_all(self.device, userptr.handle())?;
+            before.push(userptr.query()?.invalidations);
+        }
+        let told = self.stats.read(self.device)?.invalidates;
+        let time = change()?;
+        let told = self.stats.read(self.device)?.invalidates - told;
+        if told != userptrs.len() as u64 {
+            let count = userptrs.len();
+            return Err(format!("{told} INVALIDATEs for {count} registrations").into());
+        }
+        for (userptr, before) in userptrs.iter().zip(before) {
+            let query = userptr.query()?;
+            if (query.mapped_bytes, query.invalidations) != (0, before + 1) {
+                return Err("a registration was not told, or more than once".into());
+            }
+        }
+        Ok(time)
+    }
+
+    /// The times of the callbacks, of which there must have been `count`.
+    fn callbacks(&self, count: usize) -> Result<Sample> {
+        let times = self.tracer.times()?;
+        if times.len() != count {
+            return Err(format!("calls of {FUNCTION}: {times:?}, not {count}").into());
+        }
+        Ok(Sample(times))
+    }
+
+    /// 2 MiB that are mapped.
+    fn one(&self, report: &mut Report, kind: Kind, name: &str) -> Result {
+        const TIMES: usize = 30;
+        let (memory, other) = (make(kind, HUGE)?, make(kind, HUGE)?);
+        let userptr = [self.device.register(&memory, WHOLE)?];
+        let [mut callback, mut trips, mut longer] = [const { Sample(Vec::new()) }; 3];
+        for run in 0..=self.options.runs {
+            let [mut trip_times, mut registered, mut plain] = [const { Sample(Vec::new()) }; 3];
+            self.tracer.clear()?;
+            for _ in 0..TIMES {
+                touch(&memory);
+                self.taken(&userptr, || self.tracer.during(|| drop_pages(&memory)))?;
+                trip_times.0.push(trip(self.device, &self.blob)?);
+                touch(&memory);
+                registered
+                    .0
+                    .push(self.taken(&userptr, || drop_pages(&memory))?);
+                touch(&other);
+                // As after the look at the counters.
+                self.stats.read(self.device)?;
+                plain.0.push(drop_pages(&other)?);
+            }
+            let times = self.callbacks(TIMES)?;
+            if run > 0 {
+                callback.0.push(times.median());
+                trips.0.push(trip_times.median());
+                longer.0.push(registered.median() - plain.median());
+            }
+        }
+        report.add(
+            &format!("P5-2MiB-{name}"),
+            "kernel held up by the loss of 2 MiB that are mapped, in round trips of an empty job",
+            "ns",
+            [callback, trips.clone()],
+            Goal::AtMost(1.5),
+        );
+        report.add(
+            &format!("P5-2MiB-{name}-madvise"),
+            "what madvise(MADV_DONTNEED) takes longer than for memory that is not registered",
+            "ns",
+            [longer, trips],
+            Goal::None,
+        );
+        Ok(())
+    }
+
+    /// Many registrations in one munmap.
+    fn many(&self, report: &mut Report) -> Result {
+        const COUNT: usize = 100;
+        const EACH: usize = 4 * PAGE;
+        let memory = make(Kind::Fragmented, COUNT * EACH)?;
+        let userptrs = (0..COUNT)
+            .map(|index| {
+                self.device
+                    .register_range(&memory, index * EACH, EACH, WHOLE)
+            })
+            .collect::<virtgpu_client::Result<Vec<_>>>()?;
+        let (mut callback, mut trips) = (Sample::default(), Sample::default());
+        for run in 0..=self.options.runs {
+            self.tracer.clear()?;
+            self.taken(&userptrs, || {
+                self.tracer.during(|| memory.unmap().map(|()| 0.0))
+            })?;
+            memory.map()?;
+            let times = self.callbacks(1)?;
+            let mut trip_times = Sample::default();
+            for _ in 0..COUNT {
+                trip_times.0.push(trip(self.device, &self.blob)?);
+            }
+            if run > 0 {
+                callback.0.push(times.median());
+                trips.0.push(trip_times.median());
+            }
+        }
+        report.add(
+            "P5-100-registrations",
+            "kernel held up by one munmap of 100 registrations, in round trips of an empty job",
+            "ns",
+            [callback, trips],
+            Goal::AtMost(3.0),
+        );
+        Ok(())
+    }
+}
