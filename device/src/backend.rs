@@ -179,10 +179,9 @@ impl GpuBackend {
         let serve = self.device.serve.lock();
         let mut buffer = serve.unwrap_or_else(PoisonError::into_inner);
         let going = || vring.get_ref().get_queue().ready() && !self.device.is_shut_down();
-        if !going() {
+        let Some(generation) = self.device.answers.open(vring, going) else {
             return;
-        }
-        let generation = self.device.answers.open(vring);
+        };
         self.drain(vring, going, |chain, start| {
             let head = chain.head_index();
             let (writable, result) = buffer.read(chain, MAX_REQUEST);
@@ -210,19 +209,21 @@ impl GpuBackend {
         });
     }
 
+    /// Whether a queue of the extension is to be served.
+    fn is_mirroring(&self, vring: &Vring) -> bool {
+        let ready = vring.get_ref().get_queue().ready();
+        ready && self.device.is_mirrored() && !self.device.is_shut_down()
+    }
+
     /// Serves the mirror queue until it is empty.
     fn serve_mirror(&self, vring: &Vring) {
         let device = &self.device;
         let serve = device.mirror.serve.lock();
         let mut buffer = serve.unwrap_or_else(PoisonError::into_inner);
-        let going = || {
-            let ready = vring.get_ref().get_queue().ready();
-            ready && device.is_mirrored() && !device.is_shut_down()
-        };
-        if !going() {
+        let going = || self.is_mirroring(vring);
+        let Some(generation) = device.mirror.replies.open(vring, going) else {
             return;
-        }
-        let generation = device.mirror.replies.open(vring);
+        };
         self.drain(vring, going, |chain, _| {
             let head = chain.head_index();
             let (writable, result) = buffer.read(chain, device.mirror.longest());
@@ -415,11 +416,11 @@ impl VhostUserBackend for GpuBackend {
         match (thread, event, vrings) {
             (0, 0, [control, ..]) => self.serve_control(control),
             (1, 0, [cursor, ..]) => self.serve_cursor(cursor),
-            (1, 1, [_, events, ..]) if self.device.is_mirrored() => {
-                self.device.mirror.events.kicked(events);
+            (1, 1, [_, events, ..]) => {
+                let going = || self.is_mirroring(events);
+                self.device.mirror.events.kicked(events, going);
             }
             (2, 0, [mirror, ..]) => self.serve_mirror(mirror),
-            // Queues of an extension that the driver does not use.
             _ => {}
         }
         Ok(())

@@ -524,6 +524,147 @@ mod tests {
         assert_eq!(violations(&["nonsense"]), [1]);
     }
 
+    const MIRROR: &str = r#"mirror_open "generation":1"#;
+    const MIRRORED: &str = r#"create "resource":1,"kind":"mirrored","bytes":16384,"entries":0,"segments":0,"low":0,"high":0"#;
+    const SPACE: &str = r#"space "space":1,"resource":1,"bytes":16384,"access":3"#;
+    const GONE: &str = r#"space_gone "space":1,"why":"destroyed""#;
+    const UNMAPPED: &str = r#"unmapped "space":1,"start":0,"length":8192"#;
+
+    fn command(cmd: u64, kind: &str, rest: &str) -> String {
+        format!(r#"command "cmd":{cmd},"kind":"{kind}","space":1,{rest}"bytes":0"#)
+    }
+
+    fn reply(cmd: u64, status: &str) -> String {
+        format!(r#"reply "cmd":{cmd},"status":{status},"used":0"#)
+    }
+
+    fn mapped(runs: &str) -> String {
+        let what = r#""space":1,"start":0,"length":8192,"entries":1,"pages":2"#;
+        format!(r#"mapped {what},"asked":[[0,8192,1]],"runs":{runs}"#)
+    }
+
+    /// Up to a space in which two pages are mapped: 9 lines.
+    fn with_pages() -> Vec<String> {
+        let map = r#""start":0,"length":8192,"#;
+        let lines = [OPEN, MIRROR, MIRRORED].map(String::from);
+        let mut lines = Vec::from(lines);
+        lines.push(command(0, "SPACE_CREATE", ""));
+        lines.push(SPACE.into());
+        lines.push(reply(0, "0"));
+        lines.push(command(1, "MAP", map));
+        lines.push(mapped("[[0,8192,1]]"));
+        lines.push(reply(1, "0"));
+        lines
+    }
+
+    fn after(lines: &[String], more: &[&str]) -> Vec<u64> {
+        let all: Vec<&str> = lines.iter().map(String::as_str).collect();
+        violations(&[&all[..], more].concat())
+    }
+
+    #[test]
+    fn spaces() {
+        let invalidate = command(2, "INVALIDATE", r#""start":0,"last":4095,"#);
+        let (done, next) = (reply(2, "null"), reply(3, "null"));
+        let destroy = command(3, "SPACE_DESTROY", "");
+        let all: [&str; 8] = [
+            &invalidate,
+            r#"unmapped "space":1,"start":0,"length":4096"#,
+            &done,
+            &destroy,
+            UNMAPPED,
+            GONE,
+            &next,
+            UNREF,
+        ];
+        let lines = with_pages();
+        assert_eq!(after(&lines, &all), [0u64; 0]);
+        let without = |index: usize| {
+            let mut some = all.to_vec();
+            some.remove(index);
+            after(&lines, &some)
+        };
+        // Acknowledged, but still mapped.
+        assert_eq!(without(1), [11]);
+        // Gone with something in it; and then it is destroyed.
+        assert_eq!(without(4), [14, 15]);
+        // Not gone: it outlives both, its command and its resource.
+        assert_eq!(without(5), [15, 16]);
+        // Given back without having been taken, and destroyed by nobody.
+        assert_eq!(without(0), [11]);
+        // In another order.
+        let swapped = [all[0], all[3], all[1], all[4], all[5], all[6], all[2]];
+        assert_eq!(after(&lines, &swapped), [15]);
+        // An event after the end, and one before.
+        let told = r#"told "kind":2,"space":1"#;
+        assert_eq!(after(&lines, &[told]), [0u64; 0]);
+        assert_eq!(after(&lines, &[&all[..], &[told]].concat()), [18]);
+        // Left over.
+        let reset = r#"reset "resources":1,"contexts":0"#;
+        assert_eq!(after(&lines, &[reset]), [10, 10]);
+        assert_eq!(after(&lines, &["mirror_close"]), [10, 10]);
+        let detach = r#"detach "ctx":1,"resource":1"#;
+        assert_eq!(after(&lines, &[CONTEXT, ATTACH, detach]), [12]);
+    }
+
+    #[test]
+    fn mappings() {
+        let with = |runs: &str, status: &str| {
+            let mut lines = with_pages();
+            lines[7] = mapped(runs);
+            lines[8] = reply(1, status);
+            after(&lines, &[])
+        };
+        assert_eq!(with("[[0,4096,1],[4096,4096,1]]", "0"), [0u64; 0]);
+        assert_eq!(with("[[0,4096,1]]", "0"), [9]);
+        assert_eq!(with("[[0,8192,3]]", "0"), [8]);
+        assert_eq!(with("[[0,8192,1]]", "3"), [9]);
+        assert_eq!(with("[[4096,8192,1]]", "0"), [8, 8]);
+        let lines = with_pages();
+        // Nobody asked, in a space that is gone.
+        assert_eq!(after(&lines[..5], &[&lines[7]]), [6]);
+        assert_eq!(after(&lines[..2], &[&lines[7]]), [3, 3]);
+        let hammer = r#"hammer "space":1,"start":0,"length":4096,"on":true"#;
+        let invalidate = command(2, "INVALIDATE", r#""start":0,"last":8191,"#);
+        let done = reply(2, "null");
+        let more = [hammer, &invalidate, UNMAPPED, &done];
+        assert_eq!(after(&lines, &more), [13]);
+        let stray = r#"stray "space":1,"start":0,"length":4096"#;
+        assert_eq!(after(&lines, &[UNMAPPED, stray]), [11]);
+    }
+
+    #[test]
+    fn accesses_to_spaces() {
+        let access = |at: u64, offset: u64, write: bool| {
+            ACCESS
+                .replace("\"offset\":0", &format!("\"offset\":{offset}"))
+                .replace(
+                    "\"write\":true",
+                    &format!("\"write\":{write},\"at\":{at},\"whole\":true"),
+                )
+        };
+        let run = |more: &[&str]| after(&with_pages(), &[&[CONTEXT, ATTACH, JOB], more].concat());
+        let (read, write) = (access(0, 0, false), access(0, 0, true));
+        let hole = access(0, 8188, false);
+        let failed = JOB_END.replace("ok", "fault");
+        assert_eq!(run(&[&read, JOB_END]), [0u64; 0]);
+        assert_eq!(run(&[&write, JOB_END]), [14]);
+        assert_eq!(run(&[&write, &failed]), [0u64; 0]);
+        assert_eq!(run(&[&hole, JOB_END]), [14]);
+        assert_eq!(run(&[&hole, &failed]), [0u64; 0]);
+        // Taken away before, and while it runs.
+        assert_eq!(run(&[UNMAPPED, &read, JOB_END]), [15]);
+        assert_eq!(run(&[&read, UNMAPPED, JOB_END]), [0u64; 0]);
+        // Mapped while it runs.
+        let map = command(2, "MAP", r#""start":0,"length":8192,"#);
+        let again = mapped("[[0,8192,1]]");
+        let more = [UNMAPPED, &read, &map, &again, JOB_END];
+        assert_eq!(run(&more), [0u64; 0]);
+        // It goes on.
+        let next = access(1, 0, false);
+        assert_eq!(run(&[&hole, &next, &failed]), [14]);
+    }
+
     #[test]
     fn maps() {
         let map =

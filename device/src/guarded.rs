@@ -313,3 +313,56 @@ mod arch {
         Ok(())
     }
 }
+
+#[cfg(all(test, target_arch = "x86_64"))]
+mod tests {
+    use super::*;
+
+    /// A page without rights.
+    fn forbidden() -> *mut u8 {
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+        let none = std::ptr::null_mut();
+        // SAFETY: It creates a mapping where none is.
+        let page = unsafe { libc::mmap(none, 4096, libc::PROT_NONE, flags, -1, 0) };
+        assert_ne!(page, libc::MAP_FAILED);
+        page.cast()
+    }
+
+    #[test]
+    fn faults_are_errors() {
+        install().unwrap();
+        install().unwrap();
+        let page = forbidden();
+        for length in [1, 8, 31, 4096] {
+            let mut buffer = vec![0; length];
+            // SAFETY: The page is reserved, and used by nobody else.
+            unsafe {
+                assert_eq!(read(page, &mut buffer), Err(Fault));
+                assert_eq!(write(page, &buffer), Err(Fault));
+                assert_eq!(fetch_add(page.cast(), 1), Err(Fault));
+            }
+        }
+    }
+
+    /// Any other access to such a page ends the process by the signal.
+    #[test]
+    fn other_faults_are_fatal() {
+        install().unwrap();
+        let page = forbidden();
+        // SAFETY: The child does nothing but die.
+        let child = unsafe { libc::fork() };
+        if child == 0 {
+            // SAFETY: It is not; that is the point.
+            unsafe {
+                page.read_volatile();
+                libc::_exit(0);
+            }
+        }
+        assert!(child > 0);
+        let mut status = 0;
+        // SAFETY: It fills in `status`.
+        assert_eq!(unsafe { libc::waitpid(child, &mut status, 0) }, child);
+        assert!(libc::WIFSIGNALED(status));
+        assert_eq!(libc::WTERMSIG(status), libc::SIGSEGV);
+    }
+}

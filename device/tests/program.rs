@@ -9,7 +9,7 @@ use std::os::unix::net::UnixStream;
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use common::{create_blob, ctx_create, fill, invalidate, map_blob, Vm, PATIENCE};
+use common::{create_blob, ctx_create, invalidate, map_blob, Vm, PATIENCE};
 use virtgpu_protocol::compute::CAPSET_ID;
 use virtgpu_protocol::virtio_gpu::{blob_mem, response};
 
@@ -85,17 +85,6 @@ fn announces_its_loss() {
     vm.start();
     assert_eq!(vm.config(52, 4), [0; 4]);
     vm.end(true);
-}
-
-#[test]
-fn a_stray_signal_still_ends_it() {
-    let mut vm = Vm::with_process(env!("CARGO_BIN_EXE_virtgpu-device"), &[], true);
-    vm.context(1);
-    vm.space(1, 1, 4096);
-    // The handler of faults is there, and a fault was handled.
-    assert_eq!(vm.run(1, &[fill(1, 0, 8, 1)]), response::ERR_UNSPEC);
-    vm.signal(libc::SIGSEGV);
-    assert_eq!(vm.exit_signal(), Some(libc::SIGSEGV));
 }
 
 #[test]

@@ -73,10 +73,10 @@ impl Events {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// There are buffers in the queue.
-    pub(crate) fn kicked(&self, vring: &Vring) {
+    /// There are buffers in the queue. Not unless `going`: who stops it says so before closing this.
+    pub(crate) fn kicked(&self, vring: &Vring, going: impl FnOnce() -> bool) {
         let mut inner = self.lock();
-        if vring.get_ref().get_queue().ready() {
+        if going() {
             inner.vring = Some(vring.clone());
             self.flush(&mut inner);
         }

@@ -69,16 +69,20 @@ impl Replies {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Opens it, if it is closed; returns the generation of commands taken from now on.
-    pub(crate) fn open(&self, vring: &Vring) -> u64 {
+    /// Opens it, if it is closed; returns the generation of commands taken from now on. Not unless
+    /// `going`: who stops the queue says so before closing this.
+    pub(crate) fn open(&self, vring: &Vring, going: impl FnOnce() -> bool) -> Option<u64> {
         let mut inner = self.lock();
+        if !going() {
+            return None;
+        }
         if inner.vring.is_none() {
             inner.vring = Some(vring.clone());
             inner.generation += 1;
             let generation = inner.generation;
             self.log.write(|| Event::MirrorOpen { generation });
         }
-        inner.generation
+        Some(inner.generation)
     }
 
     /// Whether it is open.

@@ -9,7 +9,6 @@
 use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::os::fd::{AsRawFd, FromRawFd};
-use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -298,22 +297,6 @@ impl Vm {
     /// How often the device said that the configuration space has changed.
     pub fn config_changes(&self) -> u64 {
         self.requests.config_changes.load(Ordering::Relaxed)
-    }
-
-    /// Sends a signal to the device's process.
-    pub fn signal(&self, signal: i32) {
-        if let Some(Host::Process(device)) = &self.device {
-            // SAFETY: It is a child that nobody has waited for.
-            unsafe { libc::kill(device.id() as libc::pid_t, signal) };
-        }
-    }
-
-    /// The signal that ended the device's process.
-    pub fn exit_signal(&mut self) -> Option<i32> {
-        match self.device.take() {
-            Some(Host::Process(mut device)) => device.wait().unwrap().signal(),
-            _ => None,
-        }
     }
 
     /// The exit status of the device's process, which ends by itself.
