@@ -39,6 +39,10 @@ endif
 bench: ## the measures, in a kernel without debugging; writes bench/results/
 	@scripts/bench.sh $(BENCH_ARGS)
 
+.PHONY: stress
+stress: ## mirrored memory at random in the debug kernel (SECONDS=600, SEED=number)
+	@scripts/stress.sh
+
 .PHONY: shell
 shell: ## an interactive guest (KERNEL=stock|debug|release, MEM=2G)
 	@scripts/shell.sh

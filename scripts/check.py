@@ -21,6 +21,7 @@ A suite is a file tests/suites/NAME.toml:
                           # kernel and driver, want a well-behaved device and are
                           # not named by another run of the suite
   except = ["slow"]       # families that "*" leaves out
+  except_suites = ["big"] # suites whose named families "*" leaves out
   each_device = "REGEX"   # instead: a guest for each family that wants a device
                           # with arguments of its own, if they match
   job = "…"               # instead: a shell command that prints KTAP
@@ -149,6 +150,11 @@ def run_command(report, suite, run):
         print(f"    log: {shown}", flush=True)
 
 
+def load_suite(suite):
+    with open(f"{SUITES}/{suite}.toml", "rb") as f:
+        return tomllib.load(f)
+
+
 def run_guest(report, suite, spec, run):
     option = lambda key, default=None: run.get(key, spec.get(key, default))
     kernel, driver = option("kernel", "stock"), option("driver", "ours")
@@ -159,7 +165,9 @@ def run_guest(report, suite, spec, run):
         offered = families()
         wanted = list(run["families"])
         if "*" in wanted:
-            named = {f for g in spec["guest"] for f in g.get("families", [])} | set(run.get("except", []))
+            specs = [spec] + [load_suite(other) for other in run.get("except_suites", [])]
+            named = {f for s in specs for g in s["guest"] for f in g.get("families", [])}
+            named |= set(run.get("except", []))
             wanted = [f.name for f in offered.values()
                       if f.applies(kernel, driver) and not f.device and f.name not in named]
         for f in wanted:
@@ -216,8 +224,7 @@ def main():
     report = Report()
     os.makedirs(BUILD + "/logs", exist_ok=True)
     for suite in sys.argv[1:]:
-        with open(f"{SUITES}/{suite}.toml", "rb") as f:
-            spec = tomllib.load(f)
+        spec = load_suite(suite)
         for run in spec.get("command", []):
             run_command(report, suite, run)
         for run in guests(spec):
