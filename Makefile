@@ -40,7 +40,7 @@ bench: ## the measures, in a kernel without debugging; writes bench/results/
 	@scripts/bench.sh $(BENCH_ARGS)
 
 .PHONY: stress
-stress: ## mirrored memory at random in the debug kernel (SECONDS=600, SEED=number)
+stress: ## mirrored memory at random in the debug kernel (DURATION=600 in seconds, SEED=number)
 	@scripts/stress.sh
 
 .PHONY: shell

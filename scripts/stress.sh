@@ -1,12 +1,11 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0
 # Processes that do at random what can be done with mirrored memory, for ten
-# minutes or SECONDS, in the debug kernel. SEED repeats a run.
+# minutes or DURATION seconds, in the debug kernel. SEED repeats a run.
 . "$(dirname "$0")/lib.sh"
 
-# bash counts SECONDS itself unless it is set anew.
-seconds=$(printenv SECONDS || echo 600)
-seed=$(printenv SEED || true)
+seconds=${DURATION:-600}
+seed=${SEED:-}
 
 "$TOP/scripts/programs.sh"
 "$TOP/scripts/kernel.sh" debug >/dev/null
