@@ -156,7 +156,7 @@ fn operations() {
                 (b, 4080),
                 sources,
                 m * n * 4,
-                [m | n << 32, k],
+                [m | (n << 32), k],
             )
         },
         |a, _| operation(op::ATOMIC_ADD_U64, (a, 8184), [(0, 0); 2], 80, [3, 0]),
