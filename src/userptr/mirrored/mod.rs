@@ -19,6 +19,8 @@ mod fault;
 mod invalidate;
 mod range;
 mod table;
+#[cfg(CONFIG_KUNIT = "y")]
+mod table_tests;
 
 pub(crate) use self::{
     event::Outbox,

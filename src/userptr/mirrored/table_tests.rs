@@ -1,0 +1,256 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The table against a scripted device: all short sequences of what can happen to three pages.
+
+use super::table::{
+    Layout,
+    Table, //
+};
+use crate::kapi::mm::HmmPage;
+use core::ops::Range;
+use kernel::prelude::*;
+
+/// Pages of the range; the first granule has one of them, the second two.
+const PAGES: usize = 3;
+const START: usize = super::table::GRANULE - 1;
+/// Steps of a sequence.
+const DEPTH: usize = 5;
+/// Parts of the range that commands and callbacks are about.
+const PARTS: [Range<usize>; 4] = [0..1, 1..3, 1..2, 0..3];
+const STEPS: usize = 2 * PARTS.len() + 4;
+
+#[derive(Clone)]
+enum Command {
+    Map(Range<usize>),
+    Invalidate(Range<usize>),
+}
+
+/// What has been sent and what is known, on both sides.
+struct Model {
+    table: Table,
+    /// The queue, oldest first, and how many the device has carried out.
+    sent: KVec<Command>,
+    done: usize,
+    /// MAPs carried out whose answers were not looked at.
+    answered: KVec<Range<usize>>,
+    /// Callbacks that have not returned: what they must end, and the command they wait for.
+    callbacks: KVec<(Range<usize>, usize)>,
+    /// Pages that the device reaches.
+    device: [bool; PAGES],
+    held: [bool; PAGES],
+    /// Pages that the table has asked to hold.
+    holds: usize,
+    lost: bool,
+}
+
+impl Model {
+    fn new() -> Result<Self> {
+        let layout = Layout::new(START, PAGES);
+        let mut table = Table::new(layout);
+        table.add(Table::new_granule(layout, 0)?);
+        table.add(Table::new_granule(layout, 1)?);
+        Ok(Self {
+            table,
+            sent: KVec::new(),
+            done: 0,
+            answered: KVec::new(),
+            callbacks: KVec::new(),
+            device: [false; PAGES],
+            held: [false; PAGES],
+            holds: 0,
+            lost: false,
+        })
+    }
+
+    /// Takes step number `step`, if it is possible now. Returns whether it was.
+    fn step(&mut self, step: usize) -> Result<bool> {
+        if let Some(part) = PARTS.get(step) {
+            return self.map(part.clone());
+        }
+        if let Some(part) = PARTS.get(step - PARTS.len()) {
+            return self.callback(part.clone());
+        }
+        match step - 2 * PARTS.len() {
+            0 => self.device_works(),
+            1 => Ok(self.look_at_answer()),
+            2 => Ok(self.callback_returns()),
+            _ => Ok(!core::mem::replace(&mut self.lost, true)),
+        }
+    }
+
+    /// Pages are looked up and MAP is sent, as far as the notifier allows: no callback is running.
+    fn map(&mut self, part: Range<usize>) -> Result<bool> {
+        if self.lost || !self.callbacks.is_empty() {
+            return Ok(false);
+        }
+        if self.table.next_stale(part.clone(), false) != Some(part.clone())
+            || self.table.reachable_in(part.clone()).is_some()
+        {
+            return Ok(false);
+        }
+        self.table
+            .set_mapping(part.start, &[HmmPage::default(); PAGES][..part.len()], true);
+        self.sent.push(Command::Map(part), GFP_KERNEL)?;
+        Ok(true)
+    }
+
+    /// The first pass.
+    fn callback(&mut self, part: Range<usize>) -> Result<bool> {
+        if let Some(span) = self.table.invalidate(part, false) {
+            if self.lost {
+                self.hold(span);
+            } else {
+                self.sent
+                    .push(Command::Invalidate(span.clone()), GFP_KERNEL)?;
+                self.callbacks.push((span, self.sent.len()), GFP_KERNEL)?;
+            }
+        }
+        Ok(true)
+    }
+
+    fn device_works(&mut self) -> Result<bool> {
+        let Some(command) = self.sent.get(self.done).filter(|_| !self.lost).cloned() else {
+            return Ok(false);
+        };
+        self.done += 1;
+        match command {
+            Command::Map(part) => {
+                self.device[part.clone()].fill(true);
+                self.answered.push(part, GFP_KERNEL)?;
+            }
+            Command::Invalidate(part) => self.device[part].fill(false),
+        }
+        Ok(true)
+    }
+
+    fn look_at_answer(&mut self) -> bool {
+        match self.answered.remove(0) {
+            Ok(part) => {
+                self.table.set_mapped(part);
+                true
+            }
+            Err(_) => false,
+        }
+    }
+
+    /// The second pass of the oldest callback; then the kernel may take the pages.
+    fn callback_returns(&mut self) -> bool {
+        let Some((span, command)) = self.callbacks.first().cloned() else {
+            return false;
+        };
+        let acknowledged = command <= self.done;
+        if !acknowledged && !self.lost {
+            return false;
+        }
+        let _ = self.callbacks.remove(0);
+        if acknowledged {
+            self.table.set_unmapped(span.clone(), |_| ());
+        } else {
+            self.hold(span.clone());
+        }
+        for page in span {
+            assert!(!self.device[page] || self.held[page]);
+        }
+        true
+    }
+
+    fn hold(&mut self, span: Range<usize>) {
+        let mut count = 0;
+        self.table.set_held(span.clone(), |_| count += 1);
+        let fresh = self.held[span.clone()]
+            .iter()
+            .filter(|held| !**held)
+            .count();
+        assert!(count <= fresh);
+        self.holds += count;
+        self.held[span].fill(true);
+    }
+
+    /// What must hold at any time.
+    fn check(&mut self) {
+        for page in 0..PAGES {
+            let reachable = self.table.reachable_in(page..page + 1).is_some();
+            // The table knows all that the device reaches.
+            assert!(!self.device[page] || reachable);
+            // Jobs rely only on what the device has.
+            let stale = self.table.next_stale(page..page + 1, false).is_some();
+            assert!(stale || (reachable && self.device[page]));
+        }
+        let ready = self.table.next_stale(0..PAGES, false).is_none();
+        assert_eq!(self.table.is_ready(false), ready);
+        assert_eq!(
+            self.table.is_ready(true),
+            self.table.next_stale(0..PAGES, true).is_none()
+        );
+    }
+}
+
+#[kunit_tests(virtgpu_userptr_table)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_sequences() -> Result {
+        let mut steps = [0; DEPTH];
+        loop {
+            let mut model = Model::new()?;
+            let mut taken = 0;
+            for step in steps {
+                if !model.step(step)? {
+                    break;
+                }
+                model.check();
+                taken += 1;
+            }
+            if model.lost {
+                // Each page is let go as often as it was held.
+                let mut let_go = 0;
+                model
+                    .table
+                    .disconnect(|_, held| let_go += usize::from(held));
+                assert_eq!(let_go, model.holds);
+            }
+            // Sequences that begin with an impossible one are impossible, too.
+            let mut at = taken.min(DEPTH - 1);
+            steps[at + 1..].fill(0);
+            loop {
+                steps[at] += 1;
+                if steps[at] < STEPS {
+                    break;
+                }
+                steps[at] = 0;
+                if at == 0 {
+                    return Ok(());
+                }
+                at -= 1;
+            }
+        }
+    }
+
+    #[test]
+    fn granules_begin_where_huge_pages_do() {
+        let layout = Layout::new(START, PAGES);
+        let table = Table::new(layout);
+        assert_eq!(table.next_stale(0..PAGES, false), Some(0..1));
+        assert_eq!(table.next_stale(1..PAGES, false), Some(1..3));
+        assert_eq!(table.next_stale(0..PAGES, true), None);
+    }
+
+    #[test]
+    fn what_is_unmapped_is_not_wanted() -> Result {
+        let mut model = Model::new()?;
+        for part in [0..1, 1..3] {
+            assert!(model.map(part)? && model.device_works()? && model.look_at_answer());
+        }
+        assert!(model.table.is_ready(false) && model.table.is_ready(true));
+        // Taken away for a while, and for good.
+        model.table.invalidate(0..1, false);
+        model.table.invalidate(1..2, true);
+        model.table.set_unmapped(0..2, |_| ());
+        assert_eq!(model.table.next_stale(0..3, true), Some(0..1));
+        assert_eq!(model.table.next_stale(0..3, false), Some(0..1));
+        assert_eq!(model.table.next_stale(1..3, false), Some(1..2));
+        assert_eq!(model.table.mapped(), 1);
+        Ok(())
+    }
+}
