@@ -1,7 +1,7 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0
 # Builds everything and runs the demonstration: a program in a stock Debian guest
-# lets the device outside compute on its malloc'ed memory.
+# lets the device outside compute on its malloc'ed memory, pinned and then mirrored.
 . "$(dirname "$0")/lib.sh"
 
 "$TOP/scripts/programs.sh"
@@ -9,4 +9,5 @@
 run_logged "building the module for the stock kernel" "$BUILD/logs/module-stock.log" \
 	"$TOP/scripts/module.sh" stock
 note "booting the guest (log: $BUILD/logs/demo/console.log)"
-exec "$TOP/scripts/vm.sh" --name demo --mem 2G --timeout 600 virtgpu-demo
+# Two nodes, so that memory can be moved from one to the other.
+exec "$TOP/scripts/vm.sh" --name demo --mem 2G --append numa=fake=2 --timeout 600 virtgpu-demo
