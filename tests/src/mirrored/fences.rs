@@ -505,7 +505,7 @@ fn storm_of_invalidations(env: &Env) -> TestResult {
     let place = Place::base(SIZE)?;
     let mirror = Mirror::new(&device, &place)?;
     let stop = AtomicBool::new(false);
-    let rounds = env.iterations(200);
+    let rounds = env.iterations(60);
     let (done, busy) = std::thread::scope(|scope| {
         let storms: Vec<_> = (0..2)
             .map(|index| {

@@ -175,15 +175,15 @@ fn fork_once(place: &Place, number: u64) -> TestResult {
 }
 
 fn fork(env: &Env) -> TestResult {
-    hammer(env, Pages::Base, env.iterations(60), fork_once)?;
-    hammer(env, Pages::Huge, env.iterations(20), fork_once)
+    hammer(env, Pages::Base, env.iterations(25), fork_once)?;
+    hammer(env, Pages::Huge, env.iterations(10), fork_once)
 }
 
 fn move_pages(env: &Env) -> TestResult {
     numa::two_nodes()?;
     let moving = |place: &Place, number| numa::move_to(place, number as i32 % 2).map(drop);
-    hammer(env, Pages::Base, env.iterations(60), moving)?;
-    hammer(env, Pages::Huge, env.iterations(60), moving)
+    hammer(env, Pages::Base, env.iterations(25), moving)?;
+    hammer(env, Pages::Huge, env.iterations(25), moving)
 }
 
 fn page_out(place: &Place, number: u64) -> TestResult {
@@ -193,8 +193,8 @@ fn page_out(place: &Place, number: u64) -> TestResult {
 
 fn swap_out(env: &Env) -> TestResult {
     swap::enable()?;
-    hammer(env, Pages::Base, env.iterations(100), page_out)?;
-    hammer(env, Pages::Huge, env.iterations(100), page_out)
+    hammer(env, Pages::Base, env.iterations(40), page_out)?;
+    hammer(env, Pages::Huge, env.iterations(40), page_out)
 }
 
 fn collapse_once(place: &Place, number: u64) -> TestResult {
@@ -215,8 +215,8 @@ fn clear_refs(_: &Place, _: u64) -> TestResult {
 }
 
 fn soft_dirty(env: &Env) -> TestResult {
-    hammer(env, Pages::Base, env.iterations(40), clear_refs)?;
-    hammer(env, Pages::Huge, env.iterations(40), clear_refs)
+    hammer(env, Pages::Base, env.iterations(20), clear_refs)?;
+    hammer(env, Pages::Huge, env.iterations(20), clear_refs)
 }
 
 /// Takes memory away that the steps do not use. A sparse registration of all of it has it too, and
@@ -301,7 +301,7 @@ fn everything(env: &Env) -> TestResult {
     swap::enable()?;
     let two = numa::two_nodes().is_ok();
     for pages in [Pages::Base, Pages::Huge] {
-        hammer(env, pages, env.iterations(150), |place, number| {
+        hammer(env, pages, env.iterations(50), |place, number| {
             match number % 5 {
                 0 => fork_once(place, number / 5),
                 1 => page_out(place, number / 5),

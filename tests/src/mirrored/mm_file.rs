@@ -91,7 +91,7 @@ fn written_back(env: &Env) -> TestResult {
 fn written_back_while_the_device_writes(env: &Env) -> TestResult {
     let device = open(env)?;
     let (path, file) = file("flushed", SIZE)?;
-    let jobs = env.iterations(100) as u32;
+    let jobs = env.iterations(60) as u32;
     {
         let place = map(&file, RW, libc::MAP_SHARED)?;
         let mirror = Mirror::new(&device, &place)?;

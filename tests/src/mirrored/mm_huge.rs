@@ -161,7 +161,7 @@ fn collapse_and_split_while_the_device_writes(env: &Env) -> TestResult {
     let mirror = Mirror::new(&device, &place)?;
     let mut adding = compute::Stream::new();
     adding.add_u32(mirror.userptr.at(0), HUGE as u64, 1);
-    let jobs = env.iterations(100) as u32;
+    let jobs = env.iterations(50) as u32;
     let stop = AtomicBool::new(false);
     let changes = std::thread::scope(|scope| {
         let changer = scope.spawn(|| -> TestResult<[u32; 2]> {

@@ -30,7 +30,7 @@ pub(crate) const FAMILY: Family = family(
     ],
 );
 
-const SIZE: usize = 2 * HUGE;
+const SIZE: usize = HUGE;
 
 fn moved(place: &Place, node: i32) -> TestResult {
     let status = numa::move_to(place, node)?;
@@ -115,7 +115,7 @@ fn between_nodes_while_the_device_writes(env: &Env) -> TestResult {
     mirror.fill(0)?;
     let mut adding = compute::Stream::new();
     adding.add_u32(mirror.userptr.at(0), 64 * PAGE as u64, 1);
-    let jobs = env.iterations(200) as u32;
+    let jobs = env.iterations(60) as u32;
     let stop = AtomicBool::new(false);
     let moves = std::thread::scope(|scope| {
         let mover = scope.spawn(|| -> TestResult<u32> {

@@ -164,7 +164,7 @@ fn while_the_device_writes(env: &Env) -> TestResult {
     let mut adding = compute::Stream::new();
     adding.add_u32(mirror.userptr.at(0), 32 * PAGE as u64, 1);
     let (stop, jobs) = (AtomicBool::new(false), AtomicU32::new(0));
-    let rounds = env.iterations(200);
+    let rounds = env.iterations(80);
     let done = std::thread::scope(|scope| {
         let writer = scope.spawn(|| -> TestResult<u32> {
             let (mut done, mut refused) = (0, 0);

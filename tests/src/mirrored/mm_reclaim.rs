@@ -98,7 +98,7 @@ fn paged_out_many_times(env: &Env) -> TestResult {
         mirror.fill(0)?;
         let mut adding = compute::Stream::new();
         adding.add_u32(mirror.userptr.at(0), HUGE as u64, 1);
-        for round in 1..=10 {
+        for round in 1..=5 {
             check_eq!(mirror.end(&adding)?, End::Done, "the job of round {round}");
             page_out(place)?;
             if round % 2 == 0 {
@@ -106,7 +106,7 @@ fn paged_out_many_times(env: &Env) -> TestResult {
             }
         }
         for offset in (0..HUGE).step_by(PAGE) {
-            check_eq!(place.read_u32(offset), 10, "additions at {offset:#x}");
+            check_eq!(place.read_u32(offset), 5, "additions at {offset:#x}");
         }
         Ok(())
     })
@@ -192,7 +192,7 @@ fn reclaimed_while_the_device_writes(env: &Env) -> TestResult {
     mirror.fill(0)?;
     let mut adding = compute::Stream::new();
     adding.add_u32(mirror.userptr.at(0), 64 * PAGE as u64, 1);
-    let jobs = env.iterations(200) as u32;
+    let jobs = env.iterations(80) as u32;
     let stop = AtomicBool::new(false);
     let outs = std::thread::scope(|scope| {
         let reclaimer = scope.spawn(|| -> TestResult<u64> {
@@ -236,7 +236,7 @@ fn more_than_the_limit(env: &Env) -> TestResult {
     const LIMIT: usize = 8 << 20;
     const PART: usize = 64 * PAGE;
     prepare()?;
-    let rounds = env.iterations(300);
+    let rounds = env.iterations(120);
     child::run(|| {
         let group = Group::new("limit", LIMIT as u64)?;
         // The group goes when this process has left it.

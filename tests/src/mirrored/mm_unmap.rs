@@ -120,7 +120,7 @@ fn unmap_while_the_device_reads(env: &Env) -> TestResult {
     let place = Place::base(PAGES * PAGE)?;
     let mirror = Mirror::new(&device, &place)?;
     let (stop, jobs) = (AtomicBool::new(false), AtomicU64::new(0));
-    let rounds = env.iterations(200);
+    let rounds = env.iterations(80);
     std::thread::scope(|scope| {
         let reader = scope.spawn(|| -> TestResult<[u64; 3]> {
             let mut counts = [0, 0, 0];
