@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The table against a scripted device: all short sequences of what can happen to three pages.
+//! The table against a scripted device: all short sequences of what can happen to three pages, and
+//! some long ones.
 
 use super::table::{
     Layout,
@@ -13,8 +14,11 @@ use kernel::prelude::*;
 /// Pages of the range; the first granule has one of them, the second two.
 const PAGES: usize = 3;
 const START: usize = super::table::GRANULE - 1;
-/// Steps of a sequence.
-const DEPTH: usize = 5;
+/// Steps of a sequence. All suites run whenever the module is loaded.
+const DEPTH: usize = 3;
+/// Random sequences, and their steps.
+const WALKS: usize = 400;
+const WALK_STEPS: usize = 20;
 /// Parts of the range that commands and callbacks are about.
 const PARTS: [Range<usize>; 4] = [0..1, 1..3, 1..2, 0..3];
 const STEPS: usize = 2 * PARTS.len() + 4;
@@ -166,6 +170,15 @@ impl Model {
         self.held[span].fill(true);
     }
 
+    /// A lost device is reset: each page is let go as often as it was held.
+    fn end(mut self) {
+        if self.lost {
+            let mut let_go = 0;
+            self.table.disconnect(|_, held| let_go += usize::from(held));
+            assert_eq!(let_go, self.holds);
+        }
+    }
+
     /// What must hold at any time.
     fn check(&mut self) {
         for page in 0..PAGES {
@@ -189,11 +202,10 @@ impl Model {
 mod tests {
     use super::*;
 
-    #[test]
-    fn all_sequences() -> Result {
+    fn all_sequences(start: impl Fn() -> Result<Model>) -> Result {
         let mut steps = [0; DEPTH];
         loop {
-            let mut model = Model::new()?;
+            let mut model = start()?;
             let mut taken = 0;
             for step in steps {
                 if !model.step(step)? {
@@ -202,14 +214,7 @@ mod tests {
                 model.check();
                 taken += 1;
             }
-            if model.lost {
-                // Each page is let go as often as it was held.
-                let mut let_go = 0;
-                model
-                    .table
-                    .disconnect(|_, held| let_go += usize::from(held));
-                assert_eq!(let_go, model.holds);
-            }
+            model.end();
             // Sequences that begin with an impossible one are impossible, too.
             let mut at = taken.min(DEPTH - 1);
             steps[at + 1..].fill(0);
@@ -225,6 +230,44 @@ mod tests {
                 at -= 1;
             }
         }
+    }
+
+    #[test]
+    fn all_sequences_from_nothing() -> Result {
+        all_sequences(Model::new)
+    }
+
+    #[test]
+    fn all_sequences_from_everything() -> Result {
+        all_sequences(|| {
+            let mut model = Model::new()?;
+            for part in [0..1, 1..3] {
+                assert!(model.map(part)? && model.device_works()? && model.look_at_answer());
+            }
+            Ok(model)
+        })
+    }
+
+    #[test]
+    fn long_sequences() -> Result {
+        // A generator of random numbers that are the same every time (xorshift).
+        let mut random = 0x9e37_79b9_7f4a_7c15u64;
+        for _ in 0..WALKS {
+            let mut model = Model::new()?;
+            for _ in 0..WALK_STEPS {
+                random ^= random << 13;
+                random ^= random >> 7;
+                random ^= random << 17;
+                let step = (random >> 32) as usize % STEPS;
+                // Most end with the device as it should be.
+                let lose = step == STEPS - 1 && random % 8 != 0;
+                if !lose && model.step(step)? {
+                    model.check();
+                }
+            }
+            model.end();
+        }
+        Ok(())
     }
 
     #[test]
