@@ -74,7 +74,7 @@ pub(super) enum Wish {
     All,
     /// All up to the first that cannot.
     Prefix,
-    /// Those that were asked for before.
+    /// Those that were asked for before, as far as they can be had.
     Known,
 }
 
@@ -133,7 +133,8 @@ impl MirroredRange {
     ) -> (usize, Result) {
         let mut at = which.start;
         // However scattered the pages are, their commands fit the ring.
-        let mut limit = GRANULE.min(self.space.max_fragments());
+        let most = GRANULE.min(self.space.max_fragments());
+        let mut limit = most;
         while at < which.end {
             let stale = {
                 let guard = self.lock.commits.lock();
@@ -159,9 +160,18 @@ impl MirroredRange {
             let mapping = self.send(notifier, lookup, part.clone());
             match mapping.and_then(|new| Ok(sent.push(new, GFP_KERNEL)?)) {
                 Ok(()) => at = part.end,
-                // Where that begins which cannot be used is found out by halving.
-                Err(e) if (e == EFAULT || e == EPERM) && wish == Wish::Prefix && part.len() > 1 => {
-                    limit = part.len() / 2;
+                Err(e) if wish != Wish::All && (e == EFAULT || e == EPERM) => {
+                    // Which page it is that cannot be used is found out by halving.
+                    if part.len() > 1 {
+                        limit = part.len() / 2;
+                    } else if wish == Wish::Known {
+                        // It was there once: to a job it is now like what never was.
+                        let mut guard = self.lock.commits.lock();
+                        self.table.access_mut(&mut guard).set_unwanted(part.clone());
+                        (at, limit) = (part.end, most);
+                    } else {
+                        return (at, Err(e));
+                    }
                 }
                 Err(e) => return (at, Err(e)),
             }

@@ -34,7 +34,7 @@ const MAPPING: u64 = 1 << 1;
 const MAPPED: u64 = 1 << 2;
 /// The device may write it.
 const WRITABLE: u64 = 1 << 3;
-/// It was asked for, and the process has not unmapped it since.
+/// It was asked for, and could be had since.
 const WANTED: u64 = 1 << 4;
 /// It is kept from being freed, because the device is lost.
 const HELD: u64 = 1 << 5;
@@ -254,6 +254,12 @@ impl Table {
         let drop = MAPPING | MAPPED | if unmapped { WANTED } else { 0 };
         self.each(which, |word| word & !drop);
         span
+    }
+
+    /// The pages `which`, which are not mapped, cannot be had: until somebody asks for them again,
+    /// nobody looks for them.
+    pub(super) fn set_unwanted(&mut self, which: Range<usize>) {
+        self.each(which, |word| word & !WANTED);
     }
 
     /// The shortest range with all pages of `which` that the device may reach.
