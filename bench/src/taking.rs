@@ -136,17 +136,25 @@ impl Bench<'_> {
         for run in 0..=self.options.runs {
             let [mut trip_times, mut registered, mut plain] = [const { Sample(Vec::new()) }; 3];
             self.tracer.clear()?;
-            for _ in 0..TIMES {
+            let mut round_trip = || -> Result {
                 trip_times.0.push(trip(self.device, &self.blob)?);
+                Ok(())
+            };
+            // Each of the three right after a round trip, which is in the same state of the caches.
+            for _ in 0..TIMES {
                 touch(&memory);
-                self.taken(&userptr, || self.tracer.during(|| drop_pages(&memory)))?;
+                self.taken(&userptr, || {
+                    round_trip()?;
+                    self.tracer.during(|| drop_pages(&memory))
+                })?;
                 touch(&memory);
-                registered
-                    .0
-                    .push(self.taken(&userptr, || drop_pages(&memory))?);
+                let time = self.taken(&userptr, || {
+                    round_trip()?;
+                    drop_pages(&memory)
+                })?;
+                registered.0.push(time);
                 touch(&other);
-                // As after the look at the counters.
-                self.stats.read(self.device)?;
+                round_trip()?;
                 plain.0.push(drop_pages(&other)?);
             }
             let times = self.callbacks(TIMES)?;
