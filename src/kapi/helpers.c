@@ -453,6 +453,28 @@ bool kapi_current_has_vma(unsigned long start, unsigned long end)
 	return found;
 }
 
+bool kapi_current_hole(unsigned long start, unsigned long end,
+		       struct kapi_run *hole)
+{
+	struct mm_struct *mm = current->mm;
+	struct vm_area_struct *vma;
+	struct vma_iterator vmi;
+
+	vma_iter_init(&vmi, mm, start);
+	mmap_read_lock(mm);
+	for_each_vma_range(vmi, vma, end) {
+		if (vma->vm_start > start)
+			break;
+		start = vma->vm_end;
+	}
+	mmap_read_unlock(mm);
+	if (start >= end)
+		return false;
+	hole->addr = start;
+	hole->length = (vma ? min(vma->vm_start, end) : end) - start;
+	return true;
+}
+
 void kapi_page_mark_dirty(u64 phys)
 {
 	folio_mark_dirty(page_folio(pfn_to_page(PHYS_PFN(phys))));

@@ -175,6 +175,12 @@ int kapi_hmm_fault(struct mmu_interval_notifier *notifier, unsigned long start,
 
 /* Something is mapped in [@start, @end) of the current process. */
 bool kapi_current_has_vma(unsigned long start, unsigned long end);
+/*
+ * The first part of [@start, @end) of the current process where nothing is
+ * mapped; returns whether there is one.
+ */
+bool kapi_current_hole(unsigned long start, unsigned long end,
+		       struct kapi_run *hole);
 /* folio_mark_dirty(), folio_get() and folio_put() for the page at @phys. */
 void kapi_page_mark_dirty(u64 phys);
 void kapi_page_hold(u64 phys);

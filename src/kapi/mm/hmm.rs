@@ -93,6 +93,15 @@ pub(crate) fn is_anything_mapped(addr: usize, len: usize) -> bool {
     unsafe { bindings::kapi_current_has_vma(addr, addr + len) }
 }
 
+/// The first part of `len` bytes at `addr` where nothing is mapped in the current process: its
+/// offset and length in bytes.
+pub(crate) fn first_hole(addr: usize, len: usize) -> Option<(usize, usize)> {
+    let mut hole = bindings::kapi_run::default();
+    // SAFETY: Looks at the current process only; `hole` is valid for writes.
+    unsafe { bindings::kapi_current_hole(addr, addr + len, &mut hole) }
+        .then(|| (hole.addr as usize - addr, hole.length as usize))
+}
+
 /// Whether the current thread's address space is `mm`.
 pub(crate) fn is_current(mm: &kernel::mm::Mm) -> bool {
     kernel::current!()

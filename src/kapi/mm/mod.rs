@@ -25,6 +25,7 @@ pub(crate) fn is_user_range(addr: usize, len: usize) -> bool {
 pub(crate) use self::{
     account::PinnedVm,
     hmm::{
+        first_hole,
         is_anything_mapped,
         is_current,
         HmmPage, //

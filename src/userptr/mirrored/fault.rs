@@ -14,7 +14,10 @@ use super::{
     Notifier, //
 };
 use crate::{
-    kapi::mm::HmmPage,
+    kapi::mm::{
+        first_hole,
+        HmmPage, //
+    },
     protocol::{
         mirror::MapEntry,
         runs::{
@@ -74,12 +77,15 @@ pub(super) enum Wish {
     All,
     /// All up to the first that cannot.
     Prefix,
-    /// Those that were asked for before, as far as they can be had.
+    /// Those that were asked for before, as far as anything is mapped there.
     Known,
 }
 
 /// MAP commands that are on their way at a time, in granules.
 const IN_FLIGHT: usize = 8;
+
+/// How often what cannot be had is looked at again: it may have been mapped in between.
+const MAX_VAIN: usize = 64;
 
 /// Pages for which MAP was sent.
 struct Sent {
@@ -133,8 +139,8 @@ impl MirroredRange {
     ) -> (usize, Result) {
         let mut at = which.start;
         // However scattered the pages are, their commands fit the ring.
-        let most = GRANULE.min(self.space.max_fragments());
-        let mut limit = most;
+        let mut limit = GRANULE.min(self.space.max_fragments());
+        let mut vain = 0;
         while at < which.end {
             let stale = {
                 let guard = self.lock.commits.lock();
@@ -160,23 +166,35 @@ impl MirroredRange {
             let mapping = self.send(notifier, lookup, part.clone());
             match mapping.and_then(|new| Ok(sent.push(new, GFP_KERNEL)?)) {
                 Ok(()) => at = part.end,
-                Err(e) if wish != Wish::All && (e == EFAULT || e == EPERM) => {
-                    // Which page it is that cannot be used is found out by halving.
-                    if part.len() > 1 {
-                        limit = part.len() / 2;
-                    } else if wish == Wish::Known {
-                        // It was there once: to a job it is now like what never was.
-                        let mut guard = self.lock.commits.lock();
-                        self.table.access_mut(&mut guard).set_unwanted(part.clone());
-                        (at, limit) = (part.end, most);
-                    } else {
-                        return (at, Err(e));
+                // Where that begins which cannot be used is found out by halving.
+                Err(e) if wish == Wish::Prefix && part.len() > 1 && (e == EFAULT || e == EPERM) => {
+                    limit = part.len() / 2;
+                }
+                // It was there once. What has been unmapped is now like what never was, and what
+                // has been mapped again meanwhile is there.
+                Err(e) if wish == Wish::Known && e == EFAULT && vain < MAX_VAIN => {
+                    if !self.forget_hole(notifier, part) {
+                        vain += 1;
                     }
                 }
                 Err(e) => return (at, Err(e)),
             }
         }
         (which.end, Ok(()))
+    }
+
+    /// Asks no more for the first pages of `which` where nothing is mapped. Returns whether there
+    /// are any.
+    fn forget_hole(&self, notifier: &Notifier, which: Range<usize>) -> bool {
+        let addr = notifier.start() + (which.start << PAGE_SHIFT);
+        let Some((offset, len)) = first_hole(addr, which.len() << PAGE_SHIFT) else {
+            return false;
+        };
+        let first = which.start + (offset >> PAGE_SHIFT);
+        let hole = first..first + (len >> PAGE_SHIFT);
+        let mut guard = self.lock.commits.lock();
+        self.table.access_mut(&mut guard).set_unwanted(hole);
+        true
     }
 
     /// Looks up unmapped pages of one granule, and sends MAP for them.

@@ -34,7 +34,7 @@ const MAPPING: u64 = 1 << 1;
 const MAPPED: u64 = 1 << 2;
 /// The device may write it.
 const WRITABLE: u64 = 1 << 3;
-/// It was asked for, and could be had since.
+/// It was asked for, and was not found unmapped since.
 const WANTED: u64 = 1 << 4;
 /// It is kept from being freed, because the device is lost.
 const HELD: u64 = 1 << 5;

@@ -115,17 +115,21 @@ fn hammer(
     let mut random = Random(seed());
     let mut copy = mirror.scatter(random.next());
     let stop = AtomicBool::new(false);
+    let disturbed = AtomicBool::new(false);
     let disturbances = std::thread::scope(|scope| {
         let disturber = scope.spawn(|| -> TestResult<u64> {
             let mut count = 0;
             while !stop.load(Ordering::Relaxed) {
                 disturb(&place, count)?;
                 count += 1;
+                disturbed.store(true, Ordering::Relaxed);
             }
             Ok(count)
         });
         let mut work = || -> TestResult {
-            for round in 0..rounds {
+            let mut round = 0;
+            while round < rounds || !disturbed.load(Ordering::Relaxed) {
+                round += 1;
                 if let Err(Outcome::Fail(reason)) = step(&mirror, &place, &mut copy, &mut random) {
                     return Err(Outcome::Fail(format!("step {round}: {reason}")));
                 }
@@ -221,9 +225,12 @@ fn soft_dirty(env: &Env) -> TestResult {
 
 /// Takes memory away that the steps do not use. A sparse registration of all of it has it too, and
 /// its jobs use only what stays: whether the rest is there must not matter to them.
+///
+/// A right that is missing for a moment may be `refused`, though: the memory is still there.
 fn beside(
     env: &Env,
     rounds: u64,
+    refused: Option<Errno>,
     disturb: impl Fn(&Place, usize, u64) -> TestResult + Sync,
 ) -> TestResult {
     let device = open(env)?;
@@ -249,7 +256,17 @@ fn beside(
                 // The other registration works on the same part, and is hit all the time.
                 let stream = all.reading_part(0, PAGE);
                 let what = "a job on what was prefetched, beside memory that goes";
-                busy(what, || all.end(&stream))?;
+                let mut denied = false;
+                busy(what, || match all.end(&stream)? {
+                    End::Refused(error) if Some(error) == refused => {
+                        denied = true;
+                        Ok(End::Done)
+                    }
+                    other => Ok(other),
+                })?;
+                if denied {
+                    continue;
+                }
                 check_eq!(
                     all.result(),
                     compute::crc32c(0, &copy[..PAGE]),
@@ -270,16 +287,21 @@ fn beside(
 
 fn protect(env: &Env) -> TestResult {
     // Never less than the device's registration has: rights are taken from what no step uses.
-    beside(env, env.iterations(200), |place, start, number| {
-        let page = start + number as usize % (LENGTH / PAGE) * PAGE;
-        place.map(page, PAGE)?;
-        place.protect(page, PAGE, READ)?;
-        place.protect(page, PAGE, RW)
-    })
+    beside(
+        env,
+        env.iterations(200),
+        Some(Errno::PERM),
+        |place, start, number| {
+            let page = start + number as usize % (LENGTH / PAGE) * PAGE;
+            place.map(page, PAGE)?;
+            place.protect(page, PAGE, READ)?;
+            place.protect(page, PAGE, RW)
+        },
+    )
 }
 
 fn unmap_parts(env: &Env) -> TestResult {
-    beside(env, env.iterations(200), |place, start, number| {
+    beside(env, env.iterations(200), None, |place, start, number| {
         let pages = 1 + number as usize % 16;
         let offset = start + number as usize * 7 % (LENGTH / PAGE - 16) * PAGE;
         place.unmap(offset, pages * PAGE)?;
@@ -288,7 +310,7 @@ fn unmap_parts(env: &Env) -> TestResult {
 }
 
 fn remap(env: &Env) -> TestResult {
-    beside(env, env.iterations(200), |place, start, number| {
+    beside(env, env.iterations(200), None, |place, start, number| {
         let other = Place::reserve(Pages::Base, 16 * PAGE)?;
         let offset = start + number as usize * 3 % (LENGTH / PAGE - 16) * PAGE;
         place.move_to(offset, 16 * PAGE, &other, 0, 0)?;
