@@ -61,4 +61,9 @@ impl drm::Driver for GpuDriver {
     fn events_read(file: &File) {
         file.outbox().resume();
     }
+
+    #[cfg(CONFIG_DEBUG_FS)]
+    fn debugfs(folder: &drm::debugfs::Folder<'_, Self>) {
+        crate::observe::debugfs::add(folder);
+    }
 }

@@ -15,6 +15,7 @@
 //! | [`context`] | an open file's context on the host |
 //! | [`driver`] | the driver as the DRM core sees it |
 //! | [`gpu`] | the device: probe, features, capability sets, removal |
+//! | [`observe`] | counters and knobs of a device, in debugfs |
 //! | [`transport`] | the virtqueues |
 //! | [`kapi`] | safe abstractions over C kernel interfaces; all `unsafe` is there |
 //! | [`protocol`] | wire structures and pure logic, shared with the device and the tests |
@@ -60,6 +61,7 @@ mod driver;
 mod gpu;
 mod ioctl;
 mod kapi;
+mod observe;
 #[allow(
     dead_code,
     unreachable_pub,

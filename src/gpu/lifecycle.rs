@@ -23,6 +23,10 @@ use crate::{
             DeviceId, //
         },
     },
+    observe::{
+        Counters,
+        Knobs, //
+    },
     protocol::virtio_gpu::{
         Config,
         DEVICE_ID,
@@ -123,6 +127,8 @@ impl VirtioGpu {
                 host_visible,
                 mapper,
                 mappings,
+                counters: Arc::new(Counters::new(), GFP_KERNEL)?,
+                knobs: Knobs::new(),
             },
             GFP_KERNEL,
         )?;

@@ -21,6 +21,10 @@ use crate::{
         drm::range::RangeAllocator,
         ida::Ida, //
     },
+    observe::{
+        Counters,
+        Knobs, //
+    },
     resource::mapping::Mappings,
     transport::control::{
         Control,
@@ -62,12 +66,27 @@ pub(crate) struct Gpu {
     pub(crate) mapper: Option<Mapper>,
     /// What it can reach.
     pub(crate) mappings: Arc<Mappings>,
+    /// What has happened.
+    pub(crate) counters: Arc<Counters>,
+    /// What is made to happen.
+    pub(crate) knobs: Knobs,
 }
 
 impl Gpu {
     /// Whether user memory can be registered.
     pub(crate) fn has_userptr(&self) -> bool {
         self.features.blob
+    }
+}
+
+#[cfg(CONFIG_DEBUG_FS)]
+impl crate::observe::debugfs::Observed for Arc<Gpu> {
+    fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    fn knobs(&self) -> &Knobs {
+        &self.knobs
     }
 }
 

@@ -7,6 +7,7 @@
 /* First, so that bindgen sees the enum before its users. */
 #include <linux/hrtimer_types.h>
 
+#include <drm/drm_debugfs.h>
 #include <drm/drm_device.h>
 #include <drm/drm_drv.h>
 #include <drm/drm_file.h>

@@ -8,6 +8,7 @@
 use crate::{
     gpu::Gpu,
     kapi::ida::Id,
+    observe::Counters,
     protocol::{
         mirror::{
             access,
@@ -43,6 +44,7 @@ const BATCH: usize = 16;
 /// The space of a resource.
 pub(crate) struct Space {
     queue: MirrorQueue,
+    counters: Arc<Counters>,
     id: Id,
     write: bool,
     max_entries: usize,
@@ -71,6 +73,7 @@ impl Space {
         let mirror = gpu.features.mirror.ok_or(EOPNOTSUPP)?;
         Ok(Self {
             queue: MirrorQueue::new(&gpu.control),
+            counters: gpu.counters.clone(),
             id: gpu.space_ids.allocate_cyclic()?,
             write,
             max_entries: MAX_ENTRIES.min(mirror.max_entries as usize),
@@ -117,11 +120,13 @@ impl Space {
         let mut credit = self.queue.credit(create.descriptors())?;
         // Also for a space whose creation is never answered.
         *self.destroy.lock() = Some(destroy);
+        self.counters.spaces.add(1);
         self.queue.add(create, &mut credit)?;
         let outcome = to_result(self.queue.wait(&created)?);
         if outcome.is_err() {
             let destroy = self.destroy.lock().take();
             drop(destroy);
+            self.counters.ended_spaces.add(1);
         }
         outcome
     }
@@ -193,7 +198,10 @@ impl Space {
         let destroy = self.destroy.lock().take();
         self.queue.remove_owner(self.id.get());
         match destroy {
-            Some(destroy) => self.queue.destroy(destroy),
+            Some(destroy) => {
+                self.counters.ended_spaces.add(1);
+                self.queue.destroy(destroy)
+            }
             None => Ok(()),
         }
     }

@@ -157,7 +157,7 @@ pub(crate) fn submit(file: &File, args: &mut ExecBuffer) -> Result {
         let commits = moves.then(|| file.notifier_lock().commits.lock());
         if commits
             .as_ref()
-            .is_none_or(|commits| is_ready(&locked, commits))
+            .is_none_or(|commits| is_ready(&locked, commits) && !gpu.knobs.loses_race())
         {
             context.check()?;
             // Between the look at the pages and the attached fence there is nothing that sleeps:
@@ -172,6 +172,7 @@ pub(crate) fn submit(file: &File, args: &mut ExecBuffer) -> Result {
         drop(commits);
         drop(reservation);
         drop(credit);
+        gpu.counters.lost_races.add(1);
         deadline.get_or_insert_with(Deadline::new).left_ms()?;
     }
 

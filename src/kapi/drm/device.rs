@@ -95,6 +95,10 @@ pub(crate) trait Driver: Sized + 'static {
 
     /// Userspace has read events of `file`, so that there is room for more. May sleep.
     fn events_read(file: &File<Self>);
+
+    /// The device is being registered: adds files to its folder in debugfs.
+    #[cfg(CONFIG_DEBUG_FS)]
+    fn debugfs(folder: &super::debugfs::Folder<'_, Self>);
 }
 
 /// A DRM device with the driver's data.
@@ -117,6 +121,9 @@ impl<T: Driver> Device<T> {
         release: Some(Self::release_callback),
         master_set: None,
         master_drop: None,
+        #[cfg(CONFIG_DEBUG_FS)]
+        debugfs_init: Some(super::debugfs::init_callback::<T>),
+        #[cfg(not(CONFIG_DEBUG_FS))]
         debugfs_init: None,
         gem_create_object: None,
         prime_handle_to_fd: None,

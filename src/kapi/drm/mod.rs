@@ -6,6 +6,7 @@
 //! not yet know syncobjs, PRIME, or several kinds of GEM object in a driver. Names and shapes here
 //! are those of `kernel::drm`, so that moving over to it is mechanical once it catches up.
 //!
+//! - [`debugfs`]: what a device shows those who look for faults;
 //! - [`device`]: devices and their registration;
 //! - [`file`]: what userspace has opened;
 //! - [`event`]: what userspace reads from a file;
@@ -14,6 +15,8 @@
 //! - [`reservation`]: locking several objects to add a fence to them;
 //! - [`syncobj`]: fences under handles.
 
+#[cfg(CONFIG_DEBUG_FS)]
+pub(crate) mod debugfs;
 pub(crate) mod device;
 pub(crate) mod event;
 pub(crate) mod file;

@@ -21,15 +21,46 @@ use kernel::{
     types::Opaque, //
 };
 
-/// What happens to the pages.
+/// What happens to the pages. With all but [`Change::Unmap`] and [`Change::Release`] the addresses
+/// stay.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Change {
     /// The addresses are unmapped.
     Unmap,
+    /// Pages are replaced or taken away.
+    Clear,
+    /// Rights of the addresses change.
+    ProtectionVma,
+    /// Rights of pages change, as for a copy on write.
+    ProtectionPage,
+    /// Writes are to be noticed.
+    SoftDirty,
     /// The process gives up all its addresses.
     Release,
-    /// Pages are replaced, taken away or protected; the addresses stay.
+    /// Pages move to the memory of a device or back.
+    Migrate,
+    /// A device uses pages alone.
+    Exclusive,
+    /// Something that this kernel has and this enum has not.
     Other,
+}
+
+impl Change {
+    /// How many there are.
+    pub(crate) const COUNT: usize = Self::ALL.len();
+
+    /// All of them, in the order of their numbers.
+    pub(crate) const ALL: [Self; 9] = [
+        Self::Unmap,
+        Self::Clear,
+        Self::ProtectionVma,
+        Self::ProtectionPage,
+        Self::SoftDirty,
+        Self::Release,
+        Self::Migrate,
+        Self::Exclusive,
+        Self::Other,
+    ];
 }
 
 /// One notification.
@@ -50,7 +81,13 @@ impl Invalidation<'_> {
         // SAFETY: The range is valid during the callback.
         match unsafe { (*self.raw).event } {
             bindings::mmu_notifier_event_MMU_NOTIFY_UNMAP => Change::Unmap,
+            bindings::mmu_notifier_event_MMU_NOTIFY_CLEAR => Change::Clear,
+            bindings::mmu_notifier_event_MMU_NOTIFY_PROTECTION_VMA => Change::ProtectionVma,
+            bindings::mmu_notifier_event_MMU_NOTIFY_PROTECTION_PAGE => Change::ProtectionPage,
+            bindings::mmu_notifier_event_MMU_NOTIFY_SOFT_DIRTY => Change::SoftDirty,
             bindings::mmu_notifier_event_MMU_NOTIFY_RELEASE => Change::Release,
+            bindings::mmu_notifier_event_MMU_NOTIFY_MIGRATE => Change::Migrate,
+            bindings::mmu_notifier_event_MMU_NOTIFY_EXCLUSIVE => Change::Exclusive,
             _ => Change::Other,
         }
     }

@@ -213,6 +213,7 @@ impl MirroredRange {
                 deadline.left_ms()?,
             )?;
             count(&self.counters.faults, which.len() as u64);
+            self.gpu.knobs.delay_map();
 
             let (mut list, commands) = self.commands(lookup, &which)?;
             let slots = commands.iter().map(|command| command.descriptors()).sum();
@@ -222,6 +223,7 @@ impl MirroredRange {
             if notifier.is_stale(sequence) {
                 drop(guard);
                 count(&self.counters.retries, 1);
+                self.gpu.counters.lookup_retries.add(1);
                 continue;
             }
             // Pages of a lost device may be held, and must not be replaced.
@@ -237,6 +239,7 @@ impl MirroredRange {
             drop(guard);
             outcome?;
             count(&self.counters.maps, commands.len() as u64);
+            self.gpu.counters.maps.add(commands.len() as u64);
             count(&self.counters.entries, lookup.entries.len() as u64);
             return Ok(Sent { commands, which });
         }

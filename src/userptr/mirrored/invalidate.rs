@@ -20,6 +20,7 @@ use super::{
     table::Table, //
 };
 use crate::{
+    gpu::Gpu,
     kapi::mm::{
         pages,
         Change,
@@ -81,7 +82,7 @@ impl IntervalHandler for Handler {
         let gone = match change.change() {
             Change::Unmap => Some(Reason::Unmap),
             Change::Release => Some(Reason::MmGone),
-            Change::Other => None,
+            _ => None,
         };
         if let (Some(reason), Some(notice)) = (gone, &range.notice) {
             notice.tell(reason, which.clone());
@@ -90,9 +91,10 @@ impl IntervalHandler for Handler {
         let Some(span) = table.invalidate(which, gone.is_some()) else {
             return Start::Done;
         };
+        range.gpu.counters.invalidated(change.change());
         if lost {
             // Under the same lock: this callback may be one that must not wait for it.
-            hold(table, span);
+            hold(&range.gpu, table, span);
             return Start::Done;
         }
         drop(guard);
@@ -102,11 +104,12 @@ impl IntervalHandler for Handler {
             ticket: None,
             since: Instant::now(),
         };
-        if range.resv.is_idle() {
+        if range.resv.is_idle() && range.gpu.knobs.has_invalidates() {
             let (first, last) = range.bytes(&pending.span);
             match range.space.post_invalidate(first, last) {
                 Posted::Sent(ticket) => {
                     count(&range.counters.invalidations, 1);
+                    range.gpu.counters.sent_in_first_pass.add(1);
                     pending.ticket = Some(ticket);
                 }
                 Posted::Full => {}
@@ -116,13 +119,14 @@ impl IntervalHandler for Handler {
                 }
             }
         }
-        let spare = range.spare.lock().take();
+        let spare = range.spare.lock().take_if(|_| range.gpu.knobs.has_nodes());
         match spare {
             Some(mut node) => {
                 node.set(pending);
                 Start::Unfinished(node)
             }
             None => {
+                range.gpu.counters.ended_in_first_pass.add(1);
                 range.complete(pending);
                 Start::Done
             }
@@ -150,7 +154,7 @@ impl MirroredRange {
     fn complete(&self, pending: Pending) {
         let span = pending.span;
         let acknowledged = match pending.ticket {
-            Some(ticket) => self.space.queue().wait_invalidated(ticket),
+            Some(ticket) => self.wait_acknowledged(ticket),
             None => {
                 self.wait_for_jobs(pending.since);
                 self.revoke(&span)
@@ -167,7 +171,13 @@ impl MirroredRange {
         let (first, last) = self.bytes(span);
         let ticket = self.space.invalidate(first, last)?;
         count(&self.counters.invalidations, 1);
-        self.space.queue().wait_invalidated(ticket)
+        self.wait_acknowledged(ticket)
+    }
+
+    fn wait_acknowledged(&self, ticket: Ticket) -> Result {
+        self.space.queue().wait_invalidated(ticket)?;
+        self.gpu.counters.acknowledgements.add(1);
+        Ok(())
     }
 
     /// Waits for the jobs that use the range, but not for ever: the context of one that takes too
@@ -183,9 +193,11 @@ impl MirroredRange {
     /// The device does not reach the pages any more.
     fn retire(&self, span: Range<usize>) {
         let mut guard = self.lock.commits.lock();
+        let mut dirtied = 0;
         self.table
             .access_mut(&mut guard)
             .set_unmapped(span, |page| {
+                dirtied += u64::from(page.writable);
                 if page.writable {
                     // The kernel does not see the device's writes.
                     // SAFETY: Only the process's pages are in the table. Before one ceases to be that,
@@ -193,13 +205,14 @@ impl MirroredRange {
                     unsafe { pages::mark_dirty(page.phys) }
                 }
             });
+        self.gpu.counters.dirtied_pages.add(dirtied);
     }
 
     /// Nobody knows whether the device reaches the pages: keeps them from being used otherwise
     /// until it has been reset.
     pub(super) fn quarantine(&self, span: Range<usize>) {
         let mut guard = self.lock.commits.lock();
-        hold(self.table.access_mut(&mut guard), span);
+        hold(&self.gpu, self.table.access_mut(&mut guard), span);
     }
 
     /// Takes back what the device may reach of pages that nobody relies on, where one may wait.
@@ -234,11 +247,14 @@ impl MirroredRange {
 }
 
 /// Keeps what the device may reach of the pages `span` until it has been reset, unless it has been.
-fn hold(table: &mut Table, span: Range<usize>) {
+fn hold(gpu: &Gpu, table: &mut Table, span: Range<usize>) {
     if table.is_disconnected() {
         return;
     }
+    let (mut held, mut dirtied) = (0, 0);
     table.set_held(span, |page| {
+        held += 1;
+        dirtied += u64::from(page.writable);
         // SAFETY: As in `retire`: there is but one way to a table, by its lock. `disconnect` lets go
         // what is held.
         unsafe {
@@ -248,4 +264,6 @@ fn hold(table: &mut Table, span: Range<usize>) {
             }
         }
     });
+    gpu.counters.quarantined_pages.add(held);
+    gpu.counters.dirtied_pages.add(dirtied);
 }

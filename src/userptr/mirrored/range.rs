@@ -181,7 +181,10 @@ impl MirroredRange {
         // Also where the registration ends; but then its handle is closed.
         self.tell_loss();
         let mut guard = self.lock.commits.lock();
+        let (mut dirtied, mut let_go) = (0, 0);
         self.table.access_mut(&mut guard).disconnect(|page, held| {
+            dirtied += u64::from(page.writable);
+            let_go += u64::from(held);
             // SAFETY: The page is held, or the process's as in `retire`. The table forgets here what
             // `quarantine` has held.
             unsafe {
@@ -193,6 +196,8 @@ impl MirroredRange {
                 }
             }
         });
+        self.gpu.counters.dirtied_pages.add(dirtied);
+        self.gpu.counters.let_go_pages.add(let_go);
     }
 }
 
