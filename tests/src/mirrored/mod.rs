@@ -9,6 +9,7 @@ mod fences;
 mod hammer;
 mod hmm_tests;
 mod hostile;
+mod knobs;
 mod mm_exit;
 mod mm_file;
 mod mm_fork;
@@ -40,6 +41,7 @@ pub(crate) const FAMILIES: &[Family] = &[
     mm_userfaultfd::FAMILY,
     hmm_tests::FAMILY,
     fences::FAMILY,
+    knobs::FAMILY,
     hammer::FAMILY,
     stress::FAMILY,
 ];
