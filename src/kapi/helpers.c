@@ -475,9 +475,13 @@ bool kapi_current_hole(unsigned long start, unsigned long end,
 	return true;
 }
 
-void kapi_page_mark_dirty(u64 phys)
+void kapi_page_mark_dirty(u64 phys, struct kapi_run *dirty)
 {
-	folio_mark_dirty(page_folio(pfn_to_page(PHYS_PFN(phys))));
+	struct folio *folio = page_folio(pfn_to_page(PHYS_PFN(phys)));
+
+	folio_mark_dirty(folio);
+	dirty->addr = PFN_PHYS(folio_pfn(folio));
+	dirty->length = folio_size(folio);
 }
 
 void kapi_page_hold(u64 phys)

@@ -181,8 +181,11 @@ bool kapi_current_has_vma(unsigned long start, unsigned long end);
  */
 bool kapi_current_hole(unsigned long start, unsigned long end,
 		       struct kapi_run *hole);
-/* folio_mark_dirty(), folio_get() and folio_put() for the page at @phys. */
-void kapi_page_mark_dirty(u64 phys);
+/*
+ * folio_mark_dirty(), folio_get() and folio_put() for the page at @phys. The
+ * first says what has become dirty.
+ */
+void kapi_page_mark_dirty(u64 phys, struct kapi_run *dirty);
 void kapi_page_hold(u64 phys);
 void kapi_page_let_go(u64 phys);
 

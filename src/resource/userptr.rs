@@ -140,5 +140,7 @@ pub(crate) fn create_on_host(
     if let Some(attached) = attached {
         control.wait(&attached)?.to_result()?;
     }
+    // Lets the command go, which is not needed any more.
+    let _ = object.lifetime.creation();
     Ok(())
 }

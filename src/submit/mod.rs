@@ -173,7 +173,7 @@ pub(crate) fn submit(file: &File, args: &mut ExecBuffer) -> Result {
         drop(reservation);
         drop(credit);
         gpu.counters.lost_races.add(1);
-        deadline.get_or_insert_with(Deadline::new).left_ms()?;
+        deadline.get_or_insert_with(Deadline::new).next_try_ms()?;
     }
 
     ins.reset();

@@ -6,17 +6,21 @@
 //! [`include/linux/pagemap.h`](srctree/include/linux/pagemap.h)
 
 use crate::kapi::bindings;
+use core::ops::Range;
 
 /// Tells the kernel that a device has written the page at physical address `phys`. Does not sleep.
+/// Returns the physical addresses of which this tells it: those of the page's folio.
 ///
 /// # Safety
 ///
 /// The page is one of the kernel's, and somebody keeps it from being freed: for a page that a
 /// process has mapped, a notifier callback that was called for it and has not returned, or a lock
 /// that such a callback takes before it can return.
-pub(crate) unsafe fn mark_dirty(phys: u64) {
-    // SAFETY: By the requirements of this function.
-    unsafe { bindings::kapi_page_mark_dirty(phys) }
+pub(crate) unsafe fn mark_dirty(phys: u64) -> Range<u64> {
+    let mut dirty = bindings::kapi_run::default();
+    // SAFETY: By the requirements of this function; `dirty` is valid for writes.
+    unsafe { bindings::kapi_page_mark_dirty(phys, &mut dirty) };
+    dirty.addr..dirty.addr + dirty.length
 }
 
 /// Keeps the page at physical address `phys` from being freed or used otherwise until

@@ -46,27 +46,37 @@ use kernel::{
 /// How long pages that keep changing are pursued, in milliseconds.
 pub(crate) const PATIENCE_MS: u32 = 1000;
 
+/// How often they are at least, however slow the machine is, and for how long each time.
+const MIN_TRIES: u32 = 8;
+const LEAST_MS: u32 = 100;
+
 /// When to give up.
-#[derive(Clone, Copy)]
-pub(crate) struct Deadline(Instant<Monotonic>);
+pub(crate) struct Deadline {
+    since: Instant<Monotonic>,
+    tries: u32,
+}
 
 impl Deadline {
-    /// In [`PATIENCE_MS`] from now.
+    /// In [`PATIENCE_MS`] from now, but not before [`MIN_TRIES`] tries.
     pub(crate) fn new() -> Self {
-        Self(Instant::now())
+        Self {
+            since: Instant::now(),
+            tries: 0,
+        }
     }
 
-    /// Milliseconds left.
+    /// Milliseconds for one more try.
     ///
     /// # Errors
     ///
-    /// [`EBUSY`] if there are none.
-    pub(crate) fn left_ms(self) -> Result<u32> {
-        let left = i64::from(PATIENCE_MS) - self.0.elapsed().as_millis();
-        if left <= 0 {
+    /// [`EBUSY`] if there were enough.
+    pub(crate) fn next_try_ms(&mut self) -> Result<u32> {
+        self.tries += 1;
+        let left = i64::from(PATIENCE_MS) - self.since.elapsed().as_millis();
+        if left <= 0 && self.tries > MIN_TRIES {
             return Err(EBUSY);
         }
-        Ok(left as u32)
+        Ok(left.max(i64::from(LEAST_MS)) as u32)
     }
 }
 
@@ -199,7 +209,7 @@ impl MirroredRange {
 
     /// Looks up unmapped pages of one granule, and sends MAP for them.
     fn send(&self, notifier: &Notifier, lookup: &mut Lookup, which: Range<usize>) -> Result<Sent> {
-        let deadline = Deadline::new();
+        let mut deadline = Deadline::new();
         self.ensure_granule(which.start)?;
         lookup.pages.clear();
         lookup
@@ -210,7 +220,7 @@ impl MirroredRange {
                 which.start << PAGE_SHIFT,
                 &mut lookup.pages,
                 self.write,
-                deadline.left_ms()?,
+                deadline.next_try_ms()?,
             )?;
             count(&self.counters.faults, which.len() as u64);
             self.gpu.knobs.delay_map();

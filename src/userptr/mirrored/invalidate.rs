@@ -194,15 +194,17 @@ impl MirroredRange {
     fn retire(&self, span: Range<usize>) {
         let mut guard = self.lock.commits.lock();
         let mut dirtied = 0;
+        // Huge pages are dirty as a whole.
+        let mut dirty = 0..0;
         self.table
             .access_mut(&mut guard)
             .set_unmapped(span, |page| {
                 dirtied += u64::from(page.writable);
-                if page.writable {
+                if page.writable && !dirty.contains(&page.phys) {
                     // The kernel does not see the device's writes.
                     // SAFETY: Only the process's pages are in the table. Before one ceases to be that,
                     // a callback for it is called, which takes the lock, held here, and takes it out.
-                    unsafe { pages::mark_dirty(page.phys) }
+                    dirty = unsafe { pages::mark_dirty(page.phys) };
                 }
             });
         self.gpu.counters.dirtied_pages.add(dirtied);

@@ -119,7 +119,7 @@ fn never_used(env: &Env) -> TestResult {
 fn moved_away(env: &Env) -> TestResult {
     let device = open(env)?;
     let (place, other) = (Place::base(16 * PAGE)?, Place::base(16 * PAGE)?);
-    let mirror = Mirror::with(&device, &place, WHOLE.events(4))?;
+    let mirror = Mirror::with(&device, &place, WHOLE.events(5))?;
     mirror.fill(1)?;
     place.move_to(0, 16 * PAGE, &other, 0, 0)?;
     // The kernel says it twice: when it moves the pages, and when it unmaps the old place.
