@@ -20,12 +20,13 @@ mod mm_reclaim;
 mod mm_special;
 mod mm_unmap;
 mod mm_userfaultfd;
+mod mutant_killers;
 mod stress;
 mod support;
 
 use crate::ktap::Family;
 
-/// Those for a well-behaved device.
+/// Those for a well-behaved device, also a slow one.
 pub(crate) const FAMILIES: &[Family] = &[
     basic::FAMILY,
     events::FAMILY,
@@ -44,6 +45,9 @@ pub(crate) const FAMILIES: &[Family] = &[
     knobs::FAMILY,
     hammer::FAMILY,
     stress::FAMILY,
+    mutant_killers::RACES,
+    mutant_killers::HAMMERED,
+    mutant_killers::SLOW,
 ];
 
 /// Those for devices that misbehave.
