@@ -9,11 +9,13 @@ A suite is a file tests/suites/NAME.toml:
   order = 10              # suites run in this order
   kernel = "stock"        # of its guests, unless a run says otherwise
   driver = "ours"
+  default = false         # only when asked for by name
 
   [[command]]             # something that runs here
   name = "protocol"
   run = "cargo test …"    # a shell command
   format = "cargo"        # cargo, ktap, or status (the default: one test)
+  show = "REGEX"          # lines of its output that are printed as they are
 
   [[guest]]               # a guest
   name = "all"
@@ -105,7 +107,7 @@ def families():
     return {f.name: f for f in map(Family, filter(None, lines))}
 
 
-def feed(reader, report, suite, command, log):
+def feed(reader, report, suite, command, log, show=None):
     """Runs a command, reports what its output says, returns its exit status."""
     with open(log, "w") as out:
         p = subprocess.Popen(command, cwd=PROJECT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
@@ -113,6 +115,8 @@ def feed(reader, report, suite, command, log):
         for line in p.stdout:
             out.write(line)
             out.flush()
+            if show and re.search(show, line):
+                print(line, end="", flush=True)
             for r in reader.feed(line.rstrip("\n")):
                 report.add(f"{suite}/{r.name}", r.status, r.seconds, r.reason, r.notes)
         return p.wait()
@@ -141,7 +145,7 @@ def run_command(report, suite, run):
         return
     reader = ktap.Cargo() if form == "cargo" else ktap.Ktap()
     prefix = suite if form == "cargo" else name
-    status = feed(reader, report, prefix, ["sh", "-c", run["run"]], log)
+    status = feed(reader, report, prefix, ["sh", "-c", run["run"]], log, run.get("show"))
     for r in reader.finish():
         report.add(f"{name}/{r.name}", r.status, None, r.reason, r.notes)
     if status and report.failed == failed:
