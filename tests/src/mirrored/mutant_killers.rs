@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use virtgpu_client::{compute, Bytes, Errno, Exec};
 
-use super::support::{family as well_behaved, open, Mirror, SPARSE, WHOLE};
+use super::support::{family as well_behaved, open, End, Mirror, SPARSE, WHOLE};
 use crate::ktap::{Case, Family, Outcome, TestResult};
 use crate::support::place::{Place, READ, RW};
 use crate::support::{eventually, job, Env, Random, PAGE};
@@ -19,6 +19,7 @@ pub(crate) const RACES: Family = family(
     cases![
         lookup_meets_change: 300,
         every_page_goes,
+        replaced_memory_is_not_wanted,
         closed_memory_is_out_of_reach,
     ],
 );
@@ -80,6 +81,23 @@ fn every_page_goes(env: &Env) -> TestResult {
             &mirror.writing(page * PAGE, 1),
         )?;
     }
+    Ok(())
+}
+
+/// With SPARSE jobs bring nothing that was not asked for since it was unmapped.
+fn replaced_memory_is_not_wanted(env: &Env) -> TestResult {
+    let device = open(env)?;
+    let place = Place::base(SIZE)?;
+    let mirror = Mirror::with(&device, &place, SPARSE)?;
+    mirror.prefetch(0, SIZE)?;
+    place.map(0, SIZE / 2)?;
+    check_eq!(mirror.end(&mirror.idle())?, End::Done, "a job");
+    check_eq!(
+        mirror.count()?.mapped_bytes,
+        SIZE as u64 / 2,
+        "bytes mapped"
+    );
+    check_eq!(place.resident()?, SIZE / 2, "bytes in memory");
     Ok(())
 }
 
