@@ -65,7 +65,7 @@ def build():
                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     if patch.returncode:
         raise Problem("tests/mutants/driver.patch does not apply any more: "
-                      + " / ".join(patch.stdout.strip().splitlines()[-3:]))
+                      + " / ".join(l for l in patch.stdout.splitlines() if re.search("FAILED|can't", l)))
     with open(kernel + "/make-args") as f:
         args = f.read().split()
     os.makedirs(os.path.dirname(MODULE), exist_ok=True)
