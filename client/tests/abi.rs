@@ -291,6 +291,20 @@ fn extension(facts: &mut Vec<Fact>) {
     );
     layout!(
         facts,
+        "struct drm_virtgpu_userptr_event",
+        UserptrEvent,
+        [
+            "base.type" = kind,
+            "base.length" = length,
+            "bo_handle" = bo_handle,
+            "reason" = reason,
+            "addr" = addr,
+            "size" = size,
+            "cookie" = cookie
+        ]
+    );
+    layout!(
+        facts,
         "struct drm_virtgpu_bo_query",
         BoQuery,
         [
@@ -345,6 +359,10 @@ fn extension(facts: &mut Vec<Fact>) {
             "VIRTGPU_MEMORY_MODEL_PERMANENT" = memory_model::PERMANENT,
             "VIRTGPU_MEMORY_MODEL_DYNAMIC" = memory_model::DYNAMIC,
             "VIRTGPU_MEMORY_MODEL_REVOCABLE" = memory_model::REVOCABLE,
+            "VIRTGPU_EVENT_USERPTR" = EVENT_USERPTR,
+            "VIRTGPU_EVENT_REASON_UNMAP" = event_reason::UNMAP,
+            "VIRTGPU_EVENT_REASON_MM_GONE" = event_reason::MM_GONE,
+            "VIRTGPU_EVENT_REASON_LOST" = event_reason::LOST,
             "VIRTGPU_BO_STATE_VALID" = bo_state::VALID,
             "VIRTGPU_BO_STATE_REVOKED" = bo_state::REVOKED,
             "VIRTGPU_BO_STATE_LOST" = bo_state::LOST,
