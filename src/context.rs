@@ -135,6 +135,9 @@ impl Context {
             GFP_KERNEL,
         )?;
 
+        let lost = Arc::new(AtomicFlag::new(false), GFP_KERNEL)?;
+
+        // Nothing can fail after this: the host has the context.
         gpu.control.call(share, create)?;
         Ok(Self {
             gpu: gpu.clone(),
@@ -142,7 +145,7 @@ impl Context {
             timelines: allocate_timelines(1 + params.rings),
             rings: params.rings,
             amd: params.capset_id == capsets::AMD_ID && gpu.capsets.is_amd(),
-            lost: Arc::new(AtomicFlag::new(false), GFP_KERNEL)?,
+            lost,
             destroy,
         })
     }
