@@ -4,10 +4,10 @@
 //! must see, a third copy that nothing moves says.
 
 use std::fs;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use virtgpu_client::{compute, Bytes, Errno, Memory};
 
+use super::race::Race;
 use super::support::{family, open, End, Mirror, SPARSE, WHOLE};
 use crate::ktap::{reap, Family, Outcome, TestResult};
 use crate::support::place::{Pages, Place, READ, RW};
@@ -44,7 +44,13 @@ fn seed() -> u64 {
 }
 
 /// One operation on a random part, by the process or by the device, on memory and on the copy.
-fn step(mirror: &Mirror<'_>, place: &Place, copy: &mut [u8], random: &mut Random) -> TestResult {
+fn step(
+    race: &Race,
+    mirror: &Mirror<'_>,
+    place: &Place,
+    copy: &mut [u8],
+    random: &mut Random,
+) -> TestResult {
     let length = (1 + random.below(8) as usize) * PAGE;
     let offset = random.below(((LENGTH - length) / PAGE) as u64 + 1) as usize * PAGE;
     let part = offset..offset + length;
@@ -56,14 +62,14 @@ fn step(mirror: &Mirror<'_>, place: &Place, copy: &mut [u8], random: &mut Random
         }
         1 => {
             let data = Random(random.next()).bytes(length);
-            busy("a job that writes", || mirror.try_write(offset, &data))?;
+            race.done("a job that writes", || mirror.try_write(offset, &data))?;
             copy[part].copy_from_slice(&data);
         }
         2 => {
             let value = random.next() as u32;
             let mut stream = compute::Stream::new();
             stream.add_u32(mirror.userptr.at(offset as u64), length as u64, value);
-            busy("a job that adds", || mirror.end(&stream))?;
+            race.done("a job that adds", || mirror.end(&stream))?;
             for word in copy[part].chunks_exact_mut(4) {
                 let sum = u32::from_le_bytes((&*word).try_into().expect("4 bytes"));
                 word.copy_from_slice(&sum.wrapping_add(value).to_le_bytes());
@@ -71,7 +77,7 @@ fn step(mirror: &Mirror<'_>, place: &Place, copy: &mut [u8], random: &mut Random
         }
         3 => {
             let stream = mirror.reading_part(offset, length);
-            busy("a job that reads", || mirror.end(&stream))?;
+            race.done("a job that reads", || mirror.end(&stream))?;
             check_eq!(
                 mirror.result(),
                 compute::crc32c(0, &copy[part]),
@@ -90,66 +96,37 @@ fn step(mirror: &Mirror<'_>, place: &Place, copy: &mut [u8], random: &mut Random
     Ok(())
 }
 
-/// A job that loses the race for a second is tried again; anything else is an error.
-fn busy(what: &str, mut attempt: impl FnMut() -> TestResult<End>) -> TestResult {
-    for _ in 0..60 {
-        match attempt()? {
-            End::Done => return Ok(()),
-            End::Refused(Errno::BUSY) => {}
-            other => return Err(Outcome::Fail(format!("{what}: {other:?}"))),
-        }
-    }
-    Err(Outcome::Fail("a job has lost the race for a minute".into()))
-}
-
 /// Runs steps while `disturb` is called in a thread, again and again, with a number of its own.
 fn hammer(
     env: &Env,
     pages: Pages,
     rounds: u64,
-    disturb: impl Fn(&Place, u64) -> TestResult + Sync,
+    mut disturb: impl FnMut(&Place, u64) -> TestResult + Send,
 ) -> TestResult {
     let device = open(env)?;
     let place = Place::new(pages, LENGTH)?;
     let mirror = Mirror::new(&device, &place)?;
     let mut random = Random(seed());
     let mut copy = mirror.scatter(random.next());
-    let stop = AtomicBool::new(false);
-    let disturbed = AtomicBool::new(false);
-    let disturbances = std::thread::scope(|scope| {
-        let disturber = scope.spawn(|| -> TestResult<u64> {
-            let mut count = 0;
-            while !stop.load(Ordering::Relaxed) {
-                disturb(&place, count)?;
-                count += 1;
-                disturbed.store(true, Ordering::Relaxed);
-            }
-            Ok(count)
-        });
-        let mut work = || -> TestResult {
-            let mut round = 0;
-            while round < rounds || !disturbed.load(Ordering::Relaxed) {
-                round += 1;
-                if let Err(Outcome::Fail(reason)) = step(&mirror, &place, &mut copy, &mut random) {
+    let outcomes = Race::run(
+        |number| disturb(&place, number),
+        |race| {
+            race.next_disturbance();
+            for round in 0..rounds {
+                if let Err(Outcome::Fail(reason)) =
+                    step(race, &mirror, &place, &mut copy, &mut random)
+                {
                     return Err(Outcome::Fail(format!("step {round}: {reason}")));
-                }
-                if disturber.is_finished() {
-                    break;
                 }
             }
             Ok(())
-        };
-        let worked = work();
-        stop.store(true, Ordering::Relaxed);
-        let count = disturber.join().expect("no panic")?;
-        worked.map(|()| count)
-    })?;
+        },
+    )?;
     let count = mirror.count()?;
     println!(
-        "    # {disturbances} disturbances in {rounds} steps: {} invalidations, {} MAPs, {} repeated",
-        count.invalidations, count.maps, count.retries
+        "    # {} disturbances in {rounds} steps: {} invalidations, {} MAPs, {} lookups and {} jobs repeated",
+        outcomes.disturbances, count.invalidations, count.maps, count.retries, outcomes.busy
     );
-    check!(disturbances > 0, "nothing has disturbed");
     check_eq!(
         mirror.csum(0, LENGTH)?,
         compute::crc32c(0, &copy),
@@ -231,7 +208,7 @@ fn beside(
     env: &Env,
     rounds: u64,
     refused: Option<Errno>,
-    disturb: impl Fn(&Place, usize, u64) -> TestResult + Sync,
+    mut disturb: impl FnMut(&Place, usize, u64) -> TestResult + Send,
 ) -> TestResult {
     let device = open(env)?;
     let place = Place::base(2 * LENGTH)?;
@@ -240,32 +217,22 @@ fn beside(
     all.prefetch(0, 2 * LENGTH)?;
     let mut random = Random(seed());
     let mut copy = mirror.scatter(random.next());
-    let stop = AtomicBool::new(false);
-    let count = std::thread::scope(|scope| {
-        let disturber = scope.spawn(|| -> TestResult<u64> {
-            let mut count = 0;
-            while !stop.load(Ordering::Relaxed) {
-                disturb(&place, LENGTH, count)?;
-                count += 1;
-            }
-            Ok(count)
-        });
-        let mut work = || -> TestResult {
+    let outcomes = Race::run(
+        |number| disturb(&place, LENGTH, number),
+        |race| {
+            race.next_disturbance();
             for round in 0..rounds {
-                step(&mirror, &place, &mut copy, &mut random)?;
+                step(race, &mirror, &place, &mut copy, &mut random)?;
                 // The other registration works on the same part, and is hit all the time.
                 let stream = all.reading_part(0, PAGE);
-                let what = "a job on what was prefetched, beside memory that goes";
-                let mut denied = false;
-                busy(what, || match all.end(&stream)? {
-                    End::Refused(error) if Some(error) == refused => {
-                        denied = true;
-                        Ok(End::Done)
+                match race.attempt(|| all.end(&stream))? {
+                    End::Done => {}
+                    End::Refused(error) if Some(error) == refused => continue,
+                    other => {
+                        return Err(Outcome::Fail(format!(
+                            "a job on what was prefetched, beside memory that goes: {other:?}"
+                        )))
                     }
-                    other => Ok(other),
-                })?;
-                if denied {
-                    continue;
                 }
                 check_eq!(
                     all.result(),
@@ -274,13 +241,12 @@ fn beside(
                 );
             }
             Ok(())
-        };
-        let worked = work();
-        stop.store(true, Ordering::Relaxed);
-        let count = disturber.join().expect("no panic")?;
-        worked.map(|()| count)
-    })?;
-    println!("    # {count} disturbances in {rounds} steps");
+        },
+    )?;
+    println!(
+        "    # {} disturbances in {rounds} steps, {} jobs repeated",
+        outcomes.disturbances, outcomes.busy
+    );
     check_eq!(place.to_vec(0, LENGTH), copy, "our view in the end");
     mirror.agrees("in the end")
 }

@@ -6,11 +6,11 @@
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::SealFlags;
 use virtgpu_client::{compute, Bytes, Errno, Memfd, Memory};
 
+use super::race::additions;
 use super::support::{family, open, End, Mirror, READ_ONLY, WHOLE};
 use crate::bad_memory::open_read_only;
 use crate::ktap::{Family, Outcome, TestResult};
@@ -95,35 +95,9 @@ fn written_back_while_the_device_writes(env: &Env) -> TestResult {
     {
         let place = map(&file, RW, libc::MAP_SHARED)?;
         let mirror = Mirror::new(&device, &place)?;
-        let mut adding = compute::Stream::new();
-        adding.add_u32(mirror.userptr.at(0), SIZE as u64, 1);
-        let stop = AtomicBool::new(false);
-        let syncs = std::thread::scope(|scope| {
-            let syncer = scope.spawn(|| -> TestResult<u32> {
-                let mut syncs = 0;
-                while !stop.load(Ordering::Relaxed) {
-                    file.sync_data()?;
-                    syncs += 1;
-                }
-                Ok(syncs)
-            });
-            let write = || -> TestResult {
-                let mut done = 0;
-                while done < jobs {
-                    match mirror.end(&adding)? {
-                        End::Done => done += 1,
-                        End::Refused(Errno::BUSY) => {}
-                        other => return Err(Outcome::Fail(format!("a job: {other:?}"))),
-                    }
-                }
-                Ok(())
-            };
-            let written = write();
-            stop.store(true, Ordering::Relaxed);
-            let syncs = syncer.join().expect("no panic")?;
-            written.map(|()| syncs)
-        })?;
-        println!("    # {syncs} syncs during {jobs} jobs");
+        let outcomes = additions(&mirror, SIZE, jobs, |_| Ok(file.sync_data()?))?;
+        let (syncs, busy) = (outcomes.disturbances, outcomes.busy);
+        println!("    # {syncs} syncs during {jobs} jobs, {busy} of them repeated");
     }
     file.sync_all()?;
     drop(file);

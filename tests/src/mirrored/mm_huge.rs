@@ -4,12 +4,12 @@
 //! equal ones.
 
 use std::fs;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use virtgpu_client::{compute, Bytes, Errno, Memory};
+use virtgpu_client::{compute, Bytes, Memory};
 
-use super::support::{family, open, End, Mirror, READ_ONLY};
+use super::race::additions;
+use super::support::{family, open, Mirror, READ_ONLY};
 use crate::ktap::{Family, Outcome, TestResult};
 use crate::support::place::{Pages, Place};
 use crate::support::{eventually, Env, HUGE, PAGE};
@@ -159,40 +159,17 @@ fn collapse_and_split_while_the_device_writes(env: &Env) -> TestResult {
     let place = huge()?;
     place.fill(0);
     let mirror = Mirror::new(&device, &place)?;
-    let mut adding = compute::Stream::new();
-    adding.add_u32(mirror.userptr.at(0), HUGE as u64, 1);
     let jobs = env.iterations(50) as u32;
-    let stop = AtomicBool::new(false);
-    let changes = std::thread::scope(|scope| {
-        let changer = scope.spawn(|| -> TestResult<[u32; 2]> {
-            let mut changes = [0, 0];
-            while !stop.load(Ordering::Relaxed) {
-                split(&place)?;
-                changes[0] += 1;
-                // A page that is just being faulted in keeps the pages from becoming one.
-                changes[1] += u32::from(place.advise(0, HUGE, MADV_COLLAPSE).is_ok());
-            }
-            Ok(changes)
-        });
-        let write = || -> TestResult {
-            let mut done = 0;
-            while done < jobs {
-                match mirror.end(&adding)? {
-                    End::Done => done += 1,
-                    End::Refused(Errno::BUSY) => {}
-                    other => return Err(Outcome::Fail(format!("a job: {other:?}"))),
-                }
-            }
-            Ok(())
-        };
-        let written = write();
-        stop.store(true, Ordering::Relaxed);
-        let changes = changer.join().expect("no panic")?;
-        written.map(|()| changes)
+    let mut collapsed = 0;
+    let outcomes = additions(&mirror, HUGE, jobs, |_| {
+        split(&place)?;
+        // A page that is just being faulted in keeps the pages from becoming one.
+        collapsed += u32::from(place.advise(0, HUGE, MADV_COLLAPSE).is_ok());
+        Ok(())
     })?;
+    let (splits, busy) = (outcomes.disturbances, outcomes.busy);
     println!(
-        "    # split {} times, collapsed {} times during {jobs} jobs",
-        changes[0], changes[1]
+        "    # split {splits} times, collapsed {collapsed} times during {jobs} jobs, {busy} of them repeated"
     );
     for page in 0..HUGE / PAGE {
         check_eq!(

@@ -6,11 +6,11 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::process::Command;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use virtgpu_client::{compute, Bytes, Errno, Memfd, Memory};
 
-use super::support::{family, on_each_kind, open, End, Mirror, READ_ONLY, WHOLE};
+use super::race::additions;
+use super::support::{family, on_each_kind, open, Mirror, READ_ONLY, WHOLE};
 use crate::ktap::{Family, Outcome, TestResult};
 use crate::support::place::{Pages, Place, RW};
 use crate::support::{numa, Env, HUGE, PAGE};
@@ -113,37 +113,13 @@ fn between_nodes_while_the_device_writes(env: &Env) -> TestResult {
     let place = Place::base(64 * PAGE)?;
     let mirror = Mirror::new(&device, &place)?;
     mirror.fill(0)?;
-    let mut adding = compute::Stream::new();
-    adding.add_u32(mirror.userptr.at(0), 64 * PAGE as u64, 1);
     let jobs = env.iterations(60) as u32;
-    let stop = AtomicBool::new(false);
-    let moves = std::thread::scope(|scope| {
-        let mover = scope.spawn(|| -> TestResult<u32> {
-            let mut moves = 0;
-            while !stop.load(Ordering::Relaxed) {
-                // A page that is just being faulted in may be busy.
-                numa::move_to(&place, moves as i32 % 2)?;
-                moves += 1;
-            }
-            Ok(moves)
-        });
-        let write = || -> TestResult {
-            let mut done = 0;
-            while done < jobs {
-                match mirror.end(&adding)? {
-                    End::Done => done += 1,
-                    End::Refused(Errno::BUSY) => {}
-                    other => return Err(Outcome::Fail(format!("a job: {other:?}"))),
-                }
-            }
-            Ok(())
-        };
-        let written = write();
-        stop.store(true, Ordering::Relaxed);
-        let moves = mover.join().expect("no panic")?;
-        written.map(|()| moves)
+    let outcomes = additions(&mirror, 64 * PAGE, jobs, |number| {
+        // A page that is just being faulted in may be busy.
+        numa::move_to(&place, number as i32 % 2).map(drop)
     })?;
-    println!("    # {moves} moves during {jobs} jobs");
+    let (moves, busy) = (outcomes.disturbances, outcomes.busy);
+    println!("    # {moves} moves during {jobs} jobs, {busy} of them repeated");
     for page in 0..64 {
         check_eq!(
             place.read_u32(page * PAGE),

@@ -3,11 +3,11 @@
 //! Memory that the kernel takes back for others: swap, MADV_FREE, limits, the reaping of killed
 //! processes. What the device has written is never lost, wherever the page has been since.
 
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use virtgpu_client::{compute, Bytes, Errno, Exec, Memory};
+use virtgpu_client::{compute, Bytes, Exec, Memory};
 
+use super::race::additions;
 use super::support::{family, open, End, Mirror, READ_ONLY, SPARSE, WHOLE};
 use crate::ktap::{pidfd, reap, Family, Outcome, TestResult};
 use crate::support::memcg::Group;
@@ -190,37 +190,12 @@ fn reclaimed_while_the_device_writes(env: &Env) -> TestResult {
     let place = Place::base(64 * PAGE)?;
     let mirror = Mirror::new(&device, &place)?;
     mirror.fill(0)?;
-    let mut adding = compute::Stream::new();
-    adding.add_u32(mirror.userptr.at(0), 64 * PAGE as u64, 1);
     let jobs = env.iterations(80) as u32;
-    let stop = AtomicBool::new(false);
-    let outs = std::thread::scope(|scope| {
-        let reclaimer = scope.spawn(|| -> TestResult<u64> {
-            let mut outs = 0;
-            while !stop.load(Ordering::Relaxed) {
-                place.advise(0, 64 * PAGE, MADV_PAGEOUT)?;
-                outs += 1;
-            }
-            Ok(outs)
-        });
-        let write = || -> TestResult {
-            let mut done = 0;
-            while done < jobs {
-                match mirror.end(&adding)? {
-                    End::Done => done += 1,
-                    // The other thread may win for a second.
-                    End::Refused(Errno::BUSY) => {}
-                    other => return Err(Outcome::Fail(format!("a job: {other:?}"))),
-                }
-            }
-            Ok(())
-        };
-        let written = write();
-        stop.store(true, Ordering::Relaxed);
-        let outs = reclaimer.join().expect("no panic")?;
-        written.map(|()| outs)
+    let outcomes = additions(&mirror, 64 * PAGE, jobs, |_| {
+        place.advise(0, 64 * PAGE, MADV_PAGEOUT)
     })?;
-    println!("    # paged out {outs} times");
+    let (outs, busy) = (outcomes.disturbances, outcomes.busy);
+    println!("    # paged out {outs} times during {jobs} jobs, {busy} of them repeated");
     for page in 0..64 {
         check_eq!(
             place.read_u32(page * PAGE),

@@ -21,6 +21,7 @@ mod mm_special;
 mod mm_unmap;
 mod mm_userfaultfd;
 mod mutant_killers;
+mod race;
 mod stress;
 mod support;
 

@@ -1,0 +1,151 @@
+// SPDX-License-Identifier: MIT OR GPL-2.0-only
+
+//! Jobs against a thread that disturbs the memory as fast as it can.
+//!
+//! A job that loses the race for the driver's patience is refused with EBUSY, and on a slow machine
+//! that may go on for ever. So one that was refused is tried again while the thread holds still;
+//! nothing is in its way then.
+
+use std::sync::{Condvar, Mutex};
+
+use virtgpu_client::{compute, Errno};
+
+use super::support::{End, Mirror};
+use crate::ktap::{Outcome, TestResult};
+
+#[derive(Default)]
+struct State {
+    /// The thread is to hold still.
+    hold: bool,
+    /// It does.
+    still: bool,
+    /// The thread is to end.
+    stop: bool,
+    /// It has.
+    ended: bool,
+    disturbances: u64,
+    busy: u64,
+}
+
+/// What the jobs and the thread agree by.
+#[derive(Default)]
+pub(crate) struct Race {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+/// How it went.
+pub(crate) struct Outcomes {
+    pub(crate) disturbances: u64,
+    /// Jobs that were refused with EBUSY.
+    pub(crate) busy: u64,
+}
+
+impl Race {
+    /// Runs `work` while `disturb` is called again and again, with the number of the call.
+    pub(crate) fn run(
+        disturb: impl FnMut(u64) -> TestResult + Send,
+        work: impl FnOnce(&Self) -> TestResult,
+    ) -> TestResult<Outcomes> {
+        let race = Self::default();
+        let (disturbed, worked) = std::thread::scope(|scope| {
+            let disturber = scope.spawn(|| race.disturb(disturb));
+            let worked = work(&race);
+            race.set(|state| state.stop = true);
+            (disturber.join().expect("no panic"), worked)
+        });
+        disturbed?;
+        worked?;
+        let state = race.state.into_inner().expect("no panic");
+        Ok(Outcomes {
+            disturbances: state.disturbances,
+            busy: state.busy,
+        })
+    }
+
+    fn set(&self, change: impl FnOnce(&mut State)) {
+        change(&mut self.state.lock().expect("no panic"));
+        self.changed.notify_all();
+    }
+
+    fn disturb(&self, mut disturb: impl FnMut(u64) -> TestResult) -> TestResult {
+        let mut number = 0;
+        let mut result = Ok(());
+        while result.is_ok() {
+            let mut state = self.state.lock().expect("no panic");
+            state.disturbances = number;
+            self.changed.notify_all();
+            while state.hold && !state.stop {
+                state.still = true;
+                self.changed.notify_all();
+                state = self.changed.wait(state).expect("no panic");
+            }
+            state.still = false;
+            if state.stop {
+                break;
+            }
+            drop(state);
+            result = disturb(number);
+            number += 1;
+        }
+        self.set(|state| state.ended = true);
+        result
+    }
+
+    /// Waits for one more disturbance, unless the thread has failed.
+    pub(crate) fn next_disturbance(&self) {
+        let state = self.state.lock().expect("no panic");
+        let before = state.disturbances;
+        drop(
+            self.changed
+                .wait_while(state, |state| !state.ended && state.disturbances == before)
+                .expect("no panic"),
+        );
+    }
+
+    /// Runs a job that must get through in the end. Returns how it has ended.
+    pub(crate) fn attempt(&self, mut job: impl FnMut() -> TestResult<End>) -> TestResult<End> {
+        let first = job()?;
+        if first != End::Refused(Errno::BUSY) {
+            return Ok(first);
+        }
+        self.set(|state| {
+            state.busy += 1;
+            state.hold = true;
+        });
+        let state = self.state.lock().expect("no panic");
+        drop(
+            self.changed
+                .wait_while(state, |state| !state.still && !state.ended)
+                .expect("no panic"),
+        );
+        let second = job();
+        self.set(|state| state.hold = false);
+        second
+    }
+
+    /// [`Self::attempt`] of a job that must succeed.
+    pub(crate) fn done(&self, what: &str, job: impl FnMut() -> TestResult<End>) -> TestResult {
+        match self.attempt(job)? {
+            End::Done => Ok(()),
+            other => Err(Outcome::Fail(format!("{what}: {other:?}"))),
+        }
+    }
+}
+
+/// Runs `jobs` jobs that each add 1 to every word of the first `length` bytes, against `disturb`.
+pub(crate) fn additions(
+    mirror: &Mirror<'_>,
+    length: usize,
+    jobs: u32,
+    disturb: impl FnMut(u64) -> TestResult + Send,
+) -> TestResult<Outcomes> {
+    let mut adding = compute::Stream::new();
+    adding.add_u32(mirror.userptr.at(0), length as u64, 1);
+    Race::run(disturb, |race| {
+        for _ in 0..jobs {
+            race.done("a job that adds", || mirror.end(&adding))?;
+        }
+        Ok(())
+    })
+}
