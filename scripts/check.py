@@ -6,7 +6,7 @@ build root, when everything is built.
 A suite is a file tests/suites/NAME.toml:
 
   description = "one line for LIST=1"
-  order = 10              # suites run in this order
+  order = 10              # suites are named, and their commands run, in this order
   kernel = "stock"        # of its guests, unless a run says otherwise
   driver = "ours"
   default = false         # only when asked for by name
@@ -31,15 +31,20 @@ A suite is a file tests/suites/NAME.toml:
   kernel, driver, mem, cpus, timeout, device_args, module_args, append
                           # as the options of vm.sh
 
+Guests run when all commands have, JOBS of them at a time (one a core, if nothing
+else is said), those with the longest time limit first.
+
 `virtgpu-tests list` prints a family a line: name, kernel (any or debug), driver
 (ours, c or both), and arguments for the device, if it wants any.
 """
 
 import json
 import os
+import queue
 import re
 import subprocess
 import sys
+import threading
 import time
 import tomllib
 
@@ -51,14 +56,32 @@ SUITES = PROJECT + "/tests/suites"
 TESTS = BUILD + "/target/x86_64-unknown-linux-gnu/release/virtgpu-tests"
 
 
+class Part:
+    """What one command or guest reports, counted apart."""
+
+    def __init__(self, report):
+        self.report = report
+        self.failed = 0
+
+    def add(self, name, status, seconds=None, reason="", notes=()):
+        self.failed += status not in ("ok", "skip")
+        with self.report.lock:
+            self.report.add(name, status, seconds, reason, notes)
+
+    def print(self, line):
+        with self.report.lock:
+            print(line, flush=True)
+
+
 class Report:
     """Counts and prints; the last line is the sum."""
 
     def __init__(self):
+        self.lock = threading.Lock()
         self.passed = self.failed = self.skipped = 0
         self.failures = []
 
-    def add(self, name, status, seconds=None, reason="", notes=()):
+    def add(self, name, status, seconds, reason, notes):
         name = name.replace(" ", "_")
         line = f"{status} {name}"
         if status == "ok":
@@ -116,7 +139,7 @@ def feed(reader, report, suite, command, log, show=None):
             out.write(line)
             out.flush()
             if show and re.search(show, line):
-                print(line, end="", flush=True)
+                report.print(line.rstrip("\n"))
             for r in reader.feed(line.rstrip("\n")):
                 report.add(f"{suite}/{r.name}", r.status, r.seconds, r.reason, r.notes)
         return p.wait()
@@ -134,7 +157,7 @@ def run_command(report, suite, run):
     name = f"{suite}/{run['name']}"
     log = f"{BUILD}/logs/{suite}-{run['name']}.log"
     shown = log.replace(PROJECT + "/", "")
-    start, failed = time.monotonic(), report.failed
+    start = time.monotonic()
     form = run.get("format", "status")
     if form == "status":
         with open(log, "w") as out:
@@ -148,10 +171,10 @@ def run_command(report, suite, run):
     status = feed(reader, report, prefix, ["sh", "-c", run["run"]], log, run.get("show"))
     for r in reader.finish():
         report.add(f"{name}/{r.name}", r.status, None, r.reason, r.notes)
-    if status and report.failed == failed:
+    if status and not report.failed:
         report.add(name, "not ok", time.monotonic() - start, f"exit status {status}, log: {shown}", tail(log))
-    elif report.failed > failed:
-        print(f"    log: {shown}", flush=True)
+    elif report.failed:
+        report.print(f"    log: {shown}")
 
 
 def load_suite(suite):
@@ -163,7 +186,7 @@ def run_guest(report, suite, spec, run):
     option = lambda key, default=None: run.get(key, spec.get(key, default))
     kernel, driver = option("kernel", "stock"), option("driver", "ours")
     name, run_name = f"{suite}/{run['name']}", f"{suite}-{run['name']}"
-    start, failed = time.monotonic(), report.failed
+    start = time.monotonic()
     job = run.get("job")
     if not job:
         offered = families()
@@ -202,14 +225,14 @@ def run_guest(report, suite, spec, run):
         with open(result_file) as f:
             result = json.load(f)
         problems = result["errors"] + result["scan"]
-        if result["marker"] and result["rc"] and report.failed == failed:
+        if result["marker"] and result["rc"] and not report.failed:
             problems.append(f"the job returned {result['rc']}, yet no test failed")
     except OSError:
         problems = [f"the guest could not be started (status {status})"] + tail(log)
     report.add(f"{name}/guest_log_and_unload", "not ok" if problems else "ok", time.monotonic() - start,
                problems[0] if problems else "", problems[1:])
-    if report.failed > failed:
-        print(f"    logs: build/logs/{run_name}/", flush=True)
+    if report.failed:
+        report.print(f"    logs: build/logs/{run_name}/")
 
 
 def guests(spec):
@@ -224,15 +247,40 @@ def guests(spec):
                 yield dict(run, name=f.name, families=[f.name], device_args=f.device)
 
 
+def run_guests(report, runs, jobs):
+    """Runs guests, `jobs` at a time."""
+    waiting = queue.SimpleQueue()
+    for run in sorted(runs, key=lambda run: -run[2].get("timeout", run[1].get("timeout", 0))):
+        waiting.put(run)
+
+    def work():
+        while True:
+            try:
+                suite, spec, run = waiting.get_nowait()
+            except queue.Empty:
+                return
+            part = Part(report)
+            try:
+                run_guest(part, suite, spec, run)
+            except Exception as error:  # must not pass for a run without failures
+                part.add(f"{suite}/{run['name']}", "not ok", None, f"check.py: {error!r}")
+
+    workers = [threading.Thread(target=work) for _ in range(jobs)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+
+
 def main():
     report = Report()
     os.makedirs(BUILD + "/logs", exist_ok=True)
-    for suite in sys.argv[1:]:
-        spec = load_suite(suite)
+    specs = [(suite, load_suite(suite)) for suite in sys.argv[1:]]
+    for suite, spec in specs:
         for run in spec.get("command", []):
-            run_command(report, suite, run)
-        for run in guests(spec):
-            run_guest(report, suite, spec, run)
+            run_command(Part(report), suite, run)
+    runs = [(suite, spec, run) for suite, spec in specs for run in guests(spec)]
+    run_guests(report, runs, int(os.environ.get("JOBS") or os.cpu_count()))
     sys.exit(report.finish())
 
 
