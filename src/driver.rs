@@ -62,8 +62,13 @@ impl drm::Driver for GpuDriver {
         file.outbox().resume();
     }
 
+    fn fdinfo(file: &File, out: &drm::fdinfo::FdInfo) {
+        crate::observe::fdinfo::show(file, out);
+    }
+
     #[cfg(CONFIG_DEBUG_FS)]
     fn debugfs(folder: &drm::debugfs::Folder<'_, Self>) {
         crate::observe::debugfs::add(folder);
+        crate::observe::device_files::add(folder);
     }
 }

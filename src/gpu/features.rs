@@ -7,6 +7,7 @@ use crate::{
         self,
         device::{
             F_ACCESS_PLATFORM,
+            F_INDIRECT_DESC,
             F_VERSION_1, //
         },
     },
@@ -58,6 +59,8 @@ pub(crate) struct Features {
     pub(crate) uuid: bool,
     /// Bytes that blob sizes are multiples of, if the device asks for that.
     pub(crate) blob_alignment: Option<u32>,
+    /// A command takes one descriptor, however many parts it has.
+    pub(crate) indirect: bool,
     /// The device sees DMA addresses, not physical ones.
     pub(crate) dma: bool,
     /// The device can follow the page tables.
@@ -110,6 +113,7 @@ impl Features {
             context_init: vdev.has_feature(feature::CONTEXT_INIT),
             uuid: vdev.has_feature(feature::RESOURCE_UUID),
             blob_alignment,
+            indirect: vdev.has_feature(F_INDIRECT_DESC),
             dma,
             // Only jobs of contexts use it.
             mirror: mirror.filter(|_| !dma && vdev.has_feature(feature::VIRGL)),

@@ -10,6 +10,7 @@ use crate::{
         Object, //
     },
     kapi::drm::ioctl::Ioctl,
+    observe::trace,
     protocol::uapi::{
         self,
         memory_model,
@@ -48,6 +49,11 @@ pub(super) fn register(dev: &Device, file: &File, params: &Params) -> Result<(u3
     let handle = object.create_handle(file)?;
     if let Some(mirrored) = object.userptr().and_then(|u| u.as_mirrored()) {
         mirrored.set_handle(handle);
+    }
+    if let Some(userptr) = object.userptr() {
+        let device = file.gpu.control.name();
+        let (id, size) = (object.id(), object.size() as u64);
+        trace::register(device, id, userptr.addr, size, userptr.flags);
     }
     Ok((handle, object))
 }

@@ -4,7 +4,11 @@
  * helpers.h says what they do where that differs from their namesakes.
  */
 
+#include <drm/drm_device.h>
+#include <drm/drm_file.h>
 #include <drm/drm_gem.h>
+#include <drm/drm_mm.h>
+#include <drm/drm_print.h>
 #include <drm/drm_syncobj.h>
 #include <drm/drm_vma_manager.h>
 #include <linux/dma-fence-chain.h>
@@ -203,6 +207,63 @@ long kapi_dma_fence_wait_others(struct dma_fence *fence, u64 context,
 		}
 	}
 	return left;
+}
+
+struct drm_gem_object *kapi_drm_file_next_object(struct drm_file *file, int *handle)
+{
+	struct drm_gem_object *obj;
+
+	spin_lock(&file->table_lock);
+	/* Skips handles whose object is not there yet. */
+	obj = idr_get_next(&file->object_idr, handle);
+	if (obj)
+		drm_gem_object_get(obj);
+	spin_unlock(&file->table_lock);
+	return obj;
+}
+
+void kapi_drm_file_owner(struct drm_file *file, int *pid, char *comm)
+{
+	struct task_struct *task;
+	struct pid *owner;
+
+	rcu_read_lock();
+	owner = rcu_dereference(file->pid);
+	task = pid_task(owner, PIDTYPE_TGID);
+	if (task) {
+		*pid = pid_nr(owner);
+		strscpy(comm, task->comm, TASK_COMM_LEN);
+	}
+	rcu_read_unlock();
+}
+
+void kapi_drm_visit_files(struct drm_device *dev,
+			  void (*call)(struct drm_file *file, void *data),
+			  void *data)
+{
+	struct drm_file *file;
+
+	mutex_lock(&dev->filelist_mutex);
+	list_for_each_entry(file, &dev->filelist, lhead)
+		call(file, data);
+	mutex_unlock(&dev->filelist_mutex);
+}
+
+void kapi_drm_mm_show(const struct drm_mm *mm, struct seq_file *seq)
+{
+	struct drm_printer printer = drm_seq_file_printer(seq);
+
+	drm_mm_print(mm, &printer);
+}
+
+bool kapi_drm_gem_object_is_shared(struct drm_gem_object *obj)
+{
+	return drm_gem_object_is_shared_for_memory_stats(obj);
+}
+
+bool kapi_drm_gem_object_is_active(struct drm_gem_object *obj)
+{
+	return !dma_resv_test_signaled(obj->resv, dma_resv_usage_rw(true));
 }
 
 void kapi_drm_gem_object_get(struct drm_gem_object *obj)

@@ -11,14 +11,17 @@
 struct device;
 struct dma_fence;
 struct dma_fence_chain;
+struct drm_device;
 struct drm_file;
 struct drm_gem_object;
+struct drm_mm;
 struct drm_syncobj;
 struct file;
 struct folio;
 struct module;
 struct page;
 struct scatterlist;
+struct seq_file;
 struct virtio_device;
 struct virtio_shm_region;
 struct virtqueue;
@@ -96,10 +99,29 @@ void kapi_dma_fence_chain_free(struct dma_fence_chain *chain);
 long kapi_dma_fence_wait_others(struct dma_fence *fence, u64 context,
 				unsigned long timeout);
 
+/* drm/drm_file.h */
+/*
+ * A reference to the object with the lowest handle that is not below *handle,
+ * which becomes that handle, or NULL.
+ */
+struct drm_gem_object *kapi_drm_file_next_object(struct drm_file *file, int *handle);
+/* Process id and name (TASK_COMM_LEN bytes); left alone if it is gone. */
+void kapi_drm_file_owner(struct drm_file *file, int *pid, char *comm);
+/* Calls for each file of the device, under its filelist_mutex. */
+void kapi_drm_visit_files(struct drm_device *dev,
+			  void (*call)(struct drm_file *file, void *data),
+			  void *data);
+/* drm_mm_print() */
+void kapi_drm_mm_show(const struct drm_mm *mm, struct seq_file *seq);
+
 /* drm/drm_gem.h, drm/drm_syncobj.h, drm/drm_vma_manager.h */
 void kapi_drm_gem_object_get(struct drm_gem_object *obj);
 void kapi_drm_gem_object_put(struct drm_gem_object *obj);
 u64 kapi_drm_gem_object_mmap_offset(struct drm_gem_object *obj);
+/* drm_gem_object_is_shared_for_memory_stats() */
+bool kapi_drm_gem_object_is_shared(struct drm_gem_object *obj);
+/* Whether jobs use it. */
+bool kapi_drm_gem_object_is_active(struct drm_gem_object *obj);
 void kapi_drm_syncobj_put(struct drm_syncobj *syncobj);
 
 /*

@@ -13,6 +13,7 @@ use crate::kapi::{
             Folder,
             Show, //
         },
+        Device,
         Driver, //
     },
     mm::Change, //
@@ -53,8 +54,8 @@ where
     T: Driver,
     T::Data: Observed,
 {
-    fn show(data: &T::Data, out: &SeqFile) {
-        let counters = data.counters();
+    fn show(dev: &Device<T>, out: &SeqFile) {
+        let counters = dev.counters();
         let Counters {
             maps,
             sent_in_first_pass,
@@ -73,7 +74,7 @@ where
         seq_print!(out, "maps: {}\n", maps.get());
         for change in Change::ALL {
             let count = counters.invalidations(change);
-            seq_print!(out, "invalidations_{}: {}\n", name(change), count);
+            seq_print!(out, "invalidations_{}: {}\n", change.name(), count);
         }
         for (name, counter) in [
             ("sent_in_first_pass", sent_in_first_pass),
@@ -95,19 +96,5 @@ where
         seq_print!(out, "quarantined_pages_ever: {}\n", ever);
         let (gone, ever) = (ended_spaces.get(), spaces.get());
         seq_print!(out, "spaces_now: {}\n", ever.saturating_sub(gone));
-    }
-}
-
-fn name(change: Change) -> &'static str {
-    match change {
-        Change::Unmap => "unmap",
-        Change::Clear => "clear",
-        Change::ProtectionVma => "protection_vma",
-        Change::ProtectionPage => "protection_page",
-        Change::SoftDirty => "soft_dirty",
-        Change::Release => "release",
-        Change::Migrate => "migrate",
-        Change::Exclusive => "exclusive",
-        Change::Other => "other",
     }
 }

@@ -81,6 +81,11 @@ impl Space {
         })
     }
 
+    /// The id on the wire.
+    pub(crate) fn id(&self) -> u32 {
+        self.id.get()
+    }
+
     fn access(&self) -> u32 {
         if self.write {
             access::READ | access::WRITE

@@ -192,6 +192,7 @@ mod tests {
         context_init: true,
         uuid: false,
         blob_alignment: Some(65536),
+        indirect: true,
         dma: false,
         mirror: None,
         event_slots: None,

@@ -20,6 +20,7 @@ mod hostile;
 mod ktap;
 mod life;
 mod mirrored;
+mod observe;
 mod read_only;
 mod remove;
 mod support;
@@ -46,6 +47,7 @@ const FAMILIES: &[&Family] = &[
     &remove::FAMILY,
     &unplug::FAMILY,
     &faults::FAMILY,
+    &observe::FAMILY,
     &variants::ACCESS_PLATFORM,
     &variants::ALIGNMENT,
     &variants::NO_HOSTMEM,

@@ -28,7 +28,7 @@ use kernel::{
 /// The text of a file that can only be read.
 pub(crate) trait Show<T: Driver> {
     /// Writes the text. May sleep, but must not wait for the end of the device.
-    fn show(data: &T::Data, out: &SeqFile);
+    fn show(dev: &Device<T>, out: &SeqFile);
 }
 
 /// The folder of a device whose files are being made.

@@ -96,6 +96,9 @@ pub(crate) trait Driver: Sized + 'static {
     /// Userspace has read events of `file`, so that there is room for more. May sleep.
     fn events_read(file: &File<Self>);
 
+    /// Somebody reads what `file` tells of itself. May sleep.
+    fn fdinfo(file: &File<Self>, out: &super::fdinfo::FdInfo);
+
     /// The device is being registered: adds files to its folder in debugfs.
     #[cfg(CONFIG_DEBUG_FS)]
     fn debugfs(folder: &super::debugfs::Folder<'_, Self>);
@@ -133,7 +136,7 @@ impl<T: Driver> Device<T> {
         dumb_create: None,
         dumb_map_offset: None,
         fbdev_probe: None,
-        show_fdinfo: None,
+        show_fdinfo: Some(super::fdinfo::show_callback::<T>),
         major: T::INFO.major,
         minor: T::INFO.minor,
         patchlevel: T::INFO.patchlevel,
@@ -161,6 +164,7 @@ impl<T: Driver> Device<T> {
         fops.llseek = Some(bindings::noop_llseek);
         fops.mmap = Some(bindings::drm_gem_mmap);
         fops.get_unmapped_area = Some(bindings::drm_gem_get_unmapped_area);
+        fops.show_fdinfo = Some(bindings::drm_show_fdinfo);
         fops.fop_flags = bindings::FOP_UNSIGNED_OFFSET;
         fops
     };

@@ -74,6 +74,23 @@ impl RangeAllocator {
             node,
         })
     }
+
+    /// Units in all.
+    #[cfg(CONFIG_DEBUG_FS)]
+    pub(crate) fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// Writes what is free and what is not.
+    #[cfg(CONFIG_DEBUG_FS)]
+    pub(crate) fn show(&self, out: &kernel::seq_file::SeqFile) {
+        let _guard = self.lock.lock();
+        // SAFETY: The allocator was initialized, and is locked. A `SeqFile` is transparent, and
+        // whoever has a reference may write to it.
+        unsafe {
+            bindings::kapi_drm_mm_show(self.mm.get(), core::ptr::from_ref(out).cast_mut().cast())
+        }
+    }
 }
 
 #[pinned_drop]

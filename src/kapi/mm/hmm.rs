@@ -32,7 +32,7 @@ impl HmmPage {
 }
 
 /// The state of the address space in which pages were found.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Sequence(c_ulong);
 
 impl<H: IntervalHandler> IntervalNotifier<H> {

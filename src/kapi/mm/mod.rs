@@ -28,7 +28,8 @@ pub(crate) use self::{
         first_hole,
         is_anything_mapped,
         is_current,
-        HmmPage, //
+        HmmPage,
+        Sequence, //
     },
     notifier::{
         Change,

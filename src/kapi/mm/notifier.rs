@@ -61,6 +61,21 @@ impl Change {
         Self::Exclusive,
         Self::Other,
     ];
+
+    /// Its name, for statistics and traces.
+    pub(crate) fn name(self) -> &'static CStr {
+        match self {
+            Self::Unmap => c"unmap",
+            Self::Clear => c"clear",
+            Self::ProtectionVma => c"protection_vma",
+            Self::ProtectionPage => c"protection_page",
+            Self::SoftDirty => c"soft_dirty",
+            Self::Release => c"release",
+            Self::Migrate => c"migrate",
+            Self::Exclusive => c"exclusive",
+            Self::Other => c"other",
+        }
+    }
 }
 
 /// One notification.

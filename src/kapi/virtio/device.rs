@@ -23,6 +23,8 @@ use kernel::{
     types::Opaque, //
 };
 
+/// Feature bit: a descriptor may refer to a table of others.
+pub(crate) const F_INDIRECT_DESC: u32 = 28;
 /// Feature bit: the device is not of the time before virtio 1.0.
 pub(crate) const F_VERSION_1: u32 = 32;
 /// Feature bit: the device sees memory through the platform's DMA translation.

@@ -160,8 +160,9 @@ impl Chunks {
     }
 }
 
-/// A cache line of its own, so that DMA to it disturbs nothing beside it.
-#[repr(C, align(128))]
+/// Cache lines of its own, so that DMA to it disturbs nothing beside it. (Devices that are not
+/// coherent with the caches go through the DMA API, which copies what shares a line.)
+#[repr(C, align(64))]
 struct Line<const N: usize>(UnsafeCell<[u8; N]>);
 
 /// A request with room for its answer, and data of the driver: `S` for everybody who has a

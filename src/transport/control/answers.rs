@@ -22,6 +22,7 @@ use crate::{
             QueueHandler, //
         },
     },
+    observe::trace,
     protocol::{
         mirror::{
             EVENT_QUEUE,
@@ -95,6 +96,9 @@ impl Control {
                         let index = Message::owned(&mut command).index;
                         drop(inner.in_flight[index].take());
                         command.shared.verdict.store(verdict, Release);
+                        let header = Message::owned(&mut command).header;
+                        inner.answered_fence = inner.answered_fence.max(header.fence_id.get());
+                        trace::answer(self.name(), &header, verdict);
                         answered.push_back(command);
                     }
                     None => {

@@ -75,6 +75,7 @@ use crate::{
             Queue, //
         },
     },
+    observe::trace,
     protocol::virtio_gpu::FLAG_FENCE,
 };
 use kernel::{
@@ -134,6 +135,8 @@ struct Inner {
     /// Descriptors in the ring.
     ring_size: usize,
     next_fence: u64,
+    /// The highest fence that was answered.
+    answered_fence: u64,
     /// The commands in the ring; as many places as the ring has descriptors.
     in_flight: KVec<Option<Arc<Command>>>,
     /// Commands that take something away, waiting for descriptors.
@@ -233,6 +236,7 @@ impl Control {
                     reserve: 0,
                     ring_size: 0,
                     next_fence: 1,
+                    answered_fence: 0,
                     in_flight: KVec::new(),
                     backlog: List::new(),
                     held: List::new(),
@@ -301,6 +305,19 @@ impl Control {
     /// The most descriptors that one command may take: a file's part of the ring.
     pub(crate) fn max_descriptors(&self) -> usize {
         self.inner.lock().ring_size / 4
+    }
+
+    /// The highest fence that the device has answered, and the highest that it was sent.
+    #[cfg(CONFIG_DEBUG_FS)]
+    pub(crate) fn fences(&self) -> (u64, u64) {
+        let inner = self.inner.lock();
+        (inner.answered_fence, inner.next_fence - 1)
+    }
+
+    /// The name of the device, as in `/sys/bus/virtio/devices`.
+    pub(crate) fn name(&self) -> &CStr {
+        let device: &device::Device = (*self.vdev).as_ref();
+        device.name()
     }
 
     /// How long the device may take to answer, in milliseconds.
@@ -388,6 +405,7 @@ impl Control {
             self.lose_locked(inner);
             return Err((command, ENODEV));
         }
+        trace::command(self.name(), &header, reference.descriptors());
         inner.in_flight[index] = Some(reference);
         if header.flags.get() & FLAG_FENCE != 0 {
             inner.next_fence += 1;

@@ -16,8 +16,10 @@ use super::{
 use crate::{
     kapi::mm::{
         first_hole,
-        HmmPage, //
+        HmmPage,
+        Sequence, //
     },
+    observe::trace,
     protocol::{
         mirror::MapEntry,
         runs::{
@@ -91,7 +93,11 @@ pub(super) enum Wish {
     Known,
 }
 
-/// MAP commands that are on their way at a time, in granules.
+/// Pages that are looked up before MAP is sent for them: runs of pages in memory often go on from
+/// one granule to the next.
+const MAX_PAGES: usize = 16 * GRANULE;
+
+/// Groups of MAP commands that are on their way at a time.
 const IN_FLIGHT: usize = 8;
 
 /// How often what cannot be had is looked at again: it may have been mapped in between.
@@ -103,17 +109,17 @@ struct Sent {
     which: Range<usize>,
 }
 
-/// Memory for a lookup, of a granule at most.
-pub(super) struct Lookup {
-    pages: KVec<HmmPage>,
-    entries: KVec<MapEntry>,
+/// Memory for a lookup, of [`MAX_PAGES`] at most.
+struct Lookup {
+    pages: KVVec<HmmPage>,
+    entries: KVVec<MapEntry>,
 }
 
 impl Lookup {
-    pub(super) const fn new() -> Self {
+    const fn new() -> Self {
         Self {
-            pages: KVec::new(),
-            entries: KVec::new(),
+            pages: KVVec::new(),
+            entries: KVVec::new(),
         }
     }
 }
@@ -123,12 +129,11 @@ impl MirroredRange {
     pub(super) fn map_stale(
         &self,
         notifier: &Notifier,
-        lookup: &mut Lookup,
         which: Range<usize>,
         wish: Wish,
     ) -> (usize, Result) {
         let mut sent = KVec::new();
-        let (mut end, mut outcome) = self.send_stale(notifier, lookup, which, wish, &mut sent);
+        let (mut end, mut outcome) = self.send_stale(notifier, which, wish, &mut sent);
         for sent in sent {
             if let Err(e) = self.confirm(&sent) {
                 end = end.min(sent.which.start);
@@ -142,27 +147,26 @@ impl MirroredRange {
     fn send_stale(
         &self,
         notifier: &Notifier,
-        lookup: &mut Lookup,
         which: Range<usize>,
         wish: Wish,
         sent: &mut KVec<Sent>,
     ) -> (usize, Result) {
+        let mut lookup = Lookup::new();
         let mut at = which.start;
         // However scattered the pages are, their commands fit the ring.
-        let mut limit = GRANULE.min(self.space.max_fragments());
+        let mut limit = MAX_PAGES.min(self.space.max_fragments());
         let mut vain = 0;
         while at < which.end {
             let stale = {
                 let guard = self.lock.commits.lock();
                 self.table
                     .access(&guard)
-                    .next_stale(at..which.end, wish == Wish::Known)
+                    .next_stale(at..which.end, limit, wish == Wish::Known)
             };
-            let Some(stale) = stale else {
+            let Some(part) = stale else {
                 break;
             };
-            at = stale.start;
-            let part = stale.start..stale.end.min(stale.start.saturating_add(limit));
+            at = part.start;
             if sent.len() == IN_FLIGHT {
                 if let Ok(oldest) = sent.remove(0) {
                     if let Err(e) = self.confirm(&oldest) {
@@ -173,9 +177,18 @@ impl MirroredRange {
             if let Err(e) = sent.reserve(1, GFP_KERNEL) {
                 return (at, Err(e.into()));
             }
-            let mapping = self.send(notifier, lookup, part.clone());
-            match mapping.and_then(|new| Ok(sent.push(new, GFP_KERNEL)?)) {
-                Ok(()) => at = part.end,
+            match self.send(notifier, &mut lookup, part.clone()) {
+                Ok(new) => {
+                    at = new.which.end;
+                    if at < part.end {
+                        // More in vain than it is worth.
+                        limit = limit.min(GRANULE);
+                    }
+                    // There is room: it was reserved.
+                    if let Err(e) = sent.push(new, GFP_KERNEL) {
+                        return (part.start, Err(e.into()));
+                    }
+                }
                 // Where that begins which cannot be used is found out by halving.
                 Err(e) if wish == Wish::Prefix && part.len() > 1 && (e == EFAULT || e == EPERM) => {
                     limit = part.len() / 2;
@@ -207,21 +220,16 @@ impl MirroredRange {
         true
     }
 
-    /// Looks up unmapped pages of one granule, and sends MAP for them.
-    fn send(&self, notifier: &Notifier, lookup: &mut Lookup, which: Range<usize>) -> Result<Sent> {
+    /// Looks up unmapped pages, and sends MAP for them, or for the first of them.
+    fn send(
+        &self,
+        notifier: &Notifier,
+        lookup: &mut Lookup,
+        mut which: Range<usize>,
+    ) -> Result<Sent> {
         let mut deadline = Deadline::new();
-        self.ensure_granule(which.start)?;
-        lookup.pages.clear();
-        lookup
-            .pages
-            .resize(which.len(), HmmPage::default(), GFP_KERNEL)?;
         loop {
-            let sequence = notifier.fault(
-                which.start << PAGE_SHIFT,
-                &mut lookup.pages,
-                self.write,
-                deadline.next_try_ms()?,
-            )?;
+            let sequence = self.look_up(notifier, lookup, &mut which, &mut deadline)?;
             count(&self.counters.faults, which.len() as u64);
             self.gpu.knobs.delay_map();
 
@@ -234,6 +242,8 @@ impl MirroredRange {
                 drop(guard);
                 count(&self.counters.retries, 1);
                 self.gpu.counters.lookup_retries.add(1);
+                // The fewer at a time, the sooner.
+                which.end = self.layout.granule(which.start).end.min(which.end);
                 continue;
             }
             // Pages of a lost device may be held, and must not be replaced.
@@ -251,8 +261,48 @@ impl MirroredRange {
             count(&self.counters.maps, commands.len() as u64);
             self.gpu.counters.maps.add(commands.len() as u64);
             count(&self.counters.entries, lookup.entries.len() as u64);
+            let device = self.gpu.control.name();
+            trace::map(device, self.space.id(), &which, lookup.entries.len());
             return Ok(Sent { commands, which });
         }
+    }
+
+    /// Looks up the pages `which`, granule by granule; where one cannot be had, or has moved before
+    /// the next was found, those before are enough.
+    fn look_up(
+        &self,
+        notifier: &Notifier,
+        lookup: &mut Lookup,
+        which: &mut Range<usize>,
+        deadline: &mut Deadline,
+    ) -> Result<Sequence> {
+        let Lookup { pages, .. } = lookup;
+        pages.clear();
+        let mut found: Option<Sequence> = None;
+        let timeout = deadline.next_try_ms()?;
+        let mut at = which.start;
+        while at < which.end {
+            let end = self.layout.granule(at).end.min(which.end);
+            self.ensure_granule(at)?;
+            pages.resize(end - which.start, HmmPage::default(), GFP_KERNEL)?;
+            let looked_up = notifier.fault(
+                at << PAGE_SHIFT,
+                pages.get_mut(at - which.start..).unwrap_or_default(),
+                self.write,
+                timeout,
+            );
+            match (found, looked_up) {
+                (None, sequence) => found = Some(sequence?),
+                (Some(first), Ok(sequence)) if sequence == first => {}
+                _ => {
+                    pages.truncate(at - which.start);
+                    which.end = at;
+                    break;
+                }
+            }
+            at = end;
+        }
+        found.ok_or(EINVAL)
     }
 
     fn ensure_granule(&self, page: usize) -> Result {

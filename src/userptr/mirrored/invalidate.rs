@@ -29,6 +29,7 @@ use crate::{
         Invalidation,
         Start, //
     },
+    observe::trace,
     transport::mirror::{
         Posted,
         Ticket, //
@@ -92,6 +93,8 @@ impl IntervalHandler for Handler {
             return Start::Done;
         };
         range.gpu.counters.invalidated(change.change());
+        let device = range.gpu.control.name();
+        trace::invalidate(device, range.space.id(), &span, change.change().name());
         if lost {
             // Under the same lock: this callback may be one that must not wait for it.
             hold(&range.gpu, table, span);
@@ -160,6 +163,8 @@ impl MirroredRange {
                 self.revoke(&span)
             }
         };
+        let device = self.gpu.control.name();
+        trace::invalidated(device, self.space.id(), &span, acknowledged.is_ok());
         match acknowledged {
             Ok(()) => self.retire(span),
             Err(_) => self.quarantine(span),

@@ -28,14 +28,7 @@ pub(crate) use self::{
     range::MirroredRange, //
 };
 
-use self::{
-    event::Notice,
-    fault::{
-        Lookup,
-        Wish, //
-    },
-    invalidate::Handler,
-};
+use self::{event::Notice, fault::Wish, invalidate::Handler};
 use super::params::{
     Params,
     Source, //
@@ -123,21 +116,16 @@ impl NotifierLock {
 }
 
 type Notifier = IntervalNotifier<Handler>;
-
-/// What one thread at a time does with a registration.
-struct Outer {
-    /// `None` before the end of the registration, and after its end.
-    notifier: Option<Pin<KBox<Notifier>>>,
-    lookup: Lookup,
-}
+type PinnedNotifier = Pin<KBox<Notifier>>;
 
 /// A registration of memory that moves.
 pub(crate) struct Mirrored {
     range: Arc<MirroredRange>,
     /// The process.
     mm: ARef<Mm>,
-    /// Held while pages are looked up, faulted in and mapped.
-    outer: Pin<KBox<KillableMutex<Outer>>>,
+    /// Held while pages are looked up, faulted in and mapped, by one thread at a time. `None` before
+    /// the beginning of the registration, and after its end.
+    outer: Pin<KBox<KillableMutex<Option<PinnedNotifier>>>>,
 }
 
 impl Mirrored {
@@ -204,16 +192,15 @@ impl Mirrored {
     }
 
     fn map(&self, first: usize, pages: usize, wish: Wish) -> (usize, Result) {
-        let mut outer = match self.outer.lock() {
+        let outer = match self.outer.lock() {
             Ok(outer) => outer,
             Err(e) => return (0, Err(e)),
         };
-        let Outer { notifier, lookup } = &mut *outer;
-        let Some(notifier) = notifier else {
+        let Some(notifier) = &*outer else {
             return (0, Err(ENODEV));
         };
         let which = first..first + pages;
-        let (end, outcome) = self.range.map_stale(notifier, lookup, which, wish);
+        let (end, outcome) = self.range.map_stale(notifier, which, wish);
         (end - first, outcome)
     }
 
@@ -227,7 +214,7 @@ impl Mirrored {
             // Until the device has been reset, nobody else may get the pages.
             Err(_) => self.range.quarantine(0..self.range.pages),
         }
-        let notifier = outer.notifier.take();
+        let notifier = outer.take();
         drop(outer);
         drop(notifier);
     }
@@ -293,14 +280,7 @@ pub(crate) fn register(
         range: range.clone(),
         mm: mm.clone(),
         outer: KBox::pin_init(
-            KillableMutex::new(
-                Outer {
-                    notifier: None,
-                    lookup: Lookup::new(),
-                },
-                c"Mirrored::outer",
-                kernel::static_lock_class!(),
-            ),
+            KillableMutex::new(None, c"Mirrored::outer", kernel::static_lock_class!()),
             GFP_KERNEL,
         )?,
     };
@@ -330,7 +310,7 @@ pub(crate) fn register(
     range
         .space
         .create(object.id(), blob.size, Some(range.clone()))?;
-    outer.notifier = Some(KBox::pin_init(
+    *outer = Some(KBox::pin_init(
         Notifier::new(&mm, addr, params.len, Handler(range.clone())),
         GFP_KERNEL,
     )?);

@@ -51,14 +51,10 @@ pub(super) struct ReachablePage {
 
 /// The pages of a mirrored range.
 pub(super) struct Table {
-    granules: RBTree<usize, KVec<u64>>,
+    granules: RBTree<usize, Granule>,
     /// Where the granules begin.
     layout: Layout,
-    reachable: usize,
-    mapped: usize,
-    wanted: usize,
-    /// Pages that are both mapped and wanted.
-    ready: usize,
+    totals: Counts,
     /// The device has been reset: it reaches nothing any more.
     disconnected: bool,
 }
@@ -92,13 +88,30 @@ impl Layout {
     }
 
     /// The pages of the granule that page `page` is in.
-    fn granule(self, page: usize) -> Range<usize> {
+    pub(super) fn granule(self, page: usize) -> Range<usize> {
         self.pages_of(self.index(page))
     }
 }
 
+/// The states of neighbouring pages.
+struct Granule {
+    words: KVec<u64>,
+    /// The sum of [`packed`] over the words.
+    sums: u64,
+}
+
 /// Memory for a granule, allocated ahead.
-pub(super) struct NewGranule(RBTreeNode<usize, KVec<u64>>);
+pub(super) struct NewGranule(RBTreeNode<usize, Granule>);
+
+/// Pages in some states.
+#[derive(Default)]
+struct Counts {
+    reachable: usize,
+    mapped: usize,
+    wanted: usize,
+    /// Both mapped and wanted.
+    ready: usize,
+}
 
 impl Table {
     /// A table of unmapped pages.
@@ -106,25 +119,22 @@ impl Table {
         Self {
             granules: RBTree::new(),
             layout,
-            reachable: 0,
-            mapped: 0,
-            wanted: 0,
-            ready: 0,
+            totals: Counts::default(),
             disconnected: false,
         }
     }
 
     /// Pages that jobs may rely on.
     pub(super) fn mapped(&self) -> usize {
-        self.mapped
+        self.totals.mapped
     }
 
     /// Whether a job may use everything; with `sparse`, everything that was asked for.
     pub(super) fn is_ready(&self, sparse: bool) -> bool {
         if sparse {
-            self.ready == self.wanted
+            self.totals.ready == self.totals.wanted
         } else {
-            self.mapped == self.layout.pages
+            self.totals.mapped == self.layout.pages
         }
     }
 
@@ -137,8 +147,11 @@ impl Table {
     /// [`ENOMEM`].
     pub(super) fn new_granule(layout: Layout, page: usize) -> Result<NewGranule> {
         let pages = layout.granule(page).len();
-        let words = KVec::from_elem(0, pages, GFP_KERNEL_ACCOUNT)?;
-        let node = RBTreeNode::new(layout.index(page), words, GFP_KERNEL_ACCOUNT)?;
+        let granule = Granule {
+            words: KVec::from_elem(0, pages, GFP_KERNEL_ACCOUNT)?,
+            sums: 0,
+        };
+        let node = RBTreeNode::new(layout.index(page), granule, GFP_KERNEL_ACCOUNT)?;
         Ok(NewGranule(node))
     }
 
@@ -152,61 +165,111 @@ impl Table {
         self.granules.insert(granule.0);
     }
 
-    /// Changes the words of the pages `which` that have granules.
-    fn each(&mut self, which: Range<usize>, mut change: impl FnMut(u64) -> u64) {
-        let mut totals = Totals::default();
+    /// Calls `with` for each granule that has pages of `which`, with their place in it; counts what
+    /// it changes.
+    fn each_granule(
+        &mut self,
+        which: Range<usize>,
+        mut with: impl FnMut(&mut Granule, Range<usize>),
+    ) {
         let first = self.layout.index(which.start);
         let Some(mut cursor) = self.granules.cursor_lower_bound_mut(&first) else {
             return;
         };
         loop {
-            let (index, words) = cursor.current_mut();
+            let (index, granule) = cursor.current_mut();
             let base = self.layout.pages_of(*index).start;
             if base >= which.end {
                 break;
             }
             let from = which.start.saturating_sub(base);
-            let to = (which.end - base).min(words.len());
-            for word in words.get_mut(from..to).into_iter().flatten() {
-                totals.subtract(*word);
-                *word = change(*word);
-                totals.add(*word);
-            }
+            let to = (which.end - base).min(granule.words.len());
+            self.totals.subtract(granule.sums);
+            with(granule, from..to);
+            self.totals.add(granule.sums);
             match cursor.move_next() {
                 Some(next) => cursor = next,
                 None => break,
             }
         }
-        self.reachable = self.reachable.wrapping_add_signed(totals.reachable);
-        self.mapped = self.mapped.wrapping_add_signed(totals.mapped);
-        self.wanted = self.wanted.wrapping_add_signed(totals.wanted);
-        self.ready = self.ready.wrapping_add_signed(totals.ready);
     }
 
-    /// The first pages in `which` that a job would need and that are not mapped: neighbours, in one
-    /// granule; with `sparse`, only those that were asked for.
-    pub(super) fn next_stale(&self, which: Range<usize>, sparse: bool) -> Option<Range<usize>> {
+    /// Changes the words of the pages `which` that have granules.
+    fn each(&mut self, which: Range<usize>, mut change: impl FnMut(u64) -> u64) {
+        self.each_granule(which, |granule, part| {
+            for word in granule.words.get_mut(part).into_iter().flatten() {
+                granule.sums -= packed(*word);
+                *word = change(*word);
+                granule.sums += packed(*word);
+            }
+        });
+    }
+
+    /// Takes `flags` from the words of the pages `which` that have granules.
+    fn clear(&mut self, which: Range<usize>, flags: u64) {
+        self.each_granule(which, |granule, part| {
+            // Counting takes longer than clearing.
+            if part.len() == granule.words.len() {
+                granule.words.iter_mut().for_each(|word| *word &= !flags);
+                granule.sums &= !lanes(flags);
+                return;
+            }
+            for word in granule.words.get_mut(part).into_iter().flatten() {
+                granule.sums -= packed(*word);
+                *word &= !flags;
+                granule.sums += packed(*word);
+            }
+        });
+    }
+
+    /// The first pages in `which` that a job would need and that are not mapped: neighbours, `most`
+    /// at most; with `sparse`, only those that were asked for.
+    pub(super) fn next_stale(
+        &self,
+        which: Range<usize>,
+        most: usize,
+        sparse: bool,
+    ) -> Option<Range<usize>> {
         let stale = |word: u64| word & MAPPED == 0 && (!sparse || word & WANTED != 0);
         let mut at = which.start;
+        let mut found: Option<Range<usize>> = None;
         while at < which.end {
             let granule = self.layout.granule(at);
             let end = granule.end.min(which.end);
-            let Some(words) = self.granules.get(&self.layout.index(at)) else {
-                if sparse {
+            // Begins at `at` if something was found.
+            let next = match self.granules.get(&self.layout.index(at)) {
+                None if sparse && found.is_none() => {
                     at = self.next_granule(end)?;
                     continue;
                 }
-                return Some(at..end);
+                None if sparse => None,
+                None => Some(at..end),
+                Some(Granule { words, .. }) => {
+                    let words = words.get(at - granule.start..end - granule.start)?;
+                    let first = match found {
+                        Some(_) => Some(0),
+                        None => words.iter().position(|&word| stale(word)),
+                    };
+                    first.map(|first| {
+                        let rest = words.get(first..).unwrap_or_default();
+                        let count = rest.iter().take_while(|&&word| stale(word)).count();
+                        at + first..at + first + count
+                    })
+                }
             };
-            let words = words.get(at - granule.start..end - granule.start)?;
-            if let Some(first) = words.iter().position(|&word| stale(word)) {
-                let rest = words.get(first..)?;
-                let count = rest.iter().take_while(|&&word| stale(word)).count();
-                return Some(at + first..at + first + count);
+            if let Some(next) = next {
+                let start = found.map_or(next.start, |found| found.start);
+                let full = next.end >= start.saturating_add(most);
+                found = Some(start..next.end.min(start.saturating_add(most)));
+                if full || next.end < end {
+                    break;
+                }
+            } else if found.is_some() {
+                break;
             }
             at = end;
         }
-        None
+        found
     }
 
     /// The first page at or after `page` that has a granule.
@@ -252,26 +315,26 @@ impl Table {
     ) -> Option<Range<usize>> {
         let span = self.reachable_in(which.clone());
         let drop = MAPPING | MAPPED | if unmapped { WANTED } else { 0 };
-        self.each(which, |word| word & !drop);
+        self.clear(which, drop);
         span
     }
 
     /// The pages `which`, which are not mapped, cannot be had: until somebody asks for them again,
     /// nobody looks for them.
     pub(super) fn set_unwanted(&mut self, which: Range<usize>) {
-        self.each(which, |word| word & !WANTED);
+        self.clear(which, WANTED);
     }
 
     /// The shortest range with all pages of `which` that the device may reach.
     pub(super) fn reachable_in(&mut self, which: Range<usize>) -> Option<Range<usize>> {
-        if self.reachable == 0 {
+        if self.totals.reachable == 0 {
             return None;
         }
         let mut span: Option<Range<usize>> = None;
         let first = self.layout.index(which.start);
         let mut cursor = self.granules.cursor_lower_bound_mut(&first);
         while let Some(at) = cursor {
-            let (index, words) = at.current();
+            let (index, Granule { words, .. }) = at.current();
             let base = self.layout.pages_of(*index).start;
             if base >= which.end {
                 break;
@@ -351,29 +414,44 @@ impl ReachablePage {
     }
 }
 
-/// Changes of the counts.
-#[derive(Default)]
-struct Totals {
-    reachable: isize,
-    mapped: isize,
-    wanted: isize,
-    ready: isize,
+/// What a word counts for, each count in 16 bits of its own: a sum over a granule fits.
+fn packed(word: u64) -> u64 {
+    const _: () = assert!(GRANULE < 1 << 16);
+    let has = |flag: u64| word / flag & 1;
+    let (mapped, wanted) = (has(MAPPED), has(WANTED));
+    has(REACHABLE) | mapped << 16 | wanted << 32 | (mapped & wanted) << 48
 }
 
-impl Totals {
-    fn count(&mut self, word: u64, by: isize) {
-        let has = |flag: u64| if word & flag == flag { by } else { 0 };
-        self.reachable += has(REACHABLE);
-        self.mapped += has(MAPPED);
-        self.wanted += has(WANTED);
-        self.ready += has(MAPPED | WANTED);
+/// The counts of [`packed`] that are 0 for words without `flags`.
+fn lanes(flags: u64) -> u64 {
+    let lane = |flag: u64, place: u32| {
+        if flags & flag != 0 {
+            0xffff << (16 * place)
+        } else {
+            0
+        }
+    };
+    lane(REACHABLE, 0) | lane(MAPPED, 1) | lane(WANTED, 2) | lane(MAPPED | WANTED, 3)
+}
+
+impl Counts {
+    fn add(&mut self, sums: u64) {
+        let [reachable, mapped, wanted, ready] = Self::unpack(sums);
+        self.reachable += reachable;
+        self.mapped += mapped;
+        self.wanted += wanted;
+        self.ready += ready;
     }
 
-    fn add(&mut self, word: u64) {
-        self.count(word, 1);
+    fn subtract(&mut self, sums: u64) {
+        let [reachable, mapped, wanted, ready] = Self::unpack(sums);
+        self.reachable -= reachable;
+        self.mapped -= mapped;
+        self.wanted -= wanted;
+        self.ready -= ready;
     }
 
-    fn subtract(&mut self, word: u64) {
-        self.count(word, -1);
+    fn unpack(sums: u64) -> [usize; 4] {
+        [0, 16, 32, 48].map(|shift| usize::from((sums >> shift) as u16))
     }
 }

@@ -87,7 +87,7 @@ impl Model {
         if self.lost || !self.callbacks.is_empty() {
             return Ok(false);
         }
-        if self.table.next_stale(part.clone(), false) != Some(part.clone())
+        if self.table.next_stale(part.clone(), PAGES, false) != Some(part.clone())
             || self.table.reachable_in(part.clone()).is_some()
         {
             return Ok(false);
@@ -186,14 +186,14 @@ impl Model {
             // The table knows all that the device reaches.
             assert!(!self.device[page] || reachable);
             // Jobs rely only on what the device has.
-            let stale = self.table.next_stale(page..page + 1, false).is_some();
+            let stale = self.table.next_stale(page..page + 1, 1, false).is_some();
             assert!(stale || (reachable && self.device[page]));
         }
-        let ready = self.table.next_stale(0..PAGES, false).is_none();
+        let ready = self.table.next_stale(0..PAGES, PAGES, false).is_none();
         assert_eq!(self.table.is_ready(false), ready);
         assert_eq!(
             self.table.is_ready(true),
-            self.table.next_stale(0..PAGES, true).is_none()
+            self.table.next_stale(0..PAGES, PAGES, true).is_none()
         );
     }
 }
@@ -273,10 +273,25 @@ mod tests {
     #[test]
     fn granules_begin_where_huge_pages_do() {
         let layout = Layout::new(START, PAGES);
-        let table = Table::new(layout);
-        assert_eq!(table.next_stale(0..PAGES, false), Some(0..1));
-        assert_eq!(table.next_stale(1..PAGES, false), Some(1..3));
-        assert_eq!(table.next_stale(0..PAGES, true), None);
+        assert_eq!(layout.granule(0), 0..1);
+        assert_eq!(layout.granule(1), 1..3);
+        assert_eq!(layout.granule(2), 1..3);
+    }
+
+    #[test]
+    fn stale_pages_of_several_granules() -> Result {
+        let layout = Layout::new(START, PAGES);
+        let mut table = Table::new(layout);
+        for _ in 0..2 {
+            assert_eq!(table.next_stale(0..PAGES, PAGES, false), Some(0..3));
+            assert_eq!(table.next_stale(0..PAGES, 2, false), Some(0..2));
+            assert_eq!(table.next_stale(1..PAGES, PAGES, false), Some(1..3));
+            assert_eq!(table.next_stale(0..PAGES, PAGES, true), None);
+            if !table.has_granule(0) {
+                table.add(Table::new_granule(layout, 0)?);
+            }
+        }
+        Ok(())
     }
 
     #[test]
@@ -290,9 +305,9 @@ mod tests {
         model.table.invalidate(0..1, false);
         model.table.invalidate(1..2, true);
         model.table.set_unmapped(0..2, |_| ());
-        assert_eq!(model.table.next_stale(0..3, true), Some(0..1));
-        assert_eq!(model.table.next_stale(0..3, false), Some(0..1));
-        assert_eq!(model.table.next_stale(1..3, false), Some(1..2));
+        assert_eq!(model.table.next_stale(0..3, 3, true), Some(0..1));
+        assert_eq!(model.table.next_stale(0..3, 3, false), Some(0..2));
+        assert_eq!(model.table.next_stale(1..3, 3, false), Some(1..2));
         assert_eq!(model.table.mapped(), 1);
         Ok(())
     }

@@ -55,6 +55,22 @@ pub(crate) fn spawn(body: impl FnOnce() -> TestResult) -> TestResult<Child> {
 }
 
 impl Child {
+    /// Whether it has ended; [`Self::join`] says how.
+    pub(crate) fn is_finished(&self) -> TestResult<bool> {
+        // SAFETY: An all-zero `siginfo_t` is valid, and is valid for writes.
+        let (result, info) = unsafe {
+            let mut info: libc::siginfo_t = std::mem::zeroed();
+            let flags = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT;
+            let result = libc::waitid(libc::P_PID, self.pid as u32, &raw mut info, flags);
+            (result, info)
+        };
+        if result != 0 {
+            return Err(std::io::Error::last_os_error().into());
+        }
+        // SAFETY: waitid() fills the structure as for a child.
+        Ok(unsafe { info.si_pid() } == self.pid)
+    }
+
     /// Waits for the end and returns the result; a death by signal is a failure.
     pub(crate) fn join(mut self) -> TestResult {
         let mut text = String::new();

@@ -78,7 +78,7 @@ impl Knobs {
 }
 
 /// The folder of the device under test.
-fn folder(env: &Env) -> TestResult<PathBuf> {
+pub(crate) fn folder(env: &Env) -> TestResult<PathBuf> {
     let node = env
         .node()
         .ok_or_else(|| Outcome::Fail("there is no render node of virtio_gpu".into()))?;

@@ -119,7 +119,7 @@ fn find_node() -> Option<PathBuf> {
 }
 
 /// Mounts a file system unless one is there already.
-fn mount(kind: &str, at: &str) {
+pub(crate) fn mount(kind: &str, at: &str) {
     let mounts = fs::read_to_string("/proc/mounts").unwrap_or_default();
     if mounts
         .lines()

@@ -1,0 +1,138 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The files in the device's folder of debugfs that are about the device and who uses it: those of
+//! Linux's C driver, under the same names and in the same form, and `userptr`.
+
+use super::fdinfo::Region;
+use crate::{
+    driver::{
+        Device,
+        GpuDriver, //
+    },
+    kapi::drm::debugfs::{
+        Folder,
+        Show, //
+    },
+    protocol::uapi, //
+};
+use kernel::seq_file::{
+    seq_print,
+    SeqFile, //
+};
+
+/// Adds the files.
+pub(crate) fn add(folder: &Folder<'_, GpuDriver>) {
+    folder.show::<Features>(c"virtio-gpu-features");
+    folder.show::<Fences>(c"virtio-gpu-irq-fence");
+    folder.show::<Window>(c"virtio-gpu-host-visible-mm");
+    folder.show::<UserMemory>(c"userptr");
+}
+
+/// What was negotiated.
+struct Features;
+
+impl Show<GpuDriver> for Features {
+    fn show(gpu: &Device, out: &SeqFile) {
+        let features = &gpu.features;
+        for (name, value) in [
+            ("virgl", features.virgl),
+            // No screens are driven.
+            ("edid", false),
+            ("indirect", features.indirect),
+            ("resource uuid", features.uuid),
+            ("blob resources", features.blob),
+            ("context init", features.context_init),
+            ("mirror", features.mirror.is_some()),
+            ("access platform", features.dma),
+        ] {
+            let value = if value { "yes" } else { "no" };
+            seq_print!(out, "{:<16} : {}\n", name, value);
+        }
+        let sets = gpu.capsets.mask().count_ones();
+        seq_print!(out, "{:<16} : {}\n", "cap sets", sets);
+        seq_print!(out, "{:<16} : {}\n", "scanouts", 0);
+        if let Some(alignment) = features.blob_alignment {
+            seq_print!(out, "{:<16} : {}\n", "blob alignment", alignment);
+        }
+        if let Some(window) = &gpu.host_visible {
+            let (base, size) = (window.base, window.ranges.size());
+            seq_print!(
+                out,
+                "{:<16} : {:#x} +{:#x}\n",
+                "host visible region",
+                base,
+                size
+            );
+        }
+    }
+}
+
+/// The newest fence that the device has answered, and the newest that it was sent.
+struct Fences;
+
+impl Show<GpuDriver> for Fences {
+    fn show(gpu: &Device, out: &SeqFile) {
+        let (answered, sent) = gpu.control.fences();
+        seq_print!(out, "fence {} {}\n", answered, sent);
+    }
+}
+
+/// What is free in the window for host memory.
+struct Window;
+
+impl Show<GpuDriver> for Window {
+    fn show(gpu: &Device, out: &SeqFile) {
+        match &gpu.host_visible {
+            Some(window) => window.ranges.show(out),
+            None => seq_print!(out, "Host allocations not visible to guest\n"),
+        }
+    }
+}
+
+/// Every registration: whose it is, and what it keeps from moving.
+struct UserMemory;
+
+impl Show<GpuDriver> for UserMemory {
+    fn show(dev: &Device, out: &SeqFile) {
+        seq_print!(
+            out,
+            "{:>8} {:<16} {:>6} {:<8} {:<6} {:>18} {:>14} {:>14} {:>14}\n",
+            "pid",
+            "command",
+            "handle",
+            "mode",
+            "access",
+            "address",
+            "size",
+            "resident",
+            "pinned"
+        );
+        dev.for_each_file(|file| {
+            let owner = file.owner();
+            for (handle, object) in file.objects() {
+                let Some(userptr) = object.userptr() else {
+                    continue;
+                };
+                let (region, resident) = Region::of(&object);
+                let (mode, pinned) = match region {
+                    Region::UserptrPinned => ("pinned", resident),
+                    _ => ("mirrored", 0),
+                };
+                let writes = userptr.flags & uapi::USERPTR_RDONLY == 0;
+                seq_print!(
+                    out,
+                    "{:>8} {:<16} {:>6} {:<8} {:<6} {:#18x} {:>14} {:>14} {:>14}\n",
+                    owner.pid,
+                    owner.name(),
+                    handle,
+                    mode,
+                    if writes { "rw" } else { "r" },
+                    userptr.addr,
+                    object.size(),
+                    resident,
+                    pinned
+                );
+            }
+        });
+    }
+}

@@ -1,0 +1,67 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What a file says of itself in `/proc/PID/fdinfo`: its memory, kind by kind.
+
+use crate::{
+    driver::{
+        File,
+        Object, //
+    },
+    kapi::drm::fdinfo::{
+        FdInfo,
+        MemoryStats, //
+    },
+    resource::Kind, //
+};
+use kernel::prelude::*;
+
+/// Where the memory of an object is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Region {
+    /// Pages allocated for the object.
+    Shmem,
+    /// The host; seen through the host-visible window.
+    HostVisible,
+    /// Memory of the process, which stays where it is.
+    UserptrPinned,
+    /// Memory of the process, which moves.
+    UserptrMirrored,
+}
+
+impl Region {
+    const ALL: [(Self, &'static CStr); 4] = [
+        (Self::Shmem, c"shmem"),
+        (Self::HostVisible, c"host-visible"),
+        (Self::UserptrPinned, c"userptr-pinned"),
+        (Self::UserptrMirrored, c"userptr-mirrored"),
+    ];
+
+    /// Where the memory of `object` is, and how many bytes of it the device can reach in the
+    /// guest's memory.
+    pub(super) fn of(object: &Object) -> (Self, u64) {
+        let size = object.size() as u64;
+        match &object.kind {
+            Kind::Guest => (Self::Shmem, size),
+            Kind::Host(_) => (Self::HostVisible, 0),
+            Kind::Userptr(userptr) => match userptr.as_mirrored() {
+                Some(mirrored) => (Self::UserptrMirrored, mirrored.range().mapped_bytes()),
+                None => (Self::UserptrPinned, size),
+            },
+        }
+    }
+}
+
+/// Writes what `file` has. An object with two handles counts twice.
+pub(crate) fn show(file: &File, out: &FdInfo) {
+    let mut all = Region::ALL.map(|_| MemoryStats::default());
+    for (_, object) in file.objects() {
+        let (region, resident) = Region::of(&object);
+        let place = Region::ALL.iter().position(|(other, _)| *other == region);
+        if let Some(stats) = place.and_then(|place| all.get_mut(place)) {
+            stats.add(&object, resident);
+        }
+    }
+    for ((_, name), stats) in Region::ALL.iter().zip(&all) {
+        out.memory(name, stats);
+    }
+}
