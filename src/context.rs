@@ -22,7 +22,10 @@ use crate::{
         CONTEXT_INIT_CAPSET_ID_MASK,
         DEBUG_NAME_LEN, //
     },
-    resource::Lifetime,
+    resource::lifetime::{
+        keeps_id,
+        Lifetime, //
+    },
     transport::control::{
         Answer,
         Command,
@@ -39,6 +42,11 @@ use kernel::{
     list::ListArc,
     new_mutex,
     prelude::*,
+    rbtree::{
+        Entry,
+        RBTree,
+        RBTreeNodeReservation, //
+    },
     sync::{
         atomic::{
             ordering::{
@@ -216,18 +224,36 @@ impl Context {
     ///
     /// [`ENOMEM`].
     pub(crate) fn attachment(&self, resource: &Lifetime, attach: bool) -> Result<ListArc<Command>> {
+        self.attachment_of(&resource.shared_id(), attach)
+    }
+
+    fn attachment_of(&self, resource: &Arc<Id>, attach: bool) -> Result<ListArc<Command>> {
         let kind = if attach {
             command::CTX_ATTACH_RESOURCE
         } else {
             command::CTX_DETACH_RESOURCE
         };
         let fixed = ResourceCommand {
-            resource_id: resource.id().into(),
+            resource_id: resource.get().into(),
             ..Default::default()
         };
         let mut request = Request::new(Header::new(kind, self.id), &fixed);
-        request.finish = Some(resource.keep_id()?);
+        request.finish = Some(keeps_id(resource.clone())?);
         request.build()
+    }
+
+    /// Attaches the resource with this id; does not wait for the host.
+    ///
+    /// # Errors
+    ///
+    /// [`ENOMEM`], and those of [`Control::credit`](crate::transport::control::Control::credit).
+    fn attach(&self, share: &Arc<Share>, resource: &Arc<Id>) -> Result {
+        let control = &self.gpu.control;
+        let attach = self.attachment_of(resource, true)?;
+        let credit = control.credit(share, attach.descriptors())?;
+        control.add(attach, credit)?;
+        control.kick();
+        Ok(())
     }
 }
 
@@ -235,6 +261,21 @@ impl Drop for Context {
     fn drop(&mut self) {
         self.destroy();
     }
+}
+
+/// A resource to which a file has handles.
+struct Opened {
+    id: Arc<Id>,
+    /// How many; the context has the resource from the first to the last.
+    handles: usize,
+}
+
+/// The context of a file, and what is to be attached to it.
+struct Attached {
+    context: Option<Arc<Context>>,
+    /// By resource id: the resources to which there are handles, but for user memory, which its
+    /// registration attaches.
+    opened: RBTree<u32, Opened>,
 }
 
 /// What the driver keeps of an open file.
@@ -248,9 +289,10 @@ pub(crate) struct FileData {
     notifier_lock: Arc<NotifierLock>,
     /// What its reader is to be told of that memory.
     outbox: Arc<Outbox>,
-    /// Protects the making of the context; held while the host makes it.
+    /// Protects the making of the context, and the order in which resources are attached to it and
+    /// detached; held while the host makes it, and while there is no room in the ring.
     #[pin]
-    context: Mutex<Option<Arc<Context>>>,
+    attached: Mutex<Attached>,
 }
 
 impl FileData {
@@ -269,25 +311,88 @@ impl FileData {
                 share,
                 notifier_lock,
                 outbox,
-                context <- new_mutex!(None, "FileData::context"),
+                attached <- new_mutex!(
+                    Attached {
+                        context: None,
+                        opened: RBTree::new(),
+                    },
+                    "FileData::attached"
+                ),
             }),
             GFP_KERNEL,
         )
     }
 
-    /// Makes the context that `params` describe.
+    /// Makes the context that `params` describe, and attaches to it what the file has handles to.
     ///
     /// # Errors
     ///
     /// [`EEXIST`] if there is one already; that of the host.
     pub(crate) fn init_context(&self, params: &ContextParams) -> Result<Arc<Context>> {
-        let mut context = self.context.lock();
-        if context.is_some() {
+        let mut attached = self.attached.lock();
+        if attached.context.is_some() {
             return Err(EEXIST);
         }
         let new = Arc::new(Context::new(&self.gpu, &self.share, params)?, GFP_KERNEL)?;
-        *context = Some(new.clone());
+        for opened in attached.opened.values() {
+            new.attach(&self.share, &opened.id)?;
+        }
+        attached.context = Some(new.clone());
         Ok(new)
+    }
+
+    /// A handle to a resource is being made: attaches it to the context, or, if there is none yet,
+    /// has that done when there is one.
+    ///
+    /// # Errors
+    ///
+    /// [`ENOMEM`], those of [`Control::credit`](crate::transport::control::Control::credit).
+    pub(crate) fn open_resource(&self, resource: &Lifetime) -> Result {
+        if !self.gpu.features.virgl {
+            return Ok(());
+        }
+        if !self.gpu.features.context_init {
+            // There is but one kind of context, which nobody is going to ask for.
+            self.ensure_context()?;
+        }
+        let node = RBTreeNodeReservation::new(GFP_KERNEL)?;
+        let mut guard = self.attached.lock();
+        let attached = &mut *guard;
+        let vacant = match attached.opened.entry(resource.id()) {
+            Entry::Occupied(mut opened) => {
+                opened.get_mut().handles += 1;
+                return Ok(());
+            }
+            Entry::Vacant(vacant) => vacant,
+        };
+        let id = resource.shared_id();
+        if let Some(context) = &attached.context {
+            context.attach(&self.share, &id)?;
+        }
+        vacant.insert(Opened { id, handles: 1 }, node);
+        Ok(())
+    }
+
+    /// A handle to a resource is being closed: detaches it if this was the last one.
+    pub(crate) fn close_resource(&self, resource: &Lifetime) {
+        let mut guard = self.attached.lock();
+        let attached = &mut *guard;
+        let gone = match attached.opened.get_mut(&resource.id()) {
+            Some(opened) if opened.handles > 1 => {
+                opened.handles -= 1;
+                return;
+            }
+            _ => attached.opened.remove_node(&resource.id()),
+        };
+        if let Some(context) = &attached.context {
+            // Without memory for the command the host detaches the resource when it, or the
+            // context, goes.
+            if let Ok(detach) = context.attachment(resource, false) {
+                self.gpu.control.teardown(detach);
+            }
+        }
+        drop(guard);
+        drop(gone);
     }
 
     /// The context; makes one without capability set if there is none and the device has
@@ -316,7 +421,7 @@ impl FileData {
     /// have to wait for jobs; and not left to the last reference, which may be a job's.
     pub(crate) fn close(&self) {
         self.outbox.close();
-        let context = self.context.lock().take();
+        let context = self.attached.lock().context.take();
         if let Some(context) = context {
             context.destroy();
         }
@@ -334,6 +439,6 @@ impl FileData {
 
     /// The context, if there is one.
     pub(crate) fn context(&self) -> Option<Arc<Context>> {
-        self.context.lock().clone()
+        self.attached.lock().context.clone()
     }
 }

@@ -25,7 +25,7 @@
 //! Outer to inner. A lock in one line may be taken while one of a line above is held, never the
 //! other way round.
 //!
-//! 1. `FileData::context` (mutex; held while the host creates a context)
+//! 1. `FileData::attached` (mutex; held while the host creates a context)
 //! 2. `mmap_lock` (the kernel's; held by mmap of a host-visible buffer)
 //! 3. `HostMemory::mapping` (mutex; held while a mapping is requested)
 //! 4. `Mappings::live`, `Shared::held`, `Capsets::cache`, `RangeAllocator::lock`,

@@ -152,7 +152,7 @@ impl Blob<'_> {
             ProtFlags::READ | ProtFlags::WRITE,
             MapFlags::SHARED,
         )?;
-        Ok(BlobMap { mapping })
+        Ok(BlobMap::new(mapping))
     }
 
     /// Gives the handle up without closing it.
@@ -190,6 +190,12 @@ impl Drop for Blob<'_> {
 #[derive(Debug)]
 pub struct BlobMap {
     mapping: Mapping,
+}
+
+impl BlobMap {
+    pub(crate) fn new(mapping: Mapping) -> Self {
+        Self { mapping }
+    }
 }
 
 // SAFETY: That of the mapping.

@@ -90,11 +90,12 @@ impl GpuBackend {
             VIRTIO_F_VERSION_1,
             VIRTIO_RING_F_INDIRECT_DESC,
             VIRTIO_RING_F_EVENT_IDX,
-            feature::VIRGL,
             feature::RESOURCE_UUID,
             feature::RESOURCE_BLOB,
-            feature::CONTEXT_INIT,
         ];
+        if self.device.options.virgl {
+            bits.extend([feature::VIRGL, feature::CONTEXT_INIT]);
+        }
         if self.device.options.blob_alignment != 0 {
             bits.push(feature::BLOB_ALIGNMENT);
         }

@@ -65,6 +65,10 @@ pub struct RunArgs {
     #[arg(long)]
     pub access_platform: bool,
 
+    /// Offer no contexts, and nothing that needs one: a device for pictures.
+    #[arg(long, conflicts_with = "capsets")]
+    pub no_virgl: bool,
+
     /// Do not offer the mirror extension.
     #[arg(long)]
     pub no_mirror: bool,
@@ -175,7 +179,11 @@ impl RunArgs {
     ///
     /// If a capability set is offered twice.
     pub fn options(&self) -> Result<Options, String> {
-        let mut capsets = vec![Capset::compute()];
+        let mut capsets = if self.no_virgl {
+            Vec::new()
+        } else {
+            vec![Capset::compute()]
+        };
         for capset in &self.capsets {
             if capsets.iter().any(|c| c.id == capset.id) {
                 return Err(format!("--capset {} is given twice", capset.id));
@@ -183,6 +191,7 @@ impl RunArgs {
             capsets.push(capset.clone());
         }
         Ok(Options {
+            virgl: !self.no_virgl,
             hostmem: self.hostmem,
             capsets,
             blob_alignment: self.blob_alignment.unwrap_or(0),

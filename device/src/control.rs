@@ -8,8 +8,10 @@ use std::sync::{Arc, PoisonError};
 use std::time::Instant;
 
 use virtgpu_protocol::compute::Op;
+use virtgpu_protocol::uapi::Box3d;
 use virtgpu_protocol::virtio_gpu::{self as wire, blob_flag, blob_mem, command, response, Header};
 use virtgpu_protocol::virtio_gpu_2d as wire2d;
+use virtgpu_protocol::virtio_gpu_image as wire_image;
 use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
@@ -20,6 +22,7 @@ use crate::compute;
 use crate::device::{release, Device};
 use crate::event_log::Event;
 use crate::hostmem::{WindowError, PAGE};
+use crate::image::{Direction, Image, ImageError, Shape, Transfer};
 use crate::mirror::hammer;
 use crate::names;
 use crate::request::Ticket;
@@ -36,10 +39,8 @@ const MAX_JOBS: usize = 1 << 14;
 const MAX_QUEUED_OPS: usize = 1 << 20;
 /// The most memory entries of all resources.
 const MAX_ENTRIES: u64 = 1 << 26;
-/// Bytes of a pixel, in all formats that `RESOURCE_CREATE_2D` takes.
-const PIXEL: u64 = 4;
-/// The largest width and height of a picture.
-const MAX_IMAGE: u32 = 1 << 14;
+/// The most bytes of storage of all images.
+const MAX_IMAGE_BYTES: u64 = 2 << 30;
 
 /// What became of a command.
 enum Outcome {
@@ -83,6 +84,7 @@ fn resource_of(ticket: &Ticket, bytes: &[u8]) -> Option<u32> {
     let names = matches!(
         ticket.command(),
         command::RESOURCE_CREATE_2D
+            | command::RESOURCE_CREATE_3D
             | command::RESOURCE_UNREF
             | command::RESOURCE_ATTACH_BACKING
             | command::RESOURCE_DETACH_BACKING
@@ -155,6 +157,10 @@ impl Device {
     }
 
     fn command(self: &Arc<Self>, ticket: &Ticket, bytes: &[u8]) -> Result<Outcome, Failed> {
+        let for_contexts = command::CTX_CREATE..=command::SUBMIT_3D;
+        if !self.options.virgl && for_contexts.contains(&ticket.command()) {
+            return Err(response::ERR_UNSPEC);
+        }
         match ticket.command() {
             command::GET_DISPLAY_INFO => Ok(with_body(
                 response::OK_DISPLAY_INFO,
@@ -168,6 +174,7 @@ impl Device {
             command::CTX_DETACH_RESOURCE => self.detach(bytes),
             command::RESOURCE_CREATE_BLOB => self.create_blob(bytes),
             command::RESOURCE_CREATE_2D => self.create_2d(bytes),
+            command::RESOURCE_CREATE_3D => self.create_3d(bytes),
             command::RESOURCE_UNREF => self.unref(bytes),
             command::RESOURCE_ATTACH_BACKING => self.attach_backing(bytes),
             command::RESOURCE_DETACH_BACKING => self.detach_backing(bytes),
@@ -180,12 +187,12 @@ impl Device {
             }
             command::RESOURCE_FLUSH => {
                 let (flush, _) = parse::<wire2d::ResourceFlush>(bytes)?;
-                self.check_image(flush.resource_id.get())
+                self.image(flush.resource_id.get())?;
+                Outcome::OK
             }
-            command::TRANSFER_TO_HOST_2D => {
-                let (transfer, _) = parse::<wire2d::TransferToHost2d>(bytes)?;
-                self.check_image(transfer.resource_id.get())
-            }
+            command::TRANSFER_TO_HOST_2D => self.transfer_2d(bytes),
+            command::TRANSFER_TO_HOST_3D => self.transfer_3d(bytes, Direction::ToHost),
+            command::TRANSFER_FROM_HOST_3D => self.transfer_3d(bytes, Direction::FromHost),
             command::SUBMIT_3D => self.submit(ticket, bytes),
             _ => Err(response::ERR_UNSPEC),
         }
@@ -313,13 +320,7 @@ impl Device {
 
     /// The memory that a list of `count` entries names.
     fn segments(&self, rest: &[u8], count: u32, size: u64) -> Result<Segments, Failed> {
-        let length = (count as usize)
-            .checked_mul(size_of::<wire::MemEntry>())
-            .ok_or(response::ERR_INVALID_PARAMETER)?;
-        let entries = rest
-            .get(..length)
-            .and_then(|bytes| <[wire::MemEntry]>::ref_from_bytes(bytes).ok())
-            .ok_or(response::ERR_INVALID_PARAMETER)?;
+        let entries = entries(rest, count)?;
         Segments::from_entries(&self.ram(), entries, size).map_err(|error: EntryError| {
             log::info!("memory entries: {error}");
             response::ERR_INVALID_PARAMETER
@@ -463,19 +464,33 @@ impl Device {
     }
 
     fn create_2d(&self, bytes: &[u8]) -> Result<Outcome, Failed> {
-        let (request, _) = parse::<wire2d::ResourceCreate2d>(bytes)?;
-        let id = request.resource_id.get();
-        let (width, height) = (request.width.get(), request.height.get());
-        let side = 1..=MAX_IMAGE;
-        if !side.contains(&width) || !side.contains(&height) {
+        let (request, _) = parse::<wire_image::ResourceCreate2d>(bytes)?;
+        let format = request.format.get();
+        if !wire_image::format::is_2d(format) {
             return Err(response::ERR_INVALID_PARAMETER);
         }
-        let size = u64::from(width) * u64::from(height) * PIXEL;
+        let shape = Shape::picture(format, request.width.get(), request.height.get());
+        self.create_image(request.resource_id.get(), &shape)
+    }
+
+    fn create_3d(&self, bytes: &[u8]) -> Result<Outcome, Failed> {
+        let (request, _) = parse::<wire_image::ResourceCreate3d>(bytes)?;
+        self.create_image(request.resource_id.get(), &Shape::of(request))
+    }
+
+    fn create_image(&self, id: u32, shape: &Shape) -> Result<Outcome, Failed> {
+        let image = Image::new(shape).map_err(image_failed)?;
+        let size = image.size();
         let mut state = self.lock();
         if id == 0 || state.resources.contains_key(&id) {
             return Err(response::ERR_INVALID_RESOURCE_ID);
         }
-        self.insert(&mut state, id, Storage::Image(None), size, false)?;
+        if state.image_bytes + size > MAX_IMAGE_BYTES {
+            return Err(response::ERR_OUT_OF_MEMORY);
+        }
+        state.image_bytes += size;
+        let storage = Storage::Image(Arc::new(image), None);
+        self.insert(&mut state, id, storage, size, false)?;
         self.log.write(|| Event::Create {
             resource: id,
             kind: "image".into(),
@@ -488,50 +503,117 @@ impl Device {
         Outcome::OK
     }
 
-    /// The size of a picture, and whether it has guest memory.
-    fn image(state: &mut State, id: u32) -> Result<(u64, &mut Storage), Failed> {
+    /// An image, and its guest memory if it has any.
+    fn image(&self, id: u32) -> Result<(Arc<Image>, Option<Arc<Segments>>), Failed> {
+        let mut state = self.lock();
         let resource = state
             .resource(id)
             .ok_or(response::ERR_INVALID_RESOURCE_ID)?;
-        match resource.storage {
-            Storage::Image(_) => Ok((resource.size, &mut resource.storage)),
+        match &resource.storage {
+            Storage::Image(image, backing) => Ok((
+                image.clone(),
+                backing.as_ref().map(|(memory, _)| memory.clone()),
+            )),
             _ => Err(response::ERR_INVALID_PARAMETER),
         }
-    }
-
-    /// The answer to a command that would show a picture.
-    fn check_image(&self, id: u32) -> Result<Outcome, Failed> {
-        Self::image(&mut self.lock(), id)?;
-        Outcome::OK
     }
 
     fn attach_backing(&self, bytes: &[u8]) -> Result<Outcome, Failed> {
         let (request, rest) = parse::<wire::ResourceAttachBacking>(bytes)?;
         let (id, count) = (request.resource_id.get(), request.nr_entries.get());
-        let size = match Self::image(&mut self.lock(), id)? {
-            (size, Storage::Image(None)) => size,
-            _ => return Err(response::ERR_UNSPEC),
+        let (_, None) = self.image(id)? else {
+            return Err(response::ERR_UNSPEC);
         };
+        // Transfers say how the memory is used, so its size is what there is.
+        let size = total(rest, count)?;
+        if size == 0 {
+            return Err(response::ERR_INVALID_PARAMETER);
+        }
         let memory = Arc::new(self.segments(rest, count, size)?);
         let mut state = self.lock();
         if state.entries + u64::from(count) > MAX_ENTRIES {
             return Err(response::ERR_OUT_OF_MEMORY);
         }
+        match state.resource(id).map(|resource| &mut resource.storage) {
+            Some(Storage::Image(_, backing @ None)) => *backing = Some((memory, count.into())),
+            _ => return Err(response::ERR_INVALID_RESOURCE_ID),
+        }
         state.entries += u64::from(count);
-        let (_, storage) = Self::image(&mut state, id)?;
-        *storage = Storage::Image(Some((memory, u64::from(count))));
         Outcome::OK
     }
 
     fn detach_backing(&self, bytes: &[u8]) -> Result<Outcome, Failed> {
         let (request, _) = parse::<wire::ResourceCommand>(bytes)?;
         let mut state = self.lock();
-        let (_, storage) = Self::image(&mut state, request.resource_id.get())?;
-        let Storage::Image(Some((_, entries))) = std::mem::replace(storage, Storage::Image(None))
-        else {
-            return Err(response::ERR_UNSPEC);
+        let resource = state
+            .resource(request.resource_id.get())
+            .ok_or(response::ERR_INVALID_RESOURCE_ID)?;
+        let Storage::Image(_, backing) = &mut resource.storage else {
+            return Err(response::ERR_INVALID_PARAMETER);
         };
+        let (_, entries) = backing.take().ok_or(response::ERR_UNSPEC)?;
         state.entries -= entries;
+        Outcome::OK
+    }
+
+    fn transfer_2d(&self, bytes: &[u8]) -> Result<Outcome, Failed> {
+        let (request, _) = parse::<wire_image::TransferToHost2d>(bytes)?;
+        let transfer = Transfer {
+            region: Box3d {
+                x: request.rect.x.get(),
+                y: request.rect.y.get(),
+                w: request.rect.width.get(),
+                h: request.rect.height.get(),
+                d: 1,
+                ..Default::default()
+            },
+            offset: request.offset.get(),
+            ..Default::default()
+        };
+        self.transfer(request.resource_id.get(), &transfer, Direction::ToHost)
+    }
+
+    fn transfer_3d(&self, bytes: &[u8], direction: Direction) -> Result<Outcome, Failed> {
+        let (request, _) = parse::<wire_image::TransferHost3d>(bytes)?;
+        let (ctx, id) = (request.hdr.ctx_id.get(), request.resource_id.get());
+        if ctx != 0 {
+            let mut state = self.lock();
+            let context = state.context(ctx).ok_or(response::ERR_INVALID_CONTEXT_ID)?;
+            if !context.attached.contains(&id) {
+                return Err(response::ERR_INVALID_RESOURCE_ID);
+            }
+        }
+        self.transfer(id, &Transfer::of(request), direction)
+    }
+
+    fn transfer(
+        &self,
+        id: u32,
+        transfer: &Transfer,
+        direction: Direction,
+    ) -> Result<Outcome, Failed> {
+        let shared = {
+            let mut state = self.lock();
+            let resource = state
+                .resource(id)
+                .ok_or(response::ERR_INVALID_RESOURCE_ID)?;
+            match &resource.storage {
+                Storage::Guest(memory, _) => Some(memory.clone()),
+                _ => None,
+            }
+        };
+        if let Some(memory) = shared {
+            // Both sides see the same memory.
+            let end = transfer.offset.checked_add(transfer.region.w.into());
+            let end = end.filter(|end| *end <= memory.size());
+            end.ok_or(response::ERR_INVALID_PARAMETER)?;
+            return Outcome::OK;
+        }
+        let (image, backing) = self.image(id)?;
+        let backing = backing.ok_or(response::ERR_UNSPEC)?;
+        image
+            .transfer(&backing, transfer, direction)
+            .map_err(image_failed)?;
         Outcome::OK
     }
 
@@ -802,6 +884,32 @@ impl Device {
         self.log.write(|| Event::Unmap { resource: id });
         Ok(())
     }
+}
+
+/// The answer for an image that cannot be, or cannot be copied.
+fn image_failed(error: ImageError) -> Failed {
+    log::info!("image: {error}");
+    match error {
+        ImageError::TooLarge => response::ERR_OUT_OF_MEMORY,
+        _ => response::ERR_INVALID_PARAMETER,
+    }
+}
+
+/// The bytes of `count` memory entries.
+fn total(rest: &[u8], count: u32) -> Result<u64, Failed> {
+    let entries = entries(rest, count)?;
+    // Fewer than 2^32 of less than 2^32 bytes.
+    Ok(entries.iter().map(|e| u64::from(e.length.get())).sum())
+}
+
+/// The list of `count` memory entries at the start of `rest`.
+fn entries(rest: &[u8], count: u32) -> Result<&[wire::MemEntry], Failed> {
+    let length = (count as usize)
+        .checked_mul(size_of::<wire::MemEntry>())
+        .ok_or(response::ERR_INVALID_PARAMETER)?;
+    rest.get(..length)
+        .and_then(|bytes| <[wire::MemEntry]>::ref_from_bytes(bytes).ok())
+        .ok_or(response::ERR_INVALID_PARAMETER)
 }
 
 /// Checks the ring that a request names.

@@ -29,6 +29,8 @@ use crate::state::{Action, Resource, State, Storage, Window};
 /// What the device offers.
 #[derive(Debug)]
 pub struct Options {
+    /// Offer contexts: `VIRGL` and `CONTEXT_INIT`.
+    pub virgl: bool,
     /// Bytes of the host-visible window, 0 for none.
     pub hostmem: u64,
     /// Capability sets.
@@ -294,6 +296,9 @@ impl Device {
 /// Takes a resource that is gone off the books.
 pub(crate) fn release(state: &mut State, resource: &Resource) {
     state.entries -= resource.guest().1;
+    if let Storage::Image(..) = &resource.storage {
+        state.image_bytes -= resource.size;
+    }
     if let Storage::Host { blob, shown, .. } = &resource.storage {
         if let Some(offset) = shown {
             if let Err(error) = state.host.hide(blob, *offset, false) {

@@ -6,7 +6,7 @@
 //! - [`backend`]: the vhost-user side; [`request`], [`answers`]: the control queue;
 //! - [`device`] and its parts: what exists, the commands, the jobs;
 //! - [`mirror`]: spaces, and the queue on which the guest fills and empties them;
-//! - [`segments`], [`ram`], [`hostmem`]: memory; [`compute`]: the operations on it;
+//! - [`segments`], [`ram`], [`hostmem`]: memory; [`image`]: storage that is not shared; [`compute`]: the operations on it;
 //! - [`event_log`]: what happened; [`check_log`]: whether it should have;
 //! - [`adversary`] is misbehaviour, [`mutant`] breaks the contract unnoticed.
 
@@ -25,6 +25,7 @@ pub mod event_log;
 mod frontend;
 mod guarded;
 pub mod hostmem;
+pub mod image;
 mod jobs;
 pub mod mirror;
 pub mod mutant;

@@ -11,6 +11,7 @@ use virtgpu_protocol::virtio_gpu::{Header, FLAG_FENCE, FLAG_INFO_RING_IDX};
 use crate::answers::Response;
 use crate::cancel::Cancel;
 use crate::hostmem::{HostBlob, HostMemory};
+use crate::image::Image;
 use crate::request::Ticket;
 use crate::segments::Segments;
 
@@ -30,8 +31,8 @@ pub(crate) enum Storage {
     },
     /// A blob whose memory is what a space maps.
     Mirrored(Arc<Segments>),
-    /// A picture, which nobody looks at, and its guest memory.
-    Image(Option<(Arc<Segments>, u64)>),
+    /// Storage of the host, and the guest memory that is copied from and to, of this many entries.
+    Image(Arc<Image>, Option<(Arc<Segments>, u64)>),
 }
 
 /// A resource.
@@ -52,14 +53,14 @@ impl Resource {
             Storage::Guest(memory, _)
             | Storage::Host { memory, .. }
             | Storage::Mirrored(memory) => Some(memory),
-            Storage::Image(_) => None,
+            Storage::Image(..) => None,
         }
     }
 
     /// Guest memory: bytes and entries.
     pub(crate) fn guest(&self) -> (u64, u64) {
         match &self.storage {
-            Storage::Guest(memory, entries) | Storage::Image(Some((memory, entries))) => {
+            Storage::Guest(memory, entries) | Storage::Image(_, Some((memory, entries))) => {
                 (memory.size(), *entries)
             }
             _ => (0, 0),
@@ -194,6 +195,8 @@ pub(crate) struct State {
     pub(crate) queued_ops: usize,
     /// Memory entries of the resources.
     pub(crate) entries: u64,
+    /// Bytes of the storage of images.
+    pub(crate) image_bytes: u64,
     pub(crate) deferred: VecDeque<(Ticket, Action)>,
     /// Resets so far.
     pub(crate) resets: u64,
@@ -228,6 +231,7 @@ impl State {
             live: HashMap::new(),
             queued_ops: 0,
             entries: 0,
+            image_bytes: 0,
             deferred: VecDeque::new(),
             resets: 0,
             jobs: 0,

@@ -12,6 +12,7 @@ use virtgpu_device::capsets::Capset;
 use virtgpu_protocol::compute::{self, op, CAPSET_ID};
 use virtgpu_protocol::virtio_gpu::{self as wire, blob_mem, command, response, Config, Header};
 use virtgpu_protocol::virtio_gpu_2d as wire2d;
+use virtgpu_protocol::virtio_gpu_image as image;
 use vm_memory::{Bytes, GuestAddress};
 use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, IntoBytes};
@@ -77,7 +78,7 @@ fn display_commands() {
     let answer = vm.ask(&plain(command::GET_DISPLAY_INFO, 0));
     assert_eq!(answer.len(), 408);
     assert_eq!(kind(&answer), response::OK_DISPLAY_INFO);
-    let create = |id, side| wire2d::ResourceCreate2d {
+    let create = |id, side| image::ResourceCreate2d {
         hdr: Header::new(command::RESOURCE_CREATE_2D, 0),
         resource_id: U32::new(id),
         format: U32::new(2),
@@ -110,7 +111,7 @@ fn display_commands() {
         };
         [request.as_bytes(), entry.as_bytes()].concat()
     };
-    assert_eq!(vm.kind(&attach(1023)), response::ERR_INVALID_PARAMETER);
+    assert_eq!(vm.kind(&attach(0)), response::ERR_INVALID_PARAMETER);
     vm.ok(&attach(1024));
     assert_eq!(vm.kind(&attach(1024)), response::ERR_UNSPEC);
     let flush = wire2d::ResourceFlush {
@@ -129,6 +130,129 @@ fn display_commands() {
     );
     vm.ok(&resource_command(command::RESOURCE_DETACH_BACKING, 0, 1));
     vm.ok(&resource_command(command::RESOURCE_UNREF, 0, 1));
+    vm.end(false);
+}
+
+fn attach_backing(id: u32, pieces: &[(u64, u32)]) -> Vec<u8> {
+    let request = wire::ResourceAttachBacking {
+        hdr: Header::new(command::RESOURCE_ATTACH_BACKING, 0),
+        resource_id: U32::new(id),
+        nr_entries: U32::new(pieces.len() as u32),
+    };
+    let mut bytes = request.as_bytes().to_vec();
+    for (addr, length) in pieces {
+        let entry = wire::MemEntry {
+            addr: U64::new(*addr),
+            length: U32::new(*length),
+            padding: U32::ZERO,
+        };
+        bytes.extend_from_slice(entry.as_bytes());
+    }
+    bytes
+}
+
+/// A transfer of a row of `width` pixels.
+fn transfer(command: u32, ctx: u32, id: u32, offset: u64, width: u32) -> Vec<u8> {
+    let request = image::TransferHost3d {
+        hdr: Header::new(command, ctx),
+        region: image::Cuboid {
+            width: U32::new(width),
+            height: U32::new(1),
+            depth: U32::new(1),
+            ..Default::default()
+        },
+        offset: U64::new(offset),
+        resource_id: U32::new(id),
+        ..Default::default()
+    };
+    request.as_bytes().to_vec()
+}
+
+#[test]
+fn images() {
+    let mut vm = Vm::new(options());
+    vm.context(1);
+    let create = |id, format| image::ResourceCreate3d {
+        hdr: Header::new(command::RESOURCE_CREATE_3D, 0),
+        resource_id: U32::new(id),
+        target: U32::new(image::target::TEXTURE_2D),
+        format: U32::new(format),
+        width: U32::new(64),
+        height: U32::new(1),
+        depth: U32::new(1),
+        array_size: U32::new(1),
+        ..Default::default()
+    };
+    assert_eq!(
+        vm.kind(create(1, 0).as_bytes()),
+        response::ERR_INVALID_PARAMETER
+    );
+    vm.ok(create(1, image::format::R8G8B8A8_UNORM).as_bytes());
+    let to_host =
+        |ctx, offset, width| transfer(command::TRANSFER_TO_HOST_3D, ctx, 1, offset, width);
+    let from_host =
+        |ctx, offset, width| transfer(command::TRANSFER_FROM_HOST_3D, ctx, 1, offset, width);
+    // There is no memory yet.
+    assert_eq!(vm.kind(&to_host(0, 0, 1)), response::ERR_UNSPEC);
+    // Two pieces, of which the second comes first in RAM.
+    vm.ok(&attach_backing(1, &[(FREE + 4096, 100), (FREE, 200)]));
+    assert_eq!(
+        vm.kind(&attach_backing(1, &[(FREE, 100)])),
+        response::ERR_UNSPEC
+    );
+    assert_eq!(
+        vm.kind(&attach_backing(9, &[(FREE, 100)])),
+        response::ERR_INVALID_RESOURCE_ID
+    );
+    // A context sees what is attached to it.
+    assert_eq!(
+        vm.kind(&to_host(1, 0, 1)),
+        response::ERR_INVALID_RESOURCE_ID
+    );
+    assert_eq!(vm.kind(&to_host(2, 0, 1)), response::ERR_INVALID_CONTEXT_ID);
+    vm.ok(&resource_command(command::CTX_ATTACH_RESOURCE, 1, 1));
+    let data: Vec<u8> = (0..=255).collect();
+    vm.memory
+        .write_slice(&data[..100], GuestAddress(FREE + 4096))
+        .unwrap();
+    vm.memory
+        .write_slice(&data[100..], GuestAddress(FREE))
+        .unwrap();
+    vm.ok(&to_host(1, 0, 64));
+    vm.memory
+        .write_slice(&[0; 8192], GuestAddress(FREE))
+        .unwrap();
+    vm.ok(&from_host(1, 40, 64));
+    let mut got = vec![0; 256];
+    vm.memory
+        .read_slice(&mut got[..60], GuestAddress(FREE + 4096 + 40))
+        .unwrap();
+    vm.memory
+        .read_slice(&mut got[60..], GuestAddress(FREE))
+        .unwrap();
+    assert_eq!(got, data);
+    for (offset, width) in [(45, 64), (0, 65), (0, 0), (u64::MAX, 1)] {
+        assert_eq!(
+            vm.kind(&from_host(1, offset, width)),
+            response::ERR_INVALID_PARAMETER
+        );
+    }
+    vm.blob(1, 2, &[(FREE + 8192, 4096)]);
+    assert_eq!(vm.stat(1, 2, FREE + 8192).guest_bytes.get(), 300 + 4096);
+    vm.ok(&resource_command(command::RESOURCE_DETACH_BACKING, 0, 1));
+    assert_eq!(vm.kind(&from_host(1, 0, 1)), response::ERR_UNSPEC);
+    vm.end(false);
+}
+
+#[test]
+fn without_contexts() {
+    let mut options = options();
+    options.virgl = false;
+    options.capsets.clear();
+    let mut vm = Vm::new(options);
+    for kind in command::CTX_CREATE..=command::SUBMIT_3D {
+        assert_eq!(vm.kind(&plain(kind, 1)), response::ERR_UNSPEC);
+    }
     vm.end(false);
 }
 

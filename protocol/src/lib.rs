@@ -4,7 +4,8 @@
 //!
 //! - [`virtio_gpu`]: the control queue's structures, as in Linux's
 //!   `include/uapi/linux/virtio_gpu.h`;
-//! - [`virtio_gpu_2d`]: its display commands, for the device only;
+//! - [`virtio_gpu_image`]: resources that are not blobs, and transfers;
+//! - [`virtio_gpu_2d`]: the display commands, for the device only;
 //! - [`mirror`]: the extension by which a device follows the guest's page tables;
 //! - [`compute`]: the command stream of the reference device's compute context;
 //! - [`uapi`]: the ioctl structures, as in Linux's `include/uapi/drm/virtgpu_drm.h` and in
@@ -22,3 +23,4 @@ pub mod runs;
 pub mod uapi;
 pub mod virtio_gpu;
 pub mod virtio_gpu_2d;
+pub mod virtio_gpu_image;

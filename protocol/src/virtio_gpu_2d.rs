@@ -5,25 +5,12 @@
 //! The driver of this project has no displays and does not compile this file.
 
 use super::virtio_gpu::Header;
-use zerocopy::little_endian::{U32, U64};
+use super::virtio_gpu_image::Rect;
+use zerocopy::little_endian::U32;
 use zerocopy_derive::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 /// Displays an answer to `GET_DISPLAY_INFO` has room for.
 pub const MAX_SCANOUTS: usize = 16;
-
-/// A rectangle in pixels.
-#[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
-#[repr(C)]
-pub struct Rect {
-    /// Left edge.
-    pub x: U32,
-    /// Upper edge.
-    pub y: U32,
-    /// Pixels in a row.
-    pub width: U32,
-    /// Rows.
-    pub height: U32,
-}
 
 /// One display of [`ResponseDisplayInfo`].
 #[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
@@ -45,22 +32,6 @@ pub struct ResponseDisplayInfo {
     pub hdr: Header,
     /// The displays; those beyond `Config::num_scanouts` are not enabled.
     pub modes: [DisplayOne; MAX_SCANOUTS],
-}
-
-/// `RESOURCE_CREATE_2D`.
-#[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
-#[repr(C)]
-pub struct ResourceCreate2d {
-    /// Header.
-    pub hdr: Header,
-    /// The id the driver chose, not 0.
-    pub resource_id: U32,
-    /// A pixel format of four bytes.
-    pub format: U32,
-    /// Pixels in a row.
-    pub width: U32,
-    /// Rows.
-    pub height: U32,
 }
 
 /// `SET_SCANOUT`.
@@ -91,26 +62,8 @@ pub struct ResourceFlush {
     pub padding: U32,
 }
 
-/// `TRANSFER_TO_HOST_2D`.
-#[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
-#[repr(C)]
-pub struct TransferToHost2d {
-    /// Header.
-    pub hdr: Header,
-    /// The part to copy.
-    pub rect: Rect,
-    /// Byte offset of its first pixel in the backing memory.
-    pub offset: U64,
-    /// The resource.
-    pub resource_id: U32,
-    /// Zero.
-    pub padding: U32,
-}
-
 const _: () = {
     assert!(size_of::<ResponseDisplayInfo>() == 408);
-    assert!(size_of::<ResourceCreate2d>() == 40);
     assert!(size_of::<SetScanout>() == 48);
     assert!(size_of::<ResourceFlush>() == 48);
-    assert!(size_of::<TransferToHost2d>() == 56);
 };

@@ -2,14 +2,13 @@
 
 //! The ioctls: each reads its arguments, judges them, and calls one function of the layers below.
 //!
-//! The structures are those of `protocol::uapi`. The places of RESOURCE_CREATE and the two
-//! TRANSFER ioctls, which are for resources of the time before blobs, are empty: the DRM core
-//! answers them with `-EINVAL`.
+//! The structures are those of `protocol::uapi`.
 
 mod context;
 mod device;
 mod resource;
 mod submit;
+mod transfer;
 mod userptr;
 
 use crate::{
@@ -22,7 +21,10 @@ pub(crate) static TABLE: IoctlTable = IoctlTable::new()
     .with::<GpuDriver, resource::Map>()
     .with::<GpuDriver, submit::ExecBuffer>()
     .with::<GpuDriver, device::GetParam>()
+    .with::<GpuDriver, resource::ResourceCreate>()
     .with::<GpuDriver, resource::ResourceInfo>()
+    .with::<GpuDriver, transfer::TransferFromHost>()
+    .with::<GpuDriver, transfer::TransferToHost>()
     .with::<GpuDriver, resource::Wait>()
     .with::<GpuDriver, device::GetCaps>()
     .with::<GpuDriver, resource::ResourceCreateBlob>()

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Buffers: RESOURCE_CREATE_BLOB, RESOURCE_INFO, MAP, WAIT and BO_QUERY.
+//! Buffers: RESOURCE_CREATE, RESOURCE_CREATE_BLOB, RESOURCE_INFO, MAP, WAIT and BO_QUERY.
 
 use super::userptr::register;
 use crate::{
@@ -37,9 +37,11 @@ use crate::{
             Header,
             Submit3d, //
         },
+        virtio_gpu_image::target,
     },
     resource::{
         self,
+        classic,
         BlobParams,
         Kind,
         Mapping, //
@@ -51,7 +53,10 @@ use crate::{
     userptr::params::Params,
 };
 use kernel::{
-    page::PAGE_SHIFT,
+    page::{
+        PAGE_SHIFT,
+        PAGE_SIZE, //
+    },
     prelude::*,
     sync::atomic::ordering::Relaxed,
     uaccess::{
@@ -64,6 +69,39 @@ use kernel::{
 const WAIT_MS: u32 = 15_000;
 /// Most bytes of the command that may come with RESOURCE_CREATE_BLOB.
 const MAX_INLINE_COMMAND: u32 = 1 << 20;
+
+/// DRM_VIRTGPU_RESOURCE_CREATE.
+pub(super) struct ResourceCreate;
+
+impl Ioctl<GpuDriver> for ResourceCreate {
+    type Args = uapi::ResourceCreate;
+
+    const NR: u32 = nr::RESOURCE_CREATE;
+    const NAME: &'static CStr = c"VIRTGPU_RESOURCE_CREATE";
+
+    fn call(dev: &Device, file: &File, args: &mut Self::Args) -> Result {
+        if file.gpu.features.virgl {
+            file.ensure_context()?;
+        } else if args.target != target::TEXTURE_2D
+            || args.depth > 1
+            || args.array_size > 1
+            || args.last_level > 1
+            || args.nr_samples > 1
+        {
+            // A 2D resource is a picture of one layer.
+            return Err(EINVAL);
+        }
+        // Some resources need no guest memory, but the interface has no resource without.
+        let size = match args.size {
+            0 => PAGE_SIZE as u64,
+            size => size.into(),
+        };
+        let object = classic::create(dev, file, size, args)?;
+        args.bo_handle = object.create_handle(file)?;
+        args.res_handle = object.id();
+        Ok(())
+    }
+}
 
 /// DRM_VIRTGPU_RESOURCE_CREATE_BLOB.
 pub(super) struct ResourceCreateBlob;
@@ -182,7 +220,9 @@ impl Ioctl<GpuDriver> for ResourceInfo {
         args.res_handle = object.id();
         // The interface has 32 bits for it; BO_QUERY has more.
         args.size = object.size() as u32;
-        args.blob_mem = object.params.mem;
+        if object.params.mem != 0 {
+            args.blob_mem = object.params.mem;
+        }
         Ok(())
     }
 }
@@ -217,11 +257,15 @@ impl Ioctl<GpuDriver> for Wait {
         }
         let object = Object::lookup(file, args.handle)?;
         if args.flags & uapi::WAIT_NOWAIT != 0 {
-            return if object.is_idle() { Ok(()) } else { Err(EBUSY) };
+            if !object.is_idle() {
+                return Err(EBUSY);
+            }
+            return object.lifetime.check();
         }
         object.wait_idle(WAIT_MS)?;
         // The end of the device ends its jobs, too.
-        file.gpu.control.check()
+        file.gpu.control.check()?;
+        object.lifetime.wait()
     }
 }
 
@@ -237,10 +281,10 @@ impl Ioctl<GpuDriver> for BoQuery {
     fn call(_dev: &Device, file: &File, args: &mut Self::Args) -> Result {
         let object = Object::lookup(file, args.bo_handle)?;
         let size = object.size() as u64;
-        let known = matches!(object.lifetime.creation(), Some(Answer::Ok(_)));
+        let known = matches!(object.lifetime.outcome(), Some(Answer::Ok(_)));
         let usable = known && !file.gpu.control.is_lost();
         let (addr, flags, resident) = match &object.kind {
-            Kind::Guest => (0, 0, size),
+            Kind::Guest | Kind::Classic => (0, 0, size),
             Kind::Host(_) => (0, 0, 0),
             Kind::Userptr(userptr) => (
                 userptr.addr,

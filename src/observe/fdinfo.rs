@@ -41,7 +41,7 @@ impl Region {
     pub(super) fn of(object: &Object) -> (Self, u64) {
         let size = object.size() as u64;
         match &object.kind {
-            Kind::Guest => (Self::Shmem, size),
+            Kind::Guest | Kind::Classic => (Self::Shmem, size),
             Kind::Host(_) => (Self::HostVisible, 0),
             Kind::Userptr(userptr) => match userptr.as_mirrored() {
                 Some(mirrored) => (Self::UserptrMirrored, mirrored.range().mapped_bytes()),

@@ -19,7 +19,11 @@ use crate::{
         File,
         Object, //
     },
-    kapi::mm::total_memory,
+    gpu::Gpu,
+    kapi::{
+        mm::total_memory,
+        virtio::Chunks, //
+    },
 };
 use kernel::{
     page::{
@@ -33,24 +37,25 @@ use kernel::{
             ordering::Relaxed,
             Atomic, //
         },
+        Arc, //
     },
 };
 
 /// Pages whose table `kvmalloc()` still takes.
 const MAX_PAGES: usize = i32::MAX as usize / size_of::<usize>();
 
-/// Creates a buffer in guest memory, with storage on the host besides if `params` say so.
+/// Creates an object with guest pages, of which the host does not know yet. Returns it with the list of memory entries, and how many these are.
 ///
 /// # Errors
 ///
-/// See [`super::create_blob`].
-pub(super) fn create(
+/// [`EINVAL`] if the size wraps, [`ENOMEM`], [`ENOSPC`] if there are no more ids, [`E2BIG`] if the
+/// pages are too scattered.
+pub(super) fn allocate(
     dev: &Device,
-    file: &File,
-    context: Option<&Context>,
+    gpu: &Arc<Gpu>,
     params: BlobParams,
-) -> Result<ARef<Object>> {
-    let gpu = &file.gpu;
+    kind: Kind,
+) -> Result<(ARef<Object>, Chunks, u64)> {
     let size = usize::try_from(params.size)?
         .checked_next_multiple_of(PAGE_SIZE)
         .ok_or(EINVAL)?;
@@ -71,7 +76,7 @@ pub(super) fn create(
             lifetime,
             params,
             mapping,
-            kind: Kind::Guest,
+            kind,
             entries: Atomic::new(0),
         },
     )?;
@@ -83,6 +88,22 @@ pub(super) fn create(
     })?;
     let (entries, count) = entries.finish()?;
     object.entries.store(count, Relaxed);
+    Ok((object, entries, count))
+}
+
+/// Creates a blob in guest memory, with storage on the host besides if `params` say so.
+///
+/// # Errors
+///
+/// See [`super::create_blob`].
+pub(super) fn create(
+    dev: &Device,
+    file: &File,
+    context: Option<&Context>,
+    params: BlobParams,
+) -> Result<ARef<Object>> {
+    let gpu = &file.gpu;
+    let (object, entries, count) = allocate(dev, gpu, params, Kind::Guest)?;
     let create = create_command(context, object.id(), &params, entries, count)?;
     let credit = gpu.control.credit(&file.share, create.descriptors())?;
     object.lifetime.set_sent(create.clone_arc());

@@ -20,6 +20,7 @@ use crate::{
     },
     protocol::virtio_gpu::{
         command,
+        response,
         Header,
         ResourceCommand, //
     },
@@ -67,6 +68,15 @@ impl Finish for KeepsId {
     fn finish(&mut self, _answer: &Answer) {}
 }
 
+/// What keeps the id of a resource from being used again before a command with it is answered.
+///
+/// # Errors
+///
+/// [`ENOMEM`].
+pub(crate) fn keeps_id(id: Arc<Id>) -> Result<KBox<dyn Finish>> {
+    Ok(KBox::new(KeepsId(id), GFP_KERNEL)?)
+}
+
 /// The end of RESOURCE_UNREF.
 struct Unreferenced(Arc<Carrier>);
 
@@ -104,6 +114,9 @@ pub(crate) struct Lifetime {
 
 struct Inner {
     creation: Creation,
+    /// The command that gives the host the guest memory, if it is not the one that creates the
+    /// resource, and as long as it may have failed.
+    backing: Option<Arc<Command>>,
     unref: Option<ListArc<Command>>,
 }
 
@@ -142,6 +155,7 @@ impl Lifetime {
                 new_spinlock!(
                     Inner {
                         creation: Creation::NotSent,
+                        backing: None,
                         unref: Some(unref),
                     },
                     "Lifetime::inner"
@@ -156,13 +170,9 @@ impl Lifetime {
         self.id.get()
     }
 
-    /// What keeps the id from being used again before a command with it is answered.
-    ///
-    /// # Errors
-    ///
-    /// [`ENOMEM`].
-    pub(crate) fn keep_id(&self) -> Result<KBox<dyn Finish>> {
-        Ok(KBox::new(KeepsId(self.id.clone()), GFP_KERNEL)?)
+    /// The id on the wire, which is not used again as long as this is held.
+    pub(crate) fn shared_id(&self) -> Arc<Id> {
+        self.id.clone()
     }
 
     /// The device.
@@ -173,6 +183,11 @@ impl Lifetime {
     /// The command that creates the resource is about to be sent.
     pub(crate) fn set_sent(&self, create: Arc<Command>) {
         self.inner.lock().creation = Creation::Sent(create);
+    }
+
+    /// The command that gives the host the guest memory is about to be sent.
+    pub(crate) fn set_backing(&self, backing: Arc<Command>) {
+        self.inner.lock().backing = Some(backing);
     }
 
     /// The command was not sent after all.
@@ -186,9 +201,7 @@ impl Lifetime {
         let mut inner = self.inner.lock();
         match &inner.creation {
             Creation::NotSent => Some(Answer::Aborted),
-            Creation::Confirmed => {
-                Some(Answer::Ok(crate::protocol::virtio_gpu::response::OK_NODATA))
-            }
+            Creation::Confirmed => Some(Answer::Ok(response::OK_NODATA)),
             Creation::Sent(create) => {
                 let answer = Control::ended(create);
                 if matches!(answer, Some(Answer::Ok(_))) {
@@ -200,6 +213,76 @@ impl Lifetime {
                 answer
             }
         }
+    }
+
+    /// The command that has failed to create the resource, if one that gives the host memory for it
+    /// has been sent, and has not failed.
+    fn failed_creation(&self) -> Option<Arc<Command>> {
+        let inner = self.inner.lock();
+        let Creation::Sent(create) = &inner.creation else {
+            return None;
+        };
+        match Control::ended(inner.backing.as_ref()?) {
+            None | Some(Answer::Ok(_)) => Some(create.clone()),
+            Some(_) => None,
+        }
+    }
+
+    /// How handing over the guest memory ended, if the host has answered; success if that was part
+    /// of the creation.
+    fn backing(&self) -> Option<Answer> {
+        let mut inner = self.inner.lock();
+        let Some(backing) = &inner.backing else {
+            return Some(Answer::Ok(response::OK_NODATA));
+        };
+        let answer = Control::ended(backing);
+        if matches!(answer, Some(Answer::Ok(_))) {
+            let backing = inner.backing.take();
+            drop(inner);
+            drop(backing);
+        }
+        answer
+    }
+
+    /// Whether the host has the resource and its memory, if it has answered; otherwise why not.
+    pub(crate) fn outcome(&self) -> Option<Answer> {
+        match self.creation()? {
+            Answer::Ok(_) => self.backing(),
+            other => Some(other),
+        }
+    }
+
+    /// Fails if the host is known not to have the resource or its memory.
+    ///
+    /// # Errors
+    ///
+    /// That of the host.
+    pub(crate) fn check(&self) -> Result {
+        match self.outcome() {
+            Some(answer) => answer.to_result().map(drop),
+            None => Ok(()),
+        }
+    }
+
+    /// Waits until the host has the resource and its memory, as long as the device may take to
+    /// answer.
+    ///
+    /// # Errors
+    ///
+    /// That of the host, [`ENODEV`].
+    pub(crate) fn wait(&self) -> Result {
+        let pending = {
+            let inner = self.inner.lock();
+            let create = match &inner.creation {
+                Creation::Sent(create) => Some(create.clone()),
+                _ => None,
+            };
+            [create, inner.backing.clone()]
+        };
+        for command in pending.iter().flatten() {
+            self.gpu.control.wait(command)?.to_result()?;
+        }
+        self.check()
     }
 
     /// Releases an object without references.
@@ -215,8 +298,12 @@ impl Lifetime {
         let this = &object.lifetime;
         let expect = match this.creation() {
             Some(Answer::Ok(_)) => Expect::Success,
-            // The host refused it, or never saw it, or was reset: it does not know the memory.
-            Some(_) => return drop(object),
+            // The host refused it, or never saw it, or was reset: it does not know the memory, unless
+            // it took that for a resource that it does not have.
+            Some(_) => match this.failed_creation() {
+                Some(create) => Expect::SuccessUnlessFailed(create),
+                None => return drop(object),
+            },
             None => {
                 let inner = this.inner.lock();
                 match &inner.creation {

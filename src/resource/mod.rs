@@ -3,16 +3,18 @@
 //! Resources: what the host knows of a buffer, and the kinds of buffer.
 //!
 //! - [`guest`]: pages of the guest, allocated for the buffer;
+//! - [`classic`]: storage on the host, and pages of the guest to transfer from and to;
 //! - [`host_visible`]: memory of the host, shown in the host-visible window;
 //! - [`userptr`]: memory of the process;
 //! - [`space`]: what a device with a mirror queue may reach of user memory;
 //! - [`mapping`]: addresses for devices that do not see physical ones.
 //!
-//! The place for imported buffers and for resources of the time before blobs is here, too.
+//! The place for imported buffers is here, too.
 
+pub(crate) mod classic;
 mod guest;
 mod host_visible;
-mod lifetime;
+pub(crate) mod lifetime;
 pub(crate) mod mapping;
 pub(crate) mod space;
 pub(crate) mod userptr;
@@ -69,9 +71,9 @@ pub(crate) use self::{
 };
 
 /// What userspace asks of a blob.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Default)]
 pub(crate) struct BlobParams {
-    /// A [`blob_mem`] value.
+    /// A [`blob_mem`] value; 0 for what is no blob.
     pub(crate) mem: u32,
     /// Flags for the host.
     pub(crate) flags: u32,
@@ -87,6 +89,8 @@ pub(crate) struct BlobParams {
 pub(crate) enum Kind {
     /// Pages allocated for the buffer.
     Guest,
+    /// The same, with storage on the host apart from them: no blob.
+    Classic,
     /// Memory of the host.
     Host(host_visible::HostMemory),
     /// Memory of the process.
@@ -235,28 +239,14 @@ impl DriverObject for Resource {
         if let Some(userptr) = obj.userptr() {
             return userptr.open();
         }
-        let Some(context) = file.context() else {
-            return Ok(());
-        };
-        let attach = context.attachment(&obj.lifetime, true)?;
-        let control = &file.gpu.control;
-        let credit = control.credit(&file.share, attach.descriptors())?;
-        control.add(attach, credit)?;
-        control.kick();
-        Ok(())
+        file.open_resource(&obj.lifetime)
     }
 
     fn close(obj: &Object, file: &File) {
         if let Some(userptr) = obj.userptr() {
             userptr.close();
         }
-        if let Some(context) = file.context() {
-            // Without memory for the command the host detaches the resource when it, or the
-            // context, goes.
-            if let Ok(detach) = context.attachment(&obj.lifetime, false) {
-                file.gpu.control.teardown(detach);
-            }
-        }
+        file.close_resource(&obj.lifetime);
     }
 
     fn free(obj: Owned<Resource>) {

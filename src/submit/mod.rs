@@ -3,6 +3,7 @@
 //! Submission of jobs.
 //!
 //! - [`deps`]: what a job waits for, and what it signals;
+//! - [`transfer`]: copies between guest and host;
 //! - here: from the arguments to the ring.
 //!
 //! Everything that can fail or sleep comes before the job is queued. Memory that moves is made
@@ -12,6 +13,7 @@
 //! the results to userspace.
 
 mod deps;
+pub(crate) mod transfer;
 
 use self::deps::{
     InFences,

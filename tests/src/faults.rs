@@ -9,7 +9,9 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::FileExt;
 
 use virtgpu_client::protocol::{compute as wire, uapi};
-use virtgpu_client::{compute, BlobOptions, Device, Errno, Exec, Memfd, Memory, RegisterOptions};
+use virtgpu_client::{
+    compute, BlobOptions, Device, Errno, Exec, Memfd, Memory, Region, RegisterOptions,
+};
 
 use crate::ktap::{Driver, Family, Kernel, TestResult};
 use crate::support::memory::small_pages;
@@ -31,6 +33,9 @@ pub(crate) const FAMILY: Family = Family {
         create_guest_blob: 600,
         create_host_blob: 600,
         create_host3d_guest_blob: 600,
+        create_picture: 600,
+        transfers: 600,
+        attached_later: 600,
         resource_info: 600,
         map: 600,
         mmap: 600,
@@ -293,6 +298,42 @@ fn create_host3d_guest_blob(env: &Env) -> TestResult {
         env,
         "a blob of both",
         &BlobOptions::host3d_guest(64 << 10, 1),
+    )
+}
+
+fn create_picture(env: &Env) -> TestResult {
+    let device = env.compute()?;
+    each_fault_of_a_handle("RESOURCE_CREATE", &device, || {
+        device
+            .create_picture(128, 128)
+            .map(virtgpu_client::Image::into_handle)
+    })
+}
+
+fn transfers(env: &Env) -> TestResult {
+    let device = env.compute()?;
+    let image = device.create_picture(64, 64)?;
+    let region = Region::picture(64, 64);
+    each_fault("TRANSFER_TO_HOST", || image.to_host(&region), nothing)?;
+    each_fault("TRANSFER_FROM_HOST", || image.from_host(&region), nothing)
+}
+
+/// A handle that is there before the context: making the context attaches it, or fails.
+fn attached_later(env: &Env) -> TestResult {
+    let first = env.compute()?;
+    let image = first.create_picture(16, 16)?;
+    image.to_host(&Region::picture(16, 16))?;
+    let dmabuf = first.prime_export(image.handle())?;
+    let node = env.node().unwrap_or_default();
+    each_fault(
+        "a transfer that makes the context",
+        || {
+            let device = Device::open_path(&node)?;
+            let handle = device.prime_import(&dmabuf)?;
+            device.transfer_from_host(handle, &Region::picture(16, 16))?;
+            device.wait(handle)
+        },
+        nothing,
     )
 }
 

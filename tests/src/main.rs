@@ -24,6 +24,7 @@ mod observe;
 mod read_only;
 mod remove;
 mod support;
+mod transfer;
 mod unplug;
 mod userptr;
 mod variants;
@@ -35,6 +36,8 @@ use ktap::{Driver, Family, Kernel};
 const FAMILIES: &[&Family] = &[
     &basic::FAMILY,
     &cdriver::FAMILY,
+    &transfer::FAMILY,
+    &transfer::NO_VIRGL,
     &userptr::FAMILY,
     &bad_input::FAMILY,
     &bad_memory::FAMILY,

@@ -84,6 +84,7 @@ pub const PATIENCE: Duration = Duration::from_secs(30);
 /// Options of a device without extras.
 pub fn options() -> Options {
     Options {
+        virgl: true,
         hostmem: HOSTMEM,
         capsets: vec![Capset::compute()],
         blob_alignment: 0,

@@ -136,6 +136,9 @@ pub(crate) struct Request<'a> {
     pub(crate) reply: Chunks,
     /// A fence to signal when the answer comes, and the ring of the context it belongs to.
     pub(crate) fence: Option<(DriverFence, Option<u8>)>,
+    /// A fence to signal when the answer comes, of which the host knows nothing: it answers when it
+    /// has carried the command out. Not together with `fence`.
+    pub(crate) signals: Option<DriverFence>,
     /// The answer may take as long as a job.
     pub(crate) job: bool,
     /// To be set if the answer is [`response::ERR_UNSPEC`].
@@ -160,6 +163,7 @@ impl<'a> Request<'a> {
             response_len: size_of::<Header>(),
             reply: Chunks::new(),
             fence: None,
+            signals: None,
             job: false,
             lost_on_error: None,
             after_jobs: false,
@@ -190,6 +194,7 @@ impl<'a> Request<'a> {
             }
             fence
         });
+        let fence = fence.or(self.signals);
         let after_jobs = self.after_jobs;
         let lost_on_error = self.lost_on_error;
         let job_of = if self.job { header.ctx_id.get() } else { 0 };

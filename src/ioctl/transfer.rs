@@ -1,0 +1,49 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! TRANSFER_TO_HOST and TRANSFER_FROM_HOST.
+
+use crate::{
+    driver::{
+        Device,
+        File,
+        GpuDriver, //
+    },
+    kapi::drm::ioctl::Ioctl,
+    protocol::uapi::{
+        nr,
+        Transfer, //
+    },
+    submit::transfer::{
+        from_host,
+        to_host, //
+    },
+};
+use kernel::prelude::*;
+
+/// DRM_VIRTGPU_TRANSFER_TO_HOST.
+pub(super) struct TransferToHost;
+
+impl Ioctl<GpuDriver> for TransferToHost {
+    type Args = Transfer;
+
+    const NR: u32 = nr::TRANSFER_TO_HOST;
+    const NAME: &'static CStr = c"VIRTGPU_TRANSFER_TO_HOST";
+
+    fn call(_dev: &Device, file: &File, args: &mut Self::Args) -> Result {
+        to_host(file, args)
+    }
+}
+
+/// DRM_VIRTGPU_TRANSFER_FROM_HOST.
+pub(super) struct TransferFromHost;
+
+impl Ioctl<GpuDriver> for TransferFromHost {
+    type Args = Transfer;
+
+    const NR: u32 = nr::TRANSFER_FROM_HOST;
+    const NAME: &'static CStr = c"VIRTGPU_TRANSFER_FROM_HOST";
+
+    fn call(_dev: &Device, file: &File, args: &mut Self::Args) -> Result {
+        from_host(file, args)
+    }
+}

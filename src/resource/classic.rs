@@ -1,0 +1,130 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Resources of the time before blobs: storage on the host, and guest pages that are copied from and
+//! to by request.
+
+use super::{
+    guest,
+    BlobParams,
+    Kind, //
+};
+use crate::{
+    driver::{
+        Device,
+        File,
+        Object, //
+    },
+    gpu::Timeline,
+    kapi::{
+        dma::{
+            fence::allocate_timelines,
+            DriverFence, //
+        },
+        drm::reservation::Reservation, //
+    },
+    protocol::{
+        uapi::ResourceCreate,
+        virtio_gpu::{
+            command,
+            Header,
+            ResourceAttachBacking, //
+        },
+        virtio_gpu_image::{
+            ResourceCreate2d,
+            ResourceCreate3d, //
+        }, //
+    },
+    transport::control::{
+        Command,
+        Request, //
+    },
+};
+use kernel::{
+    list::ListArc,
+    prelude::*,
+    sync::aref::ARef, //
+};
+
+/// The command that creates resource `id`: a 3D one where the device has contexts, else a 2D one.
+fn create_command(file: &File, id: u32, args: &ResourceCreate) -> Result<ListArc<Command>> {
+    // No context: it belongs to those that it is attached to.
+    if file.gpu.features.virgl {
+        let fixed = ResourceCreate3d {
+            resource_id: id.into(),
+            target: args.target.into(),
+            format: args.format.into(),
+            bind: args.bind.into(),
+            width: args.width.into(),
+            height: args.height.into(),
+            depth: args.depth.into(),
+            array_size: args.array_size.into(),
+            last_level: args.last_level.into(),
+            nr_samples: args.nr_samples.into(),
+            flags: args.flags.into(),
+            ..Default::default()
+        };
+        Request::new(Header::new(command::RESOURCE_CREATE_3D, 0), &fixed).build()
+    } else {
+        let fixed = ResourceCreate2d {
+            resource_id: id.into(),
+            format: args.format.into(),
+            width: args.width.into(),
+            height: args.height.into(),
+            ..Default::default()
+        };
+        Request::new(Header::new(command::RESOURCE_CREATE_2D, 0), &fixed).build()
+    }
+}
+
+/// Creates a resource, gives the host its pages, and does not wait for the answers. The buffer is
+/// busy until they have come.
+///
+/// # Errors
+///
+/// [`ENOMEM`], [`E2BIG`] if the memory is too scattered, [`ENOSPC`] if there are no more ids,
+/// [`EBUSY`] if there was no room in the ring, [`ERESTARTSYS`], [`ENODEV`].
+pub(crate) fn create(
+    dev: &Device,
+    file: &File,
+    size: u64,
+    args: &ResourceCreate,
+) -> Result<ARef<Object>> {
+    let gpu = &file.gpu;
+    let params = BlobParams {
+        size,
+        ..Default::default()
+    };
+    let (object, entries, count) = guest::allocate(dev, gpu, params, Kind::Classic)?;
+    let create = create_command(file, object.id(), args)?;
+
+    let fixed = ResourceAttachBacking {
+        resource_id: object.id().into(),
+        nr_entries: u32::try_from(count).map_err(|_| E2BIG)?.into(),
+        ..Default::default()
+    };
+    let mut attach = Request::new(Header::new(command::RESOURCE_ATTACH_BACKING, 0), &fixed);
+    attach.payload = entries;
+    let fence = DriverFence::new::<Timeline>(allocate_timelines(1))?;
+    let published = fence.fence().clone();
+    attach.signals = Some(fence);
+    let attach = attach.build()?;
+
+    // One credit for both: who holds one must not wait for another.
+    let attach_slots = attach.descriptors();
+    let mut credit = gpu
+        .control
+        .credit(&file.share, create.descriptors() + attach_slots)?;
+    let attach_credit = credit.split(attach_slots)?;
+    let locked = [object.clone()];
+    let reservation = Reservation::lock(&locked)?;
+    object.lifetime.set_sent(create.clone_arc());
+    gpu.control
+        .add(create, credit)
+        .inspect_err(|_| object.lifetime.set_not_sent())?;
+    object.lifetime.set_backing(attach.clone_arc());
+    gpu.control.add(attach, attach_credit)?;
+    reservation.add_writer(&published);
+    gpu.control.kick();
+    drop(reservation);
+    Ok(object)
+}

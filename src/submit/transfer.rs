@@ -1,0 +1,202 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Copies between the guest pages of a resource and its storage on the host.
+
+use crate::{
+    context::Context,
+    driver::{
+        File,
+        Object, //
+    },
+    gpu::Timeline,
+    kapi::{
+        dma::{
+            fence::allocate_timelines,
+            DriverFence,
+            Fence, //
+        },
+        drm::reservation::Reservation, //
+    },
+    protocol::{
+        uapi::{
+            Box3d,
+            Transfer, //
+        },
+        virtio_gpu::{
+            blob_mem,
+            command,
+            Header, //
+        },
+        virtio_gpu_image::{
+            Cuboid,
+            Rect,
+            TransferHost3d,
+            TransferToHost2d, //
+        }, //
+    },
+    resource::Kind,
+    transport::control::{
+        Answer,
+        Command,
+        Finish,
+        Request, //
+    },
+};
+use kernel::{
+    list::ListArc,
+    prelude::*,
+    sync::{
+        aref::ARef,
+        Arc, //
+    },
+};
+
+/// What a transfer holds until the host is done with it.
+struct Held {
+    _context: Option<Arc<Context>>,
+    _buffer: ARef<Object>,
+}
+
+impl Finish for Held {
+    // What the host thinks of the box is what the fence says.
+    fn finish(&mut self, _answer: &Answer) {}
+}
+
+/// The buffer, if it has both guest pages and storage on the host.
+fn buffer(file: &File, args: &Transfer) -> Result<ARef<Object>> {
+    let object = Object::lookup(file, args.bo_handle)?;
+    match object.kind {
+        // The host knows how rows and layers of such a resource lie.
+        Kind::Classic if file.gpu.features.virgl && args.stride | args.layer_stride != 0 => {
+            Err(EINVAL)
+        }
+        Kind::Classic => Ok(object),
+        Kind::Guest if object.params.mem == blob_mem::HOST3D_GUEST => Ok(object),
+        _ => Err(EINVAL),
+    }
+}
+
+fn cuboid(region: &Box3d) -> Cuboid {
+    Cuboid {
+        x: region.x.into(),
+        y: region.y.into(),
+        z: region.z.into(),
+        width: region.w.into(),
+        height: region.h.into(),
+        depth: region.d.into(),
+    }
+}
+
+/// The command, and the fence that is signalled when it is done.
+fn command_3d(
+    kind: u32,
+    context: Arc<Context>,
+    object: &ARef<Object>,
+    args: &Transfer,
+) -> Result<(ListArc<Command>, ARef<Fence>)> {
+    let fixed = TransferHost3d {
+        region: cuboid(&args.region),
+        offset: u64::from(args.offset).into(),
+        resource_id: object.id().into(),
+        level: args.level.into(),
+        stride: args.stride.into(),
+        layer_stride: args.layer_stride.into(),
+        ..Default::default()
+    };
+    let mut request = Request::new(Header::new(kind, context.id()), &fixed);
+    // After the jobs before it, which may be what it shows.
+    let fence = DriverFence::new::<Timeline>(context.own_timeline())?;
+    let published = fence.fence().clone();
+    request.fence = Some((fence, None));
+    request.job = true;
+    let held = Held {
+        _context: Some(context),
+        _buffer: object.clone(),
+    };
+    request.finish = Some(KBox::new(held, GFP_KERNEL)?);
+    Ok((request.build()?, published))
+}
+
+/// The same for a device without contexts, which knows one direction and one plane.
+fn command_2d(object: &ARef<Object>, args: &Transfer) -> Result<(ListArc<Command>, ARef<Fence>)> {
+    let fixed = TransferToHost2d {
+        rect: Rect {
+            x: args.region.x.into(),
+            y: args.region.y.into(),
+            width: args.region.w.into(),
+            height: args.region.h.into(),
+        },
+        offset: u64::from(args.offset).into(),
+        resource_id: object.id().into(),
+        ..Default::default()
+    };
+    let mut request = Request::new(Header::new(command::TRANSFER_TO_HOST_2D, 0), &fixed);
+    // Without jobs there is nothing that the host would have to wait for.
+    let fence = DriverFence::new::<Timeline>(allocate_timelines(1))?;
+    let published = fence.fence().clone();
+    request.signals = Some(fence);
+    let held = Held {
+        _context: None,
+        _buffer: object.clone(),
+    };
+    request.finish = Some(KBox::new(held, GFP_KERNEL)?);
+    Ok((request.build()?, published))
+}
+
+/// Queues a transfer of `object`, which is busy until it is done.
+fn queue(
+    file: &File,
+    object: ARef<Object>,
+    command: ListArc<Command>,
+    published: &Fence,
+) -> Result {
+    let control = &file.gpu.control;
+    let credit = control.credit(&file.share, command.descriptors())?;
+    let locked = [object];
+    let reservation = Reservation::lock(&locked)?;
+    control.add(command, credit)?;
+    reservation.add_writer(published);
+    control.kick();
+    Ok(())
+}
+
+fn transfer_3d(file: &File, kind: u32, object: ARef<Object>, args: &Transfer) -> Result {
+    let context = file.ensure_context()?.ok_or(ENOSYS)?;
+    context.check()?;
+    let (command, published) = command_3d(kind, context, &object, args)?;
+    queue(file, object, command, &published)
+}
+
+/// TRANSFER_TO_HOST: copies from the guest pages to the host.
+///
+/// # Errors
+///
+/// [`ENOENT`] if there is no such buffer, [`EINVAL`] if it is not of two parts, or if `args` name
+/// strides where the host has its own, that of the host if it has refused to create the resource,
+/// [`EIO`] if the context is lost, [`ENOMEM`], [`ENODEV`], [`EBUSY`], [`ERESTARTSYS`]. That the host
+/// refuses the box is not told.
+pub(crate) fn to_host(file: &File, args: &Transfer) -> Result {
+    let object = buffer(file, args)?;
+    file.gpu.control.check()?;
+    object.lifetime.check()?;
+    if file.gpu.features.virgl {
+        return transfer_3d(file, command::TRANSFER_TO_HOST_3D, object, args);
+    }
+    let (command, published) = command_2d(&object, args)?;
+    queue(file, object, command, &published)
+}
+
+/// TRANSFER_FROM_HOST: copies from the host to the guest pages.
+///
+/// # Errors
+///
+/// As [`to_host`]; [`ENOSYS`] if the device has no contexts.
+pub(crate) fn from_host(file: &File, args: &Transfer) -> Result {
+    if !file.gpu.features.virgl {
+        return Err(ENOSYS);
+    }
+    let object = buffer(file, args)?;
+    file.gpu.control.check()?;
+    object.lifetime.check()?;
+    transfer_3d(file, command::TRANSFER_FROM_HOST_3D, object, args)
+}
