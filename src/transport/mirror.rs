@@ -96,13 +96,16 @@ pub(crate) struct Owned {
 
 /// An INVALIDATE on its way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Ticket(u64);
+pub(crate) struct Ticket {
+    place: usize,
+    number: u64,
+}
 
 struct Place {
     /// Here when it is not on its way.
     command: Option<ListArc<MirrorCommand>>,
-    /// The number of the use that is on its way.
-    ticket: u64,
+    /// The number of the use that is on its way, or 0.
+    number: u64,
 }
 
 struct Inner {
@@ -116,7 +119,11 @@ struct Inner {
     /// Descriptors for INVALIDATE.
     invalidate_reserve: usize,
     invalidates: KVec<Place>,
-    next_ticket: u64,
+    /// Those of them with a command.
+    free_places: KVec<usize>,
+    next_number: u64,
+    /// Commands on their way that are no INVALIDATEs.
+    others: usize,
 }
 
 /// The mirror queue of a device, as part of its [`Control`].
@@ -158,7 +165,9 @@ impl Mirror {
                 reserve: 0,
                 invalidate_reserve: 0,
                 invalidates: KVec::new(),
-                next_ticket: 1,
+                free_places: KVec::new(),
+                next_number: 1,
+                others: 0,
             }, "Mirror::inner"),
             wait <- WaitQueue::new(),
         })
@@ -176,14 +185,16 @@ impl Mirror {
         }
         let count = (size / 2).min(MAX_INVALIDATES);
         let mut invalidates = KVec::with_capacity(count, GFP_KERNEL)?;
+        let mut free_places = KVec::with_capacity(count, GFP_KERNEL)?;
         for place in 0..count {
             let mut command = message(Invalidate::default().as_bytes(), Chunks::new(), false)?;
             Message::owned(&mut command).place = Some(place);
-            let place = Place {
+            let new = Place {
                 command: Some(command),
-                ticket: 0,
+                number: 0,
             };
-            invalidates.push(place, GFP_KERNEL)?;
+            invalidates.push(new, GFP_KERNEL)?;
+            free_places.push(place, GFP_KERNEL)?;
         }
         let mut inner = self.inner.lock();
         inner.capacity = size - RESERVED;
@@ -191,6 +202,7 @@ impl Mirror {
         inner.reserve = RESERVED - INVALIDATES;
         inner.invalidate_reserve = INVALIDATES;
         inner.invalidates = invalidates;
+        inner.free_places = free_places;
         inner.queue = Some(queue);
         Ok(())
     }
@@ -207,7 +219,7 @@ impl Mirror {
         while let Some(mut command) = inner.queue.as_mut().and_then(|q| q.detach_unused()) {
             command.shared.verdict.store(ABORTED, Release);
             match inner.give_back(Message::owned(&mut command)) {
-                Some(place) => inner.invalidates[place].command = Some(command),
+                Some(place) => inner.put_back(place, command),
                 None => unanswered.push_back(command),
             }
         }
@@ -242,12 +254,15 @@ impl Mirror {
                 // Whoever waits for what was answered wrongly waits for the device to be lost.
                 match place.filter(|_| verdict.is_some()) {
                     Some(place) => {
-                        inner.invalidates[place].ticket = 0;
-                        inner.invalidates[place].command = Some(command);
+                        inner.invalidates[place].number = 0;
+                        inner.put_back(place, command);
                     }
                     None => answered.push_back(command),
                 }
             }
+            // Who has hit many registrations at once waits for all, and each interrupt costs more
+            // than an acknowledgement. Nobody else is to wait for them, though.
+            let delayed = inner.others == 0;
             let Some(queue) = inner.queue.as_mut() else {
                 break;
             };
@@ -255,7 +270,7 @@ impl Mirror {
                 sane = false;
                 break;
             }
-            if queue.enable_callback() {
+            if delayed && queue.enable_callback_delayed() || !delayed && queue.enable_callback() {
                 break;
             }
         }
@@ -285,12 +300,22 @@ impl Inner {
     /// Returns the descriptors of a command; says where it belongs if it is kept.
     fn give_back(&mut self, owned: &mut Owned) -> Option<usize> {
         let slots = core::mem::take(&mut owned.slots);
+        if owned.place.is_none() {
+            self.others -= 1;
+        }
         match (owned.reserved, owned.place) {
             (false, _) => self.free += slots,
             (true, None) => self.reserve += slots,
             (true, Some(_)) => self.invalidate_reserve += slots,
         }
         owned.place
+    }
+
+    /// Keeps the command of an INVALIDATE for the next.
+    fn put_back(&mut self, place: usize, command: ListArc<MirrorCommand>) {
+        self.invalidates[place].command = Some(command);
+        // There is room for all places.
+        let _ = self.free_places.push_within_capacity(place);
     }
 }
 
@@ -477,6 +502,7 @@ impl MirrorQueue {
 
     fn send(&self, command: ListArc<MirrorCommand>) -> Result {
         let mut inner = self.mirror().inner.lock();
+        inner.others += 1;
         let outcome = match inner.queue.as_mut() {
             Some(queue) if !self.control.is_lost() => queue.add(command).map(|()| queue.kick()),
             _ => Err((command, ENODEV)),
@@ -514,7 +540,11 @@ impl MirrorQueue {
         let condition = || done() || control.is_lost();
         let limit = control.answer_timeout_ms();
         if !self.mirror().wait.wait_timeout(condition, limit) {
-            control.lose(c"it did not answer a mirror command in time");
+            // It need not have said so, if it has not answered all.
+            let sane = self.mirror().used();
+            if !sane || !done() {
+                control.lose(c"it did not answer a mirror command in time");
+            }
         }
         if done() {
             Ok(())
@@ -538,16 +568,15 @@ impl MirrorQueue {
         if inner.invalidate_reserve + inner.free == 0 {
             return Posted::Full;
         }
-        let free = |place: &&mut Place| place.command.is_some();
-        let number = inner.next_ticket;
-        let Some(place) = inner.invalidates.iter_mut().find(free) else {
+        let Some(place) = inner.free_places.pop() else {
             return Posted::Full;
         };
-        let Some(mut command) = place.command.take() else {
+        let Some(mut command) = inner.invalidates[place].command.take() else {
             return Posted::Full;
         };
-        place.ticket = number;
-        inner.next_ticket += 1;
+        let number = inner.next_number;
+        inner.invalidates[place].number = number;
+        inner.next_number += 1;
         let owned = Message::owned(&mut command);
         owned.slots = 1;
         owned.reserved = inner.invalidate_reserve > 0;
@@ -562,10 +591,10 @@ impl MirrorQueue {
             None => Err((command, ENODEV)),
         };
         let Err((mut command, _)) = outcome else {
-            return Posted::Sent(Ticket(number));
+            return Posted::Sent(Ticket { place, number });
         };
         if let Some(place) = inner.give_back(Message::owned(&mut command)) {
-            inner.invalidates[place].command = Some(command);
+            inner.put_back(place, command);
         }
         drop(inner);
         self.control.lose(c"its mirror queue is broken");
@@ -588,7 +617,7 @@ impl MirrorQueue {
                     let free = || {
                         let inner = self.mirror().inner.lock();
                         let room = inner.invalidate_reserve + inner.free > 0;
-                        room && inner.invalidates.iter().any(|p| p.command.is_some())
+                        room && !inner.free_places.is_empty()
                     };
                     self.wait_for(free)?;
                 }
@@ -608,7 +637,8 @@ impl MirrorQueue {
     pub(crate) fn wait_invalidated(&self, ticket: Ticket) -> Result {
         let acknowledged = || {
             let inner = self.mirror().inner.lock();
-            !inner.invalidates.iter().any(|p| p.ticket == ticket.0)
+            let place = inner.invalidates.get(ticket.place);
+            place.is_none_or(|place| place.number != ticket.number)
         };
         self.wait_for(acknowledged)
     }

@@ -264,6 +264,14 @@ impl<H: QueueHandler, S: Send + Sync, O: Send> Queue<H, S, O> {
         unsafe { bindings::virtqueue_enable_cb(self.vq.as_ptr()) }
     }
 
+    /// As [`Queue::enable_callback`], but the device is asked to call only when it has used most of
+    /// the messages that it has now.
+    #[must_use]
+    pub(crate) fn enable_callback_delayed(&mut self) -> bool {
+        // SAFETY: By the type invariant the queue is valid, and `&mut self` excludes others.
+        unsafe { bindings::virtqueue_enable_cb_delayed(self.vq.as_ptr()) }
+    }
+
     /// Whether the device has broken the rules of the ring.
     pub(crate) fn is_broken(&self) -> bool {
         // SAFETY: By the type invariant the queue is valid.

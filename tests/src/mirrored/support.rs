@@ -80,6 +80,9 @@ pub(crate) enum End {
     Failed(Errno),
 }
 
+/// How often a job is tried again that was refused because memory kept changing.
+const BUSY: usize = 20;
+
 /// What runs through the staging buffer at a time.
 const STAGING: usize = 16 * PAGE;
 
@@ -168,8 +171,18 @@ impl<'a> Mirror<'a> {
         }
     }
 
+    /// Runs a job that must succeed. What the kernel does to memory in the background may win the
+    /// race for the driver's patience, on a slow machine more than once.
     fn run(&self, what: &str, stream: &compute::Stream) -> TestResult {
-        match self.end(stream)? {
+        let mut end = self.end(stream)?;
+        for _ in 0..BUSY {
+            if end != End::Refused(Errno::BUSY) {
+                break;
+            }
+            println!("    # {what}: busy, again");
+            end = self.end(stream)?;
+        }
+        match end {
             End::Done => Ok(()),
             End::Refused(error) => Err(Outcome::Fail(format!(
                 "{what}: EXECBUFFER: {}",
