@@ -10,6 +10,7 @@ use virtgpu_client::{compute, Bytes, Device, Errno, Memory};
 use super::support::{family as well_behaved, open, End, Mirror, READ_ONLY, SPARSE, WHOLE};
 use crate::hostile::{given_back, unbinds, Steps, LIMIT};
 use crate::ktap::{reap, Case, Family, Outcome, TestResult};
+use crate::support::debugfs::Knobs;
 use crate::support::errno::describe;
 use crate::support::memory::small_pages;
 use crate::support::place::{Place, READ, RW};
@@ -39,6 +40,7 @@ const LOST: &[Case] = cases![
     is_lost: 400,
     each_event_returns: 600,
     memory_is_not_used_again: 400,
+    kept_until_the_reset: 400,
     side_by_side: 400,
     exit_in_the_middle: 400,
     given_back: 200,
@@ -408,6 +410,28 @@ fn memory_is_not_used_again(env: &Env) -> TestResult {
         );
     }
     Ok(())
+}
+
+/// Pages that the device might still write are kept, and let go when it has been reset.
+fn kept_until_the_reset(env: &Env) -> TestResult {
+    // A reset that is faster than who waits for the device leaves nothing to keep.
+    for round in 0..10 {
+        impatient(env)?;
+        provoke(env)?;
+        let counters = Knobs::open(env)?.counters()?;
+        let kept = counters.get("quarantined_pages_ever")?;
+        if kept == 0 {
+            continue;
+        }
+        println!("    # {kept} pages kept, in round {round}");
+        let let_go = eventually(LIMIT, || {
+            let counters = Knobs::open(env).and_then(|knobs| knobs.counters());
+            counters.is_ok_and(|counters| counters.get("quarantined_pages_now") == Ok(0))
+        });
+        check!(let_go, "pages are kept after the reset");
+        return Ok(());
+    }
+    Err(Outcome::Fail("no page was ever kept".into()))
 }
 
 /// The device's process ends instead of acknowledging.

@@ -8,12 +8,12 @@ use std::time::{Duration, Instant};
 use virtgpu_client::{compute, Bytes, Exec, Memory};
 
 use super::race::additions;
-use super::support::{family, open, End, Mirror, READ_ONLY, SPARSE, WHOLE};
+use super::support::{family, open, Mirror, READ_ONLY, SPARSE, WHOLE};
 use crate::ktap::{pidfd, reap, Family, Outcome, TestResult};
 use crate::support::memcg::Group;
 use crate::support::place::{Pages, Place, RW};
 use crate::support::{child, eventually, job, swap, Env, Random, HUGE, PAGE};
-use crate::{cases, check, check_eq};
+use crate::{cases, check, check_eq, skip};
 
 pub(crate) const FAMILY: Family = family(
     "mm_reclaim",
@@ -26,6 +26,8 @@ pub(crate) const FAMILY: Family = family(
         freed_lazily_read_only,
         reclaimed_while_the_device_writes: 300,
         more_than_the_limit: 600,
+        compressed_before_swap,
+        killed_for_want_of_memory: 300,
         killed_and_reaped: 300,
         reaped_while_unmapped: 300,
     ],
@@ -99,7 +101,7 @@ fn paged_out_many_times(env: &Env) -> TestResult {
         let mut adding = compute::Stream::new();
         adding.add_u32(mirror.userptr.at(0), HUGE as u64, 1);
         for round in 1..=5 {
-            check_eq!(mirror.end(&adding)?, End::Done, "the job of round {round}");
+            mirror.run(&format!("the job of round {round}"), &adding)?;
             page_out(place)?;
             if round % 2 == 0 {
                 check_eq!(place.read_u32(HUGE - 4), round, "our view");
@@ -234,7 +236,7 @@ fn more_than_the_limit(env: &Env) -> TestResult {
                 let one = Mirror::part(&device, &place, at, PART, WHOLE)?;
                 let mut adding = compute::Stream::new();
                 adding.add_u32(one.userptr.at(0), PART as u64, part as u32 + 1);
-                check_eq!(one.end(&adding)?, End::Done, "the job of round {round}");
+                one.run(&format!("the job of round {round}"), &adding)?;
                 expected[part] += part as u32 + 1;
                 if round % 4 == 0 {
                     one.agrees("a part")?;
@@ -258,6 +260,90 @@ fn more_than_the_limit(env: &Env) -> TestResult {
             Ok(())
         })
     })
+}
+
+/// Through the compressed cache in front of the swap device.
+fn compressed_before_swap(env: &Env) -> TestResult {
+    const SWITCH: &str = "/sys/module/zswap/parameters/enabled";
+    const STORED: &str = "/sys/kernel/debug/zswap/stored_pages";
+    prepare()?;
+    let Ok(before) = std::fs::read_to_string(SWITCH) else {
+        skip!("the kernel has no zswap");
+    };
+    std::fs::write(SWITCH, "Y")?;
+    let test = || -> TestResult {
+        let stored = || -> TestResult<u64> {
+            let text = std::fs::read_to_string(STORED)?;
+            text.trim()
+                .parse()
+                .map_err(|_| Outcome::Fail(format!("{STORED} is {text:?}")))
+        };
+        let device = open(env)?;
+        let place = Place::base(64 * PAGE)?;
+        let mirror = Mirror::new(&device, &place)?;
+        for round in 0..4 {
+            // What compresses.
+            mirror.fill(round)?;
+            mirror.loses("paging out", 64 * PAGE, || page_out(&place))?;
+            check!(stored()? >= 64, "{} pages are stored, not 64", stored()?);
+            check_eq!(
+                mirror.csum(0, 64 * PAGE)?,
+                compute::crc32c(0, &round.to_le_bytes().repeat(64 * PAGE / 8)),
+                "the device's view of what comes back"
+            );
+            mirror.coherent_all_over("back")?;
+        }
+        Ok(())
+    };
+    let result = test();
+    std::fs::write(SWITCH, before.trim())?;
+    result
+}
+
+/// A process that the kernel kills because its group needs too much, while the device works on its
+/// memory; whoever has the device open beside it notices nothing.
+fn killed_for_want_of_memory(env: &Env) -> TestResult {
+    const LIMIT: u64 = 24 << 20;
+    let device = open(env)?;
+    let place = Place::base(HUGE)?;
+    let mirror = Mirror::new(&device, &place)?;
+    let rounds = env.iterations(10);
+    for round in 0..rounds {
+        mirror.fill(round)?;
+        let group = Group::new("oom", LIMIT)?;
+        group.forbid_swap()?;
+        let start = Instant::now();
+        let child = child::spawn(|| {
+            group.enter()?;
+            let device = open(env)?;
+            let small = Place::base(HUGE)?;
+            let mirror = Mirror::new(&device, &small)?;
+            let large = Place::base(2 * LIMIT as usize)?;
+            std::thread::scope(|scope| {
+                scope.spawn(|| while mirror.fill(1).is_ok() {});
+                loop {
+                    large.fill(1);
+                }
+            })
+        })?;
+        let status = reap(child.pid)?;
+        check!(
+            libc::WIFSIGNALED(status) && libc::WTERMSIG(status) == libc::SIGKILL,
+            "the child has ended with status {status:#x}"
+        );
+        check_eq!(
+            group.number("memory.events", "oom_kill ")?,
+            1,
+            "processes killed for want of memory"
+        );
+        check!(
+            start.elapsed() < job::LIMIT,
+            "the child has ended after {:?}",
+            start.elapsed()
+        );
+        mirror.agrees("beside the killed process")?;
+    }
+    mirror.coherent_all_over("in the end")
 }
 
 /// Starts a child whose device works on memory of it, and returns when it does.

@@ -10,6 +10,7 @@ mod hammer;
 mod hmm_tests;
 mod hostile;
 mod knobs;
+mod mm_cma;
 mod mm_exit;
 mod mm_file;
 mod mm_fork;
@@ -35,6 +36,7 @@ pub(crate) const FAMILIES: &[Family] = &[
     mm_protect::FAMILY,
     mm_fork::FAMILY,
     mm_reclaim::FAMILY,
+    mm_cma::FAMILY,
     mm_exit::FAMILY,
     mm_file::FAMILY,
     mm_migrate::FAMILY,

@@ -167,7 +167,7 @@ fn use_device(model: &mut Model<'_>, device: &Device, random: &mut Random) -> Te
         } else {
             stream = mirror.reading();
         }
-        let end = mirror.end(&stream)?;
+        let end = mirror.end_at_last("a job", &stream)?;
         check_eq!(end, expected, "a job on pages {first} to {}", first + count);
         if end != End::Done {
             continue;

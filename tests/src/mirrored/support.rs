@@ -171,9 +171,10 @@ impl<'a> Mirror<'a> {
         }
     }
 
-    /// Runs a job that must succeed. What the kernel does to memory in the background may win the
-    /// race for the driver's patience, on a slow machine more than once.
-    fn run(&self, what: &str, stream: &compute::Stream) -> TestResult {
+    /// [`Self::end`] of a job that is not to be refused because memory keeps changing. What the
+    /// kernel does in the background may win the race for the driver's patience, on a slow machine
+    /// more than once.
+    pub(crate) fn end_at_last(&self, what: &str, stream: &compute::Stream) -> TestResult<End> {
         let mut end = self.end(stream)?;
         for _ in 0..BUSY {
             if end != End::Refused(Errno::BUSY) {
@@ -182,7 +183,12 @@ impl<'a> Mirror<'a> {
             println!("    # {what}: busy, again");
             end = self.end(stream)?;
         }
-        match end {
+        Ok(end)
+    }
+
+    /// Runs a job that must succeed.
+    pub(crate) fn run(&self, what: &str, stream: &compute::Stream) -> TestResult {
+        match self.end_at_last(what, stream)? {
             End::Done => Ok(()),
             End::Refused(error) => Err(Outcome::Fail(format!(
                 "{what}: EXECBUFFER: {}",

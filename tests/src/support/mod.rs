@@ -3,6 +3,7 @@
 //! What the families share.
 
 pub(crate) mod child;
+pub(crate) mod cma;
 pub(crate) mod debugfs;
 pub(crate) mod dmirror;
 pub(crate) mod errno;

@@ -1,0 +1,119 @@
+// SPDX-License-Identifier: MIT OR GPL-2.0-only
+
+//! Memory in a contiguous area: when somebody wants the area, mirrored pages move out of the way,
+//! and pinned ones were never there.
+
+use virtgpu_client::{Bytes, RegisterOptions};
+
+use super::race::additions;
+use super::support::{family, open, Mirror};
+use crate::ktap::{Family, TestResult};
+use crate::support::cma::Area;
+use crate::support::job;
+use crate::support::place::Place;
+use crate::support::{Env, HUGE, PAGE};
+use crate::{cases, check, check_eq, skip};
+
+pub(crate) const FAMILY: Family = family(
+    "mm_cma",
+    cases![
+        taken_while_mapped: 300,
+        taken_while_the_device_writes: 600,
+        pinned_memory_leaves: 300,
+    ],
+);
+
+/// Pages that are taken at a time.
+const PIECE: u64 = 1024;
+
+/// Memory with pages in the area.
+fn inside(area: &Area, length: usize) -> TestResult<Place> {
+    let place = Place::base(length)?;
+    place.fill(0);
+    let count = area.count(&place.frames()?);
+    if count == 0 {
+        skip!("the kernel gives programs no pages of the contiguous area");
+    }
+    println!("    # {count} of {} pages are in the area", length / PAGE);
+    Ok(place)
+}
+
+/// Takes pieces until none of `place` is in the area.
+fn take_all_of(area: &mut Area, place: &Place) -> TestResult {
+    for _ in 0..area.pages().div_ceil(PIECE) {
+        if area.count(&place.frames()?) == 0 || !area.take(PIECE)? {
+            break;
+        }
+    }
+    Ok(())
+}
+
+fn taken_while_mapped(env: &Env) -> TestResult {
+    let device = open(env)?;
+    let mut area = Area::find()?;
+    let place = inside(&area, HUGE)?;
+    let mirror = Mirror::new(&device, &place)?;
+    mirror.fill(7)?;
+    let data = mirror.scatter(11);
+    mirror.loses("an allocation of the area", PAGE, || {
+        take_all_of(&mut area, &place)
+    })?;
+    check_eq!(area.count(&place.frames()?), 0, "pages that did not move");
+    check_eq!(mirror.read(0, HUGE)?, data, "the device's view elsewhere");
+    mirror.coherent_all_over("elsewhere")?;
+    area.give_back()?;
+    mirror.agrees("in the end")
+}
+
+fn taken_while_the_device_writes(env: &Env) -> TestResult {
+    let device = open(env)?;
+    let mut area = Area::find()?;
+    let place = inside(&area, 64 * PAGE)?;
+    let mirror = Mirror::new(&device, &place)?;
+    let jobs = env.iterations(60) as u32;
+    let before = mirror.count()?.invalidations;
+    let outcomes = additions(&mirror, 64 * PAGE, jobs, |_| {
+        take_all_of(&mut area, &place)?;
+        area.give_back()?;
+        // Back into the area, perhaps.
+        place.advise(0, 32 * PAGE, libc::MADV_DONTDUMP)?;
+        place.advise(0, 32 * PAGE, libc::MADV_DODUMP)
+    })?;
+    println!(
+        "    # taken {} times during {jobs} jobs, {} of them repeated",
+        outcomes.disturbances, outcomes.busy
+    );
+    check!(
+        mirror.count()?.invalidations > before,
+        "the device was never told"
+    );
+    for page in 0..64 {
+        check_eq!(
+            place.read_u32(page * PAGE),
+            jobs,
+            "additions to page {page}"
+        );
+    }
+    mirror.coherent_all_over("in the end")
+}
+
+/// A pin for long would keep the area from whoever it was made for.
+fn pinned_memory_leaves(env: &Env) -> TestResult {
+    let device = open(env)?;
+    let mut area = Area::find()?;
+    let place = inside(&area, 64 * PAGE)?;
+    place.write_u64(3 * PAGE, 0x33);
+    let userptr = device.register(&place, RegisterOptions::pinned())?;
+    check_eq!(
+        area.count(&place.frames()?),
+        0,
+        "pinned pages in the contiguous area"
+    );
+    let peek = || job::peek(&device, userptr.at(3 * PAGE as u64), userptr.handle());
+    check_eq!(peek()?, 0x33, "the device's view");
+    check!(area.take(PIECE)?, "the area cannot be had");
+    area.give_back()?;
+    job::poke(&device, userptr.at(5 * PAGE as u64), 0x55, userptr.handle())?;
+    check_eq!(place.read_u64(5 * PAGE), 0x55, "our view");
+    Ok(())
+}
