@@ -182,9 +182,28 @@ impl virtio::Driver for VirtioGpu {
         this.gpu.control.config_changed();
     }
 
-    fn freeze() -> Result {
-        // Contexts and host resources cannot be brought back.
-        Err(EPERM)
+    #[cfg(CONFIG_PM_SLEEP)]
+    fn freeze(vdev: &virtio::Device<device::Core<'_>>, this: Pin<&Bound>) -> Result {
+        let gpu = &this.gpu;
+        // What the host has of others cannot be brought back.
+        if !gpu.context_ids.is_empty() || !gpu.resource_ids.is_empty() {
+            dev_info!(
+                vdev.as_ref(),
+                "in use, and cannot sleep: its contexts and resources would be lost\n"
+            );
+            return Err(EBUSY);
+        }
+        gpu.control.sleep()
+    }
+
+    #[cfg(CONFIG_PM_SLEEP)]
+    fn restore(vdev: &virtio::Device<device::Core<'_>>, this: Pin<&Bound>) -> Result {
+        let gpu = &this.gpu;
+        gpu.control.wake_up(vdev, gpu.features.event_slots)
+    }
+
+    fn reset_prepare(this: Pin<&Bound>) {
+        this.gpu.control.leave(c"its bus resets it");
     }
 
     fn shutdown(_vdev: &virtio::Device<device::Core<'_>>, this: Pin<&Bound>) {

@@ -145,6 +145,11 @@ void kapi_ida_init(struct ida *ida)
 	ida_init(ida);
 }
 
+bool kapi_ida_is_empty(const struct ida *ida)
+{
+	return ida_is_empty(ida);
+}
+
 struct workqueue_struct *kapi_alloc_reclaim_workqueue(const char *name)
 {
 	return alloc_workqueue("%s", WQ_MEM_RECLAIM | WQ_UNBOUND, 0, name);

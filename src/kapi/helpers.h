@@ -78,6 +78,7 @@ void kapi_fs_reclaim_release(void);
 /* linux/idr.h */
 struct ida;
 void kapi_ida_init(struct ida *ida);
+bool kapi_ida_is_empty(const struct ida *ida);
 
 /* linux/workqueue.h: flags are WQ_MEM_RECLAIM | WQ_UNBOUND. */
 struct workqueue_struct *kapi_alloc_reclaim_workqueue(const char *name);

@@ -47,6 +47,12 @@ impl Ida {
         })
     }
 
+    /// Whether no integer is in use, at this moment.
+    pub(crate) fn is_empty(&self) -> bool {
+        // SAFETY: The IDA was initialized.
+        unsafe { bindings::kapi_ida_is_empty(self.inner.get()) }
+    }
+
     /// The lowest free integer, 1 or more.
     ///
     /// # Errors

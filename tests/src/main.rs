@@ -23,6 +23,7 @@ mod mirrored;
 mod observe;
 mod read_only;
 mod remove;
+mod sleep;
 mod support;
 mod transfer;
 mod unplug;
@@ -48,6 +49,7 @@ const FAMILIES: &[&Family] = &[
     &cow::FAMILY,
     &life::FAMILY,
     &remove::FAMILY,
+    &sleep::FAMILY,
     &unplug::FAMILY,
     &faults::FAMILY,
     &observe::FAMILY,

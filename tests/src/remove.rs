@@ -6,14 +6,14 @@
 use std::fs;
 use std::time::Duration;
 
-use virtgpu_client::{Bytes, RegisterOptions};
+use virtgpu_client::{Bytes, Errno, RegisterOptions};
 
 use crate::ktap::{Driver, Family, Kernel, TestResult};
 use crate::support::gpu::{self, wait_for_node};
 use crate::support::memory::small_pages;
 use crate::support::victim::Victim;
 use crate::support::{job, Env, PAGE};
-use crate::{cases, check, check_eq};
+use crate::{cases, check, check_eq, check_err, skip};
 
 pub(crate) const FAMILY: Family = Family {
     name: "remove",
@@ -28,6 +28,7 @@ pub(crate) const FAMILY: Family = Family {
         unbind_while_registering: 300,
         pci_remove_and_rescan: 180,
         pci_remove_with_jobs: 180,
+        pci_reset_with_jobs: 180,
         unload_refused_while_open,
         unload_and_load,
     ],
@@ -160,6 +161,28 @@ fn pci_remove_with_jobs(env: &Env) -> TestResult {
 }
 
 const MODULE: &str = "virtgpu_userptr";
+
+/// Somebody resets the device under the driver: it is lost at once, and works when bound again.
+fn pci_reset_with_jobs(env: &Env) -> TestResult {
+    let gpu = gpu::find()?;
+    let reset = gpu.pci.join("reset");
+    if !reset.exists() {
+        skip!("the device cannot be reset by its bus");
+    }
+    let mut victim = Victim::new(env)?;
+    fs::write(reset, "1")?;
+    victim.released(LIMIT)?;
+    check_err!(
+        env.open()?.context_init_compute(1),
+        Errno::NODEV,
+        "a new context"
+    );
+    victim.close(LIMIT)?;
+    gpu.unbind()?;
+    check!(gpu::wait_for_no_node(env), "the render node goes away");
+    gpu.bind()?;
+    works(env)
+}
 
 fn unload_refused_while_open(env: &Env) -> TestResult {
     let file = gpu::module_file()?;

@@ -55,7 +55,12 @@ unsafe impl<T: Driver> driver::RegistrationOps for Adapter<T> {
             (*vdrv).probe = Some(Self::probe_callback);
             (*vdrv).remove = Some(Self::remove_callback);
             (*vdrv).config_changed = Some(Self::config_changed_callback);
-            (*vdrv).freeze = Some(Self::freeze_callback);
+            #[cfg(CONFIG_PM_SLEEP)]
+            {
+                (*vdrv).freeze = Some(Self::freeze_callback);
+                (*vdrv).restore = Some(Self::restore_callback);
+            }
+            (*vdrv).reset_prepare = Some(Self::reset_prepare_callback);
             (*vdrv).shutdown = Some(Self::shutdown_callback);
         }
 
@@ -113,8 +118,37 @@ impl<T: Driver> Adapter<T> {
         T::config_changed(data);
     }
 
-    extern "C" fn freeze_callback(_vdev: *mut bindings::virtio_device) -> c_int {
-        from_result(|| T::freeze().map(|()| 0))
+    #[cfg(CONFIG_PM_SLEEP)]
+    extern "C" fn freeze_callback(vdev: *mut bindings::virtio_device) -> c_int {
+        // SAFETY: The virtio bus calls with a valid, bound device.
+        let vdev = unsafe { &*vdev.cast::<Device<device::CoreInternal<'_>>>() };
+
+        // SAFETY: A bound device has gone through a successful `probe`.
+        let data = unsafe { vdev.as_ref().drvdata_borrow::<T::Data>() };
+
+        from_result(|| T::freeze(vdev, data).map(|()| 0))
+    }
+
+    #[cfg(CONFIG_PM_SLEEP)]
+    extern "C" fn restore_callback(vdev: *mut bindings::virtio_device) -> c_int {
+        // SAFETY: The virtio bus calls with a valid, bound device.
+        let vdev = unsafe { &*vdev.cast::<Device<device::CoreInternal<'_>>>() };
+
+        // SAFETY: A bound device has gone through a successful `probe`.
+        let data = unsafe { vdev.as_ref().drvdata_borrow::<T::Data>() };
+
+        from_result(|| T::restore(vdev, data).map(|()| 0))
+    }
+
+    extern "C" fn reset_prepare_callback(vdev: *mut bindings::virtio_device) -> c_int {
+        // SAFETY: The virtio bus calls with a valid, bound device.
+        let vdev = unsafe { &*vdev.cast::<Device<device::CoreInternal<'_>>>() };
+
+        // SAFETY: A bound device has gone through a successful `probe`.
+        let data = unsafe { vdev.as_ref().drvdata_borrow::<T::Data>() };
+
+        T::reset_prepare(data);
+        0
     }
 
     extern "C" fn shutdown_callback(vdev: *mut bindings::virtio_device) {
@@ -195,12 +229,28 @@ pub(crate) trait Driver: 'static {
     /// context.
     fn config_changed(this: Pin<&Self::Data>);
 
-    /// Called before the machine sleeps.
+    /// Called before the machine sleeps, when no process runs.
+    ///
+    /// On success no virtqueue may exist.
     ///
     /// # Errors
     ///
-    /// An error keeps the machine awake.
-    fn freeze() -> Result;
+    /// An error keeps the machine awake, and the device as it was.
+    #[cfg(CONFIG_PM_SLEEP)]
+    fn freeze(dev: &Device<device::Core<'_>>, this: Pin<&Self::Data>) -> Result;
+
+    /// Called when the machine wakes up, after [`Driver::freeze`]. The device has been reset, and
+    /// has the features that it had.
+    ///
+    /// # Errors
+    ///
+    /// After an error the device cannot be used until it is bound again.
+    #[cfg(CONFIG_PM_SLEEP)]
+    fn restore(dev: &Device<device::Core<'_>>, this: Pin<&Self::Data>) -> Result;
+
+    /// Called before somebody resets the device by means of its bus. It must not be used any more
+    /// until it is bound again.
+    fn reset_prepare(this: Pin<&Self::Data>);
 
     /// Called before the machine is switched off; no memory may be accessed by the device after
     /// that.

@@ -15,7 +15,10 @@ use crate::{
     kapi::{
         dma::fence::Signalling,
         sync::cancel_delayed_sync,
-        virtio::Message, //
+        virtio::{
+            self,
+            Message, //
+        },
     },
     protocol::mirror::{
         device_state,
@@ -26,6 +29,7 @@ use crate::{
 };
 use core::mem::offset_of;
 use kernel::{
+    device,
     list::List,
     prelude::*,
     sync::{
@@ -107,6 +111,10 @@ impl Control {
         cancel_delayed_sync::<Self, 3>(self);
         cancel_delayed_sync::<Self, 4>(self);
         self.workqueue.flush();
+        self.drop_queues();
+    }
+
+    fn drop_queues(&self) {
         let queues = {
             let mut inner = self.inner.lock();
             (inner.queue.take(), inner.cursor.take())
@@ -114,6 +122,69 @@ impl Control {
         drop(queues);
         drop(self.events.take_queue());
         drop(self.mirror.take_queue());
+    }
+
+    /// Gives the device up, and returns when it has been reset: somebody else will touch it.
+    pub(crate) fn leave(self: &Arc<Self>, why: &CStr) {
+        self.lose(why);
+        self.reset_workqueue.flush();
+    }
+
+    /// Leaves a device that has nothing of ours, for the time that the machine sleeps. Nobody sends
+    /// commands meanwhile.
+    ///
+    /// # Errors
+    ///
+    /// [`EBUSY`] if it has not answered everything.
+    #[cfg(CONFIG_PM_SLEEP)]
+    pub(crate) fn sleep(self: &Arc<Self>) -> Result {
+        cancel_delayed_sync::<Self, 4>(self);
+        self.workqueue.flush();
+        {
+            let mut inner = self.inner.lock();
+            inner.watching = false;
+            match inner.state {
+                State::Running => {}
+                // Nothing is left to be left.
+                State::Reset => return Ok(()),
+                _ => return Err(EBUSY),
+            }
+            if !inner.backlog.is_empty() || inner.in_flight.iter().any(Option::is_some) {
+                self.arm_watchdog(&mut inner);
+                return Err(EBUSY);
+            }
+            inner.state = State::Asleep;
+        }
+        self.vdev.reset();
+        self.vdev.synchronize_callbacks();
+        self.mirror.reset();
+        self.drop_queues();
+        Ok(())
+    }
+
+    /// Takes up the device again that [`Control::sleep`] has left.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Control::start`], after which the device is lost.
+    #[cfg(CONFIG_PM_SLEEP)]
+    pub(crate) fn wake_up(
+        self: &Arc<Self>,
+        vdev: &virtio::Device<device::Core<'_>>,
+        mirror: Option<usize>,
+    ) -> Result {
+        if self.is_lost() {
+            return Ok(());
+        }
+        self.start(vdev, mirror)
+            .inspect_err(|_| self.retire_asleep())
+    }
+
+    /// The device did not wake up: everybody is to see that.
+    #[cfg(CONFIG_PM_SLEEP)]
+    fn retire_asleep(self: &Arc<Self>) {
+        self.lose_locked(&mut self.inner.lock());
+        self.wake_all();
     }
 
     /// Gives up on a command that the device never answered, and never will: whoever waits for it

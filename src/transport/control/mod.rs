@@ -120,6 +120,9 @@ enum State {
     Lost,
     /// The device has been reset.
     Reset,
+    /// The machine sleeps, and the device knows nothing of the driver.
+    #[cfg(CONFIG_PM_SLEEP)]
+    Asleep,
 }
 
 struct Inner {
@@ -296,6 +299,7 @@ impl Control {
             inner.ring_size = ring_size;
             inner.free = ring_size - TEARDOWN_RESERVE;
             inner.reserve = TEARDOWN_RESERVE;
+            inner.state = State::Running;
         }
         vdev.ready();
         self.events.kick();
@@ -447,6 +451,8 @@ impl Control {
                 self.send_backlog(&mut inner);
             }
             State::Lost => inner.held.push_back(command),
+            #[cfg(CONFIG_PM_SLEEP)]
+            State::Asleep => inner.held.push_back(command),
             State::Reset => {
                 drop(inner);
                 let mut command = command;
