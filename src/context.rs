@@ -69,6 +69,8 @@ pub(crate) struct ContextParams {
     pub(crate) capset_id: u32,
     /// Rings, 0 for the device's timeline only.
     pub(crate) rings: u32,
+    /// Mask of the rings whose fences become events.
+    pub(crate) poll_rings: u64,
     /// Name for the host's logs; the rest is zero.
     pub(crate) debug_name: [u8; DEBUG_NAME_LEN],
     /// Bytes of the name.
@@ -81,6 +83,7 @@ impl ContextParams {
         let mut this = Self {
             capset_id: 0,
             rings: 0,
+            poll_rings: 0,
             debug_name: [0; DEBUG_NAME_LEN],
             debug_name_len: 0,
         };
@@ -105,6 +108,7 @@ pub(crate) struct Context {
     id: u32,
     timelines: u64,
     rings: u32,
+    poll_rings: u64,
     /// Its capability set is AMD's.
     amd: bool,
     /// A job touched what it may not, or took too long: the host takes no more.
@@ -152,6 +156,7 @@ impl Context {
             id,
             timelines: allocate_timelines(1 + params.rings),
             rings: params.rings,
+            poll_rings: params.poll_rings,
             amd: params.capset_id == capsets::AMD_ID && gpu.capsets.is_amd(),
             lost,
             destroy,
@@ -204,6 +209,11 @@ impl Context {
     /// The timeline of ring `ring`, if the context has it.
     pub(crate) fn timeline(&self, ring: u32) -> Option<u64> {
         (ring < self.rings).then(|| self.timelines + 1 + u64::from(ring))
+    }
+
+    /// Whether the fences of ring `ring` become events.
+    pub(crate) fn polls(&self, ring: u8) -> bool {
+        u32::from(ring) < MAX_RINGS && self.poll_rings & 1 << ring != 0
     }
 
     /// The flags with which the host is told of user memory.

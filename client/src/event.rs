@@ -13,6 +13,8 @@ use crate::{Device, Errno, Result};
 /// What [`Device::events`] returns.
 #[derive(Clone, Copy, Debug)]
 pub enum Event {
+    /// A job has ended on a ring of [`uapi::context_param::POLL_RINGS_MASK`].
+    FenceSignaled,
     /// Registered memory is gone ([`crate::RegisterOptions::events`]).
     Userptr(uapi::UserptrEvent),
     /// An event that this library does not know.
@@ -75,6 +77,7 @@ fn parse(mut bytes: &[u8]) -> Result<Vec<Event>> {
         bytes = rest;
         events.push(match uapi::UserptrEvent::read_from_prefix(event) {
             Ok((event, _)) if kind == uapi::EVENT_USERPTR => Event::Userptr(event),
+            _ if kind == uapi::EVENT_FENCE_SIGNALED => Event::FenceSignaled,
             _ => Event::Other { kind },
         });
     }
@@ -99,12 +102,14 @@ mod tests {
         };
         let mut bytes = gone.as_bytes().to_vec();
         bytes.extend_from_slice([0x9000_0000_u32, 8].as_bytes());
+        bytes.extend_from_slice([0x9000_0001_u32, 8].as_bytes());
         bytes.extend_from_slice(gone.as_bytes());
         let events = parse(&bytes).unwrap();
-        assert_eq!(events.len(), 3);
+        assert_eq!(events.len(), 4);
         assert!(matches!(events[0], Event::Userptr(e) if e.cookie == 9 && e.addr == 0x7000));
-        assert!(matches!(events[1], Event::Other { kind: 0x9000_0000 }));
-        assert!(matches!(events[2], Event::Userptr(_)));
+        assert!(matches!(events[1], Event::FenceSignaled));
+        assert!(matches!(events[2], Event::Other { kind: 0x9000_0001 }));
+        assert!(matches!(events[3], Event::Userptr(_)));
     }
 
     #[test]

@@ -215,6 +215,8 @@ fn standard(facts: &mut Vec<Fact>) {
             "VIRTGPU_CONTEXT_PARAM_CAPSET_ID" = context_param::CAPSET_ID,
             "VIRTGPU_CONTEXT_PARAM_NUM_RINGS" = context_param::NUM_RINGS,
             "VIRTGPU_CONTEXT_PARAM_POLL_RINGS_MASK" = context_param::POLL_RINGS_MASK,
+            "VIRTGPU_EVENT_FENCE_SIGNALED" = EVENT_FENCE_SIGNALED,
+            "sizeof(struct drm_event)" = size_of::<FenceEvent>(),
             "DRM_IOCTL_VERSION" = drm::VERSION,
             "DRM_IOCTL_GEM_CLOSE" = drm::GEM_CLOSE,
             "DRM_IOCTL_GEM_FLINK" = drm::GEM_FLINK,

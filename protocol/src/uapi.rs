@@ -364,6 +364,19 @@ pub mod bo_state {
     pub const LOST: u32 = 3;
 }
 
+/// Type of the DRM event for each fence of a ring in [`context_param::POLL_RINGS_MASK`].
+pub const EVENT_FENCE_SIGNALED: u32 = 0x9000_0000;
+
+/// What is read for such a fence: a `drm_event` and nothing more.
+#[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct FenceEvent {
+    /// `drm_event::type`: [`EVENT_FENCE_SIGNALED`].
+    pub kind: u32,
+    /// `drm_event::length`: bytes of the whole.
+    pub length: u32,
+}
+
 /// Type of the DRM event that [`USERPTR_EVENT`] asks for.
 pub const EVENT_USERPTR: u32 = 0x9000_1000;
 
@@ -484,6 +497,7 @@ const _: () = {
     assert!(size_of::<GetCaps>() == 24);
     assert!(size_of::<ResourceCreateBlob>() == 72);
     assert!(size_of::<ContextInit>() == 16);
+    assert!(size_of::<FenceEvent>() == 8);
     assert!(size_of::<UserptrEvent>() == 40);
     assert!(size_of::<UserptrRegister>() == 72);
     assert!(size_of::<BoQuery>() == 88);

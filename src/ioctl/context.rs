@@ -68,8 +68,7 @@ fn read_params(file: &File, args: &uapi::ContextInit) -> Result<ContextParams> {
                 }
                 params.rings = rings;
             }
-            // Fences as DRM events are a later matter; Mesa passes an empty mask.
-            context_param::POLL_RINGS_MASK if entry.value == 0 => {}
+            context_param::POLL_RINGS_MASK => params.poll_rings = entry.value,
             context_param::DEBUG_NAME => {
                 let mut name = [0; DEBUG_NAME_LEN];
                 let addr = UserPtr::from_addr(usize::try_from(entry.value)?);
@@ -80,6 +79,14 @@ fn read_params(file: &File, args: &uapi::ContextInit) -> Result<ContextParams> {
             }
             _ => return Err(EINVAL),
         }
+    }
+    // Only rings that there are, in whatever order the parameters come.
+    let rings = match params.rings {
+        MAX_RINGS => u64::MAX,
+        rings => (1 << rings) - 1,
+    };
+    if params.poll_rings & !rings != 0 {
+        return Err(EINVAL);
     }
     Ok(params)
 }

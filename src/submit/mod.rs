@@ -28,13 +28,20 @@ use crate::{
     gpu::Timeline,
     kapi::{
         dma::DriverFence,
-        drm::reservation::Reservation,
+        drm::{
+            event::{
+                Payload,
+                ReservedEvent, //
+            },
+            reservation::Reservation, //
+        },
         virtio::Chunks, //
     },
     protocol::{
         uapi::{
             self,
-            ExecBuffer, //
+            ExecBuffer,
+            FenceEvent, //
         },
         virtio_gpu::{
             command,
@@ -81,12 +88,37 @@ impl Finish for Job {
     fn finish(&mut self, _answer: &Answer) {}
 }
 
+impl Payload for FenceEvent {
+    const TYPE: u32 = uapi::EVENT_FENCE_SIGNALED;
+}
+
+/// An event for the fence of a job on a ring that is polled.
+fn fence_event(file: &File, context: &Context, ring: Option<u8>) -> Result<Option<ReservedEvent>> {
+    match ring {
+        Some(ring) if context.polls(ring) => file.reserve_event(FenceEvent::default()).map(Some),
+        _ => Ok(None),
+    }
+}
+
+/// Has other events sent for which there was no room as long as a job had taken it, if the job is not
+/// queued.
+struct RoomGivenBack<'a>(Option<&'a File>);
+
+impl Drop for RoomGivenBack<'_> {
+    fn drop(&mut self) {
+        if let Some(file) = self.0 {
+            file.outbox().resume();
+        }
+    }
+}
+
 /// EXECBUFFER.
 ///
 /// # Errors
 ///
 /// [`EINVAL`] for arguments that make no sense, [`ENOENT`] for a handle that does not exist,
-/// [`EALREADY`](kernel::error::code) for one that is listed twice, [`EFAULT`], [`ENOMEM`],
+/// [`EALREADY`](kernel::error::code) for one that is listed twice, [`EFAULT`], [`ENOMEM`] also if
+/// there is no room for an event,
 /// [`ENODEV`], [`EBUSY`], [`ERESTARTSYS`], [`EIO`] if the context is lost; for memory that moves, what
 /// [`Mirrored::make_ready`] says. That the host refuses or fails the job shows in its fence, as
 /// -EIO.
@@ -121,6 +153,9 @@ pub(crate) fn submit(file: &File, args: &mut ExecBuffer) -> Result {
     // Also where nobody waits for it: without fence the host answers when it has read the job.
     let fence = DriverFence::new::<Timeline>(timeline)?;
     let published = fence.fence().clone();
+    let event = fence_event(file, &context, ring)?;
+    // Dropped after the job, and the event with it.
+    let mut room = RoomGivenBack(event.as_ref().map(|_| file));
     let out_file = out.sync_file(&published)?;
 
     let fixed = Submit3d {
@@ -130,6 +165,7 @@ pub(crate) fn submit(file: &File, args: &mut ExecBuffer) -> Result {
     let mut request = Request::new(Header::new(command::SUBMIT_3D, context.id()), &fixed);
     request.payload = payload;
     request.fence = Some((fence, ring));
+    request.event = event;
     request.job = true;
     // With a mirror queue, this error says that the job has touched what it may not.
     request.lost_on_error = gpu.features.mirror.map(|_| context.lost().clone());
@@ -178,6 +214,7 @@ pub(crate) fn submit(file: &File, args: &mut ExecBuffer) -> Result {
         deadline.get_or_insert_with(Deadline::new).next_try_ms()?;
     }
 
+    room.0 = None;
     ins.reset();
     args.fence_fd = out.publish(&published, out_file).unwrap_or(args.fence_fd);
     Ok(())

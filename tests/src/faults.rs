@@ -43,6 +43,7 @@ pub(crate) const FAMILY: Family = Family {
         execbuffer_long: 600,
         execbuffer_fences: 600,
         execbuffer_syncobjs: 600,
+        execbuffer_polled: 600,
         wait: 600,
         register: 600,
         register_fragmented: 900,
@@ -420,6 +421,37 @@ fn execbuffer_syncobjs(env: &Env) -> TestResult {
         },
         nothing,
     )
+}
+
+fn execbuffer_polled(env: &Env) -> TestResult {
+    let device = env.open()?;
+    let params = [(1, u64::from(wire::CAPSET_ID)), (2, 1), (3, 1)]
+        .map(|(param, value)| uapi::ContextSetParam { param, value });
+    // SAFETY: No parameter is an address.
+    unsafe { device.context_init(&params)? };
+    let mut stream = compute::Stream::new();
+    stream.delay(1);
+    let exec = Exec::new(stream.as_bytes()).ring(0);
+    let mut queued = 0;
+    each_fault(
+        "EXECBUFFER on a polled ring",
+        || {
+            let result = exec.submit(&device);
+            // The last fault is that of copying the result.
+            queued += u64::from(matches!(result, Ok(()) | Err(Errno::FAULT)));
+            result
+        },
+        nothing,
+    )?;
+    let mut ended = 0;
+    while device.wait_for_event(std::time::Duration::from_secs(1))? {
+        ended += device.events(job::LIMIT)?.len() as u64;
+    }
+    check!(
+        ended <= queued && ended > 0,
+        "{ended} events for {queued} jobs"
+    );
+    Ok(())
 }
 
 fn wait(env: &Env) -> TestResult {

@@ -21,6 +21,7 @@ mod ktap;
 mod life;
 mod mirrored;
 mod observe;
+mod poll_rings;
 mod read_only;
 mod remove;
 mod sleep;
@@ -37,6 +38,7 @@ use ktap::{Driver, Family, Kernel};
 const FAMILIES: &[&Family] = &[
     &basic::FAMILY,
     &cdriver::FAMILY,
+    &poll_rings::FAMILY,
     &transfer::FAMILY,
     &transfer::NO_VIRGL,
     &userptr::FAMILY,

@@ -4,7 +4,8 @@
 //!
 //! A file has room for a few kilobytes of events that have not been read. An event takes its room
 //! when it is sent; where there is none, the sender gets the event back, and is told by
-//! [`Driver::events_read`](super::Driver::events_read) when to try again.
+//! [`Driver::events_read`](super::Driver::events_read) when to try again. Or it takes it ahead, as a
+//! [`ReservedEvent`], which can be sent anywhere.
 //!
 //! # Examples
 //!
@@ -30,6 +31,10 @@
 //! C headers: [`include/drm/drm_file.h`](srctree/include/drm/drm_file.h),
 //! [`include/uapi/drm/drm.h`](srctree/include/uapi/drm/drm.h)
 
+use super::{
+    device::Driver,
+    file::File, //
+};
 use crate::kapi::bindings;
 use core::{
     mem::MaybeUninit,
@@ -40,6 +45,10 @@ use kernel::{
     new_spinlock,
     prelude::*,
     sync::{
+        atomic::{
+            ordering::Full,
+            AtomicFlag, //
+        },
         Arc,
         SpinLock, //
     },
@@ -61,6 +70,29 @@ pub(crate) trait Payload: Copy + Immutable + IntoBytes + Send {
 struct Node<P> {
     raw: Opaque<bindings::drm_pending_event>,
     payload: MaybeUninit<P>,
+}
+
+/// Writes a payload with its header, and returns the header.
+///
+/// # Safety
+///
+/// `node` is valid for writes.
+unsafe fn fill<P: Payload>(node: *mut Node<P>, payload: P) -> *mut bindings::drm_event {
+    const {
+        assert!(size_of::<P>() >= size_of::<bindings::drm_event>());
+        assert!(align_of::<P>() >= align_of::<bindings::drm_event>());
+    }
+    // SAFETY: By the requirements of this function. The payload has room for the header, by the
+    // assertions, and is initialized to its last byte.
+    unsafe {
+        let header: *mut bindings::drm_event = (&raw mut (*node).payload).cast();
+        (*node).payload.write(payload);
+        header.write(bindings::drm_event {
+            type_: P::TYPE,
+            length: size_of::<P>() as u32,
+        });
+        header
+    }
 }
 
 /// Memory for one event, allocated ahead, so that sending needs none.
@@ -145,10 +177,6 @@ impl EventQueue {
     ///
     /// Gives the event back, with the reason.
     pub(crate) fn send<P: Payload>(&self, event: Event<P>, payload: P) -> Result<(), Unsent<P>> {
-        const {
-            assert!(size_of::<P>() >= size_of::<bindings::drm_event>());
-            assert!(align_of::<P>() >= align_of::<bindings::drm_event>());
-        }
         let guard = self.file.lock();
         let Some(file) = *guard else {
             return Err(Unsent::Closed(event));
@@ -156,16 +184,10 @@ impl EventQueue {
         let node = KBox::into_raw(event.0);
         let pending: *mut bindings::drm_pending_event = node.cast();
 
-        // SAFETY: The node is ours. Its payload has room for the header, by the assertions, and is
-        // initialized to its last byte. By the type invariant the file is valid as long as the lock
-        // is held, and it keeps its device.
+        // SAFETY: The node is ours. By the type invariant the file is valid as long as the lock is
+        // held, and it keeps its device.
         let reserved = unsafe {
-            let header: *mut bindings::drm_event = (&raw mut (*node).payload).cast();
-            (*node).payload.write(payload);
-            header.write(bindings::drm_event {
-                type_: P::TYPE,
-                length: size_of::<P>() as u32,
-            });
+            let header = fill(node, payload);
             let dev = (*(*file.as_ptr()).minor).dev;
             let reserved = to_result(bindings::drm_event_reserve_init(
                 dev,
@@ -184,5 +206,93 @@ impl EventQueue {
             // SAFETY: The core has not taken the node, which is from `into_raw`.
             Unsent::NoRoom(Event(unsafe { KBox::from_raw(node) }))
         })
+    }
+}
+
+/// An event that has its room, so that sending it cannot fail. May outlive the file, whose end ends
+/// the event.
+///
+/// Dropping it unsent gives the room back. That must happen where one may sleep, since it may drop
+/// the last reference to the device.
+///
+/// # Invariants
+///
+/// This owns a reference to `dev`. Unless `sent` is set, `pending` is reserved on a file of `dev`,
+/// and was neither sent nor cancelled.
+pub(crate) struct ReservedEvent {
+    dev: NonNull<bindings::drm_device>,
+    pending: NonNull<bindings::drm_pending_event>,
+    sent: AtomicFlag,
+}
+
+// SAFETY: The functions that use the event may be called from any thread.
+unsafe impl Send for ReservedEvent {}
+
+// SAFETY: Only who sets `sent` uses the event.
+unsafe impl Sync for ReservedEvent {}
+
+impl<D: Driver> File<D> {
+    /// Takes room for an event, to be sent later.
+    ///
+    /// # Errors
+    ///
+    /// [`ENOMEM`], also if there is no room.
+    pub(crate) fn reserve_event<P: Payload>(&self, payload: P) -> Result<ReservedEvent> {
+        let event = Event::new()?;
+        let node = KBox::into_raw(event.0);
+        let pending: *mut bindings::drm_pending_event = node.cast();
+
+        // SAFETY: The node is ours; the file is valid, and keeps its device.
+        let (dev, reserved) = unsafe {
+            let header = fill(node, payload);
+            let dev = (*(*self.as_raw()).minor).dev;
+            let reserved = to_result(bindings::drm_event_reserve_init(
+                dev,
+                self.as_raw(),
+                pending,
+                header,
+            ));
+            (dev, reserved)
+        };
+        if let Err(e) = reserved {
+            // SAFETY: The core has not taken the node, which is from `into_raw`.
+            drop(unsafe { KBox::from_raw(node) });
+            return Err(e);
+        }
+        // INVARIANT: The event was just reserved; the reference is taken here.
+        // SAFETY: The device is valid; neither pointer is null.
+        unsafe {
+            bindings::drm_dev_get(dev);
+            Ok(ReservedEvent {
+                dev: NonNull::new_unchecked(dev),
+                pending: NonNull::new_unchecked(pending),
+                sent: AtomicFlag::new(false),
+            })
+        }
+    }
+}
+
+impl ReservedEvent {
+    /// Sends the event, unless that was done. May be called in any context.
+    pub(crate) fn send(&self) {
+        if self.sent.xchg(true, Full) {
+            return;
+        }
+        // SAFETY: By the type invariant the device is valid, and the event, whose memory is from
+        // kmalloc(), is reserved. If its file is gone, the core frees it.
+        unsafe { bindings::drm_send_event(self.dev.as_ptr(), self.pending.as_ptr()) }
+    }
+}
+
+impl Drop for ReservedEvent {
+    fn drop(&mut self) {
+        // SAFETY: By the type invariant the device is valid, the event is reserved unless it was
+        // sent, and the reference is ours.
+        unsafe {
+            if !self.sent.xchg(true, Full) {
+                bindings::drm_event_cancel_free(self.dev.as_ptr(), self.pending.as_ptr());
+            }
+            bindings::drm_dev_put(self.dev.as_ptr());
+        }
     }
 }

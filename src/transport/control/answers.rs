@@ -206,13 +206,10 @@ impl QueueHandler for Control {
                     lost.store(true, Release);
                 }
             }
-            let fence = command.shared.fence.lock().take();
-            if let Some(fence) = fence {
-                fence.signal(match Self::answer(&command) {
-                    Answer::Ok(_) => Ok(()),
-                    _ => Err(EIO),
-                });
-            }
+            command.shared.signal(match Self::answer(&command) {
+                Answer::Ok(_) => Ok(()),
+                _ => Err(EIO),
+            });
             done.push_back(command);
         }
         this.wait.wake_all();

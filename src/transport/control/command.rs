@@ -5,6 +5,7 @@
 use crate::{
     kapi::{
         dma::DriverFence,
+        drm::event::ReservedEvent,
         virtio::{
             Chunks,
             Message, //
@@ -59,7 +60,30 @@ pub(crate) struct Shared {
     pub(super) lost_on_error: Option<Arc<AtomicFlag>>,
     /// Signalled when the answer comes. Protects the fence only.
     #[pin]
-    pub(super) fence: SpinLockIrq<Option<DriverFence>>,
+    fence: SpinLockIrq<Option<DriverFence>>,
+    /// Sent when the fence is signalled.
+    event: Option<ReservedEvent>,
+}
+
+impl Shared {
+    /// Gives the fence, if there is one, its place in its timeline.
+    pub(super) fn set_sequence(&self, seqno: u64) {
+        if let Some(fence) = &mut *self.fence.lock() {
+            fence.set_sequence(seqno);
+        }
+    }
+
+    /// Signals the fence, if there is one, unless that was done. May be called in any context, but
+    /// not with a lock of the queue held: whoever waits for the fence may be called from here.
+    pub(super) fn signal(&self, outcome: Result) {
+        let fence = self.fence.lock().take();
+        if let Some(fence) = fence {
+            fence.signal(outcome);
+            if let Some(event) = &self.event {
+                event.send();
+            }
+        }
+    }
 }
 
 /// What goes with a command to its end.
@@ -139,6 +163,8 @@ pub(crate) struct Request<'a> {
     /// A fence to signal when the answer comes, of which the host knows nothing: it answers when it
     /// has carried the command out. Not together with `fence`.
     pub(crate) signals: Option<DriverFence>,
+    /// An event to send when the fence is signalled.
+    pub(crate) event: Option<ReservedEvent>,
     /// The answer may take as long as a job.
     pub(crate) job: bool,
     /// To be set if the answer is [`response::ERR_UNSPEC`].
@@ -164,6 +190,7 @@ impl<'a> Request<'a> {
             reply: Chunks::new(),
             fence: None,
             signals: None,
+            event: None,
             job: false,
             lost_on_error: None,
             after_jobs: false,
@@ -197,6 +224,7 @@ impl<'a> Request<'a> {
         let fence = fence.or(self.signals);
         let after_jobs = self.after_jobs;
         let lost_on_error = self.lost_on_error;
+        let event = self.event;
         let job_of = if self.job { header.ctx_id.get() } else { 0 };
         Message::new(
             self.fixed,
@@ -210,6 +238,7 @@ impl<'a> Request<'a> {
                 after_jobs: AtomicFlag::new(after_jobs),
                 lost_on_error,
                 fence <- new_spinlock_irq!(fence, "Command::fence"),
+                event,
             }),
             Owned {
                 header,

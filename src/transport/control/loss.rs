@@ -191,10 +191,7 @@ impl Control {
     /// does so no longer.
     pub(super) fn abort(command: &Command) {
         command.shared.verdict.store(ABORTED, Release);
-        let fence = command.shared.fence.lock().take();
-        if let Some(fence) = fence {
-            fence.signal(Err(ENODEV));
-        }
+        command.shared.signal(Err(ENODEV));
     }
 
     /// Has the watchdog look after the command in place `index`, which must be answered within
@@ -226,10 +223,7 @@ impl Control {
             let Some(command) = command.filter(|c| c.shared.job_of == context_id) else {
                 continue;
             };
-            let fence = command.shared.fence.lock().take();
-            if let Some(fence) = fence {
-                fence.signal(Err(ECANCELED));
-            }
+            command.shared.signal(Err(ECANCELED));
         }
     }
 
@@ -343,10 +337,7 @@ impl WorkItem<3> for Control {
         for index in 0..ring_size {
             let command = this.inner.lock().in_flight[index].clone();
             if let Some(command) = command {
-                let fence = command.shared.fence.lock().take();
-                if let Some(fence) = fence {
-                    fence.signal(Err(ENODEV));
-                }
+                command.shared.signal(Err(ENODEV));
             }
         }
         this.on_reset.overdue();

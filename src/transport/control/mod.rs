@@ -390,9 +390,7 @@ impl Control {
         if header.flags.get() & FLAG_FENCE != 0 {
             header.fence_id = inner.next_fence.into();
             Message::owned(&mut command).header = header;
-            if let Some(fence) = &mut *command.shared.fence.lock() {
-                fence.set_sequence(inner.next_fence);
-            }
+            command.shared.set_sequence(inner.next_fence);
         }
         Message::patch_request(&mut command, 0, header.as_bytes());
 

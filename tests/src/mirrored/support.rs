@@ -445,7 +445,7 @@ pub(crate) fn next_event(device: &Device) -> TestResult<Vec<uapi::UserptrEvent>>
         .into_iter()
         .map(|event| match event {
             Event::Userptr(event) => Ok(event),
-            Event::Other { kind } => Err(Outcome::Fail(format!("event of type {kind:#x}"))),
+            other => Err(Outcome::Fail(format!("{other:?}"))),
         })
         .collect()
 }
