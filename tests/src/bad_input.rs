@@ -560,7 +560,7 @@ fn signals(env: &Env) -> TestResult {
     println!("    # {done} registered, {interrupted} interrupted");
     // Nothing is left of those that were interrupted.
     refusing.register(Errno::INVAL, "the state afterwards", raw::pinned(1, P))?;
-    let none = crate::support::eventually(std::time::Duration::from_secs(10), || {
+    let none = crate::support::eventually(std::time::Duration::from_secs(60), || {
         crate::support::procfs::vm_pin() == Ok(0)
     });
     check!(none, "VmPin is 0 in the end");

@@ -43,7 +43,7 @@ fn collapse_place(place: &Place) -> TestResult {
     place.advise(0, place.len(), libc::MADV_HUGEPAGE)?;
     let mut last = Ok(());
     // A page may be on its way somewhere for a moment.
-    eventually(Duration::from_secs(20), || {
+    eventually(Duration::from_secs(60), || {
         last = place.advise(0, place.len(), MADV_COLLAPSE);
         last.is_ok()
     });

@@ -38,7 +38,7 @@ const MADV_PAGEOUT: i32 = 21;
 /// Sends all pages of a place to swap. Pages that somebody holds would stay.
 fn page_out(place: &Place) -> TestResult {
     let mut last = Ok(());
-    let gone = eventually(Duration::from_secs(20), || {
+    let gone = eventually(job::LIMIT, || {
         last = place.advise(0, place.len(), MADV_PAGEOUT);
         last.is_err() || place.resident() == Ok(0)
     });

@@ -53,7 +53,7 @@ fn now(env: &Env) -> TestResult<State> {
 pub(crate) fn remember(env: &Env) -> TestResult {
     // What the case before used may still be on its way back.
     let mut state = now(env)?;
-    eventually(Duration::from_secs(5), || {
+    eventually(Duration::from_secs(30), || {
         let last = state;
         state = now(env).unwrap_or(last);
         last == state
@@ -66,7 +66,7 @@ pub(crate) fn remember(env: &Env) -> TestResult {
 pub(crate) fn check(env: &Env) -> TestResult {
     let before = BEFORE.lock().expect("one thread").expect("remembered");
     let mut after = Ok(before);
-    let same = eventually(Duration::from_secs(20), || {
+    let same = eventually(Duration::from_secs(60), || {
         after = now(env);
         after
             .as_ref()

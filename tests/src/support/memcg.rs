@@ -46,6 +46,6 @@ impl Group {
 impl Drop for Group {
     fn drop(&mut self) {
         // A process that has ended may take a moment to leave.
-        eventually(Duration::from_secs(5), || fs::remove_dir(&self.0).is_ok());
+        eventually(Duration::from_secs(30), || fs::remove_dir(&self.0).is_ok());
     }
 }

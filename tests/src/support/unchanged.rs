@@ -81,7 +81,7 @@ impl Refusing {
     fn settled(&self) -> TestResult<State> {
         let mut last = self.state()?;
         let mut current = Ok(());
-        eventually(Duration::from_secs(5), || match self.state() {
+        eventually(Duration::from_secs(30), || match self.state() {
             Ok(now) => {
                 let same = now == last;
                 last = now;
@@ -116,7 +116,7 @@ impl Refusing {
             }
         }
         let mut after = None;
-        let same = eventually(Duration::from_secs(10), || {
+        let same = eventually(Duration::from_secs(30), || {
             after = self.state().ok();
             after
                 .as_ref()
