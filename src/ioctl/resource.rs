@@ -237,6 +237,9 @@ impl Ioctl<GpuDriver> for Map {
     const NAME: &'static CStr = c"VIRTGPU_MAP";
 
     fn call(_dev: &Device, file: &File, args: &mut Self::Args) -> Result {
+        if args.pad != 0 {
+            return Err(EINVAL);
+        }
         args.offset = Object::lookup(file, args.handle)?.mmap_offset()?;
         Ok(())
     }
