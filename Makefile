@@ -8,6 +8,9 @@
 KDIR ?=
 SUITE ?=
 LIST ?=
+SECONDS ?=
+# A variable of the shell's, too, which it takes from the environment.
+unexport SECONDS
 
 .DEFAULT_GOAL := module
 # One step after the other: the steps themselves use all CPUs.
@@ -42,6 +45,10 @@ bench: ## the measures, in a kernel without debugging; writes bench/results/
 .PHONY: stress
 stress: ## mirrored memory at random in the debug kernel (DURATION=600 in seconds, SEED=number)
 	@scripts/stress.sh
+
+.PHONY: fuzz
+fuzz: ## ioctls at random in the debug kernel (SECONDS=60, SEED=number)
+	@FUZZ_SECONDS='$(SECONDS)' FUZZ_SEED='$(SEED)' scripts/fuzz.sh
 
 .PHONY: shell
 shell: ## an interactive guest (KERNEL=stock|debug|release, MEM=2G)

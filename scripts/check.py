@@ -28,6 +28,7 @@ A suite is a file tests/suites/NAME.toml:
                           # with arguments of its own, if they match
   job = "…"               # instead: a shell command that prints KTAP
   env = "NAME=value"      # for the job
+  env_named = "NAME=value" # instead, when the suite was asked for by name
   kernel, driver, mem, cpus, timeout, device_args, module_args, append
                           # as the options of vm.sh
 
@@ -205,8 +206,9 @@ def run_guest(report, suite, spec, run):
             report.add(name, "not ok", None, "no family of virtgpu-tests applies")
             return
         job = "virtgpu-tests run " + " ".join(wanted)
-    if option("env"):
-        job = f"export {option('env')}; {job}"
+    named = os.environ.get("VIRTGPU_SUITES_NAMED") and option("env_named")
+    if env := named or option("env"):
+        job = f"export {env}; {job}"
     command = [PROJECT + "/scripts/vm.py", "--name", run_name, "--kernel", kernel, "--driver", driver]
     for key in ("mem", "cpus", "timeout", "device_args", "module_args", "append"):
         if option(key) is not None:

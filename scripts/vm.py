@@ -33,7 +33,7 @@ import time
 PROJECT = "/project"
 BUILD = PROJECT + "/build"
 TARGET = BUILD + "/target/x86_64-unknown-linux-gnu/release"
-GUEST_BINARIES = ["virtgpu-tests", "virtgpu-bench", "virtgpu-demo"]
+GUEST_BINARIES = ["virtgpu-tests", "virtgpu-bench", "virtgpu-demo", "virtgpu-fuzz"]
 MARKER = "VIRTGPU-GUEST-"
 HOST_REQUEST = "VIRTGPU-HOST: "
 

@@ -164,13 +164,15 @@ impl Mode {
 /// When and how to misbehave.
 #[derive(Debug, Default)]
 pub struct Adversary {
-    /// All at once.
+    /// All at once, or one of them each time.
     pub modes: Vec<Mode>,
+    /// Which of them, and which commands, the seed says.
+    pub random: bool,
     /// The commands to mistreat; empty for all.
     pub on: Vec<u32>,
     /// How many requests that could be mistreated are not.
     pub from: u64,
-    /// Every so many of the others.
+    /// Every so many of the others; with `random`, on average.
     pub every: u64,
     /// How many are mistreated at most; 0 for no limit.
     pub count: u64,
@@ -178,6 +180,8 @@ pub struct Adversary {
     pub seed: u64,
     /// Requests that could be mistreated so far.
     pub seen: AtomicU64,
+    /// Requests that were mistreated at random so far.
+    pub hit: AtomicU64,
 }
 
 /// How a request is mistreated.
@@ -216,13 +220,23 @@ impl Adversary {
             return Attack::default();
         };
         let every = self.every.max(1);
+        let random = mix(self.seed ^ mix(step));
+        if self.random {
+            let one = modes[(mix(random) % modes.len() as u64) as usize];
+            let spared = random % every != 0
+                || (self.count != 0 && self.hit.fetch_add(1, Ordering::Relaxed) >= self.count);
+            return match spared {
+                true => Attack::default(),
+                false => Attack {
+                    modes: vec![one],
+                    random,
+                },
+            };
+        }
         if late % every != 0 || (self.count != 0 && late / every >= self.count) {
             return Attack::default();
         }
-        Attack {
-            modes,
-            random: mix(self.seed ^ mix(step)),
-        }
+        Attack { modes, random }
     }
 
     /// Whether the frontend is to be told of changes.
@@ -467,6 +481,33 @@ mod tests {
             .collect();
         assert_eq!(hits.len(), 2);
         assert_eq!(adversary.seen.load(Ordering::Relaxed), 12);
+    }
+
+    #[test]
+    fn one_at_random() {
+        let adversary = |seed| Adversary {
+            modes: ["silence", "garbage"].map(|m| m.parse().unwrap()).to_vec(),
+            random: true,
+            from: 10,
+            every: 4,
+            count: 20,
+            seed,
+            ..Default::default()
+        };
+        let attacks = |seed| {
+            let adversary = adversary(seed);
+            let names = (0..200).map(|_| adversary.attack(command::SUBMIT_3D).name());
+            names.collect::<Vec<_>>()
+        };
+        let names = attacks(1);
+        assert!(names[..10].iter().all(Option::is_none));
+        let hits: Vec<_> = names.iter().flatten().collect();
+        assert_eq!(hits.len(), 20);
+        for kind in ["silence", "garbage"] {
+            assert!(hits.iter().any(|name| *name == kind));
+        }
+        assert_eq!(names, attacks(1));
+        assert_ne!(names, attacks(2));
     }
 
     #[test]

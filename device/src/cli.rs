@@ -115,6 +115,11 @@ pub struct RunArgs {
     )]
     pub adversary: Vec<Mode>,
 
+    /// Of the ways that `--adversary` gives, do one each time and not all, and do it to commands that
+    /// the seed chooses: every Nth on average, as `--adversary-every` says.
+    #[arg(long, help_heading = "Misbehaviour")]
+    pub adversary_random: bool,
+
     /// Mistreat only commands of this type, for example SUBMIT_3D. May be repeated.
     #[arg(long, value_name = "COMMAND", value_parser = parse_command, help_heading = "Misbehaviour")]
     pub adversary_on: Vec<u32>,
@@ -207,6 +212,7 @@ impl RunArgs {
             mutants: self.mutants.clone(),
             adversary: Adversary {
                 modes: self.adversary.clone(),
+                random: self.adversary_random,
                 on: self.adversary_on.clone(),
                 from: self.adversary_from,
                 every: self.adversary_every,

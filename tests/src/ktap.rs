@@ -193,7 +193,8 @@ fn run_family(family: &Family, filter: Option<&str>, env: &Env, number: usize) -
     all
 }
 
-fn run_case(family: &Family, case: &Case, env: &Env) -> TestResult {
+/// Runs a case in a process of its own, with its limit.
+pub(crate) fn run_case(family: &Family, case: &Case, env: &Env) -> TestResult {
     if env.ours && family.leak_check {
         gpu::restore(env)?;
     }
