@@ -52,7 +52,7 @@ def arguments():
     p.add_argument("--append", default="", help="more kernel command line")
     p.add_argument("--name", default=None, help="folder of the run in build/logs")
     p.add_argument("--timeout", type=int, default=None,
-                   help="seconds until the guest is killed (default 180, debug kernel 900)")
+                   help="seconds until the guest is killed (default 400, debug kernel 900)")
     p.add_argument("--files", default="", help="files to put into the guest's /root, a,b,…")
     p.add_argument("--interactive", action="store_true", help="a shell instead of a job")
     p.add_argument("--monitor", action="store_true", help="QMP socket build/logs/RUN/qmp.sock")
@@ -342,7 +342,7 @@ def main():
     run = f"{BUILD}/logs/{name}"
     shutil.rmtree(run, ignore_errors=True)
     os.makedirs(run)
-    timeout = args.timeout or (900 if args.kernel == "debug" else 180)
+    timeout = args.timeout or (900 if args.kernel == "debug" else 400)
 
     base = base_image(args.kernel)
     run_image(args, run)
