@@ -91,7 +91,7 @@ class Report:
             self.skipped += 1
         else:
             self.failed += 1
-            self.failures.append(name)
+            self.failures.append(f"{name} # {reason}" if reason else name)
         if seconds is not None and status != "skip":
             line += f" ({seconds:.1f} s)"
         if reason:

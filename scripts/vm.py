@@ -21,6 +21,7 @@ import argparse
 import hashlib
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -209,6 +210,7 @@ class Qmp:
 
     def __init__(self, path):
         self.socket = socket.socket(socket.AF_UNIX)
+        self.socket.settimeout(60)
         self.socket.connect(path)
         self.file = self.socket.makefile("r")
         self.file.readline()
@@ -237,7 +239,7 @@ def qemu_command(args, run, device, qmp):
     kernel = kernel_dir(args.kernel)
     accel = os.environ.get("VIRTGPU_ACCEL", "tcg")
     cpu = "max"
-    append = ["console=ttyS0", "panic=-1", "mitigations=off", "nmi_watchdog=0"]
+    append = ["console=ttyS0", "panic=-1", "mitigations=off", "nmi_watchdog=0", "sysrq_always_enabled"]
     if accel == "tcg":
         accel = "tcg,thread=multi"
     else:
@@ -307,6 +309,40 @@ def serve(word, device, qmp_path):
     return "done"
 
 
+def where_it_hangs(run, qmp_path):
+    """Asks the kernel of a guest that does not end for the stacks of its blocked tasks and of its
+    CPUs, which go to its log, and says in one line what it is about."""
+    console = f"{run}/console.log"
+    read = lambda: open(console, errors="replace").read()
+    silent_since = read()
+    try:
+        qmp = Qmp(qmp_path)
+        for key in ("w", "l"):
+            before = os.path.getsize(console)
+            qmp.call("send-key", keys=[{"type": "qcode", "data": d} for d in ("alt", "sysrq", key)])
+            # Until the guest has nothing more to say, or says nothing at all.
+            for _ in range(10):
+                time.sleep(1)
+                size = os.path.getsize(console)
+                if size == before:
+                    break
+                before = size
+        registers = qmp.call("human-monitor-command", **{"command-line": "info registers -a"})
+        with open(f"{run}/registers", "w") as f:
+            f.write(registers.get("return", str(registers)))
+    except OSError as error:
+        return f"QEMU does not answer: {error}"
+    asked = read()[len(silent_since):]
+    last = (silent_since.rstrip().splitlines() or ["nothing"])[-1]
+    parts = [f"last said: {last[:100]}"]
+    parts += [f"CPU in {f}" for f in re.findall(r"RIP: 0010:(\S+)", asked)[:4]]
+    for task in re.split(r"(?=task:)", asked)[1:4]:
+        frames = re.findall(r"\] +([a-z_]\w+)\+0x", task)
+        frames = [f for f in frames if not f.startswith(("__schedule", "schedule"))]
+        parts.append(f"blocked {task[5:].split()[0]} in {' < '.join(frames[:6])}")
+    return "; ".join(parts)
+
+
 def check_events(run):
     """Lets the device's own checker judge what the driver did."""
     errors = []
@@ -364,7 +400,7 @@ def main():
     with open(f"{run}/qemu.log", "wb") as log:
         qemu = subprocess.Popen(command, stderr=None if args.interactive else log,
                                 stdin=None if args.interactive else subprocess.DEVNULL)
-    follower, timed_out = Follower(f"{run}/job.log"), False
+    follower, timed_out, hang = Follower(f"{run}/job.log"), False, ""
     while True:
         running = qemu.poll() is None
         for line in follower.lines():
@@ -378,6 +414,7 @@ def main():
             break
         if not args.interactive and time.monotonic() - start > timeout:
             timed_out = True
+            hang = where_it_hangs(run, qmp)
             qemu.terminate()
             try:
                 qemu.wait(3)
@@ -416,7 +453,7 @@ def main():
         result["errors"].append(f"the device ended with status {device_status}, see device.log")
     # Guest and unload problems, apart from what the job itself returned.
     if timed_out:
-        result["errors"].append(f"killed after {timeout} s")
+        result["errors"].append(f"killed after {timeout} s ({hang})")
     elif not result["marker"]:
         result["errors"].append("the guest did not print its completion marker")
     elif qemu.returncode:
