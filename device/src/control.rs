@@ -636,11 +636,7 @@ impl Device {
             .resource(id)
             .ok_or(response::ERR_INVALID_RESOURCE_ID)?;
         let size = resource.size;
-        match resource.storage {
-            Storage::Host { shown: None, .. } if resource.mappable => {}
-            _ => return Err(response::ERR_INVALID_PARAMETER),
-        }
-        if !state.host.has_place(offset, size) {
+        if !resource.mappable || state.is_shown(id) || !state.host.has_place(offset, size) {
             return Err(response::ERR_INVALID_PARAMETER);
         }
         Ok(Outcome::Later(Action::Map {
@@ -653,13 +649,13 @@ impl Device {
         let (request, _) = parse::<wire::ResourceCommand>(bytes)?;
         let id = request.resource_id.get();
         let mut state = self.lock();
-        let resource = state
+        state
             .resource(id)
             .ok_or(response::ERR_INVALID_RESOURCE_ID)?;
-        match resource.storage {
-            Storage::Host { shown: Some(_), .. } => Ok(Outcome::Later(Action::Unmap(id))),
-            _ => Err(response::ERR_INVALID_PARAMETER),
+        if !state.is_shown(id) {
+            return Err(response::ERR_INVALID_PARAMETER);
         }
+        Ok(Outcome::Later(Action::Unmap(id)))
     }
 
     fn assign_uuid(&self, bytes: &[u8]) -> Result<Outcome, Failed> {
@@ -833,10 +829,10 @@ impl Device {
         if state.window != crate::state::Window::There {
             return Err(response::ERR_UNSPEC);
         }
+        // An UNREF that came later waits behind this.
         let resource = state
             .resources
             .get_mut(&id)
-            .filter(|r| !r.dying)
             .ok_or(response::ERR_INVALID_RESOURCE_ID)?;
         let Storage::Host {
             blob,

@@ -271,9 +271,11 @@ impl State {
         };
         match action {
             Action::Unref(id) => {
-                any(&|j| j.reads.contains(&id)) || detaches(&|_, resource| resource == id)
+                any(&|j| j.reads.contains(&id))
+                    || detaches(&|_, resource| resource == id)
+                    || self.moves(id).is_some()
             }
-            Action::Unmap(id) => any(&|j| j.reads.contains(&id)),
+            Action::Unmap(id) => any(&|j| j.reads.contains(&id)) || self.moves(id).is_some(),
             Action::Detach {
                 ctx,
                 resource,
@@ -286,8 +288,30 @@ impl State {
             Action::Map { resource, .. } => {
                 matches!(self.window, Window::Unknown | Window::Asked)
                     || any(&|j| j.writes.contains(&resource))
+                    || self.moves(resource).is_some()
             }
         }
+    }
+
+    /// Whether the resource will be in the window when all is done that waits: none, if nothing
+    /// waits that changes it.
+    fn moves(&self, id: u32) -> Option<bool> {
+        self.deferred
+            .iter()
+            .rev()
+            .find_map(|(_, action)| match *action {
+                Action::Map { resource, .. } if resource == id => Some(true),
+                Action::Unmap(resource) if resource == id => Some(false),
+                _ => None,
+            })
+    }
+
+    /// Whether the resource is in the window for a command that comes now.
+    pub(crate) fn is_shown(&self, id: u32) -> bool {
+        let shown =
+            |resource: &Resource| matches!(resource.storage, Storage::Host { shown: Some(_), .. });
+        self.moves(id)
+            .unwrap_or_else(|| self.resources.get(&id).is_some_and(shown))
     }
 
     /// Whether an answer with this header has to wait for others on its timeline.

@@ -467,6 +467,38 @@ fn host_blobs_in_the_window() {
 }
 
 #[test]
+fn what_follows_a_mapping_waits_for_it() {
+    let mut vm = Vm::new(options());
+    vm.context(1);
+    vm.blob(1, 1, &[(FREE, 4096)]);
+    vm.ok(&create_blob(1, 2, blob_mem::HOST3D, PAGE, &[]));
+    vm.ok(&resource_command(command::CTX_ATTACH_RESOURCE, 1, 2));
+    // As long as this job can write it, it cannot be mapped.
+    let request = vm.submit(1, Some(0), &[spin(1, 0, 5, 10_000_000), fill(2, 0, 8, 1)]);
+    let job = vm.post(&request);
+    let command = |command| resource_command(command, 0, 2);
+    let map = vm.post(&map_blob(2, 0));
+    assert_eq!(vm.kind(&map_blob(2, PAGE)), response::ERR_INVALID_PARAMETER);
+    let unmap = vm.post(&command(command::RESOURCE_UNMAP_BLOB));
+    assert_eq!(
+        vm.kind(&command(command::RESOURCE_UNMAP_BLOB)),
+        response::ERR_INVALID_PARAMETER
+    );
+    let again = vm.post(&map_blob(2, PAGE));
+    let unref = vm.post(&command(command::RESOURCE_UNREF));
+    vm.memory.write_obj(5u64, GuestAddress(FREE)).unwrap();
+    assert_eq!(kind(&vm.wait(job)), response::OK_NODATA);
+    assert_eq!(kind(&vm.wait(map)), response::OK_MAP_INFO);
+    assert_eq!(kind(&vm.wait(unmap)), response::OK_NODATA);
+    assert_eq!(kind(&vm.wait(again)), response::OK_MAP_INFO);
+    assert_eq!(kind(&vm.wait(unref)), response::OK_NODATA);
+    let mut word = [0; 8];
+    vm.window().read_exact_at(&mut word, PAGE).unwrap();
+    assert_eq!(word, [0; 8]);
+    vm.end(false);
+}
+
+#[test]
 fn fences_are_in_order_on_a_ring() {
     let mut vm = Vm::new(options());
     vm.context(1);
