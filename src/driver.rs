@@ -14,7 +14,8 @@ use crate::{
             FEAT_SYNCOBJ,
             FEAT_SYNCOBJ_TIMELINE, //
         },
-        ioctl::IoctlTable, //
+        ioctl::IoctlTable,
+        prime::DmaBufOps, //
     },
     resource::Resource,
 };
@@ -25,6 +26,8 @@ use kernel::{
 
 /// The DRM driver.
 pub(crate) struct GpuDriver;
+
+static DMA_BUF_OPS: DmaBufOps = DmaBufOps::new::<GpuDriver>();
 
 /// A device.
 pub(crate) type Device = drm::Device<GpuDriver>;
@@ -47,6 +50,7 @@ impl drm::Driver for GpuDriver {
         name: c"virtio_gpu",
         desc: c"virtio GPU",
     };
+    const DMA_BUF_OPS: &'static DmaBufOps = &DMA_BUF_OPS;
     const FEATURES: u32 = FEAT_GEM | FEAT_RENDER | FEAT_SYNCOBJ | FEAT_SYNCOBJ_TIMELINE;
     const IOCTLS: &'static IoctlTable = &ioctl::TABLE;
 

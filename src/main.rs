@@ -37,7 +37,8 @@
 //!    wait for the device)
 //! 7. `NotifierLock::commits` (mutex, one per file; taken by notifier callbacks, hence by memory
 //!    reclaim: nothing is allocated with reclaim, faulted in or waited for under it)
-//! 8. `Lifetime::inner`, `Carrier::state`, `MirroredRange::spare`, `Notice::state` (spinlocks)
+//! 8. `Lifetime::inner`, `Carrier::state`, `MirroredRange::spare`, `Notice::state`,
+//!    `Revocation::detach` (spinlocks)
 //! 9. `Outbox::due`, `EventQueue::file` (spinlocks, never both; inside are locks of the kernel)
 //! 10. `Control::inner`, `Mirror::inner`, `Events::inner` (spinlocks, interrupts off, one at a
 //!     time)
@@ -80,6 +81,7 @@ module! {
     authors: ["virtio-gpu-userptr developers"],
     description: "virtio-gpu render driver with user memory",
     license: "GPL",
+    imports_ns: ["DMA_BUF"],
     params: {
         ack_timeout_ms: u32 {
             default: 20000,

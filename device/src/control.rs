@@ -544,14 +544,17 @@ impl Device {
 
     fn detach_backing(&self, bytes: &[u8]) -> Result<Outcome, Failed> {
         let (request, _) = parse::<wire::ResourceCommand>(bytes)?;
+        let id = request.resource_id.get();
         let mut state = self.lock();
         let resource = state
-            .resource(request.resource_id.get())
+            .resource(id)
             .ok_or(response::ERR_INVALID_RESOURCE_ID)?;
-        let Storage::Image(_, backing) = &mut resource.storage else {
-            return Err(response::ERR_INVALID_PARAMETER);
+        let entries = match &mut resource.storage {
+            Storage::Image(_, backing) => backing.take().ok_or(response::ERR_UNSPEC)?.1,
+            // Jobs may use it.
+            Storage::Guest(..) => return Ok(Outcome::Later(Action::DetachBacking(id))),
+            _ => return Err(response::ERR_INVALID_PARAMETER),
         };
-        let (_, entries) = backing.take().ok_or(response::ERR_UNSPEC)?;
         state.entries -= entries;
         Outcome::OK
     }
@@ -806,6 +809,16 @@ impl Device {
             Action::DestroyContext(ctx) => {
                 state.contexts.remove(&ctx);
                 self.log.write(|| Event::CtxDestroy { ctx });
+                Response::ok()
+            }
+            Action::DetachBacking(id) => {
+                // It may have been unreferenced since, which waits for the same jobs.
+                let Some(resource) = state.resources.get_mut(&id) else {
+                    return Response::plain(response::ERR_INVALID_RESOURCE_ID);
+                };
+                let entries = resource.guest().1;
+                resource.storage = Storage::Detached;
+                state.entries -= entries;
                 Response::ok()
             }
             Action::Map { resource, offset } => match self.map(state, resource, offset) {

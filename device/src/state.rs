@@ -20,6 +20,8 @@ use crate::segments::Segments;
 pub(crate) enum Storage {
     /// A blob in guest memory, of this many entries.
     Guest(Arc<Segments>, u64),
+    /// A blob whose guest memory was taken away.
+    Detached,
     /// A blob in host memory.
     Host {
         blob: Arc<HostBlob>,
@@ -53,7 +55,7 @@ impl Resource {
             Storage::Guest(memory, _)
             | Storage::Host { memory, .. }
             | Storage::Mirrored(memory) => Some(memory),
-            Storage::Image(..) => None,
+            Storage::Detached | Storage::Image(..) => None,
         }
     }
 
@@ -162,6 +164,7 @@ pub(crate) enum Action {
         last: u64,
     },
     DestroyContext(u32),
+    DetachBacking(u32),
     Map {
         resource: u32,
         offset: u64,
@@ -276,6 +279,7 @@ impl State {
                     || self.moves(id).is_some()
             }
             Action::Unmap(id) => any(&|j| j.reads.contains(&id)) || self.moves(id).is_some(),
+            Action::DetachBacking(id) => any(&|j| j.reads.contains(&id)),
             Action::Detach {
                 ctx,
                 resource,

@@ -245,6 +245,34 @@ fn images() {
 }
 
 #[test]
+fn memory_of_a_blob_is_taken_away() {
+    let mut vm = Vm::new(options());
+    vm.context(1);
+    vm.blob(1, 1, &[(FREE, 4096)]);
+    vm.blob(1, 2, &[(FREE + 4096, 4096)]);
+    // A job that uses it comes to its end first.
+    let fence = vm.fence;
+    vm.fence += 1;
+    let ops = [delay(200_000), fill(1, 0, 8, 7)];
+    let job = vm.post(&submit(1, None, Some(fence), &ops));
+    vm.ok(&resource_command(command::RESOURCE_DETACH_BACKING, 0, 1));
+    assert_eq!(kind(&vm.wait(job)), response::OK_NODATA);
+    let seven: u64 = vm.memory.read_obj(GuestAddress(FREE)).unwrap();
+    assert_eq!(seven, 7);
+    assert_eq!(vm.stat(1, 2, FREE + 4096).guest_bytes.get(), 4096);
+    assert_eq!(
+        vm.kind(&resource_command(command::RESOURCE_DETACH_BACKING, 0, 1)),
+        response::ERR_INVALID_PARAMETER
+    );
+    // A job after it finds nothing.
+    assert_eq!(vm.run(1, &[fill(1, 0, 8, 8)]), response::ERR_UNSPEC);
+    let seven: u64 = vm.memory.read_obj(GuestAddress(FREE)).unwrap();
+    assert_eq!(seven, 7);
+    vm.ok(&resource_command(command::RESOURCE_UNREF, 0, 1));
+    vm.end(false);
+}
+
+#[test]
 fn without_contexts() {
     let mut options = options();
     options.virgl = false;

@@ -289,6 +289,10 @@ impl Ioctl<GpuDriver> for BoQuery {
         let (addr, flags, resident) = match &object.kind {
             Kind::Guest | Kind::Classic => (0, 0, size),
             Kind::Host(_) => (0, 0, 0),
+            Kind::Imported(_) => match &object.mapping {
+                Some(mapping) if mapping.is_live() => (0, 0, size),
+                _ => (0, 0, 0),
+            },
             Kind::Userptr(userptr) => (
                 userptr.addr,
                 userptr.flags,
@@ -318,6 +322,15 @@ impl Ioctl<GpuDriver> for BoQuery {
             entries: object.entries.load(Relaxed),
             ..Default::default()
         };
+        if let Kind::Imported(imported) = &object.kind {
+            if imported.is_revocable() {
+                args.memory_model = memory_model::REVOCABLE;
+            }
+            if imported.is_revoked() && args.state == bo_state::VALID {
+                args.state = bo_state::REVOKED;
+                args.mapped_bytes = 0;
+            }
+        }
         if let Some(mirrored) = object.userptr().and_then(|u| u.as_mirrored()) {
             let range = mirrored.range();
             let counters = &range.counters;

@@ -16,6 +16,7 @@
 #include <drm/drm_ioctl.h>
 #include <drm/drm_mm.h>
 #include <drm/drm_syncobj.h>
+#include <linux/dma-buf.h>
 #include <linux/dma-fence-chain.h>
 #include <linux/dma-fence-unwrap.h>
 #include <linux/dma-fence.h>
@@ -24,5 +25,6 @@
 #include <linux/sync_file.h>
 #include <linux/virtio.h>
 #include <linux/virtio_config.h>
+#include <linux/virtio_dma_buf.h>
 
 #include "helpers.h"

@@ -11,6 +11,7 @@
 #include <drm/drm_print.h>
 #include <drm/drm_syncobj.h>
 #include <drm/drm_vma_manager.h>
+#include <linux/dma-buf.h>
 #include <linux/dma-fence-chain.h>
 #include <linux/dma-fence-unwrap.h>
 #include <linux/dma-fence.h>
@@ -580,4 +581,70 @@ void kapi_dma_unmap_phys(struct device *dev, u64 addr, size_t size, bool write)
 bool kapi_dma_is_direct(struct device *dev)
 {
 	return dma_max_mapping_size(dev) == SIZE_MAX;
+}
+
+void kapi_get_dma_buf(struct dma_buf *buf)
+{
+	get_dma_buf(buf);
+}
+
+struct sg_table *kapi_dma_map_io(struct device *dev, phys_addr_t phys, size_t len,
+				 enum dma_data_direction dir)
+{
+	struct sg_table *sgt = kzalloc(sizeof(*sgt), GFP_KERNEL);
+	dma_addr_t addr;
+	int err;
+
+	if (!sgt)
+		return ERR_PTR(-ENOMEM);
+	if (!len)
+		return sgt;
+	err = sg_alloc_table(sgt, 1, GFP_KERNEL);
+	if (err)
+		goto free;
+	addr = dma_map_resource(dev, phys, len, dir, DMA_ATTR_SKIP_CPU_SYNC);
+	err = dma_mapping_error(dev, addr);
+	if (err)
+		goto free_table;
+	sg_set_page(sgt->sgl, NULL, len, 0);
+	sg_dma_address(sgt->sgl) = addr;
+	sg_dma_len(sgt->sgl) = len;
+	return sgt;
+
+free_table:
+	sg_free_table(sgt);
+free:
+	kfree(sgt);
+	return ERR_PTR(err);
+}
+
+void kapi_dma_unmap_io(struct device *dev, struct sg_table *sgt,
+		       enum dma_data_direction dir)
+{
+	if (sgt->nents)
+		dma_unmap_resource(dev, sg_dma_address(sgt->sgl),
+				   sg_dma_len(sgt->sgl), dir,
+				   DMA_ATTR_SKIP_CPU_SYNC);
+	sg_free_table(sgt);
+	kfree(sgt);
+}
+
+bool kapi_dma_needs_sync(struct device *dev)
+{
+	return dma_dev_need_sync(dev);
+}
+
+void kapi_dma_sync_for_device(struct device *dev, u64 addr, size_t size)
+{
+	dma_sync_single_for_device(dev, addr, size, DMA_TO_DEVICE);
+}
+
+void kapi_dma_sync_for_cpu(struct device *dev, u64 addr, size_t size)
+{
+	dma_sync_single_for_cpu(dev, addr, size, DMA_FROM_DEVICE);
+}
+
+bool kapi_dma_is_physical(struct device *dev)
+{
+	return kapi_dma_is_direct(dev) && !device_iommu_mapped(dev);
 }

@@ -6,9 +6,11 @@
 #ifndef KAPI_HELPERS_H
 #define KAPI_HELPERS_H
 
+#include <linux/dma-direction.h>
 #include <linux/types.h>
 
 struct device;
+struct dma_buf;
 struct dma_fence;
 struct dma_fence_chain;
 struct drm_device;
@@ -22,6 +24,7 @@ struct module;
 struct page;
 struct scatterlist;
 struct seq_file;
+struct sg_table;
 struct virtio_device;
 struct virtio_shm_region;
 struct virtqueue;
@@ -218,5 +221,22 @@ u64 kapi_dma_map_phys(struct device *dev, phys_addr_t phys, size_t size,
 void kapi_dma_unmap_phys(struct device *dev, u64 addr, size_t size, bool write);
 /* No bounce buffers: a mapping of any size shows the device the memory itself. */
 bool kapi_dma_is_direct(struct device *dev);
+
+/* linux/dma-buf.h */
+void kapi_get_dma_buf(struct dma_buf *buf);
+/*
+ * A table of one entry without page, for len bytes of device memory as dev sees
+ * them; empty if len is 0. An error pointer, or to be undone by the second.
+ */
+struct sg_table *kapi_dma_map_io(struct device *dev, phys_addr_t phys, size_t len,
+				 enum dma_data_direction dir);
+void kapi_dma_unmap_io(struct device *dev, struct sg_table *sgt,
+		       enum dma_data_direction dir);
+/* Of memory that kapi_dma_map_phys() has mapped. */
+bool kapi_dma_needs_sync(struct device *dev);
+void kapi_dma_sync_for_device(struct device *dev, u64 addr, size_t size);
+void kapi_dma_sync_for_cpu(struct device *dev, u64 addr, size_t size);
+/* Whether the addresses of dev's mappings are physical. */
+bool kapi_dma_is_physical(struct device *dev);
 
 #endif /* KAPI_HELPERS_H */

@@ -26,14 +26,17 @@ pub(super) enum Region {
     UserptrPinned,
     /// Memory of the process, which moves.
     UserptrMirrored,
+    /// Another driver.
+    Imported,
 }
 
 impl Region {
-    const ALL: [(Self, &'static CStr); 4] = [
+    const ALL: [(Self, &'static CStr); 5] = [
         (Self::Shmem, c"shmem"),
         (Self::HostVisible, c"host-visible"),
         (Self::UserptrPinned, c"userptr-pinned"),
         (Self::UserptrMirrored, c"userptr-mirrored"),
+        (Self::Imported, c"imported"),
     ];
 
     /// Where the memory of `object` is, and how many bytes of it the device can reach in the
@@ -43,6 +46,7 @@ impl Region {
         match &object.kind {
             Kind::Guest | Kind::Classic => (Self::Shmem, size),
             Kind::Host(_) => (Self::HostVisible, 0),
+            Kind::Imported(_) => (Self::Imported, size),
             Kind::Userptr(userptr) => match userptr.as_mirrored() {
                 Some(mirrored) => (Self::UserptrMirrored, mirrored.range().mapped_bytes()),
                 None => (Self::UserptrPinned, size),

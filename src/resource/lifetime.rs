@@ -22,7 +22,8 @@ use crate::{
         command,
         response,
         Header,
-        ResourceCommand, //
+        ResourceCommand,
+        ResponseResourceUuid, //
     },
     transport::control::{
         Answer,
@@ -42,6 +43,7 @@ use kernel::{
         SpinLock, //
     },
 };
+use zerocopy::IntoBytes;
 
 /// Carries an object from its last reference to the end of its release.
 #[pin_data]
@@ -117,6 +119,8 @@ struct Inner {
     /// The command that gives the host the guest memory, if it is not the one that creates the
     /// resource, and as long as it may have failed.
     backing: Option<Arc<Command>>,
+    /// The command that asks for a UUID, if it was sent.
+    uuid: Option<Arc<Command>>,
     unref: Option<ListArc<Command>>,
 }
 
@@ -156,6 +160,7 @@ impl Lifetime {
                     Inner {
                         creation: Creation::NotSent,
                         backing: None,
+                        uuid: None,
                         unref: Some(unref),
                     },
                     "Lifetime::inner"
@@ -283,6 +288,50 @@ impl Lifetime {
             self.gpu.control.wait(command)?.to_result()?;
         }
         self.check()
+    }
+
+    /// Asks the host for a UUID, unless that was done; does not wait for it.
+    ///
+    /// # Errors
+    ///
+    /// [`ENOMEM`], and those of [`Control::credit`].
+    pub(super) fn assign_uuid(&self) -> Result {
+        if self.inner.lock().uuid.is_some() {
+            return Ok(());
+        }
+        let fixed = ResourceCommand {
+            resource_id: self.id.get().into(),
+            ..Default::default()
+        };
+        let mut assign = Request::new(Header::new(command::RESOURCE_ASSIGN_UUID, 0), &fixed);
+        assign.answered_by::<ResponseResourceUuid>(response::OK_RESOURCE_UUID);
+        assign.finish = Some(keeps_id(self.id.clone())?);
+        let assign = assign.build()?;
+        let sent = assign.clone_arc();
+        let credit = self
+            .gpu
+            .control
+            .credit(&self.gpu.share, assign.descriptors())?;
+        self.gpu.control.add(assign, credit)?;
+        self.gpu.control.kick();
+        // Of two that were asked for at the same time either will do: the host has one.
+        let before = self.inner.lock().uuid.replace(sent);
+        drop(before);
+        Ok(())
+    }
+
+    /// The UUID that the host has given the resource.
+    ///
+    /// # Errors
+    ///
+    /// That of the host; [`ENODEV`] also if it was not asked.
+    pub(super) fn uuid(&self) -> Result<[u8; 16]> {
+        let sent = self.inner.lock().uuid.clone();
+        let assign = sent.ok_or(ENODEV)?;
+        self.gpu.control.wait(&assign)?.to_result()?;
+        let mut answer = ResponseResourceUuid::default();
+        assign.read_response(answer.as_mut_bytes());
+        Ok(answer.uuid)
     }
 
     /// Releases an object without references.

@@ -13,7 +13,10 @@ use super::{
 };
 use crate::{
     gpu::Gpu,
-    kapi::dma::map::Mapper,
+    kapi::{
+        dma::map::Mapper,
+        drm::prime::Mapped, //
+    },
     transport::control::OnReset,
     userptr::{
         mirrored::MirroredRange,
@@ -63,6 +66,8 @@ pub(crate) enum Memory {
     Pinned(Pinned),
     /// Pages that move.
     Mirrored(Arc<MirroredRange>),
+    /// Memory of another driver. Held only to be given back.
+    Imported(#[expect(dead_code, reason = "held, not read")] Mapped),
 }
 
 impl Drop for Held {
@@ -252,9 +257,83 @@ impl Mapping {
         space.map_fixed(pinned.runs().iter().map(|run| (run.phys, run.len)))
     }
 
+    /// Whether CPU and device see the same memory only after it was synchronized.
+    pub(crate) fn needs_sync(&self) -> bool {
+        self.gpu.mapper.as_ref().is_some_and(Mapper::needs_sync)
+    }
+
+    /// Lets the device see what the CPU has written.
+    pub(crate) fn sync_for_device(&self) {
+        let guard = self.shared.held.lock();
+        if let Some(Held {
+            mapper: Some(mapper),
+            mapped,
+            ..
+        }) = &*guard
+        {
+            for &(addr, len) in mapped {
+                mapper.sync_for_device(addr, len);
+            }
+        }
+    }
+
+    /// What lets the CPU see what the device is going to write; usable in an interrupt.
+    ///
+    /// # Errors
+    ///
+    /// [`ENOMEM`], [`ENODEV`] if the device is gone.
+    pub(crate) fn landing(&self) -> Result<Landing> {
+        let guard = self.shared.held.lock();
+        let Some(Held {
+            mapper: Some(mapper),
+            mapped,
+            ..
+        }) = &*guard
+        else {
+            return Err(ENODEV);
+        };
+        let mut copy = KVVec::with_capacity(mapped.len(), GFP_KERNEL)?;
+        copy.extend_from_slice(mapped, GFP_KERNEL)?;
+        Ok(Landing {
+            mapper: mapper.clone(),
+            mapped: copy,
+        })
+    }
+
+    /// What ends the view before the resource goes.
+    pub(super) fn ending(&self) -> Ending {
+        Ending(self.shared.clone())
+    }
+
     /// Whether the device can still reach the memory.
     pub(crate) fn is_live(&self) -> bool {
         self.shared.held.lock().is_some()
+    }
+}
+
+/// Mapped memory to which the device writes. As long as it does, somebody keeps the mapping.
+pub(crate) struct Landing {
+    mapper: Mapper,
+    mapped: KVVec<(u64, usize)>,
+}
+
+impl Landing {
+    /// Lets the CPU see what the device has written. May be called in any context.
+    pub(crate) fn sync_for_cpu(&self) {
+        for &(addr, len) in &self.mapped {
+            self.mapper.sync_for_cpu(addr, len);
+        }
+    }
+}
+
+/// Ends a view, which may be gone already.
+pub(super) struct Ending(Arc<Shared>);
+
+impl Ending {
+    /// Gives the memory back. The device does not use it any more.
+    pub(super) fn end(&self) {
+        let held = self.0.held.lock().take();
+        drop(held);
     }
 }
 

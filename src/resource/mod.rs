@@ -6,14 +6,14 @@
 //! - [`classic`]: storage on the host, and pages of the guest to transfer from and to;
 //! - [`host_visible`]: memory of the host, shown in the host-visible window;
 //! - [`userptr`]: memory of the process;
+//! - [`imported`]: memory of other drivers;
 //! - [`space`]: what a device with a mirror queue may reach of user memory;
 //! - [`mapping`]: addresses for devices that do not see physical ones.
-//!
-//! The place for imported buffers is here, too.
 
 pub(crate) mod classic;
 mod guest;
 mod host_visible;
+pub(crate) mod imported;
 pub(crate) mod lifetime;
 pub(crate) mod mapping;
 pub(crate) mod space;
@@ -29,10 +29,13 @@ use crate::{
     },
     gpu::Gpu,
     kapi::{
-        drm::gem::{
-            DriverObject,
-            IoMemory,
-            Owned, //
+        drm::{
+            gem::{
+                DriverObject,
+                IoMemory,
+                Owned, //
+            },
+            prime::Importable, //
         },
         virtio::Chunks, //
     },
@@ -42,6 +45,7 @@ use crate::{
             Run, //
         },
         virtio_gpu::{
+            blob_flag,
             blob_mem,
             command,
             Header,
@@ -95,6 +99,8 @@ pub(crate) enum Kind {
     Host(host_visible::HostMemory),
     /// Memory of the process.
     Userptr(userptr::Userptr),
+    /// Memory of another driver.
+    Imported(imported::Imported),
 }
 
 /// The driver's part of a buffer.
@@ -119,6 +125,24 @@ impl Resource {
 
     fn gpu(&self) -> &Arc<Gpu> {
         self.lifetime.gpu()
+    }
+
+    /// Whether other virtio devices may share the resource on the host.
+    fn is_known_elsewhere(&self) -> bool {
+        let asked = self.params.flags & blob_flag::USE_CROSS_DEVICE != 0;
+        self.gpu().features.uuid && (asked || matches!(self.kind, Kind::Classic))
+    }
+
+    /// Fails if the memory was taken away for good.
+    ///
+    /// # Errors
+    ///
+    /// [`EIO`].
+    pub(crate) fn check_not_revoked(&self) -> Result {
+        match &self.kind {
+            Kind::Imported(imported) if imported.is_revoked() => Err(EIO),
+            _ => Ok(()),
+        }
     }
 
     /// The registration, if this is user memory.
@@ -260,10 +284,27 @@ impl DriverObject for Resource {
         }
     }
 
-    fn may_export(obj: &Object) -> Result {
+    fn export(obj: &Object) -> Result {
         match &obj.kind {
-            Kind::Userptr(_) => Err(EINVAL),
-            _ => Ok(()),
+            // The core knows what it has imported, and exports it as the dma-buf that it is.
+            Kind::Userptr(_) | Kind::Imported(_) => Err(EINVAL),
+            _ => {
+                if obj.is_known_elsewhere() {
+                    obj.lifetime.assign_uuid()?;
+                }
+                Ok(())
+            }
         }
+    }
+
+    fn uuid(obj: &Object) -> Result<[u8; 16]> {
+        if !obj.is_known_elsewhere() {
+            return Err(ENODEV);
+        }
+        obj.lifetime.uuid()
+    }
+
+    fn import(dev: &Device, buf: &Importable) -> Result<ARef<Object>> {
+        imported::import(dev, buf)
     }
 }

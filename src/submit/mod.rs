@@ -145,6 +145,9 @@ pub(crate) fn submit(file: &File, args: &mut ExecBuffer) -> Result {
     };
 
     let buffers = buffers(file, args)?;
+    for buffer in &buffers {
+        buffer.check_not_revoked()?;
+    }
     let pieces = MAX_COMMAND_PIECES.min(gpu.control.max_descriptors() - 2);
     let payload = command_bytes(args, pieces)?;
     let out = OutFences::prepare(file, args)?;

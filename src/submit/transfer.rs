@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 
 //! Copies between the guest pages of a resource and its storage on the host.
+//!
+//! Where the CPU and the device see the same memory only after it was synchronized, a buffer's
+//! transfers take turns, with each other and with jobs.
 
 use crate::{
     context::Context,
@@ -50,6 +53,9 @@ use kernel::{
         Arc, //
     },
 };
+
+/// How long a wait goes on before the device is looked at again.
+const WAIT_SLICE_MS: u32 = 1_000;
 
 /// What a transfer holds until the host is done with it.
 struct Held {
@@ -109,6 +115,11 @@ fn command_3d(
     let published = fence.fence().clone();
     request.fence = Some((fence, None));
     request.job = true;
+    if let (command::TRANSFER_FROM_HOST_3D, Some(mapping)) = (kind, &object.mapping) {
+        if mapping.needs_sync() {
+            request.landing = Some(mapping.landing()?);
+        }
+    }
     let held = Held {
         _context: Some(context),
         _buffer: object.clone(),
@@ -151,13 +162,38 @@ fn queue(
     published: &Fence,
 ) -> Result {
     let control = &file.gpu.control;
-    let credit = control.credit(&file.share, command.descriptors())?;
     let locked = [object];
-    let reservation = Reservation::lock(&locked)?;
-    control.add(command, credit)?;
-    reservation.add_writer(published);
-    control.kick();
-    Ok(())
+    let object = &locked[0];
+    let unsynced = object.mapping.as_ref().filter(|m| m.needs_sync());
+    loop {
+        if let Some(mapping) = unsynced {
+            wait_idle(file, object)?;
+            // Before the reservation is locked: those who undo mappings lock it. Who writes from now
+            // on is as late as if it came after the transfer.
+            mapping.sync_for_device();
+        }
+        let credit = control.credit(&file.share, command.descriptors())?;
+        let reservation = Reservation::lock(&locked)?;
+        // The memory changes hands as a whole: the device must not have it yet.
+        if unsynced.is_some() && !object.is_idle() {
+            continue;
+        }
+        control.add(command, credit)?;
+        reservation.add_writer(published);
+        control.kick();
+        return Ok(());
+    }
+}
+
+/// Waits until nothing uses the buffer, or the device is gone.
+fn wait_idle(file: &File, object: &Object) -> Result {
+    loop {
+        file.gpu.control.check()?;
+        match object.wait_idle(WAIT_SLICE_MS) {
+            Err(e) if e == EBUSY => continue,
+            other => return other,
+        }
+    }
 }
 
 fn transfer_3d(file: &File, kind: u32, object: ARef<Object>, args: &Transfer) -> Result {

@@ -15,7 +15,7 @@ use virtgpu_client::{
 
 use crate::ktap::{Driver, Family, Kernel, TestResult};
 use crate::support::memory::small_pages;
-use crate::support::{errno, eventually, job, procfs, raw, Env, PAGE};
+use crate::support::{errno, eventually, job, procfs, raw, udmabuf, Env, PAGE};
 use crate::{cases, check};
 
 pub(crate) const FAMILY: Family = Family {
@@ -53,6 +53,7 @@ pub(crate) const FAMILY: Family = Family {
         prefetch: 600,
         gem_close: 600,
         prime: 600,
+        prime_foreign: 900,
     ],
 };
 
@@ -571,4 +572,12 @@ fn prime(env: &Env) -> TestResult {
     // What is left works.
     let at = wire::Operand::resource(blob.resource(), 0);
     job::add(&first, at, 4096, 1, blob.handle())
+}
+
+fn prime_foreign(env: &Env) -> TestResult {
+    let device = env.compute()?;
+    let buf = udmabuf::new(64)?;
+    each_fault_of_a_handle("PRIME_FD_TO_HANDLE of a udmabuf", &device, || {
+        device.prime_import(&buf.fd)
+    })
 }

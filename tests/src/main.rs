@@ -22,6 +22,7 @@ mod life;
 mod mirrored;
 mod observe;
 mod poll_rings;
+mod prime;
 mod read_only;
 mod remove;
 mod sleep;
@@ -39,8 +40,13 @@ const FAMILIES: &[&Family] = &[
     &basic::FAMILY,
     &cdriver::FAMILY,
     &poll_rings::FAMILY,
+    &prime::FAMILY,
+    &prime::NO_VIRGL,
+    &prime::ACCESS_PLATFORM,
+    &prime::ALIGNMENT,
     &transfer::FAMILY,
     &transfer::NO_VIRGL,
+    &transfer::ACCESS_PLATFORM,
     &userptr::FAMILY,
     &bad_input::FAMILY,
     &bad_memory::FAMILY,

@@ -45,6 +45,16 @@ pub(crate) const FAMILY: Family = Family {
     ],
 };
 
+/// The device wants DMA addresses, and the driver synchronizes what has to be.
+pub(crate) const ACCESS_PLATFORM: Family = Family {
+    name: "transfer_access_platform",
+    kernel: Kernel::Any,
+    driver: Driver::Both,
+    device: "--access-platform",
+    leak_check: true,
+    cases: cases![picture, boxes, buffer, many_pages, in_order, closed_at_once],
+};
+
 /// A device without contexts.
 pub(crate) const NO_VIRGL: Family = Family {
     name: "no_virgl",

@@ -63,6 +63,24 @@ impl Mapper {
         }
     }
 
+    /// Whether CPU and device see the same memory only after it was synchronized.
+    pub(crate) fn needs_sync(&self) -> bool {
+        // SAFETY: By the type invariant the device is valid.
+        unsafe { bindings::kapi_dma_needs_sync(self.as_raw()) }
+    }
+
+    /// Lets the device see what the CPU has written to mapped memory. Does not sleep.
+    pub(crate) fn sync_for_device(&self, addr: u64, len: usize) {
+        // SAFETY: By the type invariant the device is valid and bound.
+        unsafe { bindings::kapi_dma_sync_for_device(self.as_raw(), addr, len) }
+    }
+
+    /// Lets the CPU see what the device has written to mapped memory. Does not sleep.
+    pub(crate) fn sync_for_cpu(&self, addr: u64, len: usize) {
+        // SAFETY: By the type invariant the device is valid and bound.
+        unsafe { bindings::kapi_dma_sync_for_cpu(self.as_raw(), addr, len) }
+    }
+
     /// Undoes a `map` of the same length and kind.
     pub(crate) fn unmap(&self, addr: u64, len: usize, write: bool) {
         // SAFETY: By the type invariant the device is valid and bound.

@@ -8,7 +8,8 @@
 use super::{
     file::File,
     gem,
-    ioctl::IoctlTable, //
+    ioctl::IoctlTable,
+    prime::DmaBufOps, //
 };
 use crate::kapi::bindings;
 use core::{
@@ -77,6 +78,9 @@ pub(crate) trait Driver: Sized + 'static {
     /// What the driver tells of itself.
     const INFO: DriverInfo;
 
+    /// What its dma-bufs are known by.
+    const DMA_BUF_OPS: &'static DmaBufOps;
+
     /// Mask of `FEAT_*`.
     const FEATURES: u32;
 
@@ -131,7 +135,7 @@ impl<T: Driver> Device<T> {
         gem_create_object: None,
         prime_handle_to_fd: None,
         prime_fd_to_handle: None,
-        gem_prime_import: None,
+        gem_prime_import: Some(super::prime::import_callback::<T>),
         gem_prime_import_sg_table: None,
         dumb_create: None,
         dumb_map_offset: None,

@@ -17,6 +17,11 @@ use super::{
         Driver, //
     },
     file::File,
+    prime::{
+        self,
+        Attachment,
+        Importable, //
+    }, //
 };
 use crate::kapi::{
     bindings,
@@ -104,16 +109,31 @@ pub(crate) trait DriverObject: Sized + Send + Sync + 'static {
     /// Go to userspace.
     fn io_memory(obj: &Object<Self>) -> Result<IoMemory>;
 
-    /// Whether the object may be shared through a dma-buf.
+    /// The object is about to be shared through a dma-buf. May sleep.
     ///
     /// # Errors
     ///
     /// Go to userspace.
-    fn may_export(obj: &Object<Self>) -> Result;
+    fn export(obj: &Object<Self>) -> Result;
+
+    /// The UUID by which other virtio devices find a shared object on the host. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// Go to the driver that asks.
+    fn uuid(obj: &Object<Self>) -> Result<[u8; 16]>;
+
+    /// Makes an object of a dma-buf of another driver. May sleep; locks of the core are held.
+    ///
+    /// # Errors
+    ///
+    /// Go to userspace.
+    fn import(dev: &Device<Self::Driver>, buf: &Importable) -> Result<ARef<Object<Self>>>;
 }
 
+/// What kind of memory an object has.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Kind {
+pub(super) enum Kind {
     Shmem,
     Io,
     Private,
@@ -133,6 +153,8 @@ pub(crate) struct Object<O: DriverObject> {
     pinned: AtomicFlag,
     /// The reservation, if it is not the object's own.
     resv: Option<Arc<Resv>>,
+    /// The dma-buf whose memory it is.
+    import: Option<Arc<Attachment>>,
     dev: ARef<Device<O::Driver>>,
     data: O,
 }
@@ -271,6 +293,32 @@ impl<O: DriverObject> Object<O> {
         Self::new_without_memory(dev, Kind::Private, size, Some(resv), data)
     }
 
+    /// A private object of `size` bytes, a multiple of the page size and not 0, for the memory of a
+    /// dma-buf, whose fences are its fences.
+    ///
+    /// # Errors
+    ///
+    /// [`ENOMEM`].
+    pub(crate) fn new_imported(
+        dev: &Device<O::Driver>,
+        size: usize,
+        attachment: Arc<Attachment>,
+        data: O,
+    ) -> Result<ARef<Self>> {
+        let raw = Self::allocate(dev, Kind::Private, data)?;
+        // INVARIANT: The object is initialized here.
+        // SAFETY: As in `new_without_memory`. Attachment and reservation live as long as the object,
+        // which keeps them.
+        unsafe {
+            let object: *mut bindings::drm_gem_object = raw.as_ptr().cast();
+            (*object).resv = attachment.reservation();
+            (*object).import_attach = attachment.as_raw();
+            (&raw mut (*raw.as_ptr()).import).write(Some(attachment));
+            bindings::drm_gem_private_object_init(dev.as_raw(), object, size);
+            Ok(ARef::from_raw(raw))
+        }
+    }
+
     fn new_without_memory(
         dev: &Device<O::Driver>,
         kind: Kind,
@@ -303,6 +351,7 @@ impl<O: DriverObject> Object<O> {
             (&raw mut (*raw).kind).write(kind);
             (&raw mut (*raw).pinned).write(AtomicFlag::new(false));
             (&raw mut (*raw).resv).write(None);
+            (&raw mut (*raw).import).write(None);
             (&raw mut (*raw).dev).write(dev.into());
             (*raw.cast::<bindings::drm_gem_object>()).funcs = match kind {
                 Kind::Shmem => const { &Table::<O>::SHMEM },
@@ -326,6 +375,7 @@ impl<O: DriverObject> Object<O> {
         unsafe {
             let dev = ptr::read(&raw const (*raw).dev);
             drop(ptr::read(&raw const (*raw).resv));
+            drop(ptr::read(&raw const (*raw).import));
             drop(KBox::from_raw(raw.cast::<MaybeUninit<Self>>()));
             drop(dev);
         }
@@ -340,9 +390,13 @@ impl<O: DriverObject> Object<O> {
     /// # Safety
     ///
     /// `raw` is a valid object of a device of driver `O::Driver` for `'a`.
-    unsafe fn from_raw<'a>(raw: *mut bindings::drm_gem_object) -> &'a Self {
+    pub(super) unsafe fn from_raw<'a>(raw: *mut bindings::drm_gem_object) -> &'a Self {
         // SAFETY: By the requirements of this function, and the type invariant.
         unsafe { &*raw.cast() }
+    }
+
+    pub(super) fn kind(&self) -> Kind {
+        self.kind
     }
 
     /// Bytes.
@@ -509,9 +563,9 @@ impl<O: DriverObject> Object<O> {
     ) -> *mut bindings::dma_buf {
         // SAFETY: The core calls with an object of this driver.
         let obj = unsafe { Self::from_raw(raw) };
-        match O::may_export(obj) {
+        match O::export(obj) {
             // SAFETY: The arguments are those of the core.
-            Ok(()) => unsafe { bindings::drm_gem_prime_export(raw, flags) },
+            Ok(()) => unsafe { prime::export::<O::Driver>(raw, flags) },
             Err(e) => e.to_ptr(),
         }
     }

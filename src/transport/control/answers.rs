@@ -206,6 +206,7 @@ impl QueueHandler for Control {
                     lost.store(true, Release);
                 }
             }
+            command.shared.land();
             command.shared.signal(match Self::answer(&command) {
                 Answer::Ok(_) => Ok(()),
                 _ => Err(EIO),

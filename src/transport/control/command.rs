@@ -17,6 +17,7 @@ use crate::{
         FLAG_FENCE,
         FLAG_INFO_RING_IDX, //
     },
+    resource::mapping::Landing,
 };
 use kernel::{
     list::ListArc,
@@ -63,6 +64,8 @@ pub(crate) struct Shared {
     fence: SpinLockIrq<Option<DriverFence>>,
     /// Sent when the fence is signalled.
     event: Option<ReservedEvent>,
+    /// Memory that the device has written when it answers.
+    landing: Option<Landing>,
 }
 
 impl Shared {
@@ -70,6 +73,14 @@ impl Shared {
     pub(super) fn set_sequence(&self, seqno: u64) {
         if let Some(fence) = &mut *self.fence.lock() {
             fence.set_sequence(seqno);
+        }
+    }
+
+    /// The device has answered: what it has written is there for the CPU. May be called in any
+    /// context, before the fence is signalled.
+    pub(super) fn land(&self) {
+        if let Some(landing) = &self.landing {
+            landing.sync_for_cpu();
         }
     }
 
@@ -165,6 +176,8 @@ pub(crate) struct Request<'a> {
     pub(crate) signals: Option<DriverFence>,
     /// An event to send when the fence is signalled.
     pub(crate) event: Option<ReservedEvent>,
+    /// Memory that the device has written when it answers.
+    pub(crate) landing: Option<Landing>,
     /// The answer may take as long as a job.
     pub(crate) job: bool,
     /// To be set if the answer is [`response::ERR_UNSPEC`].
@@ -191,6 +204,7 @@ impl<'a> Request<'a> {
             fence: None,
             signals: None,
             event: None,
+            landing: None,
             job: false,
             lost_on_error: None,
             after_jobs: false,
@@ -225,6 +239,7 @@ impl<'a> Request<'a> {
         let after_jobs = self.after_jobs;
         let lost_on_error = self.lost_on_error;
         let event = self.event;
+        let landing = self.landing;
         let job_of = if self.job { header.ctx_id.get() } else { 0 };
         Message::new(
             self.fixed,
@@ -239,6 +254,7 @@ impl<'a> Request<'a> {
                 lost_on_error,
                 fence <- new_spinlock_irq!(fence, "Command::fence"),
                 event,
+                landing,
             }),
             Owned {
                 header,

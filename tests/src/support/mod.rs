@@ -18,6 +18,7 @@ pub(crate) mod place;
 pub(crate) mod procfs;
 pub(crate) mod raw;
 pub(crate) mod swap;
+pub(crate) mod udmabuf;
 pub(crate) mod uffd;
 pub(crate) mod unchanged;
 pub(crate) mod victim;

@@ -1,0 +1,270 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Buffers in memory of other drivers, from their dma-bufs.
+//!
+//! To the host such a buffer is a guest blob. Its memory is pinned as long as the host knows it. An
+//! exporter that revokes it nevertheless gets it back as soon as the host has detached it; the
+//! buffer is of no use then.
+
+use super::{
+    create_command,
+    lifetime::keeps_id,
+    mapping::{
+        Ending,
+        Memory, //
+    },
+    BlobParams,
+    Entries,
+    Kind,
+    Lifetime,
+    Mapping,
+    Resource, //
+};
+use crate::{
+    driver::{
+        Device,
+        Object, //
+    },
+    gpu::Gpu,
+    kapi::{
+        drm::prime::{
+            Importable,
+            Importer, //
+        },
+        sync::{
+            cancel_delayed_sync,
+            system_workqueue, //
+        },
+    },
+    protocol::virtio_gpu::{
+        blob_flag,
+        blob_mem,
+        command,
+        Header,
+        ResourceCommand, //
+    },
+    transport::control::{
+        Answer,
+        Command,
+        Control,
+        Expect,
+        Finish,
+        Request, //
+    },
+};
+use kernel::{
+    impl_has_delayed_work,
+    list::ListArc,
+    new_delayed_work, new_spinlock,
+    page::PAGE_SIZE,
+    prelude::*,
+    sync::{
+        aref::ARef,
+        atomic::{
+            ordering::{
+                Acquire,
+                Relaxed,
+                Release, //
+            },
+            Atomic,
+            AtomicFlag, //
+        },
+        Arc,
+        SpinLock, //
+    },
+    workqueue::{
+        DelayedWork,
+        WorkItem, //
+    },
+};
+
+/// A buffer in memory of another driver.
+pub(crate) struct Imported {
+    revocation: Arc<Revocation>,
+    /// The exporter can take the memory away.
+    dynamic: bool,
+}
+
+impl Imported {
+    /// Whether the exporter can take the memory away.
+    pub(crate) fn is_revocable(&self) -> bool {
+        self.dynamic
+    }
+
+    /// Whether it has done so.
+    pub(crate) fn is_revoked(&self) -> bool {
+        self.revocation.revoked.load(Acquire)
+    }
+}
+
+/// Gives memory back to an exporter that takes it away.
+#[pin_data]
+struct Revocation {
+    gpu: Arc<Gpu>,
+    revoked: AtomicFlag,
+    /// Takes the memory away from the host, and then ends the view of it; `None` before the host
+    /// knows the memory, and once it was sent. Protects only itself.
+    #[pin]
+    detach: SpinLock<Option<ListArc<Command>>>,
+    #[pin]
+    work: DelayedWork<Revocation, 1>,
+}
+
+impl_has_delayed_work! {
+    impl HasDelayedWork<Self, 1> for Revocation { self.work }
+}
+
+impl Revocation {
+    fn new(gpu: &Arc<Gpu>) -> Result<Arc<Self>> {
+        Arc::pin_init(
+            pin_init!(Self {
+                gpu: gpu.clone(),
+                revoked: AtomicFlag::new(false),
+                detach <- new_spinlock!(None, "Revocation::detach"),
+                work <- new_delayed_work!("Revocation::work"),
+            }),
+            GFP_KERNEL,
+        )
+    }
+
+    fn enqueue(self: &Arc<Self>) {
+        // If it is enqueued already, it has not begun.
+        let _ = system_workqueue().enqueue_delayed::<Arc<Self>, 1>(self.clone(), 0);
+    }
+
+    /// The host is about to know the memory.
+    fn arm(self: &Arc<Self>, detach: ListArc<Command>) {
+        *self.detach.lock() = Some(detach);
+        if self.revoked.load(Acquire) {
+            self.enqueue();
+        }
+    }
+}
+
+/// Told by the exporter, which holds the lock that giving the memory back takes.
+struct Told(Arc<Revocation>);
+
+impl Importer for Told {
+    fn revoked(&self) {
+        self.0.revoked.store(true, Release);
+        self.0.enqueue();
+    }
+}
+
+impl Drop for Told {
+    fn drop(&mut self) {
+        // Nothing is told any more: the attachment is gone, and the object goes after it.
+        cancel_delayed_sync::<Revocation, 1>(&self.0);
+    }
+}
+
+impl WorkItem<1> for Revocation {
+    type Pointer = Arc<Self>;
+
+    fn run(this: Arc<Self>) {
+        let detach = this.detach.lock().take();
+        if let Some(detach) = detach {
+            this.gpu.control.teardown(detach);
+        }
+    }
+}
+
+/// The end of RESOURCE_DETACH_BACKING.
+struct Detached {
+    view: Ending,
+    _id: KBox<dyn Finish>,
+}
+
+impl Finish for Detached {
+    fn finish(&mut self, _answer: &Answer) {
+        self.view.end();
+    }
+}
+
+/// Makes a buffer of a dma-buf, and tells the host; does not wait for its answer.
+///
+/// # Errors
+///
+/// [`EOPNOTSUPP`] if the device has no blobs, or sees other addresses than the platform maps;
+/// [`EINVAL`] for a size that the host does not take; [`ENOMEM`]; [`E2BIG`] if the memory is too
+/// scattered; [`ENOSPC`] if there are no more ids; [`EBUSY`], [`ERESTARTSYS`], [`ENODEV`]; that of
+/// the exporter.
+pub(super) fn import(dev: &Device, buf: &Importable) -> Result<ARef<Object>> {
+    let gpu: &Arc<Gpu> = dev;
+    if !gpu.features.blob {
+        return Err(EOPNOTSUPP);
+    }
+    let size = buf.size();
+    if size % PAGE_SIZE != 0 || !gpu.features.takes_blob_size(size as u64) {
+        return Err(EINVAL);
+    }
+    gpu.control.check()?;
+    let lifetime = Lifetime::new(gpu)?;
+    let revocation = Revocation::new(gpu)?;
+    let told = Arc::new(Told(revocation.clone()), GFP_KERNEL)?;
+    let attachment = buf.attach(dev, gpu.mapper.is_none(), told)?;
+    let mapped = attachment.map()?;
+
+    let mut entries = Entries::new(gpu, 0);
+    let mut total = 0u64;
+    mapped.for_each_run(|addr, len| {
+        // What an exporter maps beyond the end is not the host's business.
+        let len = len.min(size as u64 - total);
+        total += len;
+        if len == 0 {
+            return Ok(());
+        }
+        entries.push(addr, len)
+    })?;
+    if total != size as u64 {
+        return Err(EINVAL);
+    }
+    let (entries, count) = entries.finish()?;
+    let mapping = Mapping::new(gpu, lifetime.id(), true, Memory::Imported(mapped))?;
+
+    let fixed = ResourceCommand {
+        resource_id: lifetime.id().into(),
+        ..Default::default()
+    };
+    let mut detach = Request::new(Header::new(command::RESOURCE_DETACH_BACKING, 0), &fixed);
+    let detached = Detached {
+        view: mapping.ending(),
+        _id: keeps_id(lifetime.shared_id())?,
+    };
+    detach.finish = Some(KBox::new(detached, GFP_KERNEL)?);
+    let mut detach = detach.build()?;
+
+    let params = BlobParams {
+        mem: blob_mem::GUEST,
+        flags: blob_flag::USE_SHAREABLE,
+        size: size as u64,
+        ..Default::default()
+    };
+    let object = Object::new_imported(
+        dev,
+        size,
+        attachment,
+        Resource {
+            lifetime,
+            params,
+            mapping: Some(mapping),
+            kind: Kind::Imported(Imported {
+                revocation: revocation.clone(),
+                dynamic: buf.is_dynamic(),
+            }),
+            entries: Atomic::new(0),
+        },
+    )?;
+    object.entries.store(count, Relaxed);
+    let create = create_command(None, object.id(), &params, entries, count)?;
+    let sent = create.clone_arc();
+    Control::set_expect(&mut detach, Expect::SuccessUnlessFailed(sent.clone()));
+    let credit = gpu.control.credit(&gpu.share, create.descriptors())?;
+    object.lifetime.set_sent(sent);
+    gpu.control
+        .add(create, credit)
+        .inspect_err(|_| object.lifetime.set_not_sent())?;
+    gpu.control.kick();
+    revocation.arm(detach);
+    Ok(object)
+}
