@@ -216,6 +216,7 @@ def run_guest(report, suite, spec, run):
     command += ["--", job]
     log = f"{BUILD}/logs/{run_name}.out"
     reader = ktap.Ktap()
+    again = ""
     result_file = f"{BUILD}/logs/{run_name}/result"
     if os.path.exists(result_file):
         os.unlink(result_file)
@@ -227,12 +228,14 @@ def run_guest(report, suite, spec, run):
         with open(result_file) as f:
             result = json.load(f)
         problems = result["errors"] + result["scan"]
+        if result["starts"] > 1:
+            again = "its kernel hung at the first start, before its first process"
         if result["marker"] and result["rc"] and not report.failed:
             problems.append(f"the job returned {result['rc']}, yet no test failed")
     except OSError:
         problems = [f"the guest could not be started (status {status})"] + tail(log)
     report.add(f"{name}/guest_log_and_unload", "not ok" if problems else "ok", time.monotonic() - start,
-               problems[0] if problems else "", problems[1:])
+               problems[0] if problems else again, problems[1:])
     if report.failed:
         report.print(f"    logs: build/logs/{run_name}/")
 

@@ -37,6 +37,11 @@ TARGET = BUILD + "/target/x86_64-unknown-linux-gnu/release"
 GUEST_BINARIES = ["virtgpu-tests", "virtgpu-bench", "virtgpu-demo", "virtgpu-fuzz"]
 MARKER = "VIRTGPU-GUEST-"
 HOST_REQUEST = "VIRTGPU-HOST: "
+# A kernel that hangs before its first process has seen nothing of what is tested: such a guest is
+# started once more, which is said.
+START_SECONDS = 240
+ATTEMPTS = 2
+NEVER_STARTED = f"the kernel did not start in {START_SECONDS} s"
 
 
 def arguments():
@@ -372,35 +377,35 @@ class Follower:
             yield line.rstrip("\r")
 
 
-def main():
-    args = arguments()
-    name = args.name or f"vm-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
-    run = f"{BUILD}/logs/{name}"
-    shutil.rmtree(run, ignore_errors=True)
-    os.makedirs(run)
+def keep_failed_start(run, attempt):
+    """Before a guest is started again: says so, and puts its logs aside."""
+    print(f"# vm: the kernel did not start in {START_SECONDS} s; again", flush=True)
+    for f in os.listdir(run):
+        if f not in ("initramfs.cpio", "command"):
+            os.rename(f"{run}/{f}", f"{run}/failed-start-{attempt}-{f}")
+
+
+def has_started(run):
+    """Whether the kernel of a guest has come to its first process."""
+    try:
+        with open(f"{run}/console.log", errors="replace") as f:
+            return "Run /init as init process" in f.read()
+    except OSError:
+        return False
+
+
+def run_qemu(args, run, device, qmp):
+    """Runs a guest until it ends, or has to be ended. Returns the process, and for the latter what
+    the guest was doing."""
     timeout = args.timeout or (900 if args.kernel == "debug" else 400)
-
-    base = base_image(args.kernel)
-    run_image(args, run)
-    with open(f"{run}/initramfs.cpio", "wb") as out:
-        for part in (base, f"{run}/job.cpio"):
-            with open(part, "rb") as f:
-                shutil.copyfileobj(f, out)
-    os.unlink(f"{run}/job.cpio")
-
-    device = None if args.no_device else Device(args, run)
-    if device:
-        device.start()
-    qmp = f"{run}/qmp.sock" if args.monitor else tempfile.mktemp(prefix="qmp-")
     command = qemu_command(args, run, device, qmp)
     with open(f"{run}/command", "w") as f:
         f.write(shlex.join(command) + "\n")
-
     start = time.monotonic()
     with open(f"{run}/qemu.log", "wb") as log:
         qemu = subprocess.Popen(command, stderr=None if args.interactive else log,
                                 stdin=None if args.interactive else subprocess.DEVNULL)
-    follower, timed_out, hang = Follower(f"{run}/job.log"), False, ""
+    follower, hang, started = Follower(f"{run}/job.log"), None, args.interactive
     while True:
         running = qemu.poll() is None
         for line in follower.lines():
@@ -411,21 +416,56 @@ def main():
             elif not args.quiet:
                 print(line, flush=True)
         if not running:
-            break
-        if not args.interactive and time.monotonic() - start > timeout:
-            timed_out = True
-            hang = where_it_hangs(run, qmp)
+            return qemu, hang
+        elapsed = time.monotonic() - start
+        if not started and elapsed > START_SECONDS:
+            started = has_started(run)
+            if not started:
+                where_it_hangs(run, qmp)
+                hang = NEVER_STARTED
+        if not args.interactive and elapsed > timeout:
+            hang = f"killed after {timeout} s ({where_it_hangs(run, qmp)})"
+        if hang:
             qemu.terminate()
             try:
                 qemu.wait(3)
             except subprocess.TimeoutExpired:
                 qemu.kill()
         time.sleep(0.1)
-    device_status = device.stop() if device else None
+
+
+def main():
+    args = arguments()
+    name = args.name or f"vm-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+    run = f"{BUILD}/logs/{name}"
+    shutil.rmtree(run, ignore_errors=True)
+    os.makedirs(run)
+
+    base = base_image(args.kernel)
+    run_image(args, run)
+    with open(f"{run}/initramfs.cpio", "wb") as out:
+        for part in (base, f"{run}/job.cpio"):
+            with open(part, "rb") as f:
+                shutil.copyfileobj(f, out)
+    os.unlink(f"{run}/job.cpio")
+
+    qmp = f"{run}/qmp.sock" if args.monitor else tempfile.mktemp(prefix="qmp-")
+    start = time.monotonic()
+    for starts in range(1, ATTEMPTS + 1):
+        if starts > 1:
+            keep_failed_start(run, starts - 1)
+        device = None if args.no_device else Device(args, run)
+        if device:
+            device.start()
+        qemu, hang = run_qemu(args, run, device, qmp)
+        device_status = device.stop() if device else None
+        if hang != NEVER_STARTED:
+            break
+    timed_out = hang is not None
     os.unlink(f"{run}/initramfs.cpio")
 
     result = {"name": name, "kernel": args.kernel, "driver": args.driver, "seconds": round(time.monotonic() - start, 1),
-              "timed_out": timed_out, "qemu": qemu.returncode, "device": device_status,
+              "starts": starts, "timed_out": timed_out, "qemu": qemu.returncode, "device": device_status,
               "marker": False, "rc": None, "rmmod": None, "tainted": None, "errors": []}
     for line in open(f"{run}/console.log", errors="replace"):
         at = line.find(MARKER)
@@ -453,7 +493,7 @@ def main():
         result["errors"].append(f"the device ended with status {device_status}, see device.log")
     # Guest and unload problems, apart from what the job itself returned.
     if timed_out:
-        result["errors"].append(f"killed after {timeout} s ({hang})")
+        result["errors"].append(hang)
     elif not result["marker"]:
         result["errors"].append("the guest did not print its completion marker")
     elif qemu.returncode:

@@ -268,8 +268,9 @@ impl GpuBackend {
                 any = true;
                 f(chain, start);
             }
+            let more = vring.enable_notification().unwrap_or(false);
             // A ring whose index jumped looks full and yields nothing: then wait for a kick.
-            if !any || !vring.enable_notification().unwrap_or(false) {
+            if !any || !more {
                 break;
             }
         }
