@@ -1,0 +1,236 @@
+// SPDX-License-Identifier: MIT OR GPL-2.0-only
+
+//! Programs on Mesa's drivers for virtio-gpu: virgl (OpenGL) and venus (Vulkan).
+
+use std::time::Duration;
+
+use crate::outcome::{Outcome, Verdict};
+use crate::piglit;
+use crate::program::{Output, Program};
+use crate::{Group, Result};
+
+pub(crate) const TREE: &str = "/mesa";
+/// There is no software renderer of this name, so that Mesa cannot fall back to one.
+pub(crate) const NO_FALLBACK: (&str, &str) = ("GALLIUM_DRIVER", "none");
+const LIMIT: Duration = Duration::from_secs(180);
+
+/// Tests of piglit that are programs of their own: of what moves data between guest and host, and of
+/// fences.
+const PIGLIT_PROGRAMS: &[&str] = &[
+    "arb_copy_buffer-data-sync",
+    "arb_copy_buffer-overlap",
+    "arb_sync-repeat-wait",
+    "arb_texture_buffer_object-data-sync",
+    "copybuffersubdata",
+    "draw-sync",
+    "fbo-blit",
+    "fbo-readpixels",
+    "map_buffer_range_test",
+    "occlusion_query",
+    "pbo-readpixels-small",
+    "pbo-teximage",
+    "texsubimage-sync",
+    "vbo-map-remap",
+    "vbo-subdata-sync",
+];
+
+/// Of how many shader tests of [`PIGLIT_SPECS`] one is taken, unless `VIRTGPU_PIGLIT=all`.
+const PIGLIT_STEP: usize = 6;
+
+/// What a renderer without a GPU has, nearly all of it.
+const PIGLIT_SPECS: &[&str] = &[
+    "arb_arrays_of_arrays",
+    "arb_compute_shader",
+    "arb_enhanced_layouts",
+    "arb_fragment_program",
+    "arb_shader_storage_buffer_object",
+    "arb_texture_rectangle",
+    "arb_uniform_buffer_object",
+    "arb_vertex_program",
+    "ext_texture_array",
+    "glsl-1.10",
+    "glsl-1.20",
+    "glsl-1.30",
+    "glsl-1.40",
+    "glsl-1.50",
+];
+
+/// OpenGL.
+pub(crate) fn virgl() -> Result<Vec<Group>> {
+    let mut tests = piglit::shader_tests()?;
+    if std::env::var("VIRTGPU_PIGLIT").as_deref() != Ok("all") {
+        tests.retain(|test| PIGLIT_SPECS.contains(&test.spec()));
+        tests = tests.into_iter().step_by(PIGLIT_STEP).collect();
+    }
+    let eglinfo = || {
+        let output = gl("/usr/bin/eglinfo.x86_64-linux-gnu")
+            .args(["-p", "surfaceless"])
+            .run()?;
+        Ok(vec![text("surfaceless", &output, "virgl (")])
+    };
+    let programs = || {
+        let mut outcomes = Vec::new();
+        for name in PIGLIT_PROGRAMS {
+            outcomes.extend(piglit::run_program(name)?);
+        }
+        Ok(outcomes)
+    };
+    Ok(vec![
+        Group::new("eglinfo", eglinfo),
+        Group::new("gles", || Ok(own(&gl("/job/virtgpu-gles").run()?))).strict(),
+        Group::new("piglit", programs),
+        Group::new("piglit-shaders", move || piglit::run_shader_tests(&tests)),
+    ])
+}
+
+/// Vulkan.
+pub(crate) fn venus() -> Vec<Group> {
+    let vulkaninfo = || {
+        let output = vulkan("/usr/bin/vulkaninfo").run()?;
+        Ok(vec![text("all", &output, "Virtio-GPU Venus")])
+    };
+    vec![
+        Group::new("vulkaninfo", vulkaninfo),
+        Group::new("vulkan", || Ok(own(&vulkan("/job/virtgpu-vulkan").run()?))).strict(),
+        Group::new("vkmark", vkmark),
+    ]
+}
+
+fn gl(path: &str) -> Program {
+    Program::new(TREE, path, LIMIT).env(NO_FALLBACK.0, NO_FALLBACK.1)
+}
+
+fn vulkan(path: &str) -> Program {
+    Program::new(TREE, path, LIMIT)
+        .env("VK_DRIVER_FILES", "/usr/share/vulkan/icd.d/virtio_icd.json")
+}
+
+/// The output of a program must be the same on both drivers, and tell of the driver of Mesa that is
+/// asked for.
+fn text(name: &str, output: &Output, expected: &str) -> Outcome {
+    let problem = output.problem(&[0]).or_else(|| {
+        (!output.text.contains(expected)).then(|| format!("it does not say \"{expected}\""))
+    });
+    let verdict = match problem {
+        Some(problem) => Verdict::Fail(format!("{problem}\n{}", output.tail(8))),
+        None => Verdict::Pass(steady(&output.text)),
+    };
+    Outcome::new(name, verdict)
+}
+
+/// The lines that are the same each time a program runs: identities of devices are made anew, and how
+/// much memory is free depends on others.
+fn steady(text: &str) -> String {
+    let changing = ["UUID", "budget", "usage", "LUID", " MB"];
+    let lines: Vec<_> = text
+        .lines()
+        .filter(|line| !changing.iter().any(|word| line.contains(word)))
+        .collect();
+    lines.join("\n")
+}
+
+/// The results of this project's own programs, a line each: `ok NAME`, perhaps with `RATE a second`,
+/// `skip NAME: REASON` or `not ok NAME: REASON`.
+fn own(output: &Output) -> Vec<Outcome> {
+    let mut outcomes: Vec<_> = output.text.lines().filter_map(own_line).collect();
+    let failed = outcomes
+        .iter()
+        .any(|outcome| matches!(outcome.verdict, Verdict::Fail(_)));
+    if let Some(problem) = output.problem(if failed { &[1] } else { &[0] }) {
+        let reason = format!("{problem}\n{}", output.tail(8));
+        outcomes.push(Outcome::new("exit", Verdict::Fail(reason)));
+    }
+    outcomes
+}
+
+fn own_line(line: &str) -> Option<Outcome> {
+    if let Some(rest) = line.strip_prefix("ok ") {
+        let (name, rate) = rest.split_once(' ').unwrap_or((rest, ""));
+        let mut outcome = Outcome::pass(name);
+        outcome.rate = rate
+            .strip_suffix(" a second")
+            .and_then(|rate| rate.parse().ok());
+        return Some(outcome);
+    }
+    for (start, verdict) in [
+        ("not ok ", Verdict::Fail as fn(String) -> Verdict),
+        ("skip ", Verdict::Skip),
+    ] {
+        if let Some((name, reason)) = line
+            .strip_prefix(start)
+            .and_then(|rest| rest.split_once(": "))
+        {
+            return Some(Outcome::new(name, verdict(reason.to_string())));
+        }
+    }
+    None
+}
+
+/// Frames of vkmark's scenes, drawn to images that nobody shows.
+fn vkmark() -> Result<Vec<Outcome>> {
+    let output = vulkan("/usr/bin/vkmark")
+        // The host can share no image with a display server, so images are copied to the guest.
+        .env("MESA_VK_WSI_DEBUG", "sw")
+        .args(["--winsys", "headless", "--size", "256x256"])
+        .args(SCENES.iter().flat_map(|scene| ["-b", scene]))
+        .run()?;
+    let mut outcomes: Vec<_> = SCENES
+        .iter()
+        .map(|scene| {
+            let name = scene.split(':').next().unwrap_or(scene);
+            let rate = output.text.lines().find_map(|line| frames(line, name));
+            let verdict = match rate {
+                Some(rate) if rate > 0.0 => Verdict::Pass(String::new()),
+                _ => Verdict::Fail(format!("no frames\n{}", output.tail(8))),
+            };
+            Outcome {
+                rate,
+                ..Outcome::new(name, verdict)
+            }
+        })
+        .collect();
+    if let Some(problem) = output.problem(&[0]) {
+        let reason = format!("{problem}\n{}", output.tail(8));
+        outcomes.push(Outcome::new("exit", Verdict::Fail(reason)));
+    }
+    Ok(outcomes)
+}
+
+const SCENES: &[&str] = &[
+    "clear:duration=2",
+    "vertex:duration=2",
+    "texture:duration=2",
+    "shading:duration=2",
+    "cube:duration=2",
+];
+
+/// Frames a second, if this is the line of that scene: `[NAME] …: FPS: 42 FrameTime: …`.
+fn frames(line: &str, name: &str) -> Option<f64> {
+    let (_, rest) = line.split_once(&format!("[{name}]"))?;
+    let (_, rest) = rest.split_once("FPS: ")?;
+    rest.split_whitespace().next()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_of_own_programs() {
+        assert_eq!(own_line("ok clear"), Some(Outcome::pass("clear")));
+        let frames = own_line("ok frames 41.5 a second").expect("a result");
+        assert_eq!((frames.name.as_str(), frames.rate), ("frames", Some(41.5)));
+        let failed = own_line("not ok texture: pixel 3: 4, not 5").expect("a result");
+        assert_eq!(failed.verdict, Verdict::Fail("pixel 3: 4, not 5".into()));
+        let skipped = own_line("skip compute: no OpenGL ES 3.1").expect("a result");
+        assert_eq!(skipped.verdict, Verdict::Skip("no OpenGL ES 3.1".into()));
+        assert_eq!(own_line("MESA: warning"), None);
+    }
+
+    #[test]
+    fn frames_of_vkmark() {
+        let line = "\u{1b}[36mInfo\u{1b}[0m: [clear] duration=1: FPS: 267 FrameTime: 3.745 ms";
+        assert_eq!(frames(line, "clear"), Some(267.0));
+        assert_eq!(frames(line, "cube"), None);
+    }
+}

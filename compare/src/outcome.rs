@@ -1,0 +1,265 @@
+// SPDX-License-Identifier: MIT OR GPL-2.0-only
+
+//! What tests say, and the comparison of two runs.
+
+/// How a test ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// With what it has shown, where that must be the same on both drivers.
+    Pass(String),
+    Skip(String),
+    Fail(String),
+}
+
+/// A test and how it ended.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Outcome {
+    pub(crate) name: String,
+    pub(crate) verdict: Verdict,
+    /// How often it did something in a second, if it says so.
+    pub(crate) rate: Option<f64>,
+}
+
+impl Outcome {
+    pub(crate) fn new(name: impl Into<String>, verdict: Verdict) -> Self {
+        Self {
+            name: name.into(),
+            verdict,
+            rate: None,
+        }
+    }
+
+    pub(crate) fn pass(name: impl Into<String>) -> Self {
+        Self::new(name, Verdict::Pass(String::new()))
+    }
+}
+
+/// What a comparison comes to.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Comparison {
+    /// Passes on both, or on this driver only.
+    Same,
+    /// Passes on neither.
+    Skip(String),
+    /// Worse on this driver.
+    Differs(String),
+}
+
+/// Compares two runs of the same tests; each test is in the result once, in the order of the runs.
+pub(crate) fn compare(theirs: &[Outcome], ours: &[Outcome]) -> Vec<(String, Comparison)> {
+    let find = |run: &[Outcome], name: &str| {
+        run.iter()
+            .find(|outcome| outcome.name == name)
+            .map(|outcome| outcome.verdict.clone())
+    };
+    let mut results: Vec<(String, Comparison)> = Vec::new();
+    for outcome in theirs.iter().chain(ours) {
+        if results.iter().any(|(name, _)| *name == outcome.name) {
+            continue;
+        }
+        let pair = (find(theirs, &outcome.name), find(ours, &outcome.name));
+        results.push((outcome.name.clone(), judge(pair.0, pair.1)));
+    }
+    // Otherwise nobody would notice that the programs do not run at all.
+    if !theirs
+        .iter()
+        .any(|outcome| matches!(outcome.verdict, Verdict::Pass(_)))
+    {
+        let reason = "nothing passes on Linux's driver".to_string();
+        results.push(("baseline".into(), Comparison::Differs(reason)));
+    }
+    results
+}
+
+/// The same for tests that must not fail on either.
+pub(crate) fn strict(theirs: &[Outcome], ours: &[Outcome]) -> Vec<(String, Comparison)> {
+    let mut results = compare(theirs, ours);
+    for (name, comparison) in &mut results {
+        for (run, driver) in [(theirs, "Linux's driver"), (ours, "this driver")] {
+            let outcome = run.iter().find(|outcome| outcome.name == *name);
+            if let Some(Verdict::Fail(reason)) = outcome.map(|outcome| &outcome.verdict) {
+                *comparison = Comparison::Differs(format!("on {driver}: {reason}"));
+            }
+        }
+    }
+    results
+}
+
+/// The results of tests that had no comparison: they must pass.
+pub(crate) fn alone(ours: &[Outcome]) -> Vec<(String, Comparison)> {
+    let mut results: Vec<_> = ours
+        .iter()
+        .map(|outcome| {
+            (
+                outcome.name.clone(),
+                judge(None, Some(outcome.verdict.clone())),
+            )
+        })
+        .collect();
+    if !ours
+        .iter()
+        .any(|outcome| matches!(outcome.verdict, Verdict::Pass(_)))
+    {
+        results.push(("any".into(), Comparison::Differs("nothing passes".into())));
+    }
+    results
+}
+
+fn judge(theirs: Option<Verdict>, ours: Option<Verdict>) -> Comparison {
+    use Verdict::{Fail, Pass, Skip};
+    match (theirs, ours) {
+        (Some(Pass(theirs)), Some(Pass(ours))) if theirs != ours => {
+            Comparison::Differs(differences(&theirs, &ours))
+        }
+        (_, Some(Pass(_))) => Comparison::Same,
+        (Some(Pass(_)), Some(Fail(reason))) => Comparison::Differs(reason),
+        (Some(Pass(_)), Some(Skip(reason))) => {
+            Comparison::Differs(format!("skipped on this driver only: {reason}"))
+        }
+        (Some(Pass(_)), None) => Comparison::Differs("did not run on this driver".into()),
+        (Some(Skip(why)), Some(Fail(reason))) => Comparison::Differs(format!(
+            "{reason}\n(on Linux's driver it is skipped: {why})"
+        )),
+        (Some(Skip(_)), Some(Skip(reason))) => Comparison::Skip(reason),
+        (Some(Skip(reason)), None) => Comparison::Skip(reason),
+        (Some(Fail(reason)), _) => Comparison::Skip(format!(
+            "fails on Linux's driver, too: {}",
+            first_line(&reason)
+        )),
+        (None, Some(Skip(reason))) => Comparison::Skip(reason),
+        (None, Some(Fail(reason))) => Comparison::Differs(reason),
+        (None, None) => Comparison::Skip("not run".into()),
+    }
+}
+
+fn first_line(text: &str) -> &str {
+    text.lines().next().unwrap_or_default()
+}
+
+/// The first lines in which two texts differ.
+fn differences(theirs: &str, ours: &str) -> String {
+    let (mut left, mut right) = (theirs.lines(), ours.lines());
+    let mut shown = Vec::new();
+    loop {
+        match (left.next(), right.next()) {
+            (None, None) => break,
+            (theirs, ours) if theirs != ours && shown.len() < 10 => {
+                shown.push(format!("on Linux's driver: {}", theirs.unwrap_or("(end)")));
+                shown.push(format!("on this driver:    {}", ours.unwrap_or("(end)")));
+            }
+            _ => {}
+        }
+    }
+    shown.join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pass(what: &str) -> Verdict {
+        Verdict::Pass(what.into())
+    }
+    fn skip() -> Verdict {
+        Verdict::Skip("why".into())
+    }
+    fn fail() -> Verdict {
+        Verdict::Fail("how".into())
+    }
+
+    #[test]
+    fn what_passes_there_must_pass_here() {
+        assert_eq!(judge(Some(pass("")), Some(pass(""))), Comparison::Same);
+        for ours in [Some(fail()), Some(skip()), None, Some(pass("else"))] {
+            let result = judge(Some(pass("")), ours.clone());
+            assert!(matches!(result, Comparison::Differs(_)), "{ours:?}");
+        }
+    }
+
+    #[test]
+    fn a_failure_on_this_driver_alone_counts() {
+        for theirs in [Some(skip()), None] {
+            let result = judge(theirs.clone(), Some(fail()));
+            assert!(matches!(result, Comparison::Differs(_)), "{theirs:?}");
+        }
+    }
+
+    #[test]
+    fn what_passes_on_neither_is_skipped() {
+        for (theirs, ours) in [
+            (Some(skip()), Some(skip())),
+            (Some(fail()), Some(fail())),
+            (Some(fail()), Some(skip())),
+            (Some(fail()), None),
+            (Some(skip()), None),
+            (None, Some(skip())),
+        ] {
+            let result = judge(theirs.clone(), ours.clone());
+            assert!(
+                matches!(result, Comparison::Skip(_)),
+                "{theirs:?}, {ours:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn passing_here_alone_is_well() {
+        for theirs in [Some(skip()), Some(fail()), None] {
+            assert_eq!(judge(theirs, Some(pass("x"))), Comparison::Same);
+        }
+    }
+
+    #[test]
+    fn each_test_is_reported_once_and_a_dead_baseline_fails() {
+        let theirs = [Outcome::pass("a"), Outcome::new("b", skip())];
+        let ours = [Outcome::pass("c"), Outcome::pass("a")];
+        let names: Vec<_> = compare(&theirs, &ours)
+            .into_iter()
+            .map(|(name, _)| name)
+            .collect();
+        assert_eq!(names, ["a", "b", "c"]);
+        let results = compare(&theirs[1..], &ours);
+        assert!(
+            matches!(results.last(), Some((name, Comparison::Differs(_))) if name == "baseline")
+        );
+        assert_eq!(compare(&[], &[]).len(), 1);
+    }
+
+    #[test]
+    fn strictly_nothing_may_fail() {
+        let good = [Outcome::pass("a"), Outcome::new("b", skip())];
+        let bad = [Outcome::new("a", fail()), Outcome::new("b", skip())];
+        for (theirs, ours) in [(&bad, &bad), (&bad, &good), (&good, &bad)] {
+            let results = strict(theirs, ours);
+            assert!(matches!(results[0].1, Comparison::Differs(_)));
+            assert!(matches!(results[1].1, Comparison::Skip(_)));
+        }
+        assert_eq!(strict(&good, &good)[0].1, Comparison::Same);
+    }
+
+    #[test]
+    fn alone_everything_must_pass() {
+        let ours = [
+            Outcome::pass("a"),
+            Outcome::new("b", fail()),
+            Outcome::new("c", skip()),
+        ];
+        let results = alone(&ours);
+        assert_eq!(results[0].1, Comparison::Same);
+        assert!(matches!(results[1].1, Comparison::Differs(_)));
+        assert!(matches!(results[2].1, Comparison::Skip(_)));
+        assert_eq!(results.len(), 3);
+        assert!(matches!(
+            alone(&[]).as_slice(),
+            [(_, Comparison::Differs(_))]
+        ));
+    }
+
+    #[test]
+    fn differences_are_shown() {
+        let text = differences("a\nb\nc", "a\nx");
+        assert_eq!(text.lines().count(), 4);
+        assert!(text.contains("on this driver:    x"));
+        assert!(text.contains("on this driver:    (end)"));
+    }
+}
