@@ -29,8 +29,10 @@ A suite is a file tests/suites/NAME.toml:
   job = "…"               # instead: a shell command that prints KTAP
   env = "NAME=value"      # for the job
   env_named = "NAME=value" # instead, when the suite was asked for by name
-  kernel, driver, mem, cpus, timeout, device_args, module_args, append
-                          # as the options of vm.sh
+  host_env = ["NAME"]     # variables that the job gets from this environment, if set
+  show = "REGEX"          # as with commands
+  kernel, driver, mem, cpus, timeout, device_args, module_args, append, display, host_gpu,
+  trees                   # as the options of vm.sh
 
 Guests run when all commands have, JOBS of them at a time (one a core, if nothing
 else is said), those with the longest time limit first.
@@ -43,6 +45,7 @@ import json
 import os
 import queue
 import re
+import shlex
 import subprocess
 import sys
 import threading
@@ -209,10 +212,15 @@ def run_guest(report, suite, spec, run):
     named = os.environ.get("VIRTGPU_SUITES_NAMED") and option("env_named")
     if env := named or option("env"):
         job = f"export {env}; {job}"
+    for name in option("host_env", []):
+        if name in os.environ:
+            job = f"export {name}={shlex.quote(os.environ[name])}; {job}"
     command = [PROJECT + "/scripts/vm.py", "--name", run_name, "--kernel", kernel, "--driver", driver]
-    for key in ("mem", "cpus", "timeout", "device_args", "module_args", "append"):
+    for key in ("mem", "cpus", "timeout", "device_args", "module_args", "append", "host_gpu", "trees"):
         if option(key) is not None:
             command.append(f"--{key.replace('_', '-')}={option(key)}")
+    if option("display"):
+        command.append("--display")
     command += ["--", job]
     log = f"{BUILD}/logs/{run_name}.out"
     reader = ktap.Ktap()
@@ -220,7 +228,7 @@ def run_guest(report, suite, spec, run):
     result_file = f"{BUILD}/logs/{run_name}/result"
     if os.path.exists(result_file):
         os.unlink(result_file)
-    status = feed(reader, report, suite, command, log)
+    status = feed(reader, report, suite, command, log, option("show"))
     for r in reader.finish():
         report.add(f"{name}/{r.name}", r.status, None, r.reason, r.notes)
     # The guest itself is a test: it must have ended well and left a clean log.

@@ -39,8 +39,24 @@ case " $suites " in *lint*) kernels="stock $kernels" ;; esac
 building=root
 "$TOP/scripts/root.sh" >/dev/null
 building=programs
-run_logged "building the device and the guest programs" "$BUILD/logs/programs.log" \
-	"$TOP/scripts/in-root" cargo build --release --locked --workspace
+# Trees that guests see, and the one that QEMU with OpenGL is in.
+# shellcheck disable=SC2086
+trees=$({
+	sed -nE 's/^trees *= *"(.*)"/\1/p' $files | tr ',' '\n'
+	! grep -q '^host_gpu' $files || echo mesa
+} | sort -u)
+for t in $trees; do
+	building=tree-$t
+	tree=$("$TOP/scripts/tree.sh" "$t")
+	export "VIRTGPU_TREE_${t^^}=/cache/${tree##*/}"
+done
+building=programs
+# Only programs of this project's own are made for the tree with Mesa.
+if grep -qs '^trees.*mesa' $files; then
+	"$TOP/scripts/programs.sh" render
+else
+	"$TOP/scripts/programs.sh"
+fi
 # Nobody but the C driver's suite can do without the module.
 needs_module=
 for f in $files; do

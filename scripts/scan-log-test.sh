@@ -108,5 +108,19 @@ for taint in 4097 12800; do # proprietary, warning
 	echo "VIRTGPU-GUEST-TAINTED $taint" >"$tmp/log"
 	report "$(! ./scan-log.sh "$tmp/log" >/dev/null; echo $?)" "taint_${taint}_found"
 done
+
+# What Linux's driver has left in the log, and the same from this one.
+theirs="[    1.0] WARNING: drivers/gpu/drm/drm_mm.c:965 at drm_mm_takedown+0x22/0x30"
+mark="[    2.0] VIRTGPU-GUEST-OURS tainted=512"
+printf '%s\n' "$theirs" "$mark" "VIRTGPU-GUEST-TAINTED 12800" >"$tmp/log"
+report "$(./scan-log.sh "$tmp/log" >/dev/null; echo $?)" what_was_before_this_driver_passes
+printf '%s\n' "$theirs" "$mark" "$theirs" >"$tmp/log"
+report "$(! ./scan-log.sh "$tmp/log" >/dev/null; echo $?)" what_comes_with_this_driver_is_found
+printf '%s\n' "[    2.0] VIRTGPU-GUEST-THEIRS tainted=0" "$theirs" "VIRTGPU-GUEST-TAINTED 512" >"$tmp/log"
+report "$(./scan-log.sh "$tmp/log" >/dev/null; echo $?)" what_is_after_this_driver_passes
+printf '%s\n' "[    2.0] VIRTGPU-GUEST-THEIRS tainted=512" >"$tmp/log"
+report "$(! ./scan-log.sh "$tmp/log" >/dev/null; echo $?)" taint_before_that_is_found
+printf '%s\n' "$mark" "VIRTGPU-GUEST-TAINTED 12928" >"$tmp/log" # an oops
+report "$(! ./scan-log.sh "$tmp/log" >/dev/null; echo $?)" new_taint_is_found
 echo "1..$number"
 exit $failed

@@ -64,13 +64,26 @@ LIST
 #  - DMA-API debugging says at boot that it is there and how large its table is.
 exceptions='Kernel command line:|Command line:|MAX_LOCK|DMA-API: (preallocated [0-9]+ debug entries|debugging enabled by kernel config)'
 
+# The part of the log that counts: where Linux's driver was loaded before this one or
+# after it, not what came before OURS nor after THEIRS. Its warnings are not ours.
+ours() {
+	tr -d '\r' <"$1" | awk '
+		BEGIN { counts = 1 }
+		/VIRTGPU-GUEST-OURS tainted=/ { counts = 1; text = "" }
+		counts { text = text $0 "\n" }
+		/VIRTGPU-GUEST-THEIRS tainted=/ { counts = 0 }
+		END { printf "%s", text }'
+}
+
 scan() {
-	local file=$1 tainted
-	grep -aE "$patterns" "$file" | grep -avE "$exceptions" | tr -d '\r' || true
+	local text tainted before
+	text=$(ours "$1")
+	grep -aE "$patterns" <<<"$text" | grep -avE "$exceptions" || true
 	# Taint: out-of-tree (4096), unsigned (8192) and, as KUnit tests set it,
 	# test (262144) are what we are; anything else is a report we missed.
-	tainted=$(tr -d '\r' <"$file" | sed -n 's/.*VIRTGPU-GUEST-TAINTED //p' | tail -n1)
-	if [ -n "$tainted" ] && [ $((tainted & ~(4096 | 8192 | 262144))) -ne 0 ]; then
+	tainted=$(sed -nE 's/.*VIRTGPU-GUEST-(TAINTED |THEIRS tainted=)//p' <<<"$text" | tail -n1)
+	before=$(sed -n 's/.*VIRTGPU-GUEST-OURS tainted=//p' <<<"$text" | tail -n1)
+	if [ -n "$tainted" ] && [ $((tainted & ~(4096 | 8192 | 262144 | ${before:-0}))) -ne 0 ]; then
 		echo "kernel taint $tainted: more than out-of-tree and unsigned"
 	fi
 }

@@ -7,6 +7,7 @@ Everything about a run ends up in build/logs/RUN:
   console.log  the kernel's messages and those of the guest's init
   job.log      what the job printed
   device.log   what the device printed, events.jsonl its event log
+  qemu.log     what QEMU printed, and the renderer in it with --host-gpu
   result       JSON: how it ended
 
 A job can ask for things that only the host can do, by printing a line
@@ -34,7 +35,10 @@ import time
 PROJECT = "/project"
 BUILD = PROJECT + "/build"
 TARGET = BUILD + "/target/x86_64-unknown-linux-gnu/release"
-GUEST_BINARIES = ["virtgpu-tests", "virtgpu-bench", "virtgpu-demo", "virtgpu-fuzz"]
+GUEST_BINARIES = ["virtgpu-tests", "virtgpu-bench", "virtgpu-demo", "virtgpu-fuzz", "virtgpu-compare"]
+# Linked dynamically, with the libraries of the tree with Mesa, where they are in /job.
+RENDER = BUILD + "/target-dynamic/x86_64-unknown-linux-gnu/release"
+RENDER_BINARIES = ["virtgpu-gles", "virtgpu-vulkan"]
 MARKER = "VIRTGPU-GUEST-"
 HOST_REQUEST = "VIRTGPU-HOST: "
 # A kernel that hangs before its first process has seen nothing of what is tested: such a guest is
@@ -47,12 +51,18 @@ NEVER_STARTED = f"the kernel did not start in {START_SECONDS} s"
 def arguments():
     p = argparse.ArgumentParser(prog="vm.sh", description="Run a job in a guest.")
     p.add_argument("--kernel", choices=["stock", "debug", "release"], default="stock")
-    p.add_argument("--driver", choices=["ours", "c", "none"], default="ours",
-                   help="this project's module, Linux's own virtio-gpu, or nothing")
+    p.add_argument("--driver", choices=["ours", "c", "both", "none"], default="ours",
+                   help="this project's module, Linux's own virtio-gpu, both but none loaded, or nothing")
     p.add_argument("--mem", default="1536M", help="guest memory (default %(default)s)")
     p.add_argument("--cpus", type=int, default=2)
     p.add_argument("--device-args", default="", help="more arguments of virtgpu-device")
     p.add_argument("--no-device", action="store_true", help="no GPU in the guest")
+    p.add_argument("--host-gpu", choices=["reference", "virgl", "venus"], default="reference",
+                   help="this project's device, or QEMU's virtio-gpu-gl-pci, which renders in software: "
+                        "with OpenGL only, or with blobs and Vulkan too")
+    p.add_argument("--display", action="store_true",
+                   help="a device with displays as well, QEMU's virtio-gpu-pci")
+    p.add_argument("--trees", default="", help="trees that the guest gets as /NAME, read-only: mesa,igt")
     p.add_argument("--module", help="the .ko to load instead of build/module/KERNEL's")
     p.add_argument("--module-args", default="", help="parameters of the module")
     p.add_argument("--append", default="", help="more kernel command line")
@@ -69,6 +79,14 @@ def arguments():
     if not args.job and not args.interactive:
         p.error("no job given")
     return args
+
+
+def tree(name):
+    """Folder of a tree in the cache; vm.sh and check.sh made it and say where."""
+    path = os.environ.get(f"VIRTGPU_TREE_{name.upper()}")
+    if not path:
+        sys.exit(f"vm.py: VIRTGPU_TREE_{name.upper()} is not set; use scripts/vm.sh")
+    return path
 
 
 def kernel_dir(kind):
@@ -147,7 +165,7 @@ def run_image(args, run):
         os.makedirs(f"{tmp}/job")
         os.makedirs(f"{tmp}/root")
         os.makedirs(f"{tmp}/usr/local/bin")
-        if args.driver == "ours":
+        if args.driver in ("ours", "both"):
             module = args.module or f"{BUILD}/module/{args.kernel}/virtgpu_userptr.ko"
             if not os.path.exists(module):
                 sys.exit(f"vm.py: {module} is missing; run scripts/module.sh {args.kernel}")
@@ -158,11 +176,15 @@ def run_image(args, run):
             if os.path.exists(f"{TARGET}/{b}"):
                 subprocess.run(["strip", "--strip-debug", "-o", f"{tmp}/usr/local/bin/{b}",
                                 f"{TARGET}/{b}"], check=True)
+        for b in RENDER_BINARIES if "mesa" in args.trees.split(",") else []:
+            if os.path.exists(f"{RENDER}/{b}"):
+                shutil.copy(f"{RENDER}/{b}", f"{tmp}/job/")
         for f in filter(None, args.files.split(",")):
             shutil.copy(f, f"{tmp}/root/")
         with open(f"{tmp}/job/config", "w") as f:
             f.write(f"DRIVER={args.driver}\nINTERACTIVE={int(args.interactive)}\n")
-            f.write("MODULES='virtio_pci pciehp udmabuf sw_sync ext4 loop'\n")
+            f.write("MODULES='virtio_pci pciehp udmabuf sw_sync ext4 loop 9pnet_virtio 9p'\n")
+            f.write(f"TREES={shlex.quote(args.trees.replace(',', ' '))}\n")
             f.write(f"MODULE_ARGS={shlex.quote(args.module_args)}\n")
         with open(f"{tmp}/job/run", "w") as f:
             f.write(f"export VIRTGPU_KERNEL={args.kernel} VIRTGPU_DRIVER={args.driver}\n{args.job}\n")
@@ -271,6 +293,19 @@ def qemu_command(args, run, device, qmp):
         command += ["-serial", f"file:{run}/job.log"]
     command += ["-chardev", f"socket,id=qmp,path={qmp},server=on,wait=off",
                 "-object", "monitor-qmp,id=qmp0,chardev=qmp"]
+    for name in filter(None, args.trees.split(",")):
+        command += ["-fsdev", f"local,id=tree-{name},path={tree(name)},security_model=none,readonly=on",
+                    "-device", f"virtio-9p-pci,fsdev=tree-{name},mount_tag={name}"]
+    if args.host_gpu != "reference":
+        gpu = ["virtio-gpu-gl-pci,id=vgpu0,bus=port0"]
+        if args.host_gpu == "venus":
+            gpu += ["venus=on", "blob=on", "hostmem=256M"]
+        command += ["-device", ",".join(gpu)]
+        # The renderer wants a display that has OpenGL; SDL has one that shows nothing.
+        command[command.index("-display") + 1] = "sdl,gl=on"
+        command = in_tree(tree("mesa"), command)
+    if args.display:
+        command += ["-device", "virtio-gpu-pci"]
     if device:
         gpu = ["vhost-user-test-device-pci,id=vgpu0,bus=port0,chardev=gpu1"] + GPU
         # The device offers the feature, but QEMU has to agree.
@@ -279,6 +314,17 @@ def qemu_command(args, run, device, qmp):
         command += ["-chardev", f"socket,id=gpu1,path={device.socket}",
                     "-device", ",".join(gpu)]
     return command
+
+
+def in_tree(folder, command):
+    """The command, to be run with another tree as its root; it sees the same folders of this run."""
+    mounts = "; ".join(f"busybox mount -o {how} /{d} {folder}/{d}" for how, d in (
+        ("rbind", "dev"), ("rbind", "proc"), ("rbind", "sys"), ("bind", "tmp"), ("bind", "project"), ("bind", "cache")))
+    environment = ["SDL_VIDEODRIVER=offscreen", "SDL_AUDIODRIVER=dummy", "XDG_RUNTIME_DIR=/tmp",
+                   "VK_DRIVER_FILES=/usr/share/vulkan/icd.d/lvp_icd.json"]
+    # Replaced and not left waiting, so that signals reach QEMU.
+    return ["unshare", "--mount", "sh", "-ec", f'{mounts}; exec chroot {folder} "$@"', "in-tree",
+            "/usr/bin/env", *environment, *command]
 
 
 def serve(word, device, qmp_path):
@@ -454,7 +500,7 @@ def main():
     for starts in range(1, ATTEMPTS + 1):
         if starts > 1:
             keep_failed_start(run, starts - 1)
-        device = None if args.no_device else Device(args, run)
+        device = None if args.no_device or args.host_gpu != "reference" else Device(args, run)
         if device:
             device.start()
         qemu, hang = run_qemu(args, run, device, qmp)

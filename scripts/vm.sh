@@ -5,13 +5,27 @@
 # scripts/vm.py does the rest inside the build root.
 . "$(dirname "$0")/lib.sh"
 
-kind=stock
+kind=stock host_gpu=reference trees=
 previous=
 for a in "$@"; do
-	[ "$previous" != --kernel ] || kind=$a
-	case $a in --kernel=*) kind=${a#*=} ;; esac
+	case $previous in
+	--kernel) kind=$a ;;
+	--host-gpu) host_gpu=$a ;;
+	--trees) trees=$a ;;
+	esac
+	case $a in
+	--kernel=*) kind=${a#*=} ;;
+	--host-gpu=*) host_gpu=${a#*=} ;;
+	--trees=*) trees=${a#*=} ;;
+	esac
 	previous=$a
 done
 kernel=$("$TOP/scripts/kernel.sh" "$kind")
 export "VIRTGPU_KERNEL_${kind^^}=/cache/${kernel##*/}"
+# QEMU with OpenGL is in the tree with Mesa.
+[ "$host_gpu" = reference ] || trees=$trees,mesa
+for t in ${trees//,/ }; do
+	tree=$("$TOP/scripts/tree.sh" "$t")
+	export "VIRTGPU_TREE_${t^^}=/cache/${tree##*/}"
+done
 exec "$TOP/scripts/in-root" python3 scripts/vm.py "$@"
