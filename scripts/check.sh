@@ -38,7 +38,6 @@ kernels=$(sed -nE 's/^kernel *= *"(.*)"/\1/p' $files | sort -u)
 case " $suites " in *lint*) kernels="stock $kernels" ;; esac
 building=root
 "$TOP/scripts/root.sh" >/dev/null
-building=programs
 # Trees that guests see, and the one that QEMU with OpenGL is in.
 # shellcheck disable=SC2086
 trees=$({
