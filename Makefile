@@ -58,6 +58,10 @@ shell: ## an interactive guest (KERNEL=stock|debug|release, MEM=2G)
 programs: ## the device, the client library and the guest's programs
 	@scripts/programs.sh
 
+.PHONY: deb
+deb: ## Debian packages in build/deb: the module's source for DKMS, and the tools
+	@scripts/deb.sh
+
 .PHONY: fmt
 fmt: ## format all Rust code
 	@scripts/fmt.sh

@@ -28,11 +28,10 @@ A suite is a file tests/suites/NAME.toml:
                           # with arguments of its own, if they match
   job = "…"               # instead: a shell command that prints KTAP
   env = "NAME=value"      # for the job
-  env_named = "NAME=value" # instead, when the suite was asked for by name
   host_env = ["NAME"]     # variables that the job gets from this environment, if set
   show = "REGEX"          # as with commands
   kernel, driver, mem, cpus, timeout, device_args, module_args, append, display, host_gpu,
-  trees                   # as the options of vm.sh
+  trees, files            # as the options of vm.sh
 
 Guests run when all commands have, JOBS of them at a time (one a core, if nothing
 else is said), those with the longest time limit first.
@@ -209,14 +208,14 @@ def run_guest(report, suite, spec, run):
             report.add(name, "not ok", None, "no family of virtgpu-tests applies")
             return
         job = "virtgpu-tests run " + " ".join(wanted)
-    named = os.environ.get("VIRTGPU_SUITES_NAMED") and option("env_named")
-    if env := named or option("env"):
-        job = f"export {env}; {job}"
+    if option("env"):
+        job = f"export {option('env')}; {job}"
     for name in option("host_env", []):
         if name in os.environ:
             job = f"export {name}={shlex.quote(os.environ[name])}; {job}"
     command = [PROJECT + "/scripts/vm.py", "--name", run_name, "--kernel", kernel, "--driver", driver]
-    for key in ("mem", "cpus", "timeout", "device_args", "module_args", "append", "host_gpu", "trees"):
+    for key in ("mem", "cpus", "timeout", "device_args", "module_args", "append", "host_gpu", "trees",
+                "files"):
         if option(key) is not None:
             command.append(f"--{key.replace('_', '-')}={option(key)}")
     if option("display"):

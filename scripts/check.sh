@@ -20,8 +20,6 @@ for s in $all; do
 	grep -q '^default *= *false' "$suites_dir/$s.toml" || default="$default $s"
 done
 suites=${*:-$default}
-# A suite may have more to do for who asks for it.
-export VIRTGPU_SUITES_NAMED=${*:+1}
 for s in $suites; do
 	[ -e "$suites_dir/$s.toml" ] || die "no suite '$s'; there are: $(echo $all)"
 done

@@ -435,7 +435,7 @@ def has_started(run):
     """Whether the kernel of a guest has come to its first process."""
     try:
         with open(f"{run}/console.log", errors="replace") as f:
-            return "Run /init as init process" in f.read()
+            return " as init process" in f.read()
     except OSError:
         return False
 
