@@ -210,9 +210,9 @@ def run_guest(report, suite, spec, run):
         job = "virtgpu-tests run " + " ".join(wanted)
     if option("env"):
         job = f"export {option('env')}; {job}"
-    for name in option("host_env", []):
-        if name in os.environ:
-            job = f"export {name}={shlex.quote(os.environ[name])}; {job}"
+    for variable in option("host_env", []):
+        if variable in os.environ:
+            job = f"export {variable}={shlex.quote(os.environ[variable])}; {job}"
     command = [PROJECT + "/scripts/vm.py", "--name", run_name, "--kernel", kernel, "--driver", driver]
     for key in ("mem", "cpus", "timeout", "device_args", "module_args", "append", "host_gpu", "trees",
                 "files"):
