@@ -104,7 +104,8 @@ pub(crate) fn ready(driver: Driver) -> Result {
     Ok(())
 }
 
-fn rescan(driver: Driver) -> Result {
+/// Looks for PCI devices, and gives the driver those of its bus that have none.
+pub(crate) fn rescan(driver: Driver) -> Result {
     fs::write("/sys/bus/pci/rescan", "1")?;
     for entry in fs::read_dir("/sys/bus/virtio/devices")?.flatten() {
         if !entry.path().join("driver").exists() {

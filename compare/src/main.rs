@@ -22,6 +22,7 @@ mod mesa;
 mod outcome;
 mod piglit;
 mod program;
+mod unplug;
 
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -62,6 +63,11 @@ impl Group {
             alone: false,
             strict: false,
         }
+    }
+
+    fn alone(mut self) -> Self {
+        self.alone = true;
+        self
     }
 
     fn strict(mut self) -> Self {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::outcome::{Outcome, Verdict};
 use crate::piglit;
 use crate::program::{Output, Program};
-use crate::{Group, Result};
+use crate::{unplug, Group, Result};
 
 pub(crate) const TREE: &str = "/mesa";
 /// There is no software renderer of this name, so that Mesa cannot fall back to one.
@@ -75,11 +75,15 @@ pub(crate) fn virgl() -> Result<Vec<Group>> {
         }
         Ok(outcomes)
     };
+    let gles = || Ok(own(&gl("/job/virtgpu-gles").run()?));
+    let unplug = move || unplug::run(|| gl("/job/virtgpu-gles").args(["endless"]), gles);
     Ok(vec![
         Group::new("eglinfo", eglinfo),
-        Group::new("gles", || Ok(own(&gl("/job/virtgpu-gles").run()?))).strict(),
+        Group::new("gles", gles).strict(),
         Group::new("piglit", programs),
         Group::new("piglit-shaders", move || piglit::run_shader_tests(&tests)),
+        // Linux's driver would wait for minutes for its commands to be answered.
+        Group::new("unplug", unplug).alone(),
     ])
 }
 

@@ -22,6 +22,10 @@ const ENVIRONMENT: &[(&str, &str)] = &[
     ("MESA_SHADER_CACHE_DISABLE", "true"),
 ];
 
+/// What a program has printed so far.
+// A file and not a pipe: nobody who is left over can keep us waiting for its end.
+pub(crate) const OUTPUT: &str = "/tmp/virtgpu-compare.out";
+
 /// A program in a tree, which is mounted at `/NAME`.
 pub(crate) struct Program {
     command: Command,
@@ -56,9 +60,7 @@ impl Program {
     }
 
     pub(crate) fn run(mut self) -> Result<Output> {
-        // A file and not a pipe: nobody who is left over can keep us waiting for its end.
-        let path = "/tmp/virtgpu-compare.out";
-        let file = File::create(path)?;
+        let file = File::create(OUTPUT)?;
         let start = Instant::now();
         let mut child = self
             .command
@@ -78,7 +80,7 @@ impl Program {
         kill_process_group(pid, Signal::KILL)?;
         let status = child.wait()?;
         Ok(Output {
-            text: String::from_utf8_lossy(&fs::read(path)?).into_owned(),
+            text: String::from_utf8_lossy(&fs::read(OUTPUT)?).into_owned(),
             status: ended.then_some(status),
             time: start.elapsed(),
         })

@@ -466,9 +466,9 @@ fn many_buffers(context: &Context) -> Result {
     Ok(Done::Passed)
 }
 
-/// Frames of a moving picture, of each of which one row is looked at.
-fn frames(context: &Context) -> Result {
-    const FRAMES: u32 = 100;
+/// Draws frames of a moving picture, and looks at one row of each, as long as they are right and
+/// `goes_on` says so of the number of the next one.
+fn draw(context: &Context, goes_on: impl Fn(u32) -> bool) -> Result<()> {
     let target = context.target()?;
     let program = context.program(
         &[
@@ -479,8 +479,7 @@ fn frames(context: &Context) -> Result {
     )?;
     let gl = &context.gl;
     let mut row = vec![0; (SIZE * 4) as usize];
-    let start = Instant::now();
-    for frame in 0..FRAMES {
+    for frame in (0..).take_while(|frame| goes_on(*frame)) {
         // SAFETY: The context is current, and the program is its own.
         unsafe {
             gl.use_program(Some(program));
@@ -492,8 +491,27 @@ fn frames(context: &Context) -> Result {
         target.read(0, y, SIZE, 1, &mut row)?;
         same_picture(&row, SIZE as usize, |x, _| pattern(x + frame, y))?;
     }
-    let rate = f64::from(FRAMES) / start.elapsed().as_secs_f64();
     // SAFETY: The context is current, and the program is its own.
     unsafe { gl.delete_program(program) };
-    Ok(Done::Rate(rate))
+    Ok(())
+}
+
+fn frames(context: &Context) -> Result {
+    const FRAMES: u32 = 100;
+    let start = Instant::now();
+    draw(context, |frame| frame < FRAMES)?;
+    Ok(Done::Rate(
+        f64::from(FRAMES) / start.elapsed().as_secs_f64(),
+    ))
+}
+
+/// Draws until the device is gone, which a wrong frame or an error shows. Says so when the first
+/// frames are there.
+pub(crate) fn endless(context: &Context) -> Result<()> {
+    draw(context, |frame| {
+        if frame == 10 {
+            println!("drawing");
+        }
+        true
+    })
 }
