@@ -69,6 +69,9 @@ for k in $(echo $kernels | tr ' ' '\n' | sort -u); do
 	building=module-$k
 	run_logged "building the module for the $k kernel" "$BUILD/logs/module-$k.log" \
 		"$TOP/scripts/module.sh" "$k"
+	building=test-module-$k
+	run_logged "building the module for tests for the $k kernel" "$BUILD/logs/test-module-$k.log" \
+		"$TOP/scripts/test-module.sh" "$k"
 done
 
 trap - EXIT

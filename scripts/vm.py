@@ -172,6 +172,10 @@ def run_image(args, run):
             # Debug information would only cost guest memory and boot time.
             subprocess.run(["strip", "--strip-debug", "-o", f"{tmp}/job/virtgpu_userptr.ko", module],
                            check=True)
+            # For tests only.
+            exporter = f"{BUILD}/test-module/{args.kernel}/virtgpu_test_exporter.ko"
+            if os.path.exists(exporter):
+                shutil.copy(exporter, f"{tmp}/job/")
         for b in GUEST_BINARIES:
             if os.path.exists(f"{TARGET}/{b}"):
                 subprocess.run(["strip", "--strip-debug", "-o", f"{tmp}/usr/local/bin/{b}",

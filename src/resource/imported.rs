@@ -95,6 +95,12 @@ impl Imported {
     pub(crate) fn is_revoked(&self) -> bool {
         self.revocation.revoked.load(Acquire)
     }
+
+    /// The host is about to forget the memory as a whole: it is not told any more to let go of it. May
+    /// sleep.
+    pub(super) fn end(&self) {
+        self.revocation.disarm();
+    }
 }
 
 /// Gives memory back to an exporter that takes it away.
@@ -138,6 +144,14 @@ impl Revocation {
         if self.revoked.load(Acquire) {
             self.enqueue();
         }
+    }
+
+    /// If the memory has not been taken away from the host by now, it will not be.
+    fn disarm(self: &Arc<Self>) {
+        // A work that runs has its command in the queue afterwards, before UNREF.
+        cancel_delayed_sync::<Self, 1>(self);
+        let detach = self.detach.lock().take();
+        drop(detach);
     }
 }
 

@@ -366,8 +366,10 @@ impl Lifetime {
             return;
         };
         Control::set_expect(&mut unref, expect);
-        if let Kind::Host(memory) = &object.kind {
-            memory.unmap(&object);
+        match &object.kind {
+            Kind::Host(memory) => memory.unmap(&object),
+            Kind::Imported(imported) => imported.end(),
+            _ => {}
         }
 
         let gpu = this.gpu.clone();

@@ -7,6 +7,7 @@ pub(crate) mod cma;
 pub(crate) mod debugfs;
 pub(crate) mod dmirror;
 pub(crate) mod errno;
+pub(crate) mod exporter;
 pub(crate) mod ext4;
 pub(crate) mod gpu;
 pub(crate) mod job;

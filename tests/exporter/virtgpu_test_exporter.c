@@ -1,0 +1,232 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * An exporter of dma-bufs for tests. Debian's kernel has none for a guest without
+ * other hardware whose memory can be revoked while it is mapped, as that of
+ * vfio-pci can.
+ */
+#include <linux/dma-buf.h>
+#include <linux/dma-resv.h>
+#include <linux/file.h>
+#include <linux/highmem.h>
+#include <linux/miscdevice.h>
+#include <linux/mm.h>
+#include <linux/module.h>
+#include <linux/scatterlist.h>
+#include <linux/slab.h>
+#include <linux/wait.h>
+
+#include "virtgpu_test_exporter.h"
+
+#define MAX_PAGES 1024
+
+struct exported {
+	/* The reservation of the dma-buf protects these two. */
+	bool revoked;
+	unsigned int mappings;
+	wait_queue_head_t unmapped;
+	unsigned int count;
+	struct page *pages[] __counted_by(count);
+};
+
+static int exported_pin(struct dma_buf_attachment *attach)
+{
+	struct exported *exported = attach->dmabuf->priv;
+
+	return exported->revoked ? -ENODEV : 0;
+}
+
+static void exported_unpin(struct dma_buf_attachment *attach)
+{
+}
+
+static struct sg_table *exported_map(struct dma_buf_attachment *attach,
+				     enum dma_data_direction dir)
+{
+	struct exported *exported = attach->dmabuf->priv;
+	struct sg_table *table;
+	int err;
+
+	if (exported->revoked)
+		return ERR_PTR(-ENODEV);
+	table = kzalloc_obj(*table);
+	if (!table)
+		return ERR_PTR(-ENOMEM);
+	err = sg_alloc_table_from_pages(table, exported->pages, exported->count,
+					0, (size_t)exported->count << PAGE_SHIFT,
+					GFP_KERNEL);
+	if (err)
+		goto free;
+	err = dma_map_sgtable(attach->dev, table, dir, 0);
+	if (err)
+		goto free_table;
+	WRITE_ONCE(exported->mappings, exported->mappings + 1);
+	return table;
+
+free_table:
+	sg_free_table(table);
+free:
+	kfree(table);
+	return ERR_PTR(err);
+}
+
+static void exported_unmap(struct dma_buf_attachment *attach,
+			   struct sg_table *table, enum dma_data_direction dir)
+{
+	struct exported *exported = attach->dmabuf->priv;
+
+	dma_unmap_sgtable(attach->dev, table, dir, 0);
+	sg_free_table(table);
+	kfree(table);
+	WRITE_ONCE(exported->mappings, exported->mappings - 1);
+	wake_up_all(&exported->unmapped);
+}
+
+static int exported_mmap(struct dma_buf *buf, struct vm_area_struct *vma)
+{
+	struct exported *exported = buf->priv;
+
+	return vm_map_pages(vma, exported->pages, exported->count);
+}
+
+static void exported_free(struct exported *exported)
+{
+	unsigned int i;
+
+	for (i = 0; i < exported->count && exported->pages[i]; i++)
+		__free_page(exported->pages[i]);
+	kfree(exported);
+}
+
+static void exported_release(struct dma_buf *buf)
+{
+	struct exported *exported = buf->priv;
+
+	WARN_ON(exported->mappings);
+	exported_free(exported);
+}
+
+static const struct dma_buf_ops exported_ops = {
+	.pin = exported_pin,
+	.unpin = exported_unpin,
+	.map_dma_buf = exported_map,
+	.unmap_dma_buf = exported_unmap,
+	.mmap = exported_mmap,
+	.release = exported_release,
+};
+
+static int exporter_create(struct virtgpu_test_exporter_create *args)
+{
+	DEFINE_DMA_BUF_EXPORT_INFO(info);
+	struct exported *exported;
+	struct dma_buf *buf;
+	unsigned int i;
+
+	if (!args->pages || args->pages > MAX_PAGES)
+		return -EINVAL;
+	exported = kzalloc_flex(*exported, pages, args->pages);
+	if (!exported)
+		return -ENOMEM;
+	exported->count = args->pages;
+	init_waitqueue_head(&exported->unmapped);
+	for (i = 0; i < exported->count; i++) {
+		exported->pages[i] = alloc_page(GFP_HIGHUSER | __GFP_ZERO);
+		if (!exported->pages[i])
+			goto free;
+	}
+	info.ops = &exported_ops;
+	info.size = (size_t)exported->count << PAGE_SHIFT;
+	info.flags = O_RDWR;
+	info.priv = exported;
+	buf = dma_buf_export(&info);
+	if (IS_ERR(buf)) {
+		exported_free(exported);
+		return PTR_ERR(buf);
+	}
+	args->fd = dma_buf_fd(buf, O_CLOEXEC);
+	if (args->fd < 0)
+		dma_buf_put(buf);
+	return args->fd < 0 ? args->fd : 0;
+
+free:
+	exported_free(exported);
+	return -ENOMEM;
+}
+
+static int exporter_revoke(const struct virtgpu_test_exporter_revoke *args)
+{
+	unsigned long timeout = msecs_to_jiffies(args->timeout_ms);
+	struct dma_buf *buf = dma_buf_get(args->fd);
+	struct exported *exported;
+	unsigned int i;
+	long left;
+	int err = -ETIME;
+
+	if (IS_ERR(buf))
+		return PTR_ERR(buf);
+	if (buf->ops != &exported_ops) {
+		err = -EINVAL;
+		goto put;
+	}
+	exported = buf->priv;
+	dma_resv_lock(buf->resv, NULL);
+	exported->revoked = true;
+	dma_buf_invalidate_mappings(buf);
+	left = dma_resv_wait_timeout(buf->resv, DMA_RESV_USAGE_BOOKKEEP, false,
+				     timeout);
+	dma_resv_unlock(buf->resv);
+	if (left <= 0)
+		goto put;
+	if (!wait_event_timeout(exported->unmapped,
+				!READ_ONCE(exported->mappings), timeout))
+		goto put;
+	for (i = 0; i < exported->count; i++)
+		memset_page(exported->pages[i], 0, VIRTGPU_TEST_EXPORTER_POISON,
+			    PAGE_SIZE);
+	err = 0;
+put:
+	dma_buf_put(buf);
+	return err;
+}
+
+static long exporter_ioctl(struct file *file, unsigned int cmd,
+			   unsigned long arg)
+{
+	void __user *user = (void __user *)arg;
+	union {
+		struct virtgpu_test_exporter_create create;
+		struct virtgpu_test_exporter_revoke revoke;
+	} args;
+	int err;
+
+	switch (cmd) {
+	case VIRTGPU_TEST_EXPORTER_CREATE:
+		if (copy_from_user(&args.create, user, sizeof(args.create)))
+			return -EFAULT;
+		err = exporter_create(&args.create);
+		if (!err && copy_to_user(user, &args.create, sizeof(args.create)))
+			return -EFAULT;
+		return err;
+	case VIRTGPU_TEST_EXPORTER_REVOKE:
+		if (copy_from_user(&args.revoke, user, sizeof(args.revoke)))
+			return -EFAULT;
+		return exporter_revoke(&args.revoke);
+	}
+	return -ENOTTY;
+}
+
+static const struct file_operations exporter_fops = {
+	.owner = THIS_MODULE,
+	.unlocked_ioctl = exporter_ioctl,
+};
+
+static struct miscdevice exporter = {
+	.minor = MISC_DYNAMIC_MINOR,
+	.name = "virtgpu-test-exporter",
+	.fops = &exporter_fops,
+	.mode = 0600,
+};
+module_misc_device(exporter);
+
+MODULE_IMPORT_NS("DMA_BUF");
+MODULE_DESCRIPTION("Exporter of dma-bufs that can be revoked, for tests");
+MODULE_LICENSE("GPL");

@@ -1,0 +1,31 @@
+/* SPDX-License-Identifier: GPL-2.0 WITH Linux-syscall-note OR MIT */
+#ifndef _VIRTGPU_TEST_EXPORTER_H
+#define _VIRTGPU_TEST_EXPORTER_H
+
+#include <linux/ioctl.h>
+#include <linux/types.h>
+
+/* Makes a dma-buf of this many pages; @fd is the answer. */
+struct virtgpu_test_exporter_create {
+	__u32 pages;
+	__s32 fd;
+};
+
+/*
+ * Takes the memory of a dma-buf away from its importers, and fills it with
+ * VIRTGPU_TEST_EXPORTER_POISON when they have let go of it. ETIME if they have
+ * not after @timeout_ms.
+ */
+struct virtgpu_test_exporter_revoke {
+	__s32 fd;
+	__u32 timeout_ms;
+};
+
+#define VIRTGPU_TEST_EXPORTER_POISON	0x5a
+
+#define VIRTGPU_TEST_EXPORTER_CREATE \
+	_IOWR('x', 0, struct virtgpu_test_exporter_create)
+#define VIRTGPU_TEST_EXPORTER_REVOKE \
+	_IOW('x', 1, struct virtgpu_test_exporter_revoke)
+
+#endif

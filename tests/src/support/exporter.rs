@@ -1,0 +1,121 @@
+// SPDX-License-Identifier: MIT OR GPL-2.0-only
+
+//! dma-bufs whose memory can be taken away: those of the module in `tests/exporter`.
+
+use std::fs::File;
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::path::Path;
+use std::time::Duration;
+
+use rustix::mm::{MapFlags, ProtFlags};
+use virtgpu_client::{ioctl, Errno, Mapping};
+
+use crate::ktap::{Outcome, TestResult};
+use crate::support::{eventually, gpu};
+
+const MODULE: &str = "/job/virtgpu_test_exporter.ko";
+
+/// `struct virtgpu_test_exporter_create`.
+#[repr(C)]
+struct Create {
+    pages: u32,
+    fd: i32,
+}
+
+/// `struct virtgpu_test_exporter_revoke`.
+#[repr(C)]
+struct Revoke {
+    fd: i32,
+    timeout_ms: u32,
+}
+
+/// `VIRTGPU_TEST_EXPORTER_CREATE`.
+const CREATE: u32 = (3 << 30) | (8 << 16) | ((b'x' as u32) << 8);
+/// `VIRTGPU_TEST_EXPORTER_REVOKE`.
+const REVOKE: u32 = (1 << 30) | (8 << 16) | ((b'x' as u32) << 8) | 1;
+
+/// What is in the memory after it was taken away: `VIRTGPU_TEST_EXPORTER_POISON`.
+pub(crate) const POISON: u8 = 0x5a;
+
+/// The exporter's module, loaded until this is dropped.
+pub(crate) struct Exporter(Option<File>);
+
+/// Loads it.
+pub(crate) fn load() -> TestResult<Exporter> {
+    let module = Path::new(MODULE);
+    if !module.exists() {
+        return Err(Outcome::Skip(format!("{MODULE} is not there")));
+    }
+    gpu::load(module)?;
+    let open = || {
+        File::options()
+            .read(true)
+            .write(true)
+            .open("/dev/virtgpu-test-exporter")
+    };
+    let mut file = open();
+    eventually(gpu::LIMIT, || {
+        file = open();
+        file.is_ok()
+    });
+    Ok(Exporter(Some(file?)))
+}
+
+impl Exporter {
+    fn call<T>(&self, request: u32, argument: &mut T) -> Result<(), Errno> {
+        let file = self.0.as_ref().ok_or(Errno::BADF)?;
+        let argument: *mut T = argument;
+        // SAFETY: The callers pass the structure of the request, which has no addresses.
+        unsafe { ioctl::call(file.as_fd(), request, argument.cast())? };
+        Ok(())
+    }
+
+    /// Makes a dma-buf of `pages` pages, and maps it.
+    pub(crate) fn buffer(&self, pages: usize) -> TestResult<(OwnedFd, Mapping)> {
+        let mut create = Create {
+            pages: u32::try_from(pages).expect("a few pages"),
+            fd: -1,
+        };
+        self.call(CREATE, &mut create)?;
+        // SAFETY: The kernel has just given us this file descriptor.
+        let fd = unsafe { OwnedFd::from_raw_fd(create.fd) };
+        let memory = Mapping::file(
+            &fd,
+            0,
+            pages * virtgpu_client::page_size(),
+            ProtFlags::READ | ProtFlags::WRITE,
+            MapFlags::SHARED,
+        )?;
+        Ok((fd, memory))
+    }
+
+    /// Takes the memory away from all importers, waits until they have let go of it, and fills it
+    /// with [`POISON`]. `ETIME` if they have not after `limit`.
+    pub(crate) fn revoke(&self, fd: &OwnedFd, limit: Duration) -> Result<(), Errno> {
+        let mut revoke = Revoke {
+            fd: fd.as_raw_fd(),
+            timeout_ms: limit.as_millis().try_into().unwrap_or(u32::MAX),
+        };
+        self.call(REVOKE, &mut revoke)
+    }
+
+    /// Unloads it, which fails as long as anyone has a dma-buf of it.
+    pub(crate) fn unload(mut self) -> TestResult {
+        self.0 = None;
+        let mut last = Ok(());
+        eventually(gpu::LIMIT, || {
+            last = gpu::unload("virtgpu_test_exporter");
+            last.is_ok()
+        });
+        Ok(last?)
+    }
+}
+
+impl Drop for Exporter {
+    fn drop(&mut self) {
+        // After a failure; else it is unloaded already.
+        if self.0.take().is_some() {
+            let _ = gpu::unload("virtgpu_test_exporter");
+        }
+    }
+}
