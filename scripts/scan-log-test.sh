@@ -109,6 +109,18 @@ for taint in 4097 12800; do # proprietary, warning
 	report "$(! ./scan-log.sh "$tmp/log" >/dev/null; echo $?)" "taint_${taint}_found"
 done
 
+# The kernel kills a process of a group that wants too much memory, and says so with a stack.
+cat >"$tmp/log" <<'LOG'
+[    1.0] virtgpu-tests invoked oom-killer: gfp_mask=0xcc0(GFP_KERNEL), order=0, oom_score_adj=0
+[    1.0] CPU: 1 UID: 0 PID: 153 Comm: virtgpu-tests Tainted: G O
+[    1.0] Call Trace:
+[    1.0]  <TASK>
+[    1.0] Memory cgroup out of memory: Killed process 153 (virtgpu-tests)
+LOG
+report "$(./scan-log.sh "$tmp/log" >/dev/null; echo $?)" oom_report_passes
+echo "[    2.0] Call Trace:" >>"$tmp/log"
+report "$(! ./scan-log.sh "$tmp/log" >/dev/null; echo $?)" other_stack_after_it_found
+
 # What Linux's driver has left in the log, and the same from this one.
 theirs="[    1.0] WARNING: drivers/gpu/drm/drm_mm.c:965 at drm_mm_takedown+0x22/0x30"
 mark="[    2.0] VIRTGPU-GUEST-OURS tainted=512"

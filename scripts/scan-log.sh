@@ -70,6 +70,9 @@ ours() {
 	tr -d '\r' <"$1" | awk '
 		BEGIN { counts = 1 }
 		/VIRTGPU-GUEST-OURS tainted=/ { counts = 1; text = "" }
+		# A report that a group of processes has had too much memory has a stack, too.
+		/ invoked oom-killer: / { report = NR }
+		/Call Trace:/ && report && NR - report < 10 { report = 0; next }
 		counts { text = text $0 "\n" }
 		/VIRTGPU-GUEST-THEIRS tainted=/ { counts = 0 }
 		END { printf "%s", text }'

@@ -4,7 +4,8 @@
 //! compares what they say, test by test. Neither driver may be loaded when it starts.
 //!
 //! `virtgpu-compare igt TEST…` runs tests of igt-gpu-tools, `virtgpu-compare virgl` and
-//! `virtgpu-compare venus` run programs on Mesa's drivers of those names. The report is KTAP:
+//! `virtgpu-compare venus` run programs on Mesa's drivers of those names, with `short` only a few of
+//! them. The report is KTAP:
 //!
 //! - what passes on Linux's driver must pass on this one;
 //! - what passes on neither counts as skipped, with the reason, except that what Linux's driver skips
@@ -110,8 +111,12 @@ fn main() -> ExitCode {
         Some((what, tests)) if what == "igt" && !tests.is_empty() => Ok(igt::groups(tests)),
         Some((what, [])) if what == "virgl" => mesa::virgl(),
         Some((what, [])) if what == "venus" => Ok(mesa::venus()),
+        Some((what, [how])) if how == "short" && what == "virgl" => Ok(mesa::short_virgl()),
+        Some((what, [how])) if how == "short" && what == "venus" => Ok(mesa::short_venus()),
         _ => {
-            eprintln!("usage: virtgpu-compare igt TEST... | virgl | venus | display");
+            eprintln!(
+                "usage: virtgpu-compare igt TEST... | virgl [short] | venus [short] | display"
+            );
             return ExitCode::from(2);
         }
     };

@@ -75,16 +75,41 @@ pub(crate) fn virgl() -> Result<Vec<Group>> {
         }
         Ok(outcomes)
     };
-    let gles = || Ok(own(&gl("/job/virtgpu-gles").run()?));
-    let unplug = move || unplug::run(|| gl("/job/virtgpu-gles").args(["endless"]), gles);
     Ok(vec![
         Group::new("eglinfo", eglinfo),
-        Group::new("gles", gles).strict(),
+        gles(),
         Group::new("piglit", programs),
         Group::new("piglit-shaders", move || piglit::run_shader_tests(&tests)),
-        // Linux's driver would wait for minutes for its commands to be answered.
-        Group::new("unplug", unplug).alone(),
+        unplug(),
     ])
+}
+
+/// Of OpenGL what does not take long.
+pub(crate) fn short_virgl() -> Vec<Group> {
+    vec![gles(), unplug()]
+}
+
+fn run_gles() -> Result<Vec<Outcome>> {
+    Ok(own(&gl("/job/virtgpu-gles").run()?))
+}
+
+fn gles() -> Group {
+    Group::new("gles", run_gles).strict()
+}
+
+/// On this driver only: Linux's would wait for minutes for its commands to be answered.
+fn unplug() -> Group {
+    let drawing = || gl("/job/virtgpu-gles").args(["endless"]);
+    Group::new("unplug", move || unplug::run(drawing, run_gles)).alone()
+}
+
+/// Of Vulkan what does not take long.
+pub(crate) fn short_venus() -> Vec<Group> {
+    vec![vulkan_cases()]
+}
+
+fn vulkan_cases() -> Group {
+    Group::new("vulkan", || Ok(own(&vulkan("/job/virtgpu-vulkan").run()?))).strict()
 }
 
 /// Vulkan.
@@ -95,7 +120,7 @@ pub(crate) fn venus() -> Vec<Group> {
     };
     vec![
         Group::new("vulkaninfo", vulkaninfo),
-        Group::new("vulkan", || Ok(own(&vulkan("/job/virtgpu-vulkan").run()?))).strict(),
+        vulkan_cases(),
         Group::new("vkmark", vkmark),
     ]
 }

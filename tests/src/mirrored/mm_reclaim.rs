@@ -27,6 +27,7 @@ pub(crate) const FAMILY: Family = family(
         reclaimed_while_the_device_writes: 300,
         more_than_the_limit: 600,
         compressed_before_swap,
+        killed_for_want_of_memory: 300,
         killed_and_reaped: 300,
         reaped_while_unmapped: 300,
     ],
@@ -297,6 +298,52 @@ fn compressed_before_swap(env: &Env) -> TestResult {
     let result = test();
     std::fs::write(SWITCH, before.trim())?;
     result
+}
+
+/// A process that the kernel kills because its group needs too much, while the device works on its
+/// memory; whoever has the device open beside it notices nothing.
+fn killed_for_want_of_memory(env: &Env) -> TestResult {
+    const LIMIT: u64 = 24 << 20;
+    let device = open(env)?;
+    let place = Place::base(HUGE)?;
+    let mirror = Mirror::new(&device, &place)?;
+    let rounds = env.iterations(10);
+    for round in 0..rounds {
+        mirror.fill(round)?;
+        let group = Group::new("oom", LIMIT)?;
+        group.forbid_swap()?;
+        let start = Instant::now();
+        let child = child::spawn(|| {
+            group.enter()?;
+            let device = open(env)?;
+            let small = Place::base(HUGE)?;
+            let mirror = Mirror::new(&device, &small)?;
+            let large = Place::base(2 * LIMIT as usize)?;
+            std::thread::scope(|scope| {
+                scope.spawn(|| while mirror.fill(1).is_ok() {});
+                loop {
+                    large.fill(1);
+                }
+            })
+        })?;
+        let status = reap(child.pid)?;
+        check!(
+            libc::WIFSIGNALED(status) && libc::WTERMSIG(status) == libc::SIGKILL,
+            "the child has ended with status {status:#x}"
+        );
+        check_eq!(
+            group.number("memory.events", "oom_kill ")?,
+            1,
+            "processes killed for want of memory"
+        );
+        check!(
+            start.elapsed() < job::LIMIT,
+            "the child has ended after {:?}",
+            start.elapsed()
+        );
+        mirror.agrees("beside the killed process")?;
+    }
+    mirror.coherent_all_over("in the end")
 }
 
 /// Starts a child whose device works on memory of it, and returns when it does.

@@ -24,6 +24,11 @@ impl Group {
         Ok(group)
     }
 
+    /// Lets nothing of it go to swap.
+    pub(crate) fn forbid_swap(&self) -> TestResult {
+        Ok(fs::write(self.0.join("memory.swap.max"), "0")?)
+    }
+
     /// Puts this process into it.
     pub(crate) fn enter(&self) -> TestResult {
         Ok(fs::write(self.0.join("cgroup.procs"), "0")?)
