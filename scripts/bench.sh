@@ -1,28 +1,56 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0
-# Builds everything, runs the benchmarks in a guest with the release kernel and
-# keeps the results in bench/results/KERNEL-DATE.json. Arguments go to
-# virtgpu-bench.
+# bench.sh [options and measures of virtgpu-bench]: builds everything, runs the
+# benchmarks in guests with the release kernel and keeps the results in
+# bench/results/KERNEL-DATE.json. P8 has three guests: the reference device and
+# QEMU's virtio-gpu-gl, with OpenGL and with Vulkan.
 . "$(dirname "$0")/lib.sh"
+
+options=() measures=()
+for a in "$@"; do
+	case $a in
+	P[1-8]) measures+=("$a") ;;
+	*) options+=("$a") ;;
+	esac
+done
+hosts=(reference)
+case " ${measures[*]:-P8} " in
+*" P8 "*) hosts+=(virgl venus) ;;
+esac
 
 "$TOP/scripts/programs.sh"
 kernel=$("$TOP/scripts/kernel.sh" release)
 run_logged "building the module for the release kernel" "$BUILD/logs/module-release.log" \
 	"$TOP/scripts/module.sh" release
-note "booting the guest (log: $BUILD/logs/bench/console.log)"
-status=0
-"$TOP/scripts/vm.sh" --name bench --kernel release --mem "${BENCH_MEM:-6G}" \
-	--timeout "${BENCH_TIMEOUT:-3600}" "virtgpu-bench $*" |
-	grep --line-buffered -v '^BENCH-JSON ' || status=$?
 
+# The table begins with its heading and ends with the whole result on one line.
+table='/^id  *value /,/^BENCH-JSON /'
+status=0
+for host in "${hosts[@]}"; do
+	mem=1G only=(P8)
+	if [ "$host" = reference ]; then
+		mem=${BENCH_MEM:-6G} only=("${measures[@]}")
+	fi
+	note "booting the guest on the host GPU \"$host\" (log: $BUILD/logs/bench-$host/console.log)"
+	"$TOP/scripts/vm.sh" --name "bench-$host" --kernel release --host-gpu "$host" --mem "$mem" \
+		--timeout "${BENCH_TIMEOUT:-3600}" \
+		"virtgpu-bench ${options[*]} --host-gpu $host ${only[*]}" | sed -u "${table}d" || status=$?
+done
+
+json=() heading=
+for host in "${hosts[@]}"; do
+	log=$BUILD/logs/bench-$host/job.log
+	json+=("$(tr -d '\r' <"$log" | sed -n 's/^BENCH-JSON //p' | tail -n1)")
+	[ -n "${json[-1]}" ] || die "the benchmark printed no result, see build/logs/bench-$host"
+	tr -d '\r' <"$log" | sed -n "${table}p" | grep -v '^BENCH-JSON ' | tail -n "+${heading:-1}"
+	heading=2
+done
 result=$TOP/bench/results/$(cat "$kernel/release")-$(date +%Y%m%d-%H%M%S).json
-# The guest prints the whole result on one line.
-json=$(sed -n 's/^BENCH-JSON //p' "$BUILD/logs/bench/job.log" | tr -d '\r' | tail -n1)
-[ -n "$json" ] || die "the benchmark printed no result, see build/logs/bench"
 mkdir -p "${result%/*}"
-printf '%s\n' "$json" | "$TOP/scripts/in-root" python3 -c '
+printf '%s\n' "${json[@]}" | "$TOP/scripts/in-root" python3 -c '
 import json, sys
-print(json.dumps(json.load(sys.stdin), indent=1))' >"$result.new"
+rows = [row for line in sys.stdin for row in json.loads(line)["rows"]]
+print(json.dumps({"rows": rows}, indent=1))' >"$result.new"
 mv "$result.new" "$result"
 note "results: ${result#"$TOP"/}"
 exit $status

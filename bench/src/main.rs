@@ -26,6 +26,7 @@ mod trace;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use drivers::HostGpu;
 use report::Report;
 
 /// What the command line says.
@@ -40,6 +41,8 @@ struct Options {
     c: String,
     /// Largest registration, in MiB.
     largest: usize,
+    /// What the device is.
+    host_gpu: HostGpu,
 }
 
 const USAGE: &str = "\
@@ -47,7 +50,9 @@ usage: virtgpu-bench [options] [P1] [P2] [P3] [P4] [P5] [P6] [P7] [P8]
   --runs N       repetitions of each measurement, 5 or more (5)
   --largest MIB  largest registration of P1 (1024)
   --ours FILE    this project's module (/job/virtgpu_userptr.ko)
-  --c MODULE     Linux's module: a file, or a name for modprobe (virtio-gpu)";
+  --c MODULE     Linux's module: a file, or a name for modprobe (virtio-gpu)
+  --host-gpu GPU what P8 finds in the guest: reference, virgl or venus, as vm.sh --host-gpu
+                 (reference); the other measures want the reference device";
 
 fn options() -> Result<Options, String> {
     let mut options = Options {
@@ -56,6 +61,7 @@ fn options() -> Result<Options, String> {
         ours: "/job/virtgpu_userptr.ko".into(),
         c: "virtio-gpu".into(),
         largest: 1024,
+        host_gpu: HostGpu::Reference,
     };
     let mut arguments = std::env::args().skip(1);
     while let Some(argument) = arguments.next() {
@@ -73,6 +79,11 @@ fn options() -> Result<Options, String> {
             "--largest" => options.largest = number(value()?)?.max(32),
             "--ours" => options.ours = value()?.into(),
             "--c" => options.c = value()?,
+            "--host-gpu" => {
+                let name = value()?;
+                options.host_gpu =
+                    HostGpu::named(&name).ok_or_else(|| format!("{name}: no such device"))?;
+            }
             "P1" | "P2" | "P3" | "P4" | "P5" | "P6" | "P7" | "P8" => options.only.push(argument),
             _ => return Err(USAGE.into()),
         }
@@ -96,6 +107,10 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
+    if options.host_gpu != HostGpu::Reference && options.only != ["P8"] {
+        eprintln!("only P8 can be measured on another device than the reference device");
+        return ExitCode::from(2);
+    }
     setup::prepare();
     let mut report = Report::new();
     let mut failed = false;

@@ -211,10 +211,19 @@ impl Device {
     ///
     /// Those of [`Device::context_init`].
     pub fn context_init_compute(&self, rings: u32) -> Result<()> {
+        self.context_init_capset(compute::CAPSET_ID, rings)
+    }
+
+    /// Makes a context of capability set `id` with `rings` rings.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Device::context_init`].
+    pub fn context_init_capset(&self, id: u32, rings: u32) -> Result<()> {
         let params = [
             uapi::ContextSetParam {
                 param: uapi::context_param::CAPSET_ID,
-                value: u64::from(compute::CAPSET_ID),
+                value: u64::from(id),
             },
             uapi::ContextSetParam {
                 param: uapi::context_param::NUM_RINGS,

@@ -269,6 +269,15 @@ pub struct ResponseMapInfo {
     pub padding: U32,
 }
 
+/// Ids of capability sets, as `CtxCreate::context_init` and `GetCapset` have them. Those of others
+/// are in `include/uapi/linux/virtio_gpu.h`.
+pub mod capset {
+    /// OpenGL, in the extensible form.
+    pub const VIRGL2: u32 = 2;
+    /// Vulkan.
+    pub const VENUS: u32 = 4;
+}
+
 /// Bytes of the debug name in [`CtxCreate`].
 pub const DEBUG_NAME_LEN: usize = 64;
 /// The bits of `CtxCreate::context_init` that hold the capability set id.
