@@ -36,7 +36,7 @@ PROJECT = "/project"
 BUILD = PROJECT + "/build"
 TARGET = BUILD + "/target/x86_64-unknown-linux-gnu/release"
 GUEST_BINARIES = ["virtgpu-tests", "virtgpu-bench", "virtgpu-demo", "virtgpu-fuzz", "virtgpu-compare"]
-# Linked dynamically, with the libraries of the tree with Mesa, where they are in /job.
+# Linked dynamically, with the libraries of the tree with Mesa, where the guest's are in /job.
 RENDER = BUILD + "/target-dynamic/x86_64-unknown-linux-gnu/release"
 RENDER_BINARIES = ["virtgpu-gles", "virtgpu-vulkan"]
 MARKER = "VIRTGPU-GUEST-"
@@ -57,8 +57,8 @@ def arguments():
     p.add_argument("--cpus", type=int, default=2)
     p.add_argument("--device-args", default="", help="more arguments of virtgpu-device")
     p.add_argument("--no-device", action="store_true", help="no GPU in the guest")
-    p.add_argument("--host-gpu", choices=["reference", "virgl", "venus"], default="reference",
-                   help="this project's device, or QEMU's virtio-gpu-gl-pci, which renders in software: "
+    p.add_argument("--host-gpu", choices=["reference", "reference-virgl", "virgl", "venus"], default="reference",
+                   help="this project's device, without or with OpenGL, or QEMU's virtio-gpu-gl-pci, which renders in software: "
                         "with OpenGL only, or with blobs and Vulkan too")
     p.add_argument("--display", action="store_true",
                    help="a device with displays as well, QEMU's virtio-gpu-pci")
@@ -208,6 +208,10 @@ class Device:
         events = f"{self.run}/events.jsonl" if self.count == 1 else f"{self.run}/events-{self.count}.jsonl"
         command = [f"{TARGET}/virtgpu-device", "--socket", self.socket, "--event-log", events]
         command += shlex.split(self.args.device_args)
+        if self.args.host_gpu == "reference-virgl":
+            # The renderer is a library of the tree.
+            command[0] = f"{RENDER}/virtgpu-device"
+            command = in_tree(tree("mesa"), command + ["--virgl-renderer"])
         with open(f"{self.run}/device.log", "ab") as log:
             self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         for _ in range(200):
@@ -300,7 +304,7 @@ def qemu_command(args, run, device, qmp):
     for name in filter(None, args.trees.split(",")):
         command += ["-fsdev", f"local,id=tree-{name},path={tree(name)},security_model=none,readonly=on",
                     "-device", f"virtio-9p-pci,fsdev=tree-{name},mount_tag={name}"]
-    if args.host_gpu != "reference":
+    if args.host_gpu in ("virgl", "venus"):
         gpu = ["virtio-gpu-gl-pci,id=vgpu0,bus=port0"]
         if args.host_gpu == "venus":
             gpu += ["venus=on", "blob=on", "hostmem=256M"]
@@ -504,7 +508,7 @@ def main():
     for starts in range(1, ATTEMPTS + 1):
         if starts > 1:
             keep_failed_start(run, starts - 1)
-        device = None if args.no_device or args.host_gpu != "reference" else Device(args, run)
+        device = None if args.no_device or args.host_gpu in ("virgl", "venus") else Device(args, run)
         if device:
             device.start()
         qemu, hang = run_qemu(args, run, device, qmp)

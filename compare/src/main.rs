@@ -12,6 +12,9 @@
 //!   must not fail on this one;
 //! - a group in which nothing passes on Linux's driver is a failure, since it shows nothing.
 //!
+//! `virtgpu-compare reference` runs a few of virgl's on the reference device, and one that lets it
+//! compute at the same time.
+//!
 //! `virtgpu-compare display` has both drivers loaded, each with a device of its own.
 //!
 //! Lines `# time: …` and `# rate: …` say how long each group took on either, and how fast it was.
@@ -111,11 +114,13 @@ fn main() -> ExitCode {
         Some((what, tests)) if what == "igt" && !tests.is_empty() => Ok(igt::groups(tests)),
         Some((what, [])) if what == "virgl" => mesa::virgl(),
         Some((what, [])) if what == "venus" => Ok(mesa::venus()),
+        Some((what, [])) if what == "reference" => Ok(mesa::reference()),
         Some((what, [how])) if how == "short" && what == "virgl" => Ok(mesa::short_virgl()),
         Some((what, [how])) if how == "short" && what == "venus" => Ok(mesa::short_venus()),
         _ => {
             eprintln!(
-                "usage: virtgpu-compare igt TEST... | virgl [short] | venus [short] | display"
+                "usage: virtgpu-compare igt TEST... | virgl [short] | venus [short] | reference | \
+                 display"
             );
             return ExitCode::from(2);
         }

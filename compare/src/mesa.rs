@@ -62,12 +62,6 @@ pub(crate) fn virgl() -> Result<Vec<Group>> {
         tests.retain(|test| PIGLIT_SPECS.contains(&test.spec()));
         tests = tests.into_iter().step_by(PIGLIT_STEP).collect();
     }
-    let eglinfo = || {
-        let output = gl("/usr/bin/eglinfo.x86_64-linux-gnu")
-            .args(["-p", "surfaceless"])
-            .run()?;
-        Ok(vec![text("surfaceless", &output, "virgl (")])
-    };
     let programs = || {
         let mut outcomes = Vec::new();
         for name in PIGLIT_PROGRAMS {
@@ -76,7 +70,7 @@ pub(crate) fn virgl() -> Result<Vec<Group>> {
         Ok(outcomes)
     };
     Ok(vec![
-        Group::new("eglinfo", eglinfo),
+        eglinfo(),
         gles(),
         Group::new("piglit", programs),
         Group::new("piglit-shaders", move || piglit::run_shader_tests(&tests)),
@@ -87,6 +81,26 @@ pub(crate) fn virgl() -> Result<Vec<Group>> {
 /// Of OpenGL what does not take long.
 pub(crate) fn short_virgl() -> Vec<Group> {
     vec![gles(), unplug()]
+}
+
+/// OpenGL on this project's own device, which computes in the memory of the same program.
+pub(crate) fn reference() -> Vec<Group> {
+    let together = || Ok(own(&gl("/job/virtgpu-gles").args(["together"]).run()?));
+    vec![
+        eglinfo(),
+        gles(),
+        Group::new("together", together).alone(),
+        unplug(),
+    ]
+}
+
+fn eglinfo() -> Group {
+    Group::new("eglinfo", || {
+        let output = gl("/usr/bin/eglinfo.x86_64-linux-gnu")
+            .args(["-p", "surfaceless"])
+            .run()?;
+        Ok(vec![text("surfaceless", &output, "virgl (")])
+    })
 }
 
 fn run_gles() -> Result<Vec<Outcome>> {

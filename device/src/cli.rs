@@ -69,6 +69,11 @@ pub struct RunArgs {
     #[arg(long, conflicts_with = "capsets")]
     pub no_virgl: bool,
 
+    /// Let virglrenderer carry out OpenGL, in software or on a GPU, and offer its capability sets
+    /// (1 and 2). Needs libvirglrenderer.so.1 with EGL, and a device that is not linked statically.
+    #[arg(long, conflicts_with = "no_virgl")]
+    pub virgl_renderer: bool,
+
     /// Do not offer the mirror extension.
     #[arg(long)]
     pub no_mirror: bool,
@@ -190,13 +195,15 @@ impl RunArgs {
             vec![Capset::compute()]
         };
         for capset in &self.capsets {
-            if capsets.iter().any(|c| c.id == capset.id) {
+            let rendered = self.virgl_renderer && capset.id <= 2;
+            if rendered || capsets.iter().any(|c| c.id == capset.id) {
                 return Err(format!("--capset {} is given twice", capset.id));
             }
             capsets.push(capset.clone());
         }
         Ok(Options {
             virgl: !self.no_virgl,
+            virgl_renderer: self.virgl_renderer,
             hostmem: self.hostmem,
             capsets,
             blob_alignment: self.blob_alignment.unwrap_or(0),
@@ -273,6 +280,20 @@ mod tests {
         for bad in ["", "0", "5000", "2048"] {
             assert!(parse_alignment(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn renderer() {
+        let options = |more: &[&str]| {
+            let words = ["virtgpu-device", "--socket", "x", "--virgl-renderer"];
+            let cli = Cli::try_parse_from(words.iter().chain(more)).map_err(|e| e.to_string())?;
+            cli.run.options()
+        };
+        assert!(options(&[]).unwrap().virgl_renderer);
+        assert!(options(&["--capset", "8:24"]).is_ok());
+        // The renderer has one of this id.
+        assert!(options(&["--capset", "2:24"]).is_err());
+        assert!(options(&["--no-virgl"]).is_err());
     }
 
     #[test]

@@ -27,7 +27,8 @@ use crate::mirror::hammer;
 use crate::names;
 use crate::request::Ticket;
 use crate::segments::{EntryError, Segments};
-use crate::state::{Action, Context, Job, Live, Resource, State, Storage, Timeline};
+use crate::state::{Action, Context, Item, Job, Live, Resource, State, Storage, Timeline};
+use crate::virgl::{CreateArgs, Rendering};
 
 /// The most resources.
 const MAX_RESOURCES: usize = 1 << 20;
@@ -48,6 +49,8 @@ enum Outcome {
     Done(Response),
     /// It goes on when jobs are over.
     Later(Action),
+    /// The renderer works on it.
+    Rendering(Rendering),
     /// It is a job, which answers itself.
     Job(Timeline, Job),
     /// It is a job that is answered now.
@@ -62,7 +65,7 @@ impl Outcome {
 }
 
 /// The answer with this error code.
-type Failed = u32;
+pub(crate) type Failed = u32;
 
 /// The structure at the start of `bytes`, and what follows it.
 fn parse<T: FromBytes + KnownLayout + Immutable + Unaligned>(
@@ -131,6 +134,13 @@ impl Device {
                 self.respond(&mut state, ticket, answer);
             }
             Ok(Outcome::Later(action)) => self.act(&mut state, ticket, action),
+            Ok(Outcome::Rendering(_)) if ticket.attack.is_early() => {
+                self.answers.send(&ticket, &Response::ok());
+            }
+            Ok(Outcome::Rendering(rendering)) => {
+                let timeline = Timeline::of(&ticket.header);
+                self.enqueue(&mut state, timeline, Item::Rendering(ticket, rendering));
+            }
             Ok(Outcome::Job(timeline, job)) if ticket.attack.is_early() => {
                 self.answers.send(&ticket, &Response::ok());
                 self.queue(&mut state, timeline, job);
@@ -187,8 +197,13 @@ impl Device {
             }
             command::RESOURCE_FLUSH => {
                 let (flush, _) = parse::<wire2d::ResourceFlush>(bytes)?;
-                self.image(flush.resource_id.get())?;
-                Outcome::OK
+                let mut state = self.lock();
+                let resource = state.resource(flush.resource_id.get());
+                match resource.map(|resource| &resource.storage) {
+                    None => Err(response::ERR_INVALID_RESOURCE_ID),
+                    Some(Storage::Image(..) | Storage::Rendered(_)) => Outcome::OK,
+                    Some(_) => Err(response::ERR_INVALID_PARAMETER),
+                }
             }
             command::TRANSFER_TO_HOST_2D => self.transfer_2d(bytes),
             command::TRANSFER_TO_HOST_3D => self.transfer_3d(bytes, Direction::ToHost),
@@ -254,8 +269,14 @@ impl Device {
         if state.contexts.len() >= MAX_CONTEXTS {
             return Err(response::ERR_OUT_OF_MEMORY);
         }
+        let virgl = self.renders(capset);
+        if let Some(virgl) = virgl {
+            let name = request.debug_name[..length].to_vec();
+            virgl.call(move |renderer| renderer.create_context(ctx, capset, &name))?;
+        }
         let context = Context {
             capset,
+            virgl: virgl.is_some(),
             attached: BTreeSet::new(),
             cancel: Arc::new(Cancel::default()),
             lost: false,
@@ -289,9 +310,15 @@ impl Device {
         state
             .resource(resource)
             .ok_or(response::ERR_INVALID_RESOURCE_ID)?;
-        let fresh = state
-            .context(ctx)
-            .is_some_and(|c| c.attached.insert(resource));
+        let rendered = state.is_rendered(resource);
+        let context = state.context(ctx).ok_or(response::ERR_INVALID_CONTEXT_ID)?;
+        let fresh = context.attached.insert(resource);
+        if let Some(virgl) = self.virgl.as_ref().filter(|_| context.virgl && rendered) {
+            virgl.call(move |renderer| {
+                renderer.attach(ctx, resource);
+                Ok(())
+            })?;
+        }
         if fresh {
             self.log.write(|| Event::Attach { ctx, resource });
         }
@@ -365,13 +392,15 @@ impl Device {
         if flags & blob_flag::USE_USERPTR != 0 && capset != Some(AMD_CAPSET_ID) {
             return Err(response::ERR_INVALID_PARAMETER);
         }
+        // What virgl's blobs would be is memory of its renderer.
+        let hosts = capset.is_some_and(|capset| self.renders(capset).is_none());
         let host = match memory {
             blob_mem::GUEST | blob_mem::HOST3D_GUEST if count > 0 => false,
             blob_mem::GUEST | blob_mem::HOST3D_GUEST if self.is_mirrored() => {
                 let marked = request.blob_id.get() & hammer::MARK != 0;
                 return self.create_mirrored(id, size, self.options.hammer && marked);
             }
-            blob_mem::HOST3D if count == 0 && capset.is_some() && size % PAGE == 0 => true,
+            blob_mem::HOST3D if count == 0 && hosts && size % PAGE == 0 => true,
             _ => return Err(response::ERR_INVALID_PARAMETER),
         };
         let guest = match host {
@@ -439,7 +468,7 @@ impl Device {
         Outcome::OK
     }
 
-    fn insert(
+    pub(crate) fn insert(
         &self,
         state: &mut State,
         id: u32,
@@ -469,12 +498,20 @@ impl Device {
         if !wire_image::format::is_2d(format) {
             return Err(response::ERR_INVALID_PARAMETER);
         }
+        if let Some(virgl) = &self.virgl {
+            self.create_rendered(virgl, CreateArgs::from(request))?;
+            return Outcome::OK;
+        }
         let shape = Shape::picture(format, request.width.get(), request.height.get());
         self.create_image(request.resource_id.get(), &shape)
     }
 
     fn create_3d(&self, bytes: &[u8]) -> Result<Outcome, Failed> {
         let (request, _) = parse::<wire_image::ResourceCreate3d>(bytes)?;
+        if let Some(virgl) = &self.virgl {
+            self.create_rendered(virgl, CreateArgs::from(request))?;
+            return Outcome::OK;
+        }
         self.create_image(request.resource_id.get(), &Shape::of(request))
     }
 
@@ -521,9 +558,9 @@ impl Device {
     fn attach_backing(&self, bytes: &[u8]) -> Result<Outcome, Failed> {
         let (request, rest) = parse::<wire::ResourceAttachBacking>(bytes)?;
         let (id, count) = (request.resource_id.get(), request.nr_entries.get());
-        let (_, None) = self.image(id)? else {
+        if self.lock().backing(id)?.is_some() {
             return Err(response::ERR_UNSPEC);
-        };
+        }
         // Transfers say how the memory is used, so its size is what there is.
         let size = total(rest, count)?;
         if size == 0 {
@@ -534,10 +571,11 @@ impl Device {
         if state.entries + u64::from(count) > MAX_ENTRIES {
             return Err(response::ERR_OUT_OF_MEMORY);
         }
-        match state.resource(id).map(|resource| &mut resource.storage) {
-            Some(Storage::Image(_, backing @ None)) => *backing = Some((memory, count.into())),
-            _ => return Err(response::ERR_INVALID_RESOURCE_ID),
+        if let Some(virgl) = self.virgl.as_ref().filter(|_| state.is_rendered(id)) {
+            let memory = memory.clone();
+            virgl.call(move |renderer| renderer.attach_backing(id, memory))?;
         }
+        *state.backing(id)? = Some((memory, count.into()));
         state.entries += u64::from(count);
         Outcome::OK
     }
@@ -549,13 +587,19 @@ impl Device {
         let resource = state
             .resource(id)
             .ok_or(response::ERR_INVALID_RESOURCE_ID)?;
-        let entries = match &mut resource.storage {
-            Storage::Image(_, backing) => backing.take().ok_or(response::ERR_UNSPEC)?.1,
+        if let Storage::Guest(..) = &resource.storage {
             // Jobs may use it.
-            Storage::Guest(..) => return Ok(Outcome::Later(Action::DetachBacking(id))),
-            _ => return Err(response::ERR_INVALID_PARAMETER),
-        };
+            return Ok(Outcome::Later(Action::DetachBacking(id)));
+        }
+        let (memory, entries) = state.backing(id)?.take().ok_or(response::ERR_UNSPEC)?;
         state.entries -= entries;
+        if let Some(virgl) = self.virgl.as_ref().filter(|_| state.is_rendered(id)) {
+            virgl.call(move |renderer| {
+                renderer.detach_backing(id);
+                Ok(())
+            })?;
+        }
+        drop(memory);
         Outcome::OK
     }
 
@@ -573,7 +617,7 @@ impl Device {
             offset: request.offset.get(),
             ..Default::default()
         };
-        self.transfer(request.resource_id.get(), &transfer, Direction::ToHost)
+        self.transfer(0, request.resource_id.get(), &transfer, Direction::ToHost)
     }
 
     fn transfer_3d(&self, bytes: &[u8], direction: Direction) -> Result<Outcome, Failed> {
@@ -586,11 +630,12 @@ impl Device {
                 return Err(response::ERR_INVALID_RESOURCE_ID);
             }
         }
-        self.transfer(id, &Transfer::of(request), direction)
+        self.transfer(ctx, id, &Transfer::of(request), direction)
     }
 
     fn transfer(
         &self,
+        ctx: u32,
         id: u32,
         transfer: &Transfer,
         direction: Direction,
@@ -601,6 +646,19 @@ impl Device {
                 .resource(id)
                 .ok_or(response::ERR_INVALID_RESOURCE_ID)?;
             match &resource.storage {
+                Storage::Rendered(None) => return Err(response::ERR_UNSPEC),
+                Storage::Rendered(_) => {
+                    let virgl = self.virgl.as_ref().ok_or(response::ERR_UNSPEC)?;
+                    // A context of someone else cannot name it there.
+                    let ctx = match state.context(ctx) {
+                        Some(context) if context.virgl => ctx,
+                        _ => 0,
+                    };
+                    let transfer = *transfer;
+                    return Ok(Outcome::Rendering(virgl.begin(move |renderer| {
+                        renderer.transfer(ctx, id, &transfer, direction)
+                    })));
+                }
                 Storage::Guest(memory, _) => Some(memory.clone()),
                 _ => None,
             }
@@ -687,6 +745,12 @@ impl Device {
         let ctx = ticket.header.ctx_id.get();
         let mut state = self.lock();
         let context = state.context(ctx).ok_or(response::ERR_INVALID_CONTEXT_ID)?;
+        if let Some(virgl) = self.virgl.as_ref().filter(|_| context.virgl) {
+            let words = <[U32]>::ref_from_bytes(payload);
+            let words = words.map_err(|_| response::ERR_INVALID_PARAMETER)?;
+            let commands = words.iter().map(|word| word.get()).collect();
+            return Ok(Outcome::Rendering(virgl.submit(ctx, commands)));
+        }
         if context.capset == 0 && !payload.is_empty() {
             return Err(response::ERR_INVALID_PARAMETER);
         }
@@ -792,6 +856,9 @@ impl Device {
             Action::Unref(id) => {
                 self.mirror.forget(id);
                 if let Some(resource) = state.resources.remove(&id) {
+                    if let Storage::Rendered(_) = &resource.storage {
+                        self.tell_renderer(move |renderer| renderer.unref(id));
+                    }
                     release(state, &resource);
                 }
                 for context in state.contexts.values_mut() {
@@ -801,13 +868,19 @@ impl Device {
                 Response::ok()
             }
             Action::Detach { ctx, resource, .. } => {
+                let virgl = state.contexts.get(&ctx).is_some_and(|c| c.virgl);
+                if virgl && state.is_rendered(resource) {
+                    self.tell_renderer(move |renderer| renderer.detach(ctx, resource));
+                }
                 self.mirror.revoke(resource, "detached", || {
                     self.log.write(|| Event::Detach { ctx, resource });
                 });
                 Response::ok()
             }
             Action::DestroyContext(ctx) => {
-                state.contexts.remove(&ctx);
+                if state.contexts.remove(&ctx).is_some_and(|c| c.virgl) {
+                    self.tell_renderer(move |renderer| renderer.destroy_context(ctx));
+                }
                 self.log.write(|| Event::CtxDestroy { ctx });
                 Response::ok()
             }

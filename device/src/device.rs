@@ -2,8 +2,8 @@
 
 //! The device as a whole: what its threads share, and its life from reset to reset.
 //!
-//! Threads: the control queue's (serving requests), the workers (running jobs), the mirror queue's
-//! (see [`crate::mirror`]), the frontend's socket's (starting and stopping). Lock order:
+//! Threads: the control queue's (serving requests), the workers (running jobs), the renderer's (see
+//! [`crate::virgl`]), the mirror queue's (see [`crate::mirror`]), the frontend's socket's (starting and stopping). Lock order:
 //! [`Device::serve`], state, table of spaces, answers, vring. The mirror queue's thread takes no
 //! state, and has a lock like [`Device::serve`] of its own. The socket's thread takes any of them;
 //! nobody who holds one waits for that thread.
@@ -25,6 +25,7 @@ use crate::mutant::Mutant;
 use crate::ram::{GuestRam, Memory};
 use crate::request::RequestBuffer;
 use crate::state::{Action, Resource, State, Storage, Window};
+use crate::virgl::Virgl;
 
 /// What the device offers.
 #[derive(Debug)]
@@ -33,6 +34,8 @@ pub struct Options {
     pub virgl: bool,
     /// Bytes of the host-visible window, 0 for none.
     pub hostmem: u64,
+    /// Let virglrenderer carry out OpenGL, and offer its capability sets, too.
+    pub virgl_renderer: bool,
     /// Capability sets.
     pub capsets: Vec<Capset>,
     /// Bytes to which blob sizes are aligned, 0 to offer no `BLOB_ALIGNMENT`.
@@ -76,6 +79,8 @@ pub struct Device {
     pub(crate) answers: Arc<Answers>,
     pub(crate) counters: Counters,
     pub(crate) mirror: Mirror,
+    /// OpenGL, if there is any.
+    pub(crate) virgl: Option<Virgl>,
     /// The driver has accepted the mirror extension.
     mirrored: AtomicBool,
     shut_down: AtomicBool,
@@ -86,12 +91,20 @@ impl Device {
     ///
     /// # Errors
     ///
-    /// If there is no memory for the window.
-    pub fn new(options: Options, log: Arc<EventLog>) -> std::io::Result<Arc<Self>> {
+    /// If there is no memory for the window, or the renderer does not start.
+    pub fn new(mut options: Options, log: Arc<EventLog>) -> std::io::Result<Arc<Self>> {
         let memory = GuestMemoryAtomic::new(Memory::new());
         let host = HostMemory::new(options.hostmem)?;
+        let virgl = if options.virgl_renderer {
+            let (virgl, capsets) = Virgl::start()?;
+            options.capsets.extend(capsets);
+            Some(virgl)
+        } else {
+            None
+        };
         Ok(Arc::new(Self {
             mirror: Mirror::new(&options, &memory, &log),
+            virgl,
             mirrored: AtomicBool::new(false),
             options,
             ram: RwLock::new(Arc::new(GuestRam::new(Arc::new(Memory::new()), None))),
@@ -210,6 +223,10 @@ impl Device {
             .chain(deferred.into_iter().map(|(ticket, _)| ticket));
         for ticket in tickets {
             self.log.write(|| Event::Dropped { req: ticket.req });
+        }
+        // Those who wait for it to draw are running jobs, too.
+        if let Some(virgl) = &self.virgl {
+            virgl.reset();
         }
         state = self.wait_for_jobs(state);
         self.mirror.reset();

@@ -29,7 +29,7 @@ impl Item {
     pub(crate) fn into_ticket(self) -> Option<Ticket> {
         match self {
             Self::Job(job) => job.ticket,
-            Self::Answer(ticket, _) => Some(ticket),
+            Self::Rendering(ticket, _) | Self::Answer(ticket, _) => Some(ticket),
         }
     }
 }
@@ -47,8 +47,13 @@ impl Device {
 
     /// Queues a job.
     pub(crate) fn queue(self: &Arc<Self>, state: &mut State, timeline: Timeline, job: Job) {
+        self.enqueue(state, timeline, Item::Job(job));
+    }
+
+    /// Puts what takes time at the end of a timeline.
+    pub(crate) fn enqueue(self: &Arc<Self>, state: &mut State, timeline: Timeline, item: Item) {
         let lane = state.lanes.entry(timeline).or_default();
-        lane.items.push_back(Item::Job(job));
+        lane.items.push_back(item);
         if lane.busy {
             return;
         }
@@ -109,6 +114,15 @@ impl Device {
                 };
                 state = self.lock();
                 self.finish(&mut state, job, result);
+                state.running -= 1;
+                self.over.notify_all();
+            }
+            Some(Some(Item::Rendering(ticket, rendering))) => {
+                state.running += 1;
+                drop(state);
+                let answer = rendering.wait();
+                state = self.lock();
+                self.answers.send(&ticket, &answer);
                 state.running -= 1;
                 self.over.notify_all();
             }

@@ -8,6 +8,7 @@
 //! - [`mirror`]: spaces, and the queue on which the guest fills and empties them;
 //! - [`segments`], [`ram`], [`hostmem`]: memory; [`image`]: storage that is not shared; [`compute`]: the operations on it;
 //! - [`event_log`]: what happened; [`check_log`]: whether it should have;
+//! - `virgl`: OpenGL by virglrenderer;
 //! - [`adversary`] is misbehaviour, [`mutant`] breaks the contract unnoticed.
 
 mod access;
@@ -35,4 +36,5 @@ pub mod request;
 pub mod segments;
 pub mod serve;
 mod state;
+mod virgl;
 pub mod vring;

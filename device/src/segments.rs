@@ -192,6 +192,19 @@ impl Segments {
         Ok(())
     }
 
+    /// Calls `f` with the address and length of each contiguous stretch of guest memory, which are
+    /// valid for reads and writes while this exists.
+    ///
+    /// # Errors
+    ///
+    /// If it is not guest memory.
+    pub(crate) fn each_guest_chunk(&self, f: impl FnMut(*mut u8, usize)) -> Result<(), Fault> {
+        match self.owner {
+            Owner::Guest(_) => self.each_chunk(0, self.size, f),
+            _ => Err(Fault),
+        }
+    }
+
     /// Reads `buffer.len()` bytes at `offset`.
     ///
     /// # Errors

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 
 use virtgpu_protocol::compute::Op;
-use virtgpu_protocol::virtio_gpu::{Header, FLAG_FENCE, FLAG_INFO_RING_IDX};
+use virtgpu_protocol::virtio_gpu::{response, Header, FLAG_FENCE, FLAG_INFO_RING_IDX};
 
 use crate::answers::Response;
 use crate::cancel::Cancel;
@@ -14,6 +14,7 @@ use crate::hostmem::{HostBlob, HostMemory};
 use crate::image::Image;
 use crate::request::Ticket;
 use crate::segments::Segments;
+use crate::virgl::Rendering;
 
 /// What a resource is made of.
 #[derive(Debug)]
@@ -33,6 +34,8 @@ pub(crate) enum Storage {
     },
     /// A blob whose memory is what a space maps.
     Mirrored(Arc<Segments>),
+    /// Storage of the renderer, and the guest memory behind it.
+    Rendered(Option<(Arc<Segments>, u64)>),
     /// Storage of the host, and the guest memory that is copied from and to, of this many entries.
     Image(Arc<Image>, Option<(Arc<Segments>, u64)>),
 }
@@ -55,16 +58,16 @@ impl Resource {
             Storage::Guest(memory, _)
             | Storage::Host { memory, .. }
             | Storage::Mirrored(memory) => Some(memory),
-            Storage::Detached | Storage::Image(..) => None,
+            Storage::Detached | Storage::Rendered(_) | Storage::Image(..) => None,
         }
     }
 
     /// Guest memory: bytes and entries.
     pub(crate) fn guest(&self) -> (u64, u64) {
         match &self.storage {
-            Storage::Guest(memory, entries) | Storage::Image(_, Some((memory, entries))) => {
-                (memory.size(), *entries)
-            }
+            Storage::Guest(memory, entries)
+            | Storage::Rendered(Some((memory, entries)))
+            | Storage::Image(_, Some((memory, entries))) => (memory.size(), *entries),
             _ => (0, 0),
         }
     }
@@ -74,6 +77,8 @@ impl Resource {
 #[derive(Debug)]
 pub(crate) struct Context {
     pub(crate) capset: u32,
+    /// It is the renderer's.
+    pub(crate) virgl: bool,
     pub(crate) attached: BTreeSet<u32>,
     /// Ends its jobs.
     pub(crate) cancel: Arc<Cancel>,
@@ -130,6 +135,8 @@ pub(crate) struct Job {
 #[derive(Debug)]
 pub(crate) enum Item {
     Job(Job),
+    /// What the renderer works on.
+    Rendering(Ticket, Rendering),
     /// An answer that must not overtake those before it.
     Answer(Ticket, Response),
 }
@@ -254,6 +261,26 @@ impl State {
     /// The context, unless it is dying.
     pub(crate) fn context(&mut self, id: u32) -> Option<&mut Context> {
         self.contexts.get_mut(&id).filter(|c| !c.dying)
+    }
+
+    /// Whether the resource is the renderer's.
+    pub(crate) fn is_rendered(&self, id: u32) -> bool {
+        let resource = self.resources.get(&id);
+        resource.is_some_and(|r| matches!(r.storage, Storage::Rendered(_)))
+    }
+
+    /// Where the guest memory is kept that is copied from and to.
+    ///
+    /// # Errors
+    ///
+    /// The answer, if there is no such resource, or none that can have such memory.
+    pub(crate) fn backing(&mut self, id: u32) -> Result<&mut Option<(Arc<Segments>, u64)>, u32> {
+        let resource = self.resource(id);
+        match resource.map(|resource| &mut resource.storage) {
+            None => Err(response::ERR_INVALID_RESOURCE_ID),
+            Some(Storage::Rendered(backing) | Storage::Image(_, backing)) => Ok(backing),
+            Some(_) => Err(response::ERR_INVALID_PARAMETER),
+        }
     }
 
     /// A job is over, or will not begin.

@@ -85,6 +85,7 @@ pub const PATIENCE: Duration = Duration::from_secs(30);
 pub fn options() -> Options {
     Options {
         virgl: true,
+        virgl_renderer: false,
         hostmem: HOSTMEM,
         capsets: vec![Capset::compute()],
         blob_alignment: 0,

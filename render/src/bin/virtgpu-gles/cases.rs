@@ -466,33 +466,63 @@ fn many_buffers(context: &Context) -> Result {
     Ok(Done::Passed)
 }
 
+/// The program that paints [`PATTERN`].
+pub(crate) struct Painter<'a> {
+    context: &'a Context,
+    program: glow::Program,
+}
+
+impl<'a> Painter<'a> {
+    pub(crate) fn new(context: &'a Context) -> Result<Self> {
+        let sources = [
+            (glow::VERTEX_SHADER, EVERYWHERE),
+            (glow::FRAGMENT_SHADER, PATTERN),
+        ];
+        let program = context.program(&sources, None)?;
+        Ok(Self { context, program })
+    }
+}
+
+impl Drop for Painter<'_> {
+    fn drop(&mut self) {
+        // SAFETY: The context is current, and the program is its own.
+        unsafe { self.context.gl.delete_program(self.program) };
+    }
+}
+
+/// Paints the picture of [`pattern`], moved by `moved`.
+pub(crate) fn paint(painter: &Painter<'_>, moved: u32) {
+    let gl = &painter.context.gl;
+    // SAFETY: The context is current, and the program is its own.
+    unsafe {
+        gl.use_program(Some(painter.program));
+        let place = gl.get_uniform_location(painter.program, "moved");
+        gl.uniform_1_i32(place.as_ref(), moved as i32);
+        gl.draw_arrays(glow::TRIANGLES, 0, 3);
+    }
+}
+
+/// Paints these pixels, SIZE × SIZE of them, by way of a texture.
+pub(crate) fn show(context: &Context, pixels: &[u8]) -> Result<()> {
+    let texture = new_texture(context, SIZE, pixels)?;
+    paint_texture(context)?;
+    // SAFETY: The context is current, and the texture is its own.
+    unsafe { context.gl.delete_texture(texture) };
+    Ok(())
+}
+
 /// Draws frames of a moving picture, and looks at one row of each, as long as they are right and
 /// `goes_on` says so of the number of the next one.
 fn draw(context: &Context, goes_on: impl Fn(u32) -> bool) -> Result<()> {
     let target = context.target()?;
-    let program = context.program(
-        &[
-            (glow::VERTEX_SHADER, EVERYWHERE),
-            (glow::FRAGMENT_SHADER, PATTERN),
-        ],
-        None,
-    )?;
-    let gl = &context.gl;
+    let painter = Painter::new(context)?;
     let mut row = vec![0; (SIZE * 4) as usize];
     for frame in (0..).take_while(|frame| goes_on(*frame)) {
-        // SAFETY: The context is current, and the program is its own.
-        unsafe {
-            gl.use_program(Some(program));
-            let moved = gl.get_uniform_location(program, "moved");
-            gl.uniform_1_i32(moved.as_ref(), frame as i32);
-            gl.draw_arrays(glow::TRIANGLES, 0, 3);
-        }
+        paint(&painter, frame);
         let y = frame % SIZE;
         target.read(0, y, SIZE, 1, &mut row)?;
         same_picture(&row, SIZE as usize, |x, _| pattern(x + frame, y))?;
     }
-    // SAFETY: The context is current, and the program is its own.
-    unsafe { gl.delete_program(program) };
     Ok(())
 }
 
