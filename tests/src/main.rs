@@ -25,6 +25,7 @@ mod poll_rings;
 mod prime;
 mod read_only;
 mod remove;
+mod revoked;
 mod sleep;
 mod support;
 mod transfer;
@@ -41,6 +42,7 @@ const FAMILIES: &[&Family] = &[
     &cdriver::FAMILY,
     &poll_rings::FAMILY,
     &prime::FAMILY,
+    &revoked::FAMILY,
     &prime::NO_VIRGL,
     &prime::ACCESS_PLATFORM,
     &prime::ALIGNMENT,

@@ -1,0 +1,228 @@
+// SPDX-License-Identifier: MIT OR GPL-2.0-only
+
+//! Imported dma-bufs whose memory the exporter takes away, as `tests/exporter` can.
+
+use std::os::fd::OwnedFd;
+
+use virtgpu_client::protocol::compute::Operand;
+use virtgpu_client::protocol::uapi;
+use virtgpu_client::{compute, Bytes, Device, Errno, Exec, Mapping, Memory, SyncStatus};
+
+use crate::ktap::{Driver, Family, Kernel, TestResult};
+use crate::prime::{resource, used, HALF_SECOND};
+use crate::support::exporter::Exporter;
+use crate::support::{exporter, gpu, job, Env, PAGE};
+use crate::{cases, check, check_eq, check_err};
+
+pub(crate) const FAMILY: Family = Family {
+    name: "revoked",
+    kernel: Kernel::Any,
+    driver: Driver::Ours,
+    device: "",
+    leak_check: true,
+    cases: cases![revoked, under_a_job, in_two_files, and_unbound],
+};
+
+/// A buffer of the exporter's that a file has imported, and a job has used.
+struct Import {
+    exporter: Exporter,
+    device: Device,
+    fd: OwnedFd,
+    memory: Mapping,
+    handle: u32,
+}
+
+impl Import {
+    fn new(env: &Env, pages: usize) -> TestResult<Self> {
+        let exporter = exporter::load()?;
+        let device = env.compute()?;
+        let (fd, memory) = exporter.buffer(pages)?;
+        let handle = device.prime_import(&fd)?;
+        used(&device, &memory, handle, 1)?;
+        Ok(Self {
+            exporter,
+            device,
+            fd,
+            memory,
+            handle,
+        })
+    }
+
+    /// Closes all of it. Nobody has the memory any more, or the exporter could not be unloaded.
+    fn end(self) -> TestResult {
+        drop((self.device, self.fd, self.memory));
+        self.exporter.unload()
+    }
+}
+
+/// Whether all of the memory is as the exporter has left it.
+fn poisoned(memory: &Mapping) -> TestResult {
+    let mut bytes = vec![0; memory.len()];
+    memory.read(0, &mut bytes);
+    let wrong = bytes.iter().filter(|byte| **byte != exporter::POISON);
+    check_eq!(
+        wrong.count(),
+        0,
+        "bytes written after the memory was revoked"
+    );
+    Ok(())
+}
+
+/// What remains of an import whose memory was taken away.
+fn useless(device: &Device, handle: u32) -> TestResult {
+    let query = device.query(handle)?;
+    check_eq!(query.state, uapi::bo_state::REVOKED, "state");
+    check_eq!(query.resident_bytes, 0, "resident");
+    check_eq!(query.mapped_bytes, 0, "mapped");
+    let mut stream = compute::Stream::new();
+    stream.delay(0);
+    let exec = Exec::new(stream.as_bytes());
+    check_err!(
+        exec.ring(0).buffers(&[handle]).submit(device),
+        Errno::IO,
+        "a job with it"
+    );
+    device.wait(handle)?;
+    Ok(())
+}
+
+fn revoked(env: &Env) -> TestResult {
+    let import = Import::new(env, 8)?;
+    let Import {
+        exporter,
+        device,
+        fd,
+        memory,
+        handle,
+    } = &import;
+    let handle = *handle;
+    let query = device.query(handle)?;
+    check_eq!(query.state, uapi::bo_state::VALID, "state");
+    check_eq!(
+        query.memory_model,
+        uapi::memory_model::REVOCABLE,
+        "memory model"
+    );
+    // The exporter waits for the jobs that list the buffer.
+    let at = Operand::resource(resource(device, handle)?, 8);
+    let mut stream = compute::Stream::new();
+    stream.delay(HALF_SECOND).fill(at, 8, 78);
+    let fence = Exec::new(stream.as_bytes())
+        .ring(0)
+        .buffers(&[handle])
+        .submit_with_fence(device)?;
+    exporter.revoke(fd, job::LIMIT)?;
+    check_eq!(fence.status()?, SyncStatus::Signalled, "the job");
+    poisoned(memory)?;
+    useless(device, handle)?;
+    // A second time changes nothing.
+    exporter.revoke(fd, job::LIMIT)?;
+    // Who has the handle has it still, who asks for a new one is refused by the exporter.
+    check_eq!(device.prime_import(fd)?, handle, "the same file");
+    check_err!(
+        env.compute()?.prime_import(fd),
+        Errno::NODEV,
+        "another file"
+    );
+    // Other buffers are not concerned.
+    let (other, view) = exporter.buffer(2)?;
+    let second = device.prime_import(&other)?;
+    used(device, &view, second, 2)?;
+    device.gem_close(handle)?;
+    device.gem_close(second)?;
+    // Nobody imports it any more.
+    exporter.revoke(&other, job::LIMIT)?;
+    poisoned(&view)?;
+    drop((other, view));
+    import.end()
+}
+
+/// A job that does not list the buffer, and names it all the same: nobody waits for it but the host,
+/// which lets go of the memory when the job is over, and the exporter waits for the host.
+fn under_a_job(env: &Env) -> TestResult {
+    let import = Import::new(env, 4)?;
+    let Import {
+        exporter,
+        device,
+        fd,
+        memory,
+        handle,
+    } = &import;
+    let handle = *handle;
+    let at = Operand::resource(resource(device, handle)?, PAGE as u64);
+    let mut stream = compute::Stream::new();
+    stream.delay(2 * HALF_SECOND).fill(at, 8, 78);
+    let fence = Exec::new(stream.as_bytes())
+        .ring(0)
+        .submit_with_fence(device)?;
+    check_err!(
+        exporter.revoke(fd, std::time::Duration::from_millis(100)),
+        Errno::TIME,
+        "while the job runs"
+    );
+    exporter.revoke(fd, job::LIMIT)?;
+    check_eq!(fence.status()?, SyncStatus::Signalled, "the job");
+    poisoned(memory)?;
+    // From now on the host finds nothing there.
+    let mut stream = compute::Stream::new();
+    stream.fill(at, 8, 79);
+    let fence = Exec::new(stream.as_bytes())
+        .ring(0)
+        .submit_with_fence(device)?;
+    check!(fence.wait(Some(job::LIMIT)).is_err(), "a job on it");
+    poisoned(memory)?;
+    import.end()
+}
+
+fn in_two_files(env: &Env) -> TestResult {
+    let exporter = exporter::load()?;
+    for _ in 0..env.iterations(20) {
+        let (first, second) = (env.compute()?, env.compute()?);
+        let (fd, memory) = exporter.buffer(3)?;
+        let (one, two) = (first.prime_import(&fd)?, second.prime_import(&fd)?);
+        used(&first, &memory, one, 1)?;
+        used(&second, &memory, two, 2)?;
+        exporter.revoke(&fd, job::LIMIT)?;
+        poisoned(&memory)?;
+        useless(&first, one)?;
+        useless(&second, two)?;
+        // At the same time as an import: either it is refused, or it loses the memory at once.
+        let (fd, memory) = exporter.buffer(2)?;
+        let imported = std::thread::scope(|scope| {
+            let revoking = scope.spawn(|| exporter.revoke(&fd, job::LIMIT));
+            let imported = first.prime_import(&fd);
+            revoking.join().map(|revoked| (imported, revoked))
+        });
+        let Ok((imported, revoked)) = imported else {
+            return Err(crate::ktap::Outcome::Fail("a thread panicked".into()));
+        };
+        revoked?;
+        match imported {
+            Ok(handle) => useless(&first, handle)?,
+            Err(errno) => check_eq!(errno, Errno::NODEV, "an import that came too late"),
+        }
+        poisoned(&memory)?;
+    }
+    exporter.unload()
+}
+
+/// The driver goes, and with it all that the device could reach.
+fn and_unbound(env: &Env) -> TestResult {
+    let import = Import::new(env, 4)?;
+    let Import {
+        exporter,
+        device,
+        fd,
+        memory,
+        handle,
+    } = &import;
+    let handle = *handle;
+    let gpu = gpu::find()?;
+    gpu.unbind()?;
+    exporter.revoke(fd, job::LIMIT)?;
+    poisoned(memory)?;
+    check_err!(device.query(handle), Errno::NODEV, "BO_QUERY");
+    gpu.bind()?;
+    gpu::wait_for_node(env)?;
+    import.end()
+}
