@@ -102,7 +102,7 @@ impl Ioctl<GpuDriver> for ContextInit {
         if !features.context_init || !features.virgl {
             return Err(EINVAL);
         }
-        if args.num_params > MAX_PARAMS || args.pad != 0 {
+        if args.num_params > MAX_PARAMS {
             return Err(EINVAL);
         }
         // The answer to a second call does not depend on its parameters.

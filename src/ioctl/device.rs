@@ -90,7 +90,7 @@ impl Ioctl<GpuDriver> for GetCaps {
         if gpu.capsets.is_empty() {
             return Err(ENOSYS);
         }
-        if args.size == 0 || args.pad != 0 {
+        if args.size == 0 {
             return Err(EINVAL);
         }
         let bytes =

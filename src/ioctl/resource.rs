@@ -113,12 +113,9 @@ fn blob_params(gpu: &Gpu, args: &uapi::ResourceCreateBlob) -> Result<BlobParams>
         blob_mem::HOST3D | blob_mem::HOST3D_GUEST if gpu.features.virgl => true,
         _ => return Err(EINVAL),
     };
-    if args.blob_flags & !known != 0
-        || args.blob_hints & !BLOB_HINT_DEFER_MAPPING != 0
-        || args.pad != 0
-        || args.pad2 != 0
-        || args.rocm != [0; 2]
-    {
+    // Nothing else is looked at that Linux's driver does not look at: hints, padding, and what is
+    // behind its structure.
+    if args.blob_flags & !known != 0 {
         return Err(EINVAL);
     }
     if args.blob_flags & blob_flag::USE_CROSS_DEVICE != 0 && !gpu.features.uuid {
@@ -237,9 +234,6 @@ impl Ioctl<GpuDriver> for Map {
     const NAME: &'static CStr = c"VIRTGPU_MAP";
 
     fn call(_dev: &Device, file: &File, args: &mut Self::Args) -> Result {
-        if args.pad != 0 {
-            return Err(EINVAL);
-        }
         args.offset = Object::lookup(file, args.handle)?.mmap_offset()?;
         Ok(())
     }
@@ -255,9 +249,7 @@ impl Ioctl<GpuDriver> for Wait {
     const NAME: &'static CStr = c"VIRTGPU_WAIT";
 
     fn call(_dev: &Device, file: &File, args: &mut Self::Args) -> Result {
-        if args.flags & !uapi::WAIT_NOWAIT != 0 {
-            return Err(EINVAL);
-        }
+        // Other flags are ignored, as Linux's driver does.
         let object = Object::lookup(file, args.handle)?;
         if args.flags & uapi::WAIT_NOWAIT != 0 {
             if !object.is_idle() {

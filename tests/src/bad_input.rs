@@ -4,9 +4,9 @@
 //! interruptions. Each is refused with the right errno and changes nothing.
 
 use rustix::mm::{MapFlags, ProtFlags};
+use virtgpu_client::protocol::uapi;
 use virtgpu_client::protocol::virtio_gpu::blob_mem;
-use virtgpu_client::protocol::{compute, uapi};
-use virtgpu_client::{ioctl, BlobOptions, Errno, Mapping, Memfd, Memory};
+use virtgpu_client::{ioctl, Errno, Mapping, Memfd, Memory};
 use zerocopy::IntoBytes;
 
 use crate::ktap::{Driver, Family, Kernel, TestResult};
@@ -29,7 +29,6 @@ pub(crate) const FAMILY: Family = Family {
         flags,
         other_fields,
         fd_fields,
-        standard_padding,
         argument_pointer,
         create_blob_sizes,
         rocm_addresses,
@@ -339,39 +338,6 @@ fn fd_fields(env: &Env) -> TestResult {
     }
     let handle = raw::register(&refusing.device, good)?;
     refusing.device.gem_close(handle)?;
-    Ok(())
-}
-
-/// Reserved fields of the standard ioctls.
-fn standard_padding(env: &Env) -> TestResult {
-    let refusing = Refusing::new(env)?;
-    let blob = refusing.device.create_blob(&BlobOptions::guest(P))?;
-    let mut bytes = [0_u8; 16];
-    for pad in [0, 1, 1 << 31, u32::MAX] {
-        let mut map = uapi::Map {
-            handle: blob.handle(),
-            pad,
-            ..Default::default()
-        };
-        let mut caps = uapi::GetCaps {
-            cap_set_id: compute::CAPSET_ID,
-            cap_set_ver: compute::CAPSET_VERSION,
-            addr: bytes.as_mut_ptr() as u64,
-            size: bytes.len() as u32,
-            pad,
-        };
-        if pad == 0 {
-            raw::call(&refusing.device, uapi::nr::MAP, &mut map)?;
-            raw::call(&refusing.device, uapi::nr::GET_CAPS, &mut caps)?;
-            continue;
-        }
-        refusing.refuse(Errno::INVAL, &format!("MAP, pad {pad:#x}"), |device| {
-            raw::call(device, uapi::nr::MAP, &mut map)
-        })?;
-        refusing.refuse(Errno::INVAL, &format!("GET_CAPS, pad {pad:#x}"), |device| {
-            raw::call(device, uapi::nr::GET_CAPS, &mut caps)
-        })?;
-    }
     Ok(())
 }
 

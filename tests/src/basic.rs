@@ -34,6 +34,7 @@ pub(crate) const FAMILY: Family = Family {
         blob_host3d,
         blob_host3d_guest,
         blob_bad,
+        ignored_fields,
         blob_pages_are_zero,
         map_bad,
         info_bad,
@@ -430,22 +431,13 @@ fn blob_bad(env: &Env) -> TestResult {
         );
     }
     if env.ours {
-        for (what, options) in [
-            ("size 0", BlobOptions { size: 0, ..good }),
-            (
-                "unknown hints",
-                BlobOptions {
-                    hints: 0x10,
-                    ..good
-                },
-            ),
-        ] {
-            check_err!(
-                device.create_blob(&options).map(drop),
-                Errno::INVAL,
-                "{what}"
-            );
-        }
+        check_err!(
+            device
+                .create_blob(&BlobOptions { size: 0, ..good })
+                .map(drop),
+            Errno::INVAL,
+            "size 0"
+        );
         for size in [u64::MAX, u64::MAX - 4095, 1 << 63] {
             let result = device.create_blob(&BlobOptions { size, ..good }).map(drop);
             check!(
@@ -471,6 +463,78 @@ fn blob_pages_are_zero(env: &Env) -> TestResult {
         );
         map.fill(0xaa);
     }
+    Ok(())
+}
+
+/// What Linux's driver does not look at may hold anything: programs are built against headers that
+/// are older or newer.
+fn ignored_fields(env: &Env) -> TestResult {
+    let ok = |what: &str, dirt: u32, result: Result<i32, Errno>| {
+        check!(result == Ok(0), "{what} {dirt:#x}: {result:?}");
+        Ok(())
+    };
+    for dirt in [1, 1 << 31, u32::MAX] {
+        let device = env.open()?;
+        let capset = (uapi::context_param::CAPSET_ID, u64::from(wire::CAPSET_ID));
+        let list = params(&[capset]);
+        let mut context = uapi::ContextInit {
+            num_params: 1,
+            pad: dirt,
+            ctx_set_params: list.as_ptr() as u64,
+        };
+        let result = raw::call(&device, uapi::nr::CONTEXT_INIT, &mut context);
+        ok("pad of CONTEXT_INIT", dirt, result)?;
+
+        let mut bytes = [0_u8; 16];
+        let mut caps = uapi::GetCaps {
+            cap_set_id: wire::CAPSET_ID,
+            cap_set_ver: wire::CAPSET_VERSION,
+            addr: bytes.as_mut_ptr() as u64,
+            size: bytes.len() as u32,
+            pad: dirt,
+        };
+        let result = raw::call(&device, uapi::nr::GET_CAPS, &mut caps);
+        ok("pad of GET_CAPS", dirt, result)?;
+
+        // Without the hint that Linux knows, which is for memory of the host.
+        let mut blob = uapi::ResourceCreateBlob {
+            blob_mem: blob_mem::GUEST,
+            blob_flags: 1,
+            size: PAGE as u64,
+            pad: dirt,
+            blob_hints: dirt & !uapi::BLOB_HINT_DEFER_MAPPING,
+            pad2: dirt,
+            rocm: [u64::from(dirt); 2],
+            ..Default::default()
+        };
+        let result = raw::call(&device, uapi::nr::RESOURCE_CREATE_BLOB, &mut blob);
+        ok("padding and hints of RESOURCE_CREATE_BLOB", dirt, result)?;
+
+        let mut map = uapi::Map {
+            handle: blob.bo_handle,
+            pad: dirt,
+            ..Default::default()
+        };
+        let result = raw::call(&device, uapi::nr::MAP, &mut map);
+        ok("pad of MAP", dirt, result)?;
+        device.gem_close(blob.bo_handle)?;
+    }
+
+    let device = env.compute()?;
+    let blob = device.create_blob(&BlobOptions::guest(PAGE as u64))?;
+    let stream = delay(HALF_SECOND);
+    Exec::new(stream.as_bytes())
+        .ring(0)
+        .buffers(&[blob.handle()])
+        .submit(&device)?;
+    let unknown = !uapi::WAIT_NOWAIT;
+    check_err!(
+        device.wait_with(blob.handle(), unknown | uapi::WAIT_NOWAIT),
+        Errno::BUSY,
+        "WAIT with NOWAIT and all unknown flags"
+    );
+    device.wait_with(blob.handle(), unknown)?;
+    check!(!device.is_busy(blob.handle())?, "idle after WAIT");
     Ok(())
 }
 
