@@ -6,14 +6,16 @@
 //! Whether and how a request is mistreated depends on the seed, the requests before it and nothing
 //! else, so that a run can be repeated.
 
+use std::collections::BTreeSet;
 use std::str::FromStr;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use virtgpu_protocol::mirror;
-use virtgpu_protocol::virtio_gpu::{command, response, Header, FLAG_FENCE};
+use virtgpu_protocol::virtio_gpu::{command, response, CtxCreate, Header, FLAG_FENCE};
 use zerocopy::little_endian::{U32, U64};
-use zerocopy::{FromZeros, IntoBytes};
+use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
 use crate::names;
 
@@ -38,6 +40,12 @@ pub enum Kind {
     NoFence,
     /// There is no answer.
     Silence,
+    /// The command is not carried out, and there is no answer.
+    Ignore,
+    /// CTX_DESTROY forgets the jobs of the context.
+    Abandon,
+    /// What follows the answer's header has another length.
+    Body,
     /// The answer comes late.
     Delay,
     /// The process ends.
@@ -93,6 +101,9 @@ const KINDS: &[Description] = &[
     describe(Kind::WrongFence, "wrong-fence", 1 << 40, "N is added to the answer's fence id"),
     describe(Kind::NoFence, "no-fence", 0, "the answer to a fenced request has no fence"),
     describe(Kind::Silence, "silence", 0, "the command is executed, but never answered"),
+    describe(Kind::Ignore, "ignore", 0, "the command is neither executed nor answered"),
+    describe(Kind::Abandon, "abandon", 0, "CTX_DESTROY is answered at once: the context's jobs that run go on to their end, those that are queued never begin, and none of them is ever answered; RESOURCE_UNREF still waits for those that run"),
+    describe(Kind::Body, "body", 0, "N bytes follow the answer's header, cut off or filled up with zeroes, as far as the buffer goes"),
     describe(Kind::Delay, "delay", 100, "the answer comes N milliseconds late"),
     describe(Kind::Exit, "exit", 1, "the process ends with exit status N instead of executing the command"),
     describe(Kind::Refuse, "refuse", response::ERR_OUT_OF_MEMORY as u64, "the command is not executed and the answer is error N; RESOURCE_CREATE_BLOB unless --adversary-on says otherwise; on the mirror queue it is status N, 3 if N is not below 256"),
@@ -156,6 +167,7 @@ impl Mode {
             Kind::Refuse => Some(command::RESOURCE_CREATE_BLOB),
             Kind::CapsetSize | Kind::CapsetDuplicate => Some(command::GET_CAPSET_INFO),
             Kind::MapInfo => Some(command::RESOURCE_MAP_BLOB),
+            Kind::Abandon => Some(command::CTX_DESTROY),
             _ => None,
         }
     }
@@ -170,6 +182,10 @@ pub struct Adversary {
     pub random: bool,
     /// The commands to mistreat; empty for all.
     pub on: Vec<u32>,
+    /// How the debug names of the contexts begin whose requests to mistreat; none for all requests.
+    pub context: Option<String>,
+    /// Those contexts and their resources.
+    pub aimed: Mutex<Aimed>,
     /// How many requests that could be mistreated are not.
     pub from: u64,
     /// Every so many of the others; with `random`, on average.
@@ -182,6 +198,52 @@ pub struct Adversary {
     pub seen: AtomicU64,
     /// Requests that were mistreated at random so far.
     pub hit: AtomicU64,
+}
+
+/// What belongs to the contexts that [`Adversary::context`] names.
+#[derive(Debug, Default)]
+pub struct Aimed {
+    contexts: BTreeSet<u32>,
+    resources: BTreeSet<u32>,
+}
+
+impl Aimed {
+    /// Whether the request `bytes` is of such a context, or names a resource that such a context
+    /// created or attached. Takes note of what the request creates.
+    fn is_hit(&mut self, prefix: &str, bytes: &[u8]) -> bool {
+        let Ok((header, rest)) = Header::read_from_prefix(bytes) else {
+            return false;
+        };
+        let (kind, ctx) = (header.kind.get(), header.ctx_id.get());
+        if kind == command::CTX_CREATE {
+            let named = CtxCreate::read_from_prefix(bytes).is_ok_and(|(request, _)| {
+                let length = request.debug_name.len().min(request.nlen.get() as usize);
+                request.debug_name[..length].starts_with(prefix.as_bytes())
+            });
+            match named {
+                true => self.contexts.insert(ctx),
+                false => self.contexts.remove(&ctx),
+            };
+        }
+        let ours = self.contexts.contains(&ctx);
+        let Some(id) = names::resource(kind, rest) else {
+            return ours;
+        };
+        match kind {
+            command::RESOURCE_CREATE_BLOB
+            | command::RESOURCE_CREATE_2D
+            | command::RESOURCE_CREATE_3D
+                if !ours =>
+            {
+                self.resources.remove(&id);
+            }
+            _ if ours => {
+                self.resources.insert(id);
+            }
+            _ => {}
+        }
+        ours || ctx == 0 && self.resources.contains(&id)
+    }
 }
 
 /// How a request is mistreated.
@@ -203,8 +265,27 @@ pub(crate) struct Answer {
 }
 
 impl Adversary {
+    /// What happens to the next request of the control queue, which is `command` and has these bytes.
+    pub(crate) fn attack_request(&self, command: u32, bytes: &[u8]) -> Attack {
+        if let Some(prefix) = &self.context {
+            let mut aimed = self.aimed.lock().unwrap_or_else(PoisonError::into_inner);
+            if !aimed.is_hit(prefix, bytes) {
+                return Attack::default();
+            }
+        }
+        self.attack(command)
+    }
+
+    /// What happens to the next command of the mirror queue, which is `command`. It names no context.
+    pub(crate) fn attack_command(&self, command: u32) -> Attack {
+        match self.context {
+            Some(_) => Attack::default(),
+            None => self.attack(command),
+        }
+    }
+
     /// What happens to the next request, which is `command`.
-    pub(crate) fn attack(&self, command: u32) -> Attack {
+    fn attack(&self, command: u32) -> Attack {
         let applies = |mode: &&Mode| match mode.scope() {
             Some(scope) if self.on.is_empty() || mode.kind != Kind::Refuse => scope == command,
             // What has no name is of the control queue.
@@ -335,7 +416,17 @@ impl Attack {
 
     /// Whether there is no answer.
     pub(crate) fn is_silent(&self) -> bool {
-        self.number(Kind::Silence).is_some()
+        self.number(Kind::Silence).is_some() || self.is_ignored()
+    }
+
+    /// Whether the command is not carried out either.
+    pub(crate) fn is_ignored(&self) -> bool {
+        self.number(Kind::Ignore).is_some()
+    }
+
+    /// Whether the jobs of the context are forgotten.
+    pub(crate) fn abandons(&self) -> bool {
+        self.number(Kind::Abandon).is_some()
     }
 
     /// How late the answer is; only the first call knows.
@@ -392,7 +483,16 @@ impl Attack {
                 Kind::CapsetSize => put(&mut bytes, BODY + 8, U32::new(number as u32).as_bytes()),
                 Kind::CapsetDuplicate => put(&mut bytes, BODY, U32::new(number as u32).as_bytes()),
                 Kind::MapInfo => put(&mut bytes, BODY, U32::new(number as u32).as_bytes()),
-                Kind::Silence
+                // A status is no header.
+                Kind::Body if bytes.len() >= BODY => {
+                    let room = usize::try_from(capacity).unwrap_or(usize::MAX);
+                    let length = number.min(1 << 20) as usize + BODY;
+                    bytes.resize(length.min(room), 0);
+                }
+                Kind::Body
+                | Kind::Silence
+                | Kind::Ignore
+                | Kind::Abandon
                 | Kind::Delay
                 | Kind::Exit
                 | Kind::Refuse
@@ -511,6 +611,48 @@ mod tests {
     }
 
     #[test]
+    fn contexts_by_name() {
+        let adversary = Adversary {
+            modes: vec!["ignore".parse().unwrap()],
+            context: Some("silent".into()),
+            ..Default::default()
+        };
+        let hit = |bytes: &[u8]| adversary.attack_request(0, bytes).is_ignored();
+        let header = |kind, ctx| Header::new(kind, ctx);
+        let create = |ctx, name: &str, nlen| {
+            let mut request = CtxCreate {
+                hdr: header(command::CTX_CREATE, ctx),
+                nlen: U32::new(nlen),
+                ..CtxCreate::new_zeroed()
+            };
+            request.debug_name[..name.len()].copy_from_slice(name.as_bytes());
+            hit(request.as_bytes())
+        };
+        let names =
+            |kind, ctx, id: u32| hit(&[header(kind, ctx).as_bytes(), &id.to_le_bytes()].concat());
+        assert!(!hit(header(command::SUBMIT_3D, 1).as_bytes()));
+        assert!(create(1, "silent 1", 8) && !create(2, "not silent", 10));
+        // The end of the name is where its length says.
+        assert!(!create(3, "silent", 5) && create(4, "silent", u32::MAX));
+        for (ctx, ours) in [(0, false), (1, true), (2, false), (3, false), (4, true)] {
+            assert_eq!(hit(header(command::SUBMIT_3D, ctx).as_bytes()), ours);
+        }
+        assert!(names(command::RESOURCE_CREATE_BLOB, 1, 5));
+        assert!(!names(command::RESOURCE_CREATE_BLOB, 0, 6));
+        assert!(!names(command::RESOURCE_MAP_BLOB, 0, 6));
+        assert!(names(command::CTX_ATTACH_RESOURCE, 4, 6));
+        for id in [5, 6] {
+            assert!(names(command::RESOURCE_ASSIGN_UUID, 0, id));
+            assert!(!names(command::CTX_ATTACH_RESOURCE, 2, id));
+        }
+        // Ids are used again.
+        assert!(!names(command::RESOURCE_CREATE_BLOB, 2, 5));
+        assert!(!names(command::RESOURCE_MAP_BLOB, 0, 5));
+        assert!(!create(1, "", 0) && !hit(header(command::SUBMIT_3D, 1).as_bytes()));
+        assert!(!hit(&[]) && !adversary.attack_command(0x400).is_ignored());
+    }
+
+    #[test]
     fn refusal_has_a_scope() {
         let mut adversary = Adversary {
             modes: vec!["refuse".parse().unwrap()],
@@ -541,6 +683,11 @@ mod tests {
         assert_ne!(twist(&["garbage"]).bytes, bytes);
         assert_eq!(twist(&["garbage"]), twist(&["garbage"]));
         assert_eq!(twist(&["garbage-type:7"]).bytes[0], 7);
+        assert_eq!(twist(&["body:8"]).bytes, bytes);
+        assert_eq!(attack(&["body:8"]).twist(vec![1; 40], 64, 3).bytes, [1; 32]);
+        let longer = attack(&["body:8"]).twist(bytes.clone(), 28, 3).bytes;
+        assert_eq!(longer, [&bytes[..], &[0; 4]].concat());
+        assert_eq!(attack(&["body"]).twist(vec![1; 4], 64, 3).bytes, [1; 4]);
         // Too short for what is to be changed.
         assert_eq!(twist(&["map-info"]).bytes, bytes);
     }

@@ -199,7 +199,7 @@ impl GpuBackend {
                     .device
                     .options
                     .adversary
-                    .attack(buffer.header().kind.get()),
+                    .attack_request(buffer.header().kind.get(), buffer.bytes()),
             };
             let attack = ticket.attack.clone();
             self.device.handle(ticket, buffer.bytes(), start);
@@ -241,7 +241,7 @@ impl GpuBackend {
                 generation,
                 head,
                 writable,
-                attack: device.options.adversary.attack(queue::kind(bytes)),
+                attack: device.options.adversary.attack_command(queue::kind(bytes)),
             };
             let attack = ticket.attack.clone();
             device.mirror_command(ticket, bytes);

@@ -61,6 +61,8 @@ struct Job {
     resources: BTreeSet<u32>,
     /// It touched what it may not.
     must_fail: bool,
+    /// Nobody waits for it.
+    abandoned: bool,
     /// What was missing when its current operation began.
     lacks: Vec<Lack>,
 }
@@ -201,7 +203,9 @@ impl Checker {
             Event::CtxDestroy { ctx } => {
                 let known = self.contexts.remove(&ctx).is_some();
                 self.expect(known, || format!("context {ctx} does not exist"));
-                self.no_job("of a context that is gone", |job| job.ctx == ctx);
+                self.no_job("of a context that is gone", |job| {
+                    job.ctx == ctx && !job.abandoned
+                });
             }
             Event::Attach { ctx, resource } => {
                 let alive = self.resources.contains_key(&resource);
@@ -225,7 +229,7 @@ impl Checker {
                 });
                 if left == Some(0) {
                     self.no_job("detached", |job| {
-                        job.ctx == ctx && job.resources.contains(&resource)
+                        job.ctx == ctx && job.resources.contains(&resource) && !job.abandoned
                     });
                 }
             }
@@ -255,6 +259,7 @@ impl Checker {
                     ctx,
                     resources: resources.into_iter().collect(),
                     must_fail: false,
+                    abandoned: false,
                     lacks: Vec::new(),
                 };
                 self.jobs.insert(job, job_state);
@@ -272,6 +277,14 @@ impl Checker {
                 self.access(job, resource, offset, length);
                 let lack = self.spaces.access(at, resource, offset, length, write);
                 self.lack(job, at, lack.filter(|_| whole));
+            }
+            Event::Abandoned { job } => {
+                let (adversary, known) = (self.adversary, self.jobs.get_mut(&job));
+                let good = adversary && known.is_some();
+                if let Some(state) = known {
+                    state.abandoned = true;
+                }
+                self.expect(good, || format!("job {job} is abandoned"));
             }
             Event::JobEnd { job, result } => match self.jobs.remove(&job) {
                 None => self.wrong(format!("job {job} ends, but does not exist")),

@@ -129,6 +129,11 @@ pub struct RunArgs {
     #[arg(long, value_name = "COMMAND", value_parser = parse_command, help_heading = "Misbehaviour")]
     pub adversary_on: Vec<u32>,
 
+    /// Mistreat only requests of contexts whose debug name begins with PREFIX, and those that name a
+    /// resource that such a context created or attached. Nothing on the mirror queue does.
+    #[arg(long, value_name = "PREFIX", help_heading = "Misbehaviour")]
+    pub adversary_context: Option<String>,
+
     /// Treat the first N of these commands well.
     #[arg(
         long,
@@ -221,6 +226,7 @@ impl RunArgs {
                 modes: self.adversary.clone(),
                 random: self.adversary_random,
                 on: self.adversary_on.clone(),
+                context: self.adversary_context.clone(),
                 from: self.adversary_from,
                 every: self.adversary_every,
                 count: self.adversary_count,
@@ -294,6 +300,14 @@ mod tests {
         // The renderer has one of this id.
         assert!(options(&["--capset", "2:24"]).is_err());
         assert!(options(&["--no-virgl"]).is_err());
+    }
+
+    #[test]
+    fn aims_at_a_context() {
+        let words = "virtgpu-device --socket x --adversary ignore --adversary-context silent";
+        let cli = Cli::try_parse_from(words.split(' ')).unwrap();
+        let adversary = cli.run.options().unwrap().adversary;
+        assert_eq!(adversary.context.as_deref(), Some("silent"));
     }
 
     #[test]

@@ -82,27 +82,6 @@ fn with_body<T: IntoBytes + Immutable>(kind: u32, body: &T) -> Outcome {
     })
 }
 
-/// The id of the resource that a command names, for logs. All of them name it first.
-fn resource_of(ticket: &Ticket, bytes: &[u8]) -> Option<u32> {
-    let names = matches!(
-        ticket.command(),
-        command::RESOURCE_CREATE_2D
-            | command::RESOURCE_CREATE_3D
-            | command::RESOURCE_UNREF
-            | command::RESOURCE_ATTACH_BACKING
-            | command::RESOURCE_DETACH_BACKING
-            | command::RESOURCE_ASSIGN_UUID
-            | command::RESOURCE_CREATE_BLOB
-            | command::CTX_ATTACH_RESOURCE
-            | command::CTX_DETACH_RESOURCE
-            | command::RESOURCE_MAP_BLOB
-            | command::RESOURCE_UNMAP_BLOB
-    );
-    let (_, rest) = Header::read_from_prefix(bytes).ok()?;
-    let (id, _) = U32::read_from_prefix(rest).ok()?;
-    names.then_some(id.get())
-}
-
 impl Device {
     /// Carries out the request `bytes`. `start` is when it was taken from the queue.
     pub(crate) fn handle(self: &Arc<Self>, ticket: Ticket, bytes: &[u8], start: Instant) {
@@ -115,12 +94,18 @@ impl Device {
             ctx: header.ctx_id.get(),
             ring: Timeline::of(&header).ring(),
             fence: fence(&header),
-            resource: resource_of(&ticket, bytes),
+            resource: bytes
+                .get(size_of::<Header>()..)
+                .and_then(|rest| names::resource(kind, rest)),
             bytes: bytes.len() as u64,
         });
         if let Some(status) = ticket.attack.exit() {
             self.end();
             std::process::exit(status);
+        }
+        if ticket.attack.is_ignored() {
+            // Silent, too: this goes to the log.
+            return self.answers.send(&ticket, &Response::ok());
         }
         let outcome = match ticket.attack.refusal() {
             Some(code) => Err(code),
@@ -179,7 +164,7 @@ impl Device {
             command::GET_CAPSET_INFO => self.get_capset_info(bytes),
             command::GET_CAPSET => self.get_capset(bytes),
             command::CTX_CREATE => self.ctx_create(bytes),
-            command::CTX_DESTROY => self.ctx_destroy(ticket.header.ctx_id.get()),
+            command::CTX_DESTROY => self.ctx_destroy(ticket),
             command::CTX_ATTACH_RESOURCE => self.attach(bytes),
             command::CTX_DETACH_RESOURCE => self.detach(bytes),
             command::RESOURCE_CREATE_BLOB => self.create_blob(bytes),
@@ -292,12 +277,17 @@ impl Device {
         Outcome::OK
     }
 
-    fn ctx_destroy(&self, ctx: u32) -> Result<Outcome, Failed> {
+    fn ctx_destroy(&self, ticket: &Ticket) -> Result<Outcome, Failed> {
+        let ctx = ticket.header.ctx_id.get();
         let mut state = self.lock();
         let context = state.context(ctx).ok_or(response::ERR_INVALID_CONTEXT_ID)?;
         context.dying = true;
-        context.cancel.set();
-        self.cancel_queued(&mut state, ctx);
+        if ticket.attack.abandons() {
+            self.abandon(&mut state, ctx);
+        } else {
+            context.cancel.set();
+            self.cancel_queued(&mut state, ctx);
+        }
         self.run_deferred(&mut state);
         Ok(Outcome::Later(Action::DestroyContext(ctx)))
     }
@@ -783,6 +773,7 @@ impl Device {
             reads: BTreeSet::new(),
             writes: BTreeSet::new(),
             ops: ops.len(),
+            abandoned: None,
         };
         let mut memory = BTreeMap::new();
         let mut cancel = Arc::default();

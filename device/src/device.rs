@@ -211,9 +211,7 @@ impl Device {
         // The queue is not ready, so the control thread lets go after the command at hand.
         let serve = self.serve.lock().unwrap_or_else(PoisonError::into_inner);
         let mut state = self.lock();
-        for context in state.contexts.values() {
-            context.cancel.set();
-        }
+        state.cancel_all();
         let lanes = std::mem::take(&mut state.lanes);
         state.ready.clear();
         let queued = lanes.into_values().flat_map(|lane| lane.items);
@@ -275,8 +273,8 @@ impl Device {
         if open {
             // Without the control queue having been stopped before, there may be jobs.
             let mut state = self.lock();
+            state.cancel_all();
             for context in state.contexts.values_mut() {
-                context.cancel.set();
                 context.lost = true;
             }
             drop(self.wait_for_jobs(state));

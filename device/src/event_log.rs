@@ -111,6 +111,8 @@ pub enum Event {
         #[serde(default)]
         whole: bool,
     },
+    /// The context of a job is about to go, but the job goes on.
+    Abandoned { job: u64 },
     /// A job is over.
     JobEnd { job: u64, result: String },
     /// The mirror queue began to work.

@@ -185,7 +185,10 @@ impl Device {
                 Some(Err(failure)) => failure.to_string(),
             },
         });
-        if let Some(context) = state.contexts.get_mut(&job.ctx) {
+        let live = state.forget(job.id);
+        let abandoned = live.is_some_and(|live| live.abandoned.is_some());
+        let context = state.contexts.get_mut(&job.ctx);
+        if let Some(context) = context.filter(|_| !abandoned) {
             // Early answers make it possible that this is another context by now.
             context.jobs = context.jobs.saturating_sub(1);
             context.lost |= matches!(result, Some(Err(Failure::Fault(_))));
@@ -193,10 +196,9 @@ impl Device {
         if let Some(Err(failure)) = &result {
             log::info!("job {} of context {}: {failure}", job.id, job.ctx);
         }
-        state.forget(job.id);
         // The answer must find no reference to memory left.
         drop(job.memory);
-        if let Some(ticket) = job.ticket {
+        if let Some(ticket) = job.ticket.filter(|_| !abandoned) {
             let answer = match result {
                 Some(Ok(())) => Response::ok(),
                 // The other error says that the context is lost.
@@ -207,6 +209,33 @@ impl Device {
             self.answers.send(&ticket, &answer);
         }
         self.run_deferred(state);
+    }
+
+    /// Forgets the jobs of a context that is about to go: those that run go on to their end, those
+    /// that are queued never begin, and none is answered.
+    pub(crate) fn abandon(&self, state: &mut State, ctx: u32) {
+        let mut queued = Vec::new();
+        for lane in state.lanes.values_mut() {
+            lane.items.retain(|item| match item {
+                Item::Job(job) if job.ctx == ctx => {
+                    queued.push(job.id);
+                    false
+                }
+                _ => true,
+            });
+        }
+        for job in queued {
+            state.forget(job);
+            self.log.write(|| Event::JobEnd {
+                job,
+                result: "abandoned".into(),
+            });
+        }
+        let cancel = state.contexts.get(&ctx).map(|context| &context.cancel);
+        for (job, live) in state.live.iter_mut().filter(|(_, live)| live.is_of(ctx)) {
+            live.abandoned = cancel.cloned();
+            self.log.write(|| Event::Abandoned { job: *job });
+        }
     }
 
     /// Turns the queued jobs of a context into the answers they owe.

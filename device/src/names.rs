@@ -5,6 +5,8 @@
 use virtgpu_protocol::compute::op;
 use virtgpu_protocol::mirror::command as mirror;
 use virtgpu_protocol::virtio_gpu::{command, response};
+use zerocopy::little_endian::U32;
+use zerocopy::FromBytes;
 
 macro_rules! names {
     ($module:ident: $($name:ident)*) => {
@@ -71,6 +73,28 @@ pub fn command_number(name: &str) -> Option<u32> {
     let mut commands = COMMANDS.iter().chain(MIRROR_COMMANDS);
     let command = commands.find(|(n, _)| n.eq_ignore_ascii_case(name));
     command.map(|(_, number)| *number)
+}
+
+/// The id of the resource that command `number` of the control queue names, whose header `rest`
+/// follows. All of them name it first.
+#[must_use]
+pub(crate) fn resource(number: u32, rest: &[u8]) -> Option<u32> {
+    let names = matches!(
+        number,
+        command::RESOURCE_CREATE_2D
+            | command::RESOURCE_CREATE_3D
+            | command::RESOURCE_UNREF
+            | command::RESOURCE_ATTACH_BACKING
+            | command::RESOURCE_DETACH_BACKING
+            | command::RESOURCE_ASSIGN_UUID
+            | command::RESOURCE_CREATE_BLOB
+            | command::CTX_ATTACH_RESOURCE
+            | command::CTX_DETACH_RESOURCE
+            | command::RESOURCE_MAP_BLOB
+            | command::RESOURCE_UNMAP_BLOB
+    );
+    let (id, _) = U32::read_from_prefix(rest).ok()?;
+    names.then_some(id.get())
 }
 
 /// The name of a response.

@@ -158,6 +158,15 @@ pub(crate) struct Live {
     pub(crate) writes: BTreeSet<u32>,
     /// Its operations.
     pub(crate) ops: usize,
+    /// What ends it, if its context is gone and nobody is to learn of its end.
+    pub(crate) abandoned: Option<Arc<Cancel>>,
+}
+
+impl Live {
+    /// Whether the context of this id waits for it.
+    pub(crate) fn is_of(&self, ctx: u32) -> bool {
+        self.ctx == ctx && self.abandoned.is_none()
+    }
 }
 
 /// The rest of a command that waits until jobs are over.
@@ -283,11 +292,18 @@ impl State {
         }
     }
 
-    /// A job is over, or will not begin.
-    pub(crate) fn forget(&mut self, job: u64) {
-        if let Some(live) = self.live.remove(&job) {
-            self.queued_ops -= live.ops;
-        }
+    /// A job is over, or will not begin; returns what was known of it.
+    pub(crate) fn forget(&mut self, job: u64) -> Option<Live> {
+        let live = self.live.remove(&job)?;
+        self.queued_ops -= live.ops;
+        Some(live)
+    }
+
+    /// Ends all jobs early.
+    pub(crate) fn cancel_all(&self) {
+        let abandoned = self.live.values().filter_map(|job| job.abandoned.as_ref());
+        let cancels = self.contexts.values().map(|context| &context.cancel);
+        cancels.chain(abandoned).for_each(|cancel| cancel.set());
     }
 
     /// Whether `action` has to wait.
@@ -314,8 +330,8 @@ impl State {
             } => self
                 .live
                 .iter()
-                .any(|(id, job)| *id <= last && job.ctx == ctx && job.reads.contains(&resource)),
-            Action::DestroyContext(ctx) => any(&|j| j.ctx == ctx) || detaches(&|of, _| of == ctx),
+                .any(|(id, job)| *id <= last && job.is_of(ctx) && job.reads.contains(&resource)),
+            Action::DestroyContext(ctx) => any(&|j| j.is_of(ctx)) || detaches(&|of, _| of == ctx),
             Action::Map { resource, .. } => {
                 matches!(self.window, Window::Unknown | Window::Asked)
                     || any(&|j| j.writes.contains(&resource))

@@ -11,7 +11,7 @@ use common::*;
 use virtgpu_device::adversary::{Adversary, Mode};
 use virtgpu_device::device::Options;
 use virtgpu_device::mutant;
-use virtgpu_protocol::compute::op;
+use virtgpu_protocol::compute::{op, CAPSET_ID};
 use virtgpu_protocol::mirror::{self, status};
 use virtgpu_protocol::virtio_gpu::{self as wire, blob_mem, command, response};
 use vm_memory::{Bytes, GuestAddress};
@@ -286,6 +286,158 @@ fn adversary() {
     vm.end(true);
 }
 
+/// CTX_CREATE with a debug name.
+fn named_context(ctx: u32, name: &str) -> Vec<u8> {
+    let mut request = ctx_create(ctx, CAPSET_ID);
+    request[24] = name.len() as u8;
+    request[32..32 + name.len()].copy_from_slice(name.as_bytes());
+    request
+}
+
+/// Another context gets right results while one is mistreated.
+#[test]
+fn one_context_is_mistreated() {
+    let aimed = |modes: &[&str], on| {
+        let mut options = options();
+        options.adversary = Adversary {
+            modes: modes.iter().map(|m| m.parse::<Mode>().unwrap()).collect(),
+            on: vec![on],
+            context: Some("silent".into()),
+            ..Default::default()
+        };
+        let mut vm = Vm::new(options);
+        vm.context(1);
+        vm.ok(&named_context(2, "silent one"));
+        vm.blob(1, 1, &[(FREE, 4096)]);
+        vm.blob(2, 2, &[(FREE + PAGE, 4096)]);
+        vm
+    };
+    let value = |vm: &Vm, at| vm.memory.read_obj::<u64>(GuestAddress(at)).unwrap();
+    for (mode, runs) in [("ignore", 0), ("silence", 7)] {
+        let mut vm = aimed(&[mode], command::SUBMIT_3D);
+        let mut silent = Vec::new();
+        for ring in [None, Some(0), Some(1)] {
+            let request = vm.submit(2, ring, &[fill(2, 0, 8, 7)]);
+            silent.push(vm.post(&request));
+            let request = vm.submit(1, ring, &[fill(1, 0, 8, 5)]);
+            assert_eq!(kind(&vm.ask(&request)), response::OK_NODATA);
+        }
+        assert_eq!(value(&vm, FREE), 5);
+        // All of it has ended or will not begin.
+        vm.ok(&plain(command::CTX_DESTROY, 2));
+        vm.ok(&resource_command(command::RESOURCE_UNREF, 0, 2));
+        assert_eq!(value(&vm, FREE + PAGE), runs);
+        for head in silent {
+            assert!(vm.is_quiet(head));
+        }
+        assert_eq!(vm.run(1, &[]), response::OK_NODATA);
+        vm.end(true);
+    }
+
+    // An error that nobody knows, an OK that belongs to another command, one that is too short.
+    for (mode, answer) in [
+        ("refuse:0x12ff", (0x12ff, 24)),
+        ("garbage-type:0x1102", (response::OK_CAPSET_INFO, 40)),
+        ("body:8", (response::OK_RESOURCE_UUID, 32)),
+        ("body:100", (response::OK_RESOURCE_UUID, 124)),
+    ] {
+        let mut vm = aimed(&[mode], command::RESOURCE_ASSIGN_UUID);
+        let assign = |id| resource_command(command::RESOURCE_ASSIGN_UUID, 0, id);
+        let wrong = vm.ask(&assign(2));
+        assert_eq!((kind(&wrong), wrong.len()), answer);
+        let right = vm.ask(&assign(1));
+        assert_eq!(
+            (kind(&right), right.len()),
+            (response::OK_RESOURCE_UUID, 40)
+        );
+        vm.end(true);
+    }
+}
+
+/// One command of a type, and no other.
+#[test]
+fn one_command_is_not_answered() {
+    let mut options = options();
+    options.adversary = Adversary {
+        modes: vec!["ignore".parse::<Mode>().unwrap()],
+        on: vec![command::CTX_CREATE],
+        from: 1,
+        count: 1,
+        ..Default::default()
+    };
+    let mut vm = Vm::new(options);
+    vm.context(1);
+    let silent = vm.post(&ctx_create(2, CAPSET_ID));
+    vm.context(3);
+    assert!(vm.is_quiet(silent));
+    // It has not been carried out either.
+    assert_eq!(
+        vm.kind(&plain(command::CTX_DESTROY, 2)),
+        response::ERR_INVALID_CONTEXT_ID
+    );
+    vm.end(true);
+}
+
+#[test]
+fn jobs_are_abandoned() {
+    let mut vm = misbehave(&["abandon"], &[]);
+    vm.context(1);
+    vm.blob(1, 1, &[(FREE, 4096)]);
+    let value = |vm: &Vm, at| vm.memory.read_obj::<u64>(GuestAddress(at)).unwrap();
+    let begins = |vm: &Vm, at| {
+        let start = Instant::now();
+        while value(vm, at) == 0 {
+            assert!(start.elapsed() < PATIENCE);
+        }
+    };
+    let ops = [
+        fill(1, 24, 8, 1),
+        spin(1, 0, 5, 120_000_000),
+        fill(1, 8, 8, 7),
+    ];
+    let request = vm.submit(1, Some(0), &ops);
+    let running = vm.post(&request);
+    begins(&vm, FREE + 24);
+    let request = vm.submit(1, Some(0), &[fill(1, 16, 8, 9)]);
+    let queued = vm.post(&request);
+    let detach = vm.post(&resource_command(command::CTX_DETACH_RESOURCE, 1, 1));
+    assert!(vm.is_quiet(detach));
+    vm.ok(&plain(command::CTX_DESTROY, 1));
+    assert_eq!(kind(&vm.wait(detach)), response::OK_NODATA);
+    // The next context of that id has nothing to do with it.
+    vm.context(1);
+    vm.blob(1, 2, &[(FREE + PAGE, 4096)]);
+    assert_eq!(vm.run(1, &[fill(2, 0, 8, 1)]), response::OK_NODATA);
+    vm.ok(&plain(command::CTX_DESTROY, 1));
+    let unref = vm.post(&resource_command(command::RESOURCE_UNREF, 0, 1));
+    assert!(vm.is_quiet(unref));
+    vm.memory.write_obj(5u64, GuestAddress(FREE)).unwrap();
+    assert_eq!(kind(&vm.wait(unref)), response::OK_NODATA);
+    assert_eq!([8, 16].map(|at| value(&vm, FREE + at)), [7, 0]);
+    assert!(vm.is_quiet(running) && vm.is_quiet(queued));
+    // A reset ends such a job.
+    let start = Instant::now();
+    vm.context(1);
+    vm.blob(1, 3, &[(FREE + 2 * PAGE, 4096)]);
+    let ops = [fill(3, 0, 8, 1), delay(120_000_000)];
+    let request = vm.submit(1, None, &ops);
+    let head = vm.post(&request);
+    begins(&vm, FREE + 2 * PAGE);
+    vm.ok(&plain(command::CTX_DESTROY, 1));
+    assert!(vm.is_quiet(head));
+    vm.stop();
+    vm.start();
+    assert!(start.elapsed() < PATIENCE);
+    vm.context(1);
+    // Without its command line the log looks like that of a good device.
+    let violations: Vec<String> = vm
+        .end_with_violations()
+        .into_iter()
+        .map(|(_, what)| what)
+        .collect();
+    assert_eq!(violations, ["job 1 is abandoned", "job 4 is abandoned"]);
+}
+
 /// What is done wrong with a command of the mirror queue: used length and bytes of its answer.
 fn wrong_answer(modes: &[&str], on: u32) -> (u32, Vec<u8>) {
     let mut vm = misbehave(modes, &[on]);
@@ -319,7 +471,7 @@ fn adversary_on_the_mirror_queue() {
     assert_eq!(wrong_answer(&["refuse"], unmap), (0, vec![]));
     assert_eq!(wrong_answer(&["duplicate:3"], unmap).0, 0);
 
-    for mode in ["silence", "unknown-head:5000"] {
+    for mode in ["silence", "ignore", "unknown-head:5000"] {
         let mut vm = misbehave(&[mode], &[unmap]);
         vm.context(1);
         vm.space(1, 1, PAGE);

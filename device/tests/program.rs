@@ -9,9 +9,13 @@ use std::os::unix::net::UnixStream;
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use common::{create_blob, ctx_create, invalidate, map_blob, Vm, PATIENCE};
+use common::{
+    create_blob, ctx_create, invalidate, map_blob, plain, resource_command, spin, Vm, FREE,
+    PATIENCE,
+};
 use virtgpu_protocol::compute::CAPSET_ID;
-use virtgpu_protocol::virtio_gpu::{blob_mem, response};
+use virtgpu_protocol::virtio_gpu::{blob_mem, command, response};
+use vm_memory::{Bytes, GuestAddress};
 
 fn program() -> Command {
     Command::new(env!("CARGO_BIN_EXE_virtgpu-device"))
@@ -34,6 +38,7 @@ fn help_explains_every_option() {
         "--capset",
         "--adversary",
         "--adversary-on",
+        "--adversary-context",
         "--no-mirror",
         "--mirror-mappings",
         "--hammer",
@@ -85,6 +90,23 @@ fn announces_its_loss() {
     vm.start();
     assert_eq!(vm.config(52, 4), [0; 4]);
     vm.end(true);
+}
+
+/// The log of a device that forgets jobs is right where the driver is.
+#[test]
+fn abandoned_jobs_are_logged() {
+    let args = ["--adversary", "abandon"];
+    let mut vm = Vm::with_process(env!("CARGO_BIN_EXE_virtgpu-device"), &args, false);
+    vm.context(1);
+    vm.blob(1, 1, &[(FREE, 4096)]);
+    for ring in [None, Some(0)] {
+        let request = vm.submit(1, ring, &[spin(1, 0, 5, 120_000_000)]);
+        vm.post(&request);
+    }
+    vm.ok(&plain(command::CTX_DESTROY, 1));
+    vm.memory.write_obj(5u64, GuestAddress(FREE)).unwrap();
+    vm.ok(&resource_command(command::RESOURCE_UNREF, 0, 1));
+    vm.end(false);
 }
 
 #[test]

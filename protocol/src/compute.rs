@@ -70,9 +70,9 @@ pub mod op {
     /// (or address), `imm[0]` times; `dst` (u64) = the last one read. With a resource, all
     /// offsets are in `src[0].resource_id` and `length` is ignored.
     pub const POINTER_CHASE: u32 = 9;
-    /// Wait for `imm[0]` microseconds, 10 s at most.
+    /// Wait for `imm[0]` microseconds, 120 s at most.
     pub const DELAY_US: u32 = 10;
-    /// Wait until the u64 at `src[0]` equals `imm[0]`, for `imm[1]` microseconds, 10 s at most;
+    /// Wait until the u64 at `src[0]` equals `imm[0]`, for `imm[1]` microseconds, 120 s at most;
     /// a time-out fails the job.
     pub const SPIN_UNTIL: u32 = 11;
     /// `dst` = a [`Stat`](super::Stat), cut off at `length` bytes.
@@ -190,7 +190,7 @@ pub struct Stat {
 }
 
 /// The longest [`op::DELAY_US`] and [`op::SPIN_UNTIL`], in microseconds.
-pub const MAX_DELAY_US: u64 = 10_000_000;
+pub const MAX_DELAY_US: u64 = 120_000_000;
 
 const _: () = {
     assert!(size_of::<Capset>() == 24);

@@ -143,6 +143,10 @@ impl Device {
             std::process::exit(status);
         }
         let mirror = &self.mirror;
+        if ticket.attack.is_ignored() {
+            // Silent, too: this goes to the log.
+            return mirror.replies.send(ticket, None);
+        }
         let (kind, space) = (command::kind(bytes), command::space(bytes));
         let status = match ticket.attack.refused_status() {
             Some(code) if names::has_status(kind) => Some(code),
