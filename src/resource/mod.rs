@@ -271,6 +271,10 @@ impl DriverObject for Resource {
             userptr.close();
         }
         file.close_resource(&obj.lifetime);
+        if obj.userptr().is_some() {
+            // Jobs that are over keep nothing of it, so that this thread releases it, and waits.
+            obj.gpu().control.settle();
+        }
     }
 
     fn free(obj: Owned<Resource>) {

@@ -24,6 +24,7 @@ mod observe;
 mod poll_rings;
 mod prime;
 mod read_only;
+mod releases;
 mod remove;
 mod revoked;
 mod sleep;
@@ -59,6 +60,7 @@ const FAMILIES: &[&Family] = &[
     &gup_longterm::FAMILY,
     &cow::FAMILY,
     &life::FAMILY,
+    &releases::FAMILY,
     &remove::FAMILY,
     &sleep::FAMILY,
     &unplug::FAMILY,

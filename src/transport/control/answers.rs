@@ -44,6 +44,7 @@ use kernel::{
     sync::{
         atomic::ordering::{
             Acquire,
+            Relaxed,
             Release, //
         },
         Arc,
@@ -99,6 +100,8 @@ impl Control {
                         let header = Message::owned(&mut command).header;
                         inner.answered_fence = inner.answered_fence.max(header.fence_id.get());
                         trace::answer(self.name(), &header, verdict);
+                        // Before its fence is signalled, see `settle`.
+                        inner.answered += 1;
                         answered.push_back(command);
                     }
                     None => {
@@ -232,6 +235,11 @@ impl WorkItem<1> for Control {
                 break;
             };
             Self::finish(&mut command);
+            drop(command);
+            // This is the only writer.
+            let finished = this.finished.load(Relaxed) + 1;
+            this.finished.store(finished, Release);
+            this.finish_wait.wake_all();
         }
     }
 }

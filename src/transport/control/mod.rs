@@ -93,7 +93,7 @@ use kernel::{
                 Acquire,
                 Relaxed, //
             },
-            AtomicFlag,
+            Atomic, AtomicFlag,
         },
         Arc,
         SpinLockIrq, //
@@ -148,6 +148,8 @@ struct Inner {
     held: List<Command>,
     /// The watchdog is pending or running.
     watching: bool,
+    /// Commands that the device has answered, ever.
+    answered: u64,
 }
 
 /// How long a device may take.
@@ -174,6 +176,11 @@ pub(crate) struct Control {
     /// Protects the list of commands that wait for their [`Finish`].
     #[pin]
     done: SpinLockIrq<List<Command>>,
+    /// Answered commands that are finished, ever. Changed by the worker only.
+    finished: Atomic<u64>,
+    /// Waiters for `finished`.
+    #[pin]
+    finish_wait: WaitQueue,
     /// Waiters for credits and answers.
     #[pin]
     wait: WaitQueue,
@@ -244,8 +251,11 @@ impl Control {
                     backlog: List::new(),
                     held: List::new(),
                     watching: false,
+                    answered: 0,
                 }, "Control::inner"),
                 done <- new_spinlock_irq!(List::new(), "Control::done"),
+                finished: Atomic::new(0),
+                finish_wait <- WaitQueue::new(),
                 wait <- WaitQueue::new(),
                 mirror <- Mirror::new(),
                 events <- Events::new(),
@@ -522,6 +532,19 @@ impl Control {
             PENDING | ABORTED => Err(ENODEV),
             _ => Ok(Self::answer(command)),
         }
+    }
+
+    /// Waits until the commands that the device has answered by now are finished: nothing is left of
+    /// a job whose fence was signalled by its answer.
+    ///
+    /// Waits for the worker, which waits for nothing, and no longer than for an answer. Must not be
+    /// called by a [`Finish`].
+    pub(crate) fn settle(&self) {
+        let answered = self.inner.lock().answered;
+        self.finish_wait.wait_timeout(
+            || self.finished.load(Acquire) >= answered,
+            self.timeouts.answer_ms,
+        );
     }
 
     /// Sends a command and waits for its answer.
