@@ -210,6 +210,19 @@ impl Mapping {
         Ok(Self { start, length })
     }
 
+    /// Takes over the `length` bytes from `start` on.
+    ///
+    /// # Errors
+    ///
+    /// EFAULT for a null pointer.
+    ///
+    /// # Safety
+    ///
+    /// They are mapped, and belong to nobody else.
+    pub unsafe fn from_raw(start: *mut u8, length: usize) -> Result<Self> {
+        Self::own(start, length)
+    }
+
     /// Gives the mapping up without unmapping it.
     pub fn into_raw(self) -> (*mut u8, usize) {
         let parts = (self.start.as_ptr(), self.length);

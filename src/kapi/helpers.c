@@ -25,6 +25,7 @@
 #include <linux/mm.h>
 #include <linux/mmu_notifier.h>
 #include <linux/mutex.h>
+#include <linux/pagemap.h>
 #include <linux/scatterlist.h>
 #include <linux/sched/mm.h>
 #include <linux/sched/signal.h>
@@ -292,19 +293,66 @@ void kapi_drm_syncobj_put(struct drm_syncobj *syncobj)
 	drm_syncobj_put(syncobj);
 }
 
-int kapi_vm_iomap(struct vm_area_struct *vma, phys_addr_t phys, int cache)
+int kapi_vm_io_prepare(struct vm_area_struct *vma, int cache)
 {
-	vm_flags_set(vma, VM_MIXEDMAP | VM_DONTEXPAND);
+	if (vma_is_cow_mapping(vma))
+		return -EINVAL;
+	vm_flags_set(vma, VM_IO | VM_PFNMAP | VM_DONTEXPAND | VM_DONTDUMP);
 	vma->vm_page_prot = vm_get_page_prot(vma->vm_flags);
 	vma->vm_page_prot = pgprot_decrypted(vma->vm_page_prot);
 	if (cache == 1)
 		vma->vm_page_prot = pgprot_noncached(vma->vm_page_prot);
 	else if (cache == 2)
 		vma->vm_page_prot = pgprot_writecombine(vma->vm_page_prot);
+	return 0;
+}
 
-	return io_remap_pfn_range(vma, vma->vm_start, PHYS_PFN(phys),
-				  vma->vm_end - vma->vm_start,
-				  vma->vm_page_prot);
+struct io_ptes {
+	struct mm_struct *mm;
+	unsigned long pfn;
+	pgprot_t prot;
+};
+
+static int set_io_pte(pte_t *pte, unsigned long addr, void *data)
+{
+	struct io_ptes *io = data;
+
+	/* Another thread's fault may have been first. */
+	if (pte_none(ptep_get(pte)))
+		set_pte_at(io->mm, addr, pte,
+			   pte_mkspecial(pfn_pte(io->pfn, io->prot)));
+	io->pfn++;
+	return 0;
+}
+
+/*
+ * Not vmf_insert_pfn(): on x86 that takes the caching mode from what is
+ * reserved for the memory, and what nobody has reserved is uncached. Drivers
+ * can reserve only write-combining. The driver has claimed the memory for
+ * itself, so that nobody maps it otherwise.
+ */
+vm_fault_t kapi_vm_io_fault(struct vm_fault *vmf, struct drm_gem_object *obj,
+			    phys_addr_t phys)
+{
+	struct vm_area_struct *vma = vmf->vma;
+	unsigned long table = ALIGN_DOWN(vmf->address, PMD_SIZE);
+	unsigned long start = max(table, vma->vm_start);
+	unsigned long end = min(table + PMD_SIZE, vma->vm_end);
+	struct io_ptes io = {
+		.mm = vma->vm_mm,
+		.pfn = PHYS_PFN(phys) + linear_page_index(vma, start) -
+		       drm_vma_node_start(&obj->vma_node),
+		.prot = vma->vm_page_prot,
+	};
+
+	switch (apply_to_page_range(io.mm, start, end - start, set_io_pte, &io)) {
+	case 0:
+		return VM_FAULT_NOPAGE;
+	case -ENOMEM:
+		return VM_FAULT_OOM;
+	default:
+		return VM_FAULT_SIGBUS;
+	}
 }
 
 unsigned long kapi_pages_to_runs(struct page **pages, unsigned long count,

@@ -7,6 +7,7 @@
 #define KAPI_HELPERS_H
 
 #include <linux/dma-direction.h>
+#include <linux/mm_types.h>
 #include <linux/types.h>
 
 struct device;
@@ -30,6 +31,7 @@ struct virtio_shm_region;
 struct virtqueue;
 struct virtqueue_info;
 struct vm_area_struct;
+struct vm_fault;
 struct wait_queue_head;
 struct workqueue_struct;
 
@@ -129,10 +131,17 @@ bool kapi_drm_gem_object_is_active(struct drm_gem_object *obj);
 void kapi_drm_syncobj_put(struct drm_syncobj *syncobj);
 
 /*
- * Maps @size bytes at physical address @phys at the start of @vma, which must
- * be no larger. @cache is 0 for cached, 1 for uncached, 2 for write-combining.
+ * Prepares the new area @vma for kapi_vm_io_fault(). @cache is 0 for cached,
+ * 1 for uncached, 2 for write-combining. -EINVAL for a private area, which
+ * would get copies of the pages.
  */
-int kapi_vm_iomap(struct vm_area_struct *vma, phys_addr_t phys, int cache);
+int kapi_vm_io_prepare(struct vm_area_struct *vma, int cache);
+/*
+ * Lets the area show the memory at @phys, that of its object, in the page of
+ * the fault and in its neighbours under the same page table.
+ */
+vm_fault_t kapi_vm_io_fault(struct vm_fault *vmf, struct drm_gem_object *obj,
+			    phys_addr_t phys);
 
 /* linux/mm.h */
 /* A stretch of memory: address and bytes. */

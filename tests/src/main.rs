@@ -19,6 +19,7 @@ mod handles;
 mod hostile;
 mod ktap;
 mod life;
+mod mappings;
 mod mirrored;
 mod observe;
 mod poll_rings;
@@ -61,6 +62,7 @@ const FAMILIES: &[&Family] = &[
     &cow::FAMILY,
     &life::FAMILY,
     &releases::FAMILY,
+    &mappings::FAMILY,
     &remove::FAMILY,
     &sleep::FAMILY,
     &unplug::FAMILY,

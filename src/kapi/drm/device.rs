@@ -35,7 +35,10 @@ use kernel::{
         ARef,
         AlwaysRefCounted, //
     },
-    types::Opaque, //
+    types::{
+        NotThreadSafe,
+        Opaque, //
+    }, //
 };
 
 /// Driver feature: GEM objects.
@@ -214,9 +217,44 @@ impl<T: Driver> Device<T> {
         unsafe { &*raw.cast() }
     }
 
+    /// Keeps the device from being unplugged until the result is dropped; `None` if it is already.
+    ///
+    /// May be called in any context in which sleeping is allowed. Unplugging waits for it, that of
+    /// other DRM devices as well, so it is not for waiting for a device.
+    pub(crate) fn enter(&self) -> Option<Entered> {
+        let mut section = 0;
+        // SAFETY: By the type invariant the device is valid.
+        if !unsafe { bindings::drm_dev_enter(self.as_raw(), &mut section) } {
+            return None;
+        }
+        // INVARIANT: The section was entered, by this thread.
+        Some(Entered {
+            section,
+            _not_send: NotThreadSafe,
+        })
+    }
+
     extern "C" fn release_callback(raw: *mut bindings::drm_device) {
         // SAFETY: The last reference is gone, so nobody uses the data, which `new` initialized.
         unsafe { ptr::drop_in_place(&raw mut (*raw.cast::<Self>()).data) }
+    }
+}
+
+/// A section in which a device is not unplugged; see [`Device::enter`].
+///
+/// # Invariants
+///
+/// `section` is from `drm_dev_enter()` in this thread.
+#[must_use = "the section ends when this is dropped"]
+pub(crate) struct Entered {
+    section: c_int,
+    _not_send: NotThreadSafe,
+}
+
+impl Drop for Entered {
+    fn drop(&mut self) {
+        // SAFETY: By the type invariant.
+        unsafe { bindings::drm_dev_exit(self.section) }
     }
 }
 

@@ -50,9 +50,11 @@ use kernel::{
         atomic::{
             ordering::{
                 Acquire,
-                Full, //
+                Full,
+                Relaxed, //
             },
-            AtomicFlag,
+            Atomic,
+            AtomicFlag, //
         },
         Arc,
     },
@@ -102,7 +104,9 @@ pub(crate) trait DriverObject: Sized + Send + Sync + 'static {
     /// Dropping `obj` frees it, which may be done later, but must be done.
     fn free(obj: Owned<Self>);
 
-    /// What a mapping of an I/O object shows. May sleep; `mmap_lock` is held.
+    /// What a mapping of an I/O object shows, the same each time. May sleep; `mmap_lock` is held.
+    ///
+    /// Userspace reaches the memory as long as the object exists and the device is not unplugged.
     ///
     /// # Errors
     ///
@@ -149,6 +153,8 @@ pub(super) enum Kind {
 pub(crate) struct Object<O: DriverObject> {
     base: Opaque<bindings::drm_gem_shmem_object>,
     kind: Kind,
+    /// Physical address of an I/O object's memory, set before the object is mapped for the first time.
+    io_base: Atomic<u64>,
     /// The pages are pinned, once, until the object is released.
     pinned: AtomicFlag,
     /// The reservation, if it is not the object's own.
@@ -183,6 +189,7 @@ impl<O: DriverObject> Table<O> {
     const IO_VM_OPS: bindings::vm_operations_struct = {
         let mut ops: bindings::vm_operations_struct = pin_init::zeroed();
 
+        ops.fault = Some(Object::<O>::io_fault_callback);
         ops.open = Some(bindings::drm_gem_vm_open);
         ops.close = Some(bindings::drm_gem_vm_close);
         ops
@@ -349,6 +356,7 @@ impl<O: DriverObject> Object<O> {
         unsafe {
             (&raw mut (*raw).data).write(data);
             (&raw mut (*raw).kind).write(kind);
+            (&raw mut (*raw).io_base).write(Atomic::new(0));
             (&raw mut (*raw).pinned).write(AtomicFlag::new(false));
             (&raw mut (*raw).resv).write(None);
             (&raw mut (*raw).import).write(None);
@@ -597,22 +605,29 @@ impl<O: DriverObject> Object<O> {
                 Caching::Uncached => 1,
                 Caching::WriteCombining => 2,
             };
-            // Unplugging ends the mappings that it finds, so none may come later.
-            let mut section = 0;
-            // SAFETY: The device is valid.
-            if !unsafe { bindings::drm_dev_enter(obj.dev.as_raw(), &mut section) } {
-                return Err(ENODEV);
-            }
-            // SAFETY: The area is new; the memory is as long as it, by the check above. The section
-            // was entered.
-            let mapped = unsafe {
-                let mapped = bindings::kapi_vm_iomap(vma, memory.phys + offset, caching);
-                bindings::drm_dev_exit(section);
-                mapped
-            };
-            to_result(mapped)?;
+            obj.io_base.store(memory.phys, Relaxed);
+            // SAFETY: The area is new.
+            to_result(unsafe { bindings::kapi_vm_io_prepare(vma, caching) })?;
             Ok(0)
         })
+    }
+
+    /// Not done by mmap itself: unplugging ends what it finds mapped in the areas that it finds. An
+    /// area is not to be found before its mmap is over, but does not fault before that either.
+    extern "C" fn io_fault_callback(vmf: *mut bindings::vm_fault) -> bindings::vm_fault_t {
+        // SAFETY: The core calls with an area of an I/O object, which it keeps and whose address is its
+        // private data.
+        let obj = unsafe {
+            let vma = (*vmf).__bindgen_anon_1.vma;
+            Self::from_raw((*vma).vm_private_data.cast())
+        };
+        let Some(_entered) = obj.dev.enter() else {
+            return bindings::vm_fault_reason_VM_FAULT_SIGBUS;
+        };
+        // SAFETY: `io_mmap_callback` has prepared the area, has checked that the memory is as long as
+        // it, and has stored the address, which does not change. The object has not given the memory
+        // up, since the area has a reference.
+        unsafe { bindings::kapi_vm_io_fault(vmf, obj.as_raw(), obj.io_base.load(Relaxed)) }
     }
 }
 

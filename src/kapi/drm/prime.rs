@@ -186,10 +186,11 @@ pub(super) unsafe fn export<D: Driver>(
     raw: *mut bindings::drm_gem_object,
     flags: c_int,
 ) -> *mut bindings::dma_buf {
-    // SAFETY: By the requirements of this function. The dma-buf takes a reference to the object and
-    // one to the device, which `drm_gem_dmabuf_release()` puts.
+    // SAFETY: By the requirements of this function. The function takes the references that
+    // `drm_gem_dmabuf_release()` puts, and lets unplugging the device find what maps the dma-buf. That
+    // virtio drivers recognize it is due to its operations alone.
     unsafe {
-        let info = bindings::dma_buf_export_info {
+        let mut info = bindings::dma_buf_export_info {
             exp_name: D::INFO.name.as_char_ptr(),
             owner: this_module::<D::OwnerModule>().as_ptr(),
             ops: D::DMA_BUF_OPS.as_raw(),
@@ -198,12 +199,7 @@ pub(super) unsafe fn export<D: Driver>(
             resv: (*raw).resv,
             priv_: raw.cast(),
         };
-        let buf = bindings::virtio_dma_buf_export(&info);
-        if from_err_ptr(buf).is_ok() {
-            bindings::drm_dev_get((*raw).dev);
-            bindings::kapi_drm_gem_object_get(raw);
-        }
-        buf
+        bindings::drm_gem_dmabuf_export((*raw).dev, &mut info)
     }
 }
 
