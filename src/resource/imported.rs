@@ -216,6 +216,8 @@ pub(super) fn import(dev: &Device, buf: &Importable) -> Result<ARef<Object>> {
     let lifetime = Lifetime::new(gpu)?;
     let revocation = Revocation::new(gpu)?;
     let told = Arc::new(Told(revocation.clone()), GFP_KERNEL)?;
+    // What is mapped for the device is in `Mappings` before the device goes, and is given back then.
+    let entered = dev.enter().ok_or(ENODEV)?;
     let attachment = buf.attach(dev, gpu.mapper.is_none(), told)?;
     let mapped = attachment.map()?;
 
@@ -235,6 +237,7 @@ pub(super) fn import(dev: &Device, buf: &Importable) -> Result<ARef<Object>> {
     }
     let (entries, count) = entries.finish()?;
     let mapping = Mapping::new(gpu, lifetime.id(), true, Memory::Imported(mapped))?;
+    drop(entered);
 
     let fixed = ResourceCommand {
         resource_id: lifetime.id().into(),

@@ -2,9 +2,10 @@
 /*
  * An exporter of dma-bufs for tests. Debian's kernel has none for a guest without
  * other hardware whose memory can be revoked while it is mapped, as that of
- * vfio-pci can.
+ * vfio-pci can. It is an importer as well, of any kind.
  */
 #include <linux/dma-buf.h>
+#include <linux/dma-mapping.h>
 #include <linux/dma-resv.h>
 #include <linux/file.h>
 #include <linux/highmem.h>
@@ -24,6 +25,10 @@ struct exported {
 	bool revoked;
 	unsigned int mappings;
 	wait_queue_head_t unmapped;
+	wait_queue_head_t released;
+	bool hold;
+	bool waiting;
+	bool unbound;
 	unsigned int count;
 	struct page *pages[] __counted_by(count);
 };
@@ -39,6 +44,13 @@ static void exported_unpin(struct dma_buf_attachment *attach)
 {
 }
 
+/* A device may have memory only as long as it has a driver. */
+static void exported_check(struct exported *exported, struct device *dev)
+{
+	if (!READ_ONCE(dev->driver))
+		WRITE_ONCE(exported->unbound, true);
+}
+
 static struct sg_table *exported_map(struct dma_buf_attachment *attach,
 				     enum dma_data_direction dir)
 {
@@ -48,6 +60,13 @@ static struct sg_table *exported_map(struct dma_buf_attachment *attach,
 
 	if (exported->revoked)
 		return ERR_PTR(-ENODEV);
+	WRITE_ONCE(exported->waiting, true);
+	err = wait_event_killable(exported->released,
+				  !READ_ONCE(exported->hold));
+	WRITE_ONCE(exported->waiting, false);
+	if (err)
+		return ERR_PTR(err);
+	exported_check(exported, attach->dev);
 	table = kzalloc_obj(*table);
 	if (!table)
 		return ERR_PTR(-ENOMEM);
@@ -74,6 +93,7 @@ static void exported_unmap(struct dma_buf_attachment *attach,
 {
 	struct exported *exported = attach->dmabuf->priv;
 
+	exported_check(exported, attach->dev);
 	dma_unmap_sgtable(attach->dev, table, dir, 0);
 	sg_free_table(table);
 	kfree(table);
@@ -128,6 +148,7 @@ static int exporter_create(struct virtgpu_test_exporter_create *args)
 		return -ENOMEM;
 	exported->count = args->pages;
 	init_waitqueue_head(&exported->unmapped);
+	init_waitqueue_head(&exported->released);
 	for (i = 0; i < exported->count; i++) {
 		exported->pages[i] = alloc_page(GFP_HIGHUSER | __GFP_ZERO);
 		if (!exported->pages[i])
@@ -188,6 +209,73 @@ put:
 	return err;
 }
 
+static int exporter_hold(struct virtgpu_test_exporter_hold *args)
+{
+	struct dma_buf *buf = dma_buf_get(args->fd);
+	struct exported *exported;
+	int err = -EINVAL;
+
+	if (IS_ERR(buf))
+		return PTR_ERR(buf);
+	if (buf->ops == &exported_ops) {
+		exported = buf->priv;
+		WRITE_ONCE(exported->hold, args->hold);
+		wake_up_all(&exported->released);
+		args->waiting = READ_ONCE(exported->waiting);
+		args->unbound = READ_ONCE(exported->unbound);
+		err = 0;
+	}
+	dma_buf_put(buf);
+	return err;
+}
+
+static void attached_invalidate(struct dma_buf_attachment *attach)
+{
+}
+
+static const struct dma_buf_attach_ops attached_ops = {
+	.invalidate_mappings = attached_invalidate,
+};
+
+static const struct dma_buf_attach_ops attached_peer_ops = {
+	.allow_peer2peer = true,
+	.invalidate_mappings = attached_invalidate,
+};
+
+static int exporter_attach(const struct virtgpu_test_exporter_attach *args,
+			   struct device *dev)
+{
+	struct dma_buf *buf = dma_buf_get(args->fd);
+	struct dma_buf_attachment *attach;
+	struct sg_table *table;
+	int err;
+
+	if (IS_ERR(buf))
+		return PTR_ERR(buf);
+	err = dma_coerce_mask_and_coherent(dev, DMA_BIT_MASK(64));
+	if (err)
+		goto put;
+	attach = dma_buf_dynamic_attach(buf, dev,
+					args->peer2peer ? &attached_peer_ops :
+							  &attached_ops, NULL);
+	if (IS_ERR(attach)) {
+		err = PTR_ERR(attach);
+		goto put;
+	}
+	table = dma_buf_map_attachment_unlocked(attach, DMA_BIDIRECTIONAL);
+	if (IS_ERR(table))
+		err = PTR_ERR(table);
+	else
+		dma_buf_unmap_attachment_unlocked(attach, table,
+						  DMA_BIDIRECTIONAL);
+	dma_buf_detach(buf, attach);
+put:
+	dma_buf_put(buf);
+	return err;
+}
+
+static struct miscdevice exporter;
+
 static long exporter_ioctl(struct file *file, unsigned int cmd,
 			   unsigned long arg)
 {
@@ -195,6 +283,8 @@ static long exporter_ioctl(struct file *file, unsigned int cmd,
 	union {
 		struct virtgpu_test_exporter_create create;
 		struct virtgpu_test_exporter_revoke revoke;
+		struct virtgpu_test_exporter_hold hold;
+		struct virtgpu_test_exporter_attach attach;
 	} args;
 	int err;
 
@@ -210,6 +300,17 @@ static long exporter_ioctl(struct file *file, unsigned int cmd,
 		if (copy_from_user(&args.revoke, user, sizeof(args.revoke)))
 			return -EFAULT;
 		return exporter_revoke(&args.revoke);
+	case VIRTGPU_TEST_EXPORTER_HOLD:
+		if (copy_from_user(&args.hold, user, sizeof(args.hold)))
+			return -EFAULT;
+		err = exporter_hold(&args.hold);
+		if (!err && copy_to_user(user, &args.hold, sizeof(args.hold)))
+			return -EFAULT;
+		return err;
+	case VIRTGPU_TEST_EXPORTER_ATTACH:
+		if (copy_from_user(&args.attach, user, sizeof(args.attach)))
+			return -EFAULT;
+		return exporter_attach(&args.attach, exporter.this_device);
 	}
 	return -ENOTTY;
 }

@@ -23,9 +23,34 @@ struct virtgpu_test_exporter_revoke {
 
 #define VIRTGPU_TEST_EXPORTER_POISON	0x5a
 
+/*
+ * From now on with @hold, until a call without, importers wait when they map
+ * the dma-buf. @waiting is the answer: whether one does; and @unbound: whether
+ * a device without driver was ever let have or kept the memory.
+ */
+struct virtgpu_test_exporter_hold {
+	__s32 fd;
+	__u32 hold;
+	__u32 waiting;
+	__u32 unbound;
+};
+
+/*
+ * Attaches a device without hardware to somebody else's dma-buf, and maps it, for
+ * a moment; with @peer2peer it takes memory without pages.
+ */
+struct virtgpu_test_exporter_attach {
+	__s32 fd;
+	__u32 peer2peer;
+};
+
 #define VIRTGPU_TEST_EXPORTER_CREATE \
 	_IOWR('x', 0, struct virtgpu_test_exporter_create)
 #define VIRTGPU_TEST_EXPORTER_REVOKE \
 	_IOW('x', 1, struct virtgpu_test_exporter_revoke)
+#define VIRTGPU_TEST_EXPORTER_HOLD \
+	_IOWR('x', 2, struct virtgpu_test_exporter_hold)
+#define VIRTGPU_TEST_EXPORTER_ATTACH \
+	_IOW('x', 3, struct virtgpu_test_exporter_attach)
 
 #endif

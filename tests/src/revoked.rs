@@ -1,17 +1,21 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0-only
 
-//! Imported dma-bufs whose memory the exporter takes away, as `tests/exporter` can.
+//! Imported dma-bufs whose memory the exporter takes away, as `tests/exporter` can; and what else
+//! needs an exporter or an importer of our own.
 
 use std::os::fd::OwnedFd;
+use std::time::Duration;
 
 use virtgpu_client::protocol::compute::Operand;
 use virtgpu_client::protocol::uapi;
-use virtgpu_client::{compute, Bytes, Device, Errno, Exec, Mapping, Memory, SyncStatus};
+use virtgpu_client::{
+    compute, BlobOptions, Bytes, Device, Errno, Exec, Mapping, Memory, SyncStatus,
+};
 
 use crate::ktap::{Driver, Family, Kernel, TestResult};
 use crate::prime::{resource, used, HALF_SECOND};
 use crate::support::exporter::Exporter;
-use crate::support::{exporter, gpu, job, Env, PAGE};
+use crate::support::{eventually, exporter, gpu, job, Env, PAGE};
 use crate::{cases, check, check_eq, check_err};
 
 pub(crate) const FAMILY: Family = Family {
@@ -20,7 +24,14 @@ pub(crate) const FAMILY: Family = Family {
     driver: Driver::Ours,
     device: "",
     leak_check: true,
-    cases: cases![revoked, under_a_job, in_two_files, and_unbound],
+    cases: cases![
+        revoked,
+        under_a_job,
+        in_two_files,
+        and_unbound,
+        imported_while_the_device_goes,
+        attached_without_pages,
+    ],
 };
 
 /// A buffer of the exporter's that a file has imported, and a job has used.
@@ -156,7 +167,7 @@ fn under_a_job(env: &Env) -> TestResult {
         .ring(0)
         .submit_with_fence(device)?;
     check_err!(
-        exporter.revoke(fd, std::time::Duration::from_millis(100)),
+        exporter.revoke(fd, Duration::from_millis(100)),
         Errno::TIME,
         "while the job runs"
     );
@@ -225,4 +236,75 @@ fn and_unbound(env: &Env) -> TestResult {
     gpu.bind()?;
     gpu::wait_for_node(env)?;
     import.end()
+}
+
+/// The memory is mapped for the device before the device goes, or not at all.
+fn imported_while_the_device_goes(env: &Env) -> TestResult {
+    /// Long enough for a removal that does not wait.
+    const MOMENT: Duration = Duration::from_secs(1);
+
+    let exporter = exporter::load()?;
+    let gpu = gpu::find()?;
+    let device = env.compute()?;
+    let (fd, memory) = exporter.buffer(4)?;
+    exporter.hold(&fd, true)?;
+    let imported = std::thread::scope(|scope| {
+        let importing = scope.spawn(|| device.prime_import(&fd));
+        let waits = eventually(
+            gpu::LIMIT,
+            || matches!(exporter.hold(&fd, true), Ok(held) if held.waiting),
+        );
+        let removing = scope.spawn(|| std::fs::write(gpu.pci.join("remove"), "1"));
+        let removed = eventually(MOMENT, || removing.is_finished());
+        let released = exporter.hold(&fd, false);
+        let (imported, result) = (importing.join(), removing.join());
+        released?;
+        check!(waits, "the import does not wait for the exporter");
+        check!(!removed, "the device goes while memory is mapped for it");
+        result.expect("no panic")?;
+        TestResult::Ok(imported.expect("no panic"))
+    })?;
+    check_err!(imported, Errno::NODEV, "the import");
+    check!(
+        !exporter.hold(&fd, false)?.unbound,
+        "a device without driver had the memory"
+    );
+    exporter.revoke(&fd, job::LIMIT)?;
+    poisoned(&memory)?;
+    std::fs::write("/sys/bus/pci/rescan", "1")?;
+    gpu::wait_for_node(env)?;
+    drop((device, fd, memory));
+    exporter.unload()
+}
+
+/// Host memory has no pages, so who needs them does not get it.
+fn attached_without_pages(env: &Env) -> TestResult {
+    let exporter = exporter::load()?;
+    let device = env.compute()?;
+    let guest = device.create_blob(&BlobOptions::guest(PAGE as u64))?;
+    let guest = device.prime_export(guest.handle())?;
+    for peer2peer in [false, true] {
+        exporter.attach(&guest, peer2peer)?;
+    }
+    if device.getparam(uapi::param::HOST_VISIBLE)? != 0 {
+        let host = device.create_blob(&BlobOptions::host3d(PAGE as u64, 1))?;
+        let host = device.prime_export(host.handle())?;
+        check_err!(
+            exporter.attach(&host, false),
+            Errno::OPNOTSUPP,
+            "a device that needs pages"
+        );
+        exporter.attach(&host, true)?;
+        let gpu = gpu::find()?;
+        gpu.unbind()?;
+        check_err!(
+            exporter.attach(&host, true),
+            Errno::NODEV,
+            "when the device is gone"
+        );
+        gpu.bind()?;
+        gpu::wait_for_node(env)?;
+    }
+    drop(guest);
+    exporter.unload()
 }

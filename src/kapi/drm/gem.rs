@@ -403,6 +403,10 @@ impl<O: DriverObject> Object<O> {
         unsafe { &*raw.cast() }
     }
 
+    pub(super) fn device(&self) -> &Device<O::Driver> {
+        &self.dev
+    }
+
     pub(super) fn kind(&self) -> Kind {
         self.kind
     }

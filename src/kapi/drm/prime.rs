@@ -98,6 +98,11 @@ impl DmaBufOps {
                     to_result(unsafe { bindings::drm_gem_map_attach(buf, attach) })?;
                 }
                 Kind::Io => {
+                    // There are no pages, only addresses on the bus.
+                    // SAFETY: The attachment is valid.
+                    if !unsafe { (*attach).peer2peer } {
+                        return Err(EOPNOTSUPP);
+                    }
                     let memory = KBox::new(D::Object::io_memory(obj)?, GFP_KERNEL)?;
                     // SAFETY: The attachment is new, and its private data is the exporter's.
                     unsafe { (*attach).priv_ = KBox::into_raw(memory).cast() };
@@ -138,6 +143,9 @@ impl DmaBufOps {
             match object_of::<D>((*attach).dmabuf).kind() {
                 Kind::Shmem => bindings::drm_gem_map_dma_buf(attach, direction),
                 Kind::Io => {
+                    let Some(_entered) = object_of::<D>((*attach).dmabuf).device().enter() else {
+                        return ENODEV.to_ptr();
+                    };
                     let memory: *const IoMemory = (*attach).priv_.cast();
                     let (phys, len) = ((*memory).phys, (*memory).len as usize);
                     bindings::kapi_dma_map_io((*attach).dev, phys, len, direction)

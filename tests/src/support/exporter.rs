@@ -29,16 +29,44 @@ struct Revoke {
     timeout_ms: u32,
 }
 
+/// `struct virtgpu_test_exporter_hold`.
+#[repr(C)]
+struct Hold {
+    fd: i32,
+    hold: u32,
+    waiting: u32,
+    unbound: u32,
+}
+
+/// `struct virtgpu_test_exporter_attach`.
+#[repr(C)]
+struct Attach {
+    fd: i32,
+    peer2peer: u32,
+}
+
 /// `VIRTGPU_TEST_EXPORTER_CREATE`.
 const CREATE: u32 = (3 << 30) | (8 << 16) | ((b'x' as u32) << 8);
 /// `VIRTGPU_TEST_EXPORTER_REVOKE`.
 const REVOKE: u32 = (1 << 30) | (8 << 16) | ((b'x' as u32) << 8) | 1;
+/// `VIRTGPU_TEST_EXPORTER_HOLD`.
+const HOLD: u32 = (3 << 30) | (16 << 16) | ((b'x' as u32) << 8) | 2;
+/// `VIRTGPU_TEST_EXPORTER_ATTACH`.
+const ATTACH: u32 = (1 << 30) | (8 << 16) | ((b'x' as u32) << 8) | 3;
 
 /// What is in the memory after it was taken away: `VIRTGPU_TEST_EXPORTER_POISON`.
 pub(crate) const POISON: u8 = 0x5a;
 
 /// The exporter's module, loaded until this is dropped.
 pub(crate) struct Exporter(Option<File>);
+
+/// What importers of a dma-buf do and did.
+pub(crate) struct Held {
+    /// One waits in mapping it.
+    pub(crate) waiting: bool,
+    /// A device that has no driver was given its memory, or had it still.
+    pub(crate) unbound: bool,
+}
 
 /// Loads it.
 pub(crate) fn load() -> TestResult<Exporter> {
@@ -97,6 +125,31 @@ impl Exporter {
             timeout_ms: limit.as_millis().try_into().unwrap_or(u32::MAX),
         };
         self.call(REVOKE, &mut revoke)
+    }
+
+    /// With `hold`, importers that map the dma-buf wait until a call without.
+    pub(crate) fn hold(&self, fd: &OwnedFd, hold: bool) -> Result<Held, Errno> {
+        let mut argument = Hold {
+            fd: fd.as_raw_fd(),
+            hold: hold.into(),
+            waiting: 0,
+            unbound: 0,
+        };
+        self.call(HOLD, &mut argument)?;
+        Ok(Held {
+            waiting: argument.waiting != 0,
+            unbound: argument.unbound != 0,
+        })
+    }
+
+    /// Attaches a device to a dma-buf of anyone, and maps it, for a moment; with `peer2peer` one that
+    /// needs no pages.
+    pub(crate) fn attach(&self, fd: &OwnedFd, peer2peer: bool) -> Result<(), Errno> {
+        let mut attach = Attach {
+            fd: fd.as_raw_fd(),
+            peer2peer: peer2peer.into(),
+        };
+        self.call(ATTACH, &mut attach)
     }
 
     /// Unloads it, which fails as long as anyone has a dma-buf of it.
