@@ -95,6 +95,10 @@ module! {
             default: 2000,
             description: "Milliseconds for jobs to end when memory that moves is taken away",
         },
+        modeset: i32 {
+            default: -1,
+            description: "0 keeps the driver away, 1 loads it although the command line says nomodeset",
+        },
     },
 }
 
@@ -119,6 +123,9 @@ impl Drop for FenceReaders {
 impl InPlaceModule for VirtgpuUserptr {
     fn init(module: &'static ThisModule) -> impl PinInit<Self, Error> {
         try_pin_init!(Self {
+            _: {
+                kapi::drm::module::check_modeset(module_parameters::modeset.value())?;
+            },
             driver <- Registration::new(<Self as kernel::ModuleMetadata>::NAME, module),
             fence_readers: FenceReaders,
         })

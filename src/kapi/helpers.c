@@ -5,6 +5,7 @@
  */
 
 #include <drm/drm_device.h>
+#include <drm/drm_drv.h>
 #include <drm/drm_file.h>
 #include <drm/drm_gem.h>
 #include <drm/drm_mm.h>
@@ -214,6 +215,11 @@ long kapi_dma_fence_wait_others(struct dma_fence *fence, u64 context,
 		}
 	}
 	return left;
+}
+
+bool kapi_drm_firmware_drivers_only(void)
+{
+	return drm_firmware_drivers_only();
 }
 
 struct drm_gem_object *kapi_drm_file_next_object(struct drm_file *file, int *handle)

@@ -105,6 +105,9 @@ void kapi_dma_fence_chain_free(struct dma_fence_chain *chain);
 long kapi_dma_fence_wait_others(struct dma_fence *fence, u64 context,
 				unsigned long timeout);
 
+/* drm/drm_drv.h */
+bool kapi_drm_firmware_drivers_only(void);
+
 /* drm/drm_file.h */
 /*
  * A reference to the object with the lowest handle that is not below *handle,

@@ -21,6 +21,7 @@ mod ktap;
 mod life;
 mod mappings;
 mod mirrored;
+mod nomodeset;
 mod observe;
 mod poll_rings;
 mod prime;
@@ -64,6 +65,7 @@ const FAMILIES: &[&Family] = &[
     &releases::FAMILY,
     &mappings::FAMILY,
     &remove::FAMILY,
+    &nomodeset::FAMILY,
     &sleep::FAMILY,
     &unplug::FAMILY,
     &faults::FAMILY,

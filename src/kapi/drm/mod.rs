@@ -14,6 +14,7 @@
 //! - [`fdinfo`]: what a file tells of itself in `/proc`;
 //! - [`ioctl`]: tables of ioctls;
 //! - [`gem`]: buffer objects, with memory of their own or without;
+//! - [`module`]: whether a driver may be loaded;
 //! - [`prime`]: sharing them with other drivers;
 //! - [`reservation`]: locking several objects to add a fence to them;
 //! - [`syncobj`]: fences under handles.
@@ -27,6 +28,7 @@ pub(crate) mod fdinfo;
 pub(crate) mod file;
 pub(crate) mod gem;
 pub(crate) mod ioctl;
+pub(crate) mod module;
 pub(crate) mod prime;
 pub(crate) mod range;
 pub(crate) mod reservation;
