@@ -584,15 +584,18 @@ bool kapi_current_hole(unsigned long start, unsigned long end,
 	vma_iter_init(&vmi, mm, start);
 	mmap_read_lock(mm);
 	for_each_vma_range(vmi, vma, end) {
-		if (vma->vm_start > start)
+		if (vma->vm_start > start) {
+			/* Without the lock the area may become another's. */
+			end = vma->vm_start;
 			break;
+		}
 		start = vma->vm_end;
 	}
 	mmap_read_unlock(mm);
 	if (start >= end)
 		return false;
 	hole->addr = start;
-	hole->length = (vma ? min(vma->vm_start, end) : end) - start;
+	hole->length = end - start;
 	return true;
 }
 
