@@ -430,6 +430,11 @@ bool kapi_current_is_worker(void)
 	return current->flags & PF_WQ_WORKER;
 }
 
+bool kapi_current_is_killed(void)
+{
+	return fatal_signal_pending(current);
+}
+
 bool kapi_mm_charge_pinned(struct mm_struct *mm, u64 pages, u64 limit)
 {
 	s64 old = atomic64_read(&mm->pinned_vm);
@@ -525,22 +530,24 @@ u64 kapi_hmm_pfn_to_phys(unsigned long pfn)
  * HMM would find the pages of memfd_secret(), which are in no kernel mapping.
  * What is mapped after a lookup cannot become secret without a notification.
  */
-static bool has_secret(struct mm_struct *mm, unsigned long start,
+static int check_areas(struct mm_struct *mm, unsigned long start,
 		       unsigned long end)
 {
 	struct vm_area_struct *vma;
 	struct vma_iterator vmi;
-	bool found = false;
+	int err;
 
+	err = mmap_read_lock_killable(mm);
+	if (err)
+		return err;
 	vma_iter_init(&vmi, mm, start);
-	mmap_read_lock(mm);
 	for_each_vma_range(vmi, vma, end) {
 		if (vma->vm_file &&
 		    file_inode(vma->vm_file)->i_sb->s_magic == SECRETMEM_MAGIC)
-			found = true;
+			err = -EFAULT;
 	}
 	mmap_read_unlock(mm);
-	return found;
+	return err;
 }
 
 int kapi_hmm_fault(struct mmu_interval_notifier *notifier, unsigned long start,
@@ -558,31 +565,64 @@ int kapi_hmm_fault(struct mmu_interval_notifier *notifier, unsigned long start,
 	int err = hmm_range_fault_unlocked_timeout(&range, timeout);
 
 	*seq = range.notifier_seq;
-	if (!err && has_secret(notifier->mm, start, end))
-		err = -EFAULT;
+	if (!err)
+		err = check_areas(notifier->mm, start, end);
 	return err;
 }
 
-bool kapi_current_has_vma(unsigned long start, unsigned long end)
+int kapi_current_has_vma(unsigned long start, unsigned long end)
 {
 	struct mm_struct *mm = current->mm;
-	bool found;
+	int found;
 
-	mmap_read_lock(mm);
-	found = find_vma_intersection(mm, start, end);
+	found = mmap_read_lock_killable(mm);
+	if (found)
+		return found;
+	found = !!find_vma_intersection(mm, start, end);
 	mmap_read_unlock(mm);
 	return found;
 }
 
-bool kapi_current_hole(unsigned long start, unsigned long end,
-		       struct kapi_run *hole)
+long kapi_current_pin_readable(unsigned long start, unsigned long count,
+			       bool enforced, struct page **pages)
+{
+	struct mm_struct *mm = current->mm;
+	unsigned long end = start + (count << PAGE_SHIFT);
+	struct vm_area_struct *vma;
+	unsigned long next;
+	long pinned;
+
+	pinned = mmap_read_lock_killable(mm);
+	if (pinned)
+		return pinned;
+	for (next = start; next < end; next = vma->vm_end) {
+		vma = vma_lookup(mm, next);
+		if (!vma)
+			pinned = -EFAULT;
+		/* A private mapping may be made writable: writes go to a copy. */
+		else if (!enforced && !(vma->vm_flags & VM_MAYWRITE))
+			pinned = -EPERM;
+		if (pinned)
+			break;
+	}
+	if (!pinned)
+		pinned = pin_user_pages(start, count, FOLL_LONGTERM, pages);
+	mmap_read_unlock(mm);
+	return pinned;
+}
+
+int kapi_current_hole(unsigned long start, unsigned long end,
+		      struct kapi_run *hole)
 {
 	struct mm_struct *mm = current->mm;
 	struct vm_area_struct *vma;
 	struct vma_iterator vmi;
+	int err;
 
+	err = mmap_read_lock_killable(mm);
+	if (err)
+		return err;
 	vma_iter_init(&vmi, mm, start);
-	mmap_read_lock(mm);
 	for_each_vma_range(vmi, vma, end) {
 		if (vma->vm_start > start) {
 			/* Without the lock the area may become another's. */
@@ -593,10 +633,10 @@ bool kapi_current_hole(unsigned long start, unsigned long end,
 	}
 	mmap_read_unlock(mm);
 	if (start >= end)
-		return false;
+		return 0;
 	hole->addr = start;
 	hole->length = end - start;
-	return true;
+	return 1;
 }
 
 void kapi_page_mark_dirty(u64 phys, struct kapi_run *dirty)

@@ -174,6 +174,8 @@ bool kapi_access_ok(unsigned long addr, unsigned long size);
 void kapi_current_comm(char *name);
 /* The current task is a workqueue's worker. */
 bool kapi_current_is_worker(void);
+/* fatal_signal_pending() */
+bool kapi_current_is_killed(void);
 struct mm_struct;
 /* Adds to mm->pinned_vm, unless that would exceed @limit; returns whether it did. */
 bool kapi_mm_charge_pinned(struct mm_struct *mm, u64 pages, u64 limit);
@@ -211,14 +213,24 @@ int kapi_hmm_fault(struct mmu_interval_notifier *notifier, unsigned long start,
 		   unsigned long end, unsigned long *pfns, bool write,
 		   unsigned long timeout, unsigned long *seq);
 
-/* Something is mapped in [@start, @end) of the current process. */
-bool kapi_current_has_vma(unsigned long start, unsigned long end);
+/*
+ * Something is mapped in [@start, @end) of the current process: 1 or 0, or
+ * -EINTR on a fatal signal.
+ */
+int kapi_current_has_vma(unsigned long start, unsigned long end);
+/*
+ * pin_user_pages() for reading, of @count pages of the current process that are
+ * mapped by areas which the process could make writable, or by any with
+ * @enforced. Otherwise -EFAULT or -EPERM; -EINTR on a fatal signal.
+ */
+long kapi_current_pin_readable(unsigned long start, unsigned long count,
+			       bool enforced, struct page **pages);
 /*
  * The first part of [@start, @end) of the current process where nothing is
- * mapped; returns whether there is one.
+ * mapped: 1 if there is one, 0, or -EINTR on a fatal signal.
  */
-bool kapi_current_hole(unsigned long start, unsigned long end,
-		       struct kapi_run *hole);
+int kapi_current_hole(unsigned long start, unsigned long end,
+		      struct kapi_run *hole);
 /*
  * folio_mark_dirty(), folio_get() and folio_put() for the page at @phys. The
  * first says what has become dirty.

@@ -5,6 +5,7 @@
 //! C header: [`include/linux/sched.h`](srctree/include/linux/sched.h)
 
 use crate::kapi::bindings;
+use kernel::prelude::*;
 
 /// Bytes of a task's name, with the NUL (`TASK_COMM_LEN`).
 const COMM_LEN: usize = 16;
@@ -21,4 +22,21 @@ pub(crate) fn current_comm() -> [u8; COMM_LEN] {
 pub(crate) fn current_is_worker() -> bool {
     // SAFETY: Looks at the current task only.
     unsafe { bindings::kapi_current_is_worker() }
+}
+
+/// Fails if the current task is being killed.
+///
+/// For whoever takes long without waiting for anything: a signal ends nothing else.
+///
+/// C function: `fatal_signal_pending`.
+///
+/// # Errors
+///
+/// [`EINTR`] on a fatal signal.
+pub(crate) fn check_not_killed() -> Result {
+    // SAFETY: Looks at the current task only.
+    if unsafe { bindings::kapi_current_is_killed() } {
+        return Err(EINTR);
+    }
+    Ok(())
 }

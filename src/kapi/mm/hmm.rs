@@ -88,18 +88,32 @@ impl<H: IntervalHandler> IntervalNotifier<H> {
 }
 
 /// Whether anything is mapped in `len` bytes at `addr` of the current process.
-pub(crate) fn is_anything_mapped(addr: usize, len: usize) -> bool {
+///
+/// # Errors
+///
+/// [`EINTR`] on a fatal signal.
+pub(crate) fn is_anything_mapped(addr: usize, len: usize) -> Result<bool> {
     // SAFETY: Looks at the current process only.
-    unsafe { bindings::kapi_current_has_vma(addr, addr + len) }
+    match unsafe { bindings::kapi_current_has_vma(addr, addr + len) } {
+        err if err < 0 => Err(Error::from_errno(err)),
+        found => Ok(found != 0),
+    }
 }
 
 /// The first part of `len` bytes at `addr` where nothing is mapped in the current process: its
 /// offset and length in bytes.
-pub(crate) fn first_hole(addr: usize, len: usize) -> Option<(usize, usize)> {
+///
+/// # Errors
+///
+/// [`EINTR`] on a fatal signal.
+pub(crate) fn first_hole(addr: usize, len: usize) -> Result<Option<(usize, usize)>> {
     let mut hole = bindings::kapi_run::default();
     // SAFETY: Looks at the current process only; `hole` is valid for writes.
-    unsafe { bindings::kapi_current_hole(addr, addr + len, &mut hole) }
-        .then(|| (hole.addr as usize - addr, hole.length as usize))
+    match unsafe { bindings::kapi_current_hole(addr, addr + len, &mut hole) } {
+        err if err < 0 => Err(Error::from_errno(err)),
+        0 => Ok(None),
+        _ => Ok(Some((hole.addr as usize - addr, hole.length as usize))),
+    }
 }
 
 /// Whether the current thread's address space is `mm`.

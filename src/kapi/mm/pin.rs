@@ -9,9 +9,7 @@
 use crate::kapi::bindings;
 use core::ptr;
 use kernel::{
-    current,
     fs::LocalFile,
-    mm::virt::flags,
     page::{
         PAGE_SHIFT,
         PAGE_SIZE, //
@@ -104,7 +102,15 @@ impl Pins {
                     ) as isize
                 }
             } else {
-                Self::pin_readable(at, want, enforced, &mut scratch.pages)?
+                // SAFETY: Only processes have user memory; the array has room for `want` pages.
+                unsafe {
+                    bindings::kapi_current_pin_readable(
+                        at,
+                        want,
+                        enforced,
+                        scratch.pages.as_mut_ptr(),
+                    ) as isize
+                }
             };
             if got <= 0 {
                 return Err(Self::pin_error(got));
@@ -124,37 +130,6 @@ impl Pins {
             unsafe { bindings::kapi_cond_resched() };
         }
         Ok(this)
-    }
-
-    /// Pins up to `want` pages at `at` for reading, having looked at the areas under the same
-    /// lock.
-    fn pin_readable(
-        at: usize,
-        want: usize,
-        enforced: bool,
-        pages: &mut [*mut bindings::page],
-    ) -> Result<isize> {
-        let task = current!();
-        let lock = task.mm().ok_or(EFAULT)?.mmap_read_lock();
-        let end = at + (want << PAGE_SHIFT);
-        let mut next = at;
-        while next < end {
-            let area = lock.vma_lookup(next).ok_or(EFAULT)?;
-            // A private mapping may always be made writable: that would write a copy.
-            if !enforced && area.flags() & flags::MAYWRITE == 0 {
-                return Err(EPERM);
-            }
-            next = area.end();
-        }
-        // SAFETY: The array has room for `want` pages, and `mmap_lock` is held.
-        Ok(unsafe {
-            bindings::pin_user_pages(
-                at,
-                want.min(pages.len()),
-                bindings::FOLL_LONGTERM,
-                pages.as_mut_ptr(),
-            )
-        })
     }
 
     /// What to tell the caller when nothing could be pinned.

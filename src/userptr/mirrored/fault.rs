@@ -14,10 +14,13 @@ use super::{
     Notifier, //
 };
 use crate::{
-    kapi::mm::{
-        first_hole,
-        HmmPage,
-        Sequence, //
+    kapi::{
+        mm::{
+            first_hole,
+            HmmPage,
+            Sequence, //
+        },
+        task::check_not_killed, //
     },
     observe::trace,
     protocol::{
@@ -71,8 +74,9 @@ impl Deadline {
     ///
     /// # Errors
     ///
-    /// [`EBUSY`] if there were enough.
+    /// [`EBUSY`] if there were enough, [`EINTR`] on a fatal signal.
     pub(crate) fn next_try_ms(&mut self) -> Result<u32> {
+        check_not_killed()?;
         self.tries += 1;
         let left = i64::from(PATIENCE_MS) - self.since.elapsed().as_millis();
         if left <= 0 && self.tries > MIN_TRIES {
@@ -96,6 +100,12 @@ pub(super) enum Wish {
 /// Pages that are looked up before MAP is sent for them: runs of pages in memory often go on from
 /// one granule to the next.
 const MAX_PAGES: usize = 16 * GRANULE;
+
+/// Pages that are faulted in between two looks for a fatal signal.
+///
+/// HMM looks for none as long as nothing has to be waited for. A process that is killed because
+/// memory is short would take that many pages more, from what is kept for its end.
+const STRIDE: usize = 64;
 
 /// Groups of MAP commands that are on their way at a time.
 const IN_FLIGHT: usize = 8;
@@ -157,6 +167,9 @@ impl MirroredRange {
         let mut limit = MAX_PAGES.min(self.space.max_fragments());
         let mut vain = 0;
         while at < which.end {
+            if let Err(e) = check_not_killed() {
+                return (at, Err(e));
+            }
             let stale = {
                 let guard = self.lock.commits.lock();
                 self.table
@@ -196,8 +209,10 @@ impl MirroredRange {
                 // It was there once. What has been unmapped is now like what never was, and what
                 // has been mapped again meanwhile is there.
                 Err(e) if wish == Wish::Known && e == EFAULT && vain < MAX_VAIN => {
-                    if !self.forget_hole(notifier, part) {
-                        vain += 1;
+                    match self.forget_hole(notifier, part) {
+                        Ok(true) => (),
+                        Ok(false) => vain += 1,
+                        Err(e) => return (at, Err(e)),
                     }
                 }
                 Err(e) => return (at, Err(e)),
@@ -208,16 +223,20 @@ impl MirroredRange {
 
     /// Asks no more for the first pages of `which` where nothing is mapped. Returns whether there
     /// are any.
-    fn forget_hole(&self, notifier: &Notifier, which: Range<usize>) -> bool {
+    ///
+    /// # Errors
+    ///
+    /// [`EINTR`] on a fatal signal.
+    fn forget_hole(&self, notifier: &Notifier, which: Range<usize>) -> Result<bool> {
         let addr = notifier.start() + (which.start << PAGE_SHIFT);
-        let Some((offset, len)) = first_hole(addr, which.len() << PAGE_SHIFT) else {
-            return false;
+        let Some((offset, len)) = first_hole(addr, which.len() << PAGE_SHIFT)? else {
+            return Ok(false);
         };
         let first = which.start + (offset >> PAGE_SHIFT);
         let hole = first..first + (len >> PAGE_SHIFT);
         let mut guard = self.lock.commits.lock();
         self.table.access_mut(&mut guard).set_unwanted(hole);
-        true
+        Ok(true)
     }
 
     /// Looks up unmapped pages, and sends MAP for them, or for the first of them.
@@ -236,6 +255,7 @@ impl MirroredRange {
             let (mut list, commands) = self.commands(lookup, &which)?;
             let slots = commands.iter().map(|command| command.descriptors()).sum();
             let mut credit = self.space.queue().credit(slots)?;
+            check_not_killed()?;
 
             let mut guard = self.lock.commits.lock();
             if notifier.is_stale(sequence) {
@@ -285,12 +305,8 @@ impl MirroredRange {
             let end = self.layout.granule(at).end.min(which.end);
             self.ensure_granule(at)?;
             pages.resize(end - which.start, HmmPage::default(), GFP_KERNEL)?;
-            let looked_up = notifier.fault(
-                at << PAGE_SHIFT,
-                pages.get_mut(at - which.start..).unwrap_or_default(),
-                self.write,
-                timeout,
-            );
+            let part = pages.get_mut(at - which.start..).unwrap_or_default();
+            let looked_up = self.look_up_granule(notifier, at, part, timeout);
             match (found, looked_up) {
                 (None, sequence) => found = Some(sequence?),
                 (Some(first), Ok(sequence)) if sequence == first => {}
@@ -303,6 +319,34 @@ impl MirroredRange {
             at = end;
         }
         found.ok_or(EINVAL)
+    }
+
+    /// Looks up the neighbours of page `first`, a stride at a time.
+    fn look_up_granule(
+        &self,
+        notifier: &Notifier,
+        first: usize,
+        pages: &mut [HmmPage],
+        timeout_ms: u32,
+    ) -> Result<Sequence> {
+        let mut oldest = None;
+        // To fault one in may take another away, as a copy on write does. As a rule all are there
+        // by now, and none moves.
+        for _ in 0..2 {
+            let (mut at, mut moved) = (first, false);
+            oldest = None;
+            for stride in pages.chunks_mut(STRIDE) {
+                check_not_killed()?;
+                let sequence = notifier.fault(at << PAGE_SHIFT, stride, self.write, timeout_ms)?;
+                moved |= *oldest.get_or_insert(sequence) != sequence;
+                at += stride.len();
+            }
+            if !moved {
+                break;
+            }
+        }
+        // If pages have moved, this one is stale.
+        oldest.ok_or(EINVAL)
     }
 
     fn ensure_granule(&self, page: usize) -> Result {

@@ -238,7 +238,7 @@ pub(crate) fn register(
         return Err(EINVAL);
     };
     control.check()?;
-    if !is_anything_mapped(addr, params.len) {
+    if !is_anything_mapped(addr, params.len)? {
         return Err(EFAULT);
     }
     let mm: ARef<Mm> = {

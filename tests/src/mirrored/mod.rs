@@ -15,6 +15,7 @@ mod mm_exit;
 mod mm_file;
 mod mm_fork;
 mod mm_huge;
+mod mm_kill;
 mod mm_migrate;
 mod mm_protect;
 mod mm_reclaim;
@@ -41,6 +42,7 @@ pub(crate) const FAMILIES: &[Family] = &[
     mm_file::FAMILY,
     mm_migrate::FAMILY,
     mm_huge::FAMILY,
+    mm_kill::FAMILY,
     mm_special::FAMILY,
     mm_userfaultfd::FAMILY,
     hmm_tests::FAMILY,
