@@ -29,7 +29,10 @@ use crate::{
     transport::control::{
         Answer,
         Command,
+        Control,
+        Expect,
         Finish,
+        JobOf,
         Request,
         Share, //
     },
@@ -105,7 +108,9 @@ impl ContextParams {
 /// A context on the host, which is destroyed when its file is closed.
 pub(crate) struct Context {
     gpu: Arc<Gpu>,
-    id: u32,
+    /// No other context has it before the host has answered that this one is gone, and all of its
+    /// jobs: these hold the context.
+    id: Arc<Id>,
     timelines: u64,
     rings: u32,
     poll_rings: u64,
@@ -120,7 +125,7 @@ pub(crate) struct Context {
 
 /// Keeps the id of a context until the host has answered that it is gone.
 struct Destroyed {
-    _id: Id,
+    _id: Arc<Id>,
 }
 
 impl Finish for Destroyed {
@@ -129,8 +134,8 @@ impl Finish for Destroyed {
 
 impl Context {
     fn new(gpu: &Arc<Gpu>, share: &Arc<Share>, params: &ContextParams) -> Result<Self> {
-        let id_guard = gpu.context_ids.allocate()?;
-        let id = id_guard.get();
+        gpu.control.check_abandoned()?;
+        let id = Arc::new(gpu.context_ids.allocate()?, GFP_KERNEL)?;
 
         let fixed = CtxCreate {
             hdr: Header::default(),
@@ -138,19 +143,29 @@ impl Context {
             context_init: (params.capset_id & CONTEXT_INIT_CAPSET_ID_MASK).into(),
             debug_name: params.debug_name,
         };
-        let create = Request::new(Header::new(command::CTX_CREATE, id), &fixed).build()?;
+        let create = Request::new(Header::new(command::CTX_CREATE, id.get()), &fixed).build()?;
         let fixed = CtxDestroy::default();
-        let mut destroy = Request::new(Header::new(command::CTX_DESTROY, id), &fixed);
-        destroy.finish = Some(KBox::new(Destroyed { _id: id_guard }, GFP_KERNEL)?);
-        let destroy = KBox::pin_init(
-            new_mutex!(Some(destroy.build()?), "Context::destroy"),
-            GFP_KERNEL,
-        )?;
-
+        let mut destroy = Request::new(Header::new(command::CTX_DESTROY, id.get()), &fixed);
+        destroy.finish = Some(KBox::new(Destroyed { _id: id.clone() }, GFP_KERNEL)?);
+        let mut destroy = destroy.build()?;
+        let slot = KBox::pin_init(new_mutex!(None, "Context::destroy"), GFP_KERNEL)?;
         let lost = Arc::new(AtomicFlag::new(false), GFP_KERNEL)?;
 
+        let sent = create.clone_arc();
+        let credit = gpu.control.credit(share, create.descriptors())?;
+        gpu.control.add(create, credit)?;
+        gpu.control.kick();
+        let answer = gpu.control.wait_killable(&sent);
+        if let Err(e) = answer.and_then(Answer::to_result) {
+            if !matches!(answer, Ok(Answer::Error(_))) {
+                // The host has the context, or may be going to make it.
+                Control::set_expect(&mut destroy, Expect::SuccessUnlessFailed(sent));
+                gpu.control.teardown(destroy);
+            }
+            return Err(e);
+        }
         // Nothing can fail after this: the host has the context.
-        gpu.control.call(share, create)?;
+        *slot.lock() = Some(destroy);
         Ok(Self {
             gpu: gpu.clone(),
             id,
@@ -159,34 +174,33 @@ impl Context {
             poll_rings: params.poll_rings,
             amd: params.capset_id == capsets::AMD_ID && gpu.capsets.is_amd(),
             lost,
-            destroy,
+            destroy: slot,
         })
     }
 
-    /// Has the host destroy the context and end its jobs, unless that was done before.
+    /// Has the host destroy the context and end its jobs, unless that was done before. The fences of
+    /// those that it does not end are signalled when it has answered.
     fn destroy(&self) {
         let destroy = self.destroy.lock().take();
         if let Some(destroy) = destroy {
-            // In this order: once the host has answered, the id may be another context's.
-            self.gpu.control.bound_jobs(self.id);
             self.gpu.control.teardown(destroy);
         }
     }
 
     /// The id on the wire.
     pub(crate) fn id(&self) -> u32 {
-        self.id
+        self.id.get()
     }
 
     /// Gives the context up: its jobs keep others waiting. May be called where memory is reclaimed.
     pub(crate) fn lose(&self) {
         self.lost.store(true, Release);
-        self.gpu.control.cancel_jobs(self.id);
+        self.gpu.control.cancel_jobs(self.id());
     }
 
-    /// What says that the host takes no more jobs of the context.
-    pub(crate) fn lost(&self) -> &Arc<AtomicFlag> {
-        &self.lost
+    /// What makes a command a job of the context. It must hold the context to its end.
+    pub(crate) fn job(&self) -> JobOf {
+        JobOf::new(self.id(), self.lost.clone())
     }
 
     /// Fails if the context takes no more jobs.
@@ -247,7 +261,7 @@ impl Context {
             resource_id: resource.get().into(),
             ..Default::default()
         };
-        let mut request = Request::new(Header::new(kind, self.id), &fixed);
+        let mut request = Request::new(Header::new(kind, self.id()), &fixed);
         request.finish = Some(keeps_id(resource.clone())?);
         request.build()
     }

@@ -85,11 +85,11 @@ module! {
     params: {
         ack_timeout_ms: u32 {
             default: 20000,
-            description: "Milliseconds in which the device must answer what is not a job",
+            description: "Milliseconds that the device may answer nothing, and longest wait for an answer",
         },
         job_timeout_ms: u32 {
             default: 0,
-            description: "Milliseconds in which the device must end a job, 0 for no limit",
+            description: "Milliseconds in which a job must end, or its context is lost; 0 for no limit",
         },
         job_grace_ms: u32 {
             default: 2000,

@@ -3,7 +3,10 @@
 //! Capability sets: what the device's contexts can do, in formats that only userspace knows.
 
 use crate::{
-    kapi::virtio::Chunks,
+    kapi::virtio::{
+        self,
+        Chunks, //
+    },
     protocol::virtio_gpu::{
         command,
         response,
@@ -19,7 +22,7 @@ use crate::{
     },
 };
 use kernel::{
-    new_mutex,
+    device, new_mutex,
     prelude::*,
     sync::{
         Arc,
@@ -61,12 +64,18 @@ pub(crate) struct Capsets {
 }
 
 impl Capsets {
-    /// Asks the device for its `count` capability sets.
+    /// Asks the device for its `count` capability sets. Leaves out what it does not tell, tells twice,
+    /// or tells in a way that makes no sense.
     ///
     /// # Errors
     ///
-    /// [`EINVAL`] if the device's claims make no sense, [`ENODEV`] if it does not answer.
-    pub(super) fn query(control: &Arc<Control>, share: &Arc<Share>, count: u32) -> Result<Self> {
+    /// [`EINVAL`] if it claims to have too many, [`ENODEV`] if it is lost, [`ENOMEM`].
+    pub(super) fn query(
+        vdev: &virtio::Device<device::Core<'_>>,
+        control: &Arc<Control>,
+        share: &Arc<Share>,
+        count: u32,
+    ) -> Result<Self> {
         if count > MAX_CAPSETS {
             return Err(EINVAL);
         }
@@ -78,7 +87,18 @@ impl Capsets {
             };
             let mut request = Request::new(Header::new(command::GET_CAPSET_INFO, 0), &fixed);
             request.answered_by::<ResponseCapsetInfo>(response::OK_CAPSET_INFO);
-            let answered = control.call(share, request.build()?)?;
+            let answered = match control.call(share, request.build()?) {
+                Ok(answered) => answered,
+                Err(e) if e == ENODEV => return Err(e),
+                Err(e) => {
+                    dev_warn!(vdev, "capability set {}: {:?}\n", index, e);
+                    if e == EBUSY || e == ERESTARTSYS {
+                        // Nor would it tell the others.
+                        break;
+                    }
+                    continue;
+                }
+            };
             let mut answer = ResponseCapsetInfo::default();
             answered.read_response(answer.as_mut_bytes());
             let info = Info {
@@ -87,7 +107,8 @@ impl Capsets {
                 max_size: answer.capset_max_size.get(),
             };
             if info.max_size > MAX_SIZE || infos.iter().any(|other| other.id == info.id) {
-                return Err(EINVAL);
+                dev_warn!(vdev, "capability set {} makes no sense\n", index);
+                continue;
             }
             infos.push(info, GFP_KERNEL)?;
         }

@@ -114,7 +114,7 @@ impl VirtioGpu {
         let mut stop = StopOnError(Some(control.clone()));
 
         let share = Share::new()?;
-        let capsets = Capsets::query(&control, &share, capset_count)?;
+        let capsets = Capsets::query(vdev, &control, &share, capset_count)?;
         let gpu = Arc::new(
             Gpu {
                 control,

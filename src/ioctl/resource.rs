@@ -163,9 +163,9 @@ fn submit_inline(file: &File, context: &Context, args: &uapi::ResourceCreateBlob
     let mut request = Request::new(Header::new(command::SUBMIT_3D, context.id()), &fixed);
     request.payload = payload;
     request.fence = Some((DriverFence::new::<Timeline>(context.own_timeline())?, None));
-    request.job = true;
+    request.job = Some(context.job());
     let command = request.build()?;
-    let credit = control.credit(&file.share, command.descriptors())?;
+    let credit = control.credit_patiently(&file.share, command.descriptors())?;
     control.add(command, credit)?;
     control.kick();
     Ok(())

@@ -146,7 +146,6 @@ impl HostMemory {
         };
         let mut map = Request::new(Header::new(command::RESOURCE_MAP_BLOB, 0), &fixed);
         map.answered_by::<ResponseMapInfo>(response::OK_MAP_INFO);
-        map.after_jobs = true;
         let map = map.build()?;
 
         let fixed = ResourceCommand {
@@ -186,7 +185,7 @@ impl HostMemory {
             let mapping = mapping.as_ref().ok_or(EINVAL)?;
             (mapping.offset, mapping.map.clone())
         };
-        if gpu.control.wait(&map)? != Answer::Ok(response::OK_MAP_INFO) {
+        if gpu.control.wait_killable(&map)? != Answer::Ok(response::OK_MAP_INFO) {
             return Err(EINVAL);
         }
         let mut answer = ResponseMapInfo::default();
@@ -216,7 +215,7 @@ impl HostMemory {
                 Control::set_expect(&mut mapping.unmap, Expect::Success);
                 object.gpu().control.teardown(mapping.unmap);
             }
-            None => {
+            None | Some(Answer::Invalid) => {
                 let expect = Expect::SuccessUnlessFailed(mapping.map);
                 Control::set_expect(&mut mapping.unmap, expect);
                 object.gpu().control.teardown(mapping.unmap);

@@ -228,8 +228,8 @@ impl Lifetime {
             return None;
         };
         match Control::ended(inner.backing.as_ref()?) {
-            None | Some(Answer::Ok(_)) => Some(create.clone()),
-            Some(_) => None,
+            None | Some(Answer::Ok(_) | Answer::Invalid) => Some(create.clone()),
+            Some(Answer::Error(_) | Answer::Aborted) => None,
         }
     }
 
@@ -285,7 +285,7 @@ impl Lifetime {
             [create, inner.backing.clone()]
         };
         for command in pending.iter().flatten() {
-            self.gpu.control.wait(command)?.to_result()?;
+            self.gpu.control.wait_killable(command)?.to_result()?;
         }
         self.check()
     }
@@ -328,7 +328,7 @@ impl Lifetime {
     pub(super) fn uuid(&self) -> Result<[u8; 16]> {
         let sent = self.inner.lock().uuid.clone();
         let assign = sent.ok_or(ENODEV)?;
-        self.gpu.control.wait(&assign)?.to_result()?;
+        self.gpu.control.wait_killable(&assign)?.to_result()?;
         let mut answer = ResponseResourceUuid::default();
         assign.read_response(answer.as_mut_bytes());
         Ok(answer.uuid)
@@ -349,11 +349,11 @@ impl Lifetime {
             Some(Answer::Ok(_)) => Expect::Success,
             // The host refused it, or never saw it, or was reset: it does not know the memory, unless
             // it took that for a resource that it does not have.
-            Some(_) => match this.failed_creation() {
+            Some(Answer::Error(_) | Answer::Aborted) => match this.failed_creation() {
                 Some(create) => Expect::SuccessUnlessFailed(create),
                 None => return drop(object),
             },
-            None => {
+            None | Some(Answer::Invalid) => {
                 let inner = this.inner.lock();
                 match &inner.creation {
                     Creation::Sent(create) => Expect::SuccessUnlessFailed(create.clone()),

@@ -136,9 +136,9 @@ pub(crate) fn create_on_host(
     }
     control.kick();
 
-    control.wait(&created)?.to_result()?;
+    control.wait_killable(&created)?.to_result()?;
     if let Some(attached) = attached {
-        control.wait(&attached)?.to_result()?;
+        control.wait_killable(&attached)?.to_result()?;
     }
     // Lets the command go, which is not needed any more.
     let _ = object.lifetime.creation();

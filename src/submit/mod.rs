@@ -169,9 +169,9 @@ pub(crate) fn submit(file: &File, args: &mut ExecBuffer) -> Result {
     request.payload = payload;
     request.fence = Some((fence, ring));
     request.event = event;
-    request.job = true;
     // With a mirror queue, this error says that the job has touched what it may not.
-    request.lost_on_error = gpu.features.mirror.map(|_| context.lost().clone());
+    let lost_on_error = gpu.features.mirror.is_some();
+    request.job = Some(context.job().lost_on_error(lost_on_error));
 
     // Locking needs the list, and the job keeps it.
     let locked = clone_list(&buffers)?;
@@ -189,7 +189,9 @@ pub(crate) fn submit(file: &File, args: &mut ExecBuffer) -> Result {
     loop {
         make_ready(&locked)?;
         // Not kept while pages are faulted in, which may take any time.
-        let credit = gpu.control.credit(&file.share, job.descriptors())?;
+        let credit = gpu
+            .control
+            .credit_patiently(&file.share, job.descriptors())?;
         let reservation = if locked.is_empty() {
             None
         } else {

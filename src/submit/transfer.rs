@@ -114,7 +114,7 @@ fn command_3d(
     let fence = DriverFence::new::<Timeline>(context.own_timeline())?;
     let published = fence.fence().clone();
     request.fence = Some((fence, None));
-    request.job = true;
+    request.job = Some(context.job());
     if let (command::TRANSFER_FROM_HOST_3D, Some(mapping)) = (kind, &object.mapping) {
         if mapping.needs_sync() {
             request.landing = Some(mapping.landing()?);
@@ -172,7 +172,7 @@ fn queue(
             // on is as late as if it came after the transfer.
             mapping.sync_for_device();
         }
-        let credit = control.credit(&file.share, command.descriptors())?;
+        let credit = control.credit_patiently(&file.share, command.descriptors())?;
         let reservation = Reservation::lock(&locked)?;
         // The memory changes hands as a whole: the device must not have it yet.
         if unsynced.is_some() && !object.is_idle() {

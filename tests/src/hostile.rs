@@ -35,24 +35,15 @@ const ANY: &[Case] = cases![bounded: 400, many_threads: 400, given_back: 200, un
 /// The driver has to give such a device up.
 const LOST: &[Case] =
     cases![bounded: 400, is_lost: 400, many_threads: 400, given_back: 200, unbinds: 300];
+/// What is never answered is kept, but nobody waits for it for long, until the device is reset.
+const SILENT: &[Case] = cases![patient: 400, unbinds: 300, given_back: 200];
 /// The same, and jobs have no time limit unless the module is told one: their fences signal at the
 /// latest when the file was closed.
 const SILENT_JOBS: &[Case] = cases![
-    bounded_but_for_jobs: 400,
-    is_lost: 400,
-    many_threads_but_for_jobs: 400,
-    given_back: 200,
+    patient_until_closed: 400,
     job_limit: 400,
-    given_back: 200,
     unbinds: 300,
-];
-/// The same, where a driver that is loaded anew would get no answer either.
-const SILENT: &[Case] = cases![
-    bounded_but_for_jobs: 400,
-    is_lost: 400,
-    many_threads_but_for_jobs: 400,
     given_back: 200,
-    unbinds: 300,
 ];
 /// The driver has to live with it.
 const WORKS: &[Case] = cases![still_works: 400, many_threads: 400, given_back: 200, unbinds: 300];
@@ -114,12 +105,12 @@ pub(crate) const FAMILIES: &[Family] = &[
     family(
         "hostile_silent_create",
         "--adversary silence --adversary-on RESOURCE_CREATE_BLOB",
-        LOST,
+        SILENT,
     ),
     family(
         "hostile_silent_unref",
         "--adversary silence --adversary-on RESOURCE_UNREF --adversary-from 10",
-        ANY,
+        SILENT,
     ),
     family(
         "hostile_silent_job",
@@ -131,7 +122,11 @@ pub(crate) const FAMILIES: &[Family] = &[
         "--adversary delay:200 --adversary-from 30 --adversary-every 5",
         WORKS,
     ),
-    family("hostile_exit", "--adversary exit --adversary-from 40", LOST),
+    family(
+        "hostile_exit",
+        "--adversary exit --adversary-from 40",
+        SILENT,
+    ),
     family(
         "hostile_refuse",
         "--adversary refuse --adversary-every 2",
@@ -213,15 +208,29 @@ impl Steps {
     }
 }
 
+/// Whether, and when, the fences of jobs signal.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Jobs {
+    /// As long as the file is open.
+    End,
+    /// When the file is closed.
+    EndOnClose,
+    /// When the device is reset.
+    EndOnReset,
+}
+
 /// One of everything on one file, which is closed at the end.
-fn session(env: &Env, steps: &mut Steps, jobs_end: bool) -> TestResult {
+fn session(env: &Env, steps: &mut Steps, jobs: Jobs) -> TestResult {
     let device = env.open()?;
-    let fences = use_all(&device, steps, jobs_end);
+    let fences = use_all(&device, steps, jobs == Jobs::End);
     steps.take("close", || {
         drop(device);
         Ok(())
     });
     for fence in fences? {
+        if jobs == Jobs::EndOnReset {
+            break;
+        }
         check!(
             fence.wait(Some(LIMIT)) != Err(Errno::TIMEDOUT),
             "a fence has not signalled after its file was closed"
@@ -292,47 +301,56 @@ fn unpinned() -> TestResult {
     Ok(())
 }
 
-fn one_after_the_other(env: &Env, jobs_end: bool) -> TestResult {
+fn one_after_the_other(env: &Env, jobs: Jobs) -> TestResult {
     for _ in 0..6 {
         let mut steps = Steps::default();
-        let result = session(env, &mut steps, jobs_end);
+        let result = session(env, &mut steps, jobs);
         steps.say();
         result?;
         steps.judge()?;
     }
-    unpinned()
+    Ok(())
 }
 
 fn bounded(env: &Env) -> TestResult {
-    one_after_the_other(env, true)
-}
-
-fn bounded_but_for_jobs(env: &Env) -> TestResult {
-    one_after_the_other(env, false)
+    one_after_the_other(env, Jobs::End)?;
+    unpinned()
 }
 
 fn many_threads(env: &Env) -> TestResult {
-    side_by_side(env, true)
+    side_by_side(env, Jobs::End)?;
+    unpinned()
 }
 
-fn many_threads_but_for_jobs(env: &Env) -> TestResult {
-    side_by_side(env, false)
+fn all_with(env: &Env, jobs: Jobs) -> TestResult {
+    gpu::reload(env, c"ack_timeout_ms=2000")?;
+    one_after_the_other(env, jobs)?;
+    side_by_side(env, jobs)
+}
+
+/// Every ioctl ends in time, although the device may not answer, and some jobs never do.
+fn patient(env: &Env) -> TestResult {
+    all_with(env, Jobs::EndOnReset)
+}
+
+fn patient_until_closed(env: &Env) -> TestResult {
+    all_with(env, Jobs::EndOnClose)
 }
 
 /// With a limit for jobs, their fences signal with the file open.
 fn job_limit(env: &Env) -> TestResult {
     gpu::reload(env, c"job_timeout_ms=3000 ack_timeout_ms=5000")?;
-    bounded(env)
+    one_after_the_other(env, Jobs::End)
 }
 
-fn side_by_side(env: &Env, jobs_end: bool) -> TestResult {
+fn side_by_side(env: &Env, jobs: Jobs) -> TestResult {
     std::thread::scope(|scope| {
         let threads: Vec<_> = (0..8)
             .map(|_| {
                 scope.spawn(|| {
                     for _ in 0..3 {
                         let mut steps = Steps::default();
-                        session(env, &mut steps, jobs_end)?;
+                        session(env, &mut steps, jobs)?;
                         steps.judge()?;
                     }
                     Ok(())
@@ -344,8 +362,7 @@ fn side_by_side(env: &Env, jobs_end: bool) -> TestResult {
             result = result.and(thread.join().expect("no panic"));
         }
         result
-    })?;
-    unpinned()
+    })
 }
 
 /// What needs the device on a file of its own.
@@ -365,7 +382,7 @@ fn needs_device(device: &Device) -> [(&'static str, Result<(), Errno>); 2] {
 fn is_lost(env: &Env) -> TestResult {
     // Whoever waits for the device notices first.
     let mut steps = Steps::default();
-    session(env, &mut steps, false)?;
+    session(env, &mut steps, Jobs::EndOnClose)?;
     let device = env.open()?;
     let lost = eventually(LIMIT, || {
         needs_device(&device)
@@ -453,7 +470,7 @@ fn probed(env: &Env) -> TestResult {
     let capsets = device.getparam(uapi::param::SUPPORTED_CAPSET_IDS)?;
     println!("    # capability sets {capsets:#x}");
     let mut steps = Steps::default();
-    session(env, &mut steps, true)?;
+    session(env, &mut steps, Jobs::End)?;
     steps.say();
     steps.judge()?;
     unpinned()

@@ -17,6 +17,7 @@ mod faults;
 mod gup_longterm;
 mod handles;
 mod hostile;
+mod isolation;
 mod ktap;
 mod life;
 mod mappings;
@@ -62,6 +63,12 @@ const FAMILIES: &[&Family] = &[
     &gup_longterm::FAMILY,
     &cow::FAMILY,
     &life::FAMILY,
+    &isolation::SLOW_JOBS,
+    &isolation::ABANDONED,
+    &isolation::SILENT_JOBS,
+    &isolation::SILENT_COMMANDS,
+    &isolation::SILENT_CONTEXT,
+    &isolation::DEVIATING,
     &releases::FAMILY,
     &mappings::FAMILY,
     &remove::FAMILY,

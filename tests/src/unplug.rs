@@ -12,7 +12,7 @@ use crate::ktap::{Driver, Family, Kernel, TestResult};
 use crate::support::gpu::{wait_for_no_node, wait_for_node};
 use crate::support::memory::small_pages;
 use crate::support::victim::Victim;
-use crate::support::{eventually, job, Env, PAGE};
+use crate::support::{errno, eventually, job, procfs, Env, PAGE};
 use crate::{cases, check, check_eq, skip};
 
 pub(crate) const FAMILY: Family = Family {
@@ -26,6 +26,7 @@ pub(crate) const FAMILY: Family = Family {
         unplugged_idle: 240,
         unplugged_with_jobs: 240,
         device_process_dies: 400,
+        device_process_dies_with_jobs: 400,
     ],
 };
 
@@ -88,22 +89,45 @@ fn unplugged_with_jobs(env: &Env) -> TestResult {
     plug(env)
 }
 
-/// Nobody answers any more: the device is given up, everyone who waits is released, and nothing
-/// stays pinned.
+/// Nobody answers any more, and no job can be the reason: the device is lost, and nothing stays
+/// pinned.
 fn device_process_dies(env: &Env) -> TestResult {
     plugged(env)?;
-    let mut victim = Victim::new(env)?;
+    let device = env.compute()?;
+    let memory = small_pages(4 * PAGE)?;
+    let registers =
+        || -> Result<(), Errno> { device.register(&memory, RegisterOptions::pinned())?.close() };
+    registers()?;
     host("kill")?;
-    given_up(&mut victim)?;
-    victim.close(LIMIT)?;
+    // The host acts a moment later; from then on, an ioctl that needs an answer is what notices.
+    let mut last = Ok(());
+    let lost = eventually(LIMIT, || {
+        last = registers();
+        last == Err(Errno::NODEV)
+    });
+    check!(
+        lost,
+        "REGISTER on a device without process: {}",
+        errno::describe(&last)
+    );
+    let pinned = eventually(LIMIT, || procfs::vm_pin() == Ok(0));
+    check!(pinned, "VmPin is {:?}", procfs::vm_pin());
+    drop(device);
     unplug(env)?;
     plug(env)
 }
 
-fn given_up(victim: &mut Victim) -> TestResult {
-    // The host acts a moment later; from then on, an ioctl that needs an answer is what notices.
+/// Jobs may be the reason that nobody answers: whoever waits is told so in time, and all is given
+/// back when the device is unplugged.
+fn device_process_dies_with_jobs(env: &Env) -> TestResult {
+    plugged(env)?;
+    let mut victim = Victim::new(env)?;
+    host("kill")?;
     let refused = eventually(LIMIT, || victim.registers().is_err());
     check!(refused, "a device without process still answers");
+    unplug(env)?;
     victim.released_late(LIMIT)?;
-    victim.refused(&[Errno::NODEV, Errno::IO])
+    victim.gone()?;
+    victim.close(LIMIT)?;
+    plug(env)
 }

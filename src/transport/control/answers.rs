@@ -8,6 +8,7 @@ use super::{
         Command,
         Expect,
         ABORTED,
+        INVALID,
         PENDING, //
     },
     Control,
@@ -54,11 +55,23 @@ use kernel::{
 };
 use zerocopy::IntoBytes;
 
+/// What becomes of a command that came back.
+enum Verdict {
+    /// This is its `Shared::verdict`.
+    Is(u32),
+    /// What it undoes is not done, but the device has not said that it never will be: only a reset
+    /// tells that the device is done with what the command holds.
+    TooEarly,
+    /// Nothing that the device says can be trusted any more.
+    Broken,
+}
+
 impl Control {
     /// How a command ended; only for one that has.
     pub(super) fn answer(command: &Command) -> Answer {
         match command.shared.verdict.load(Acquire) {
             PENDING | ABORTED => Answer::Aborted,
+            INVALID => Answer::Invalid,
             kind if kind < response::ERR_UNSPEC => Answer::Ok(kind),
             kind => Answer::Error(kind),
         }
@@ -92,19 +105,27 @@ impl Control {
                 inner.queue.as_mut().and_then(|queue| queue.take_used())
             {
                 self.return_slots(inner, Message::owned(&mut command));
+                inner.quiet_since = self.now();
                 match Self::judge(&mut command, len) {
-                    Some(verdict) => {
+                    Verdict::Is(verdict) => {
+                        let header = Message::owned(&mut command).header;
+                        Self::note_end(inner, &command);
                         let index = Message::owned(&mut command).index;
                         drop(inner.in_flight[index].take());
                         command.shared.verdict.store(verdict, Release);
-                        let header = Message::owned(&mut command).header;
                         inner.answered_fence = inner.answered_fence.max(header.fence_id.get());
                         trace::answer(self.name(), &header, verdict);
                         // Before its fence is signalled, see `settle`.
                         inner.answered += 1;
                         answered.push_back(command);
                     }
-                    None => {
+                    Verdict::TooEarly => {
+                        Self::note_end(inner, &command);
+                        let index = Message::owned(&mut command).index;
+                        drop(inner.in_flight[index].take());
+                        inner.held.push_back(command);
+                    }
+                    Verdict::Broken => {
                         // It stays among those in flight, for its fence.
                         sane = false;
                         inner.held.push_back(command);
@@ -125,31 +146,53 @@ impl Control {
         (answered, sane)
     }
 
-    /// What `len` bytes say in answer to `command`; `None` if they are no answer to it.
-    fn judge(command: &mut ListArc<Command>, len: u32) -> Option<u32> {
+    /// What `len` bytes say in answer to `command`.
+    ///
+    /// What cannot be an answer is an error of that command alone, unless memory is released by its
+    /// answer.
+    fn judge(command: &mut ListArc<Command>, len: u32) -> Verdict {
         let asked = Message::owned(command).header;
         let len = len as usize;
-        if len < size_of::<Header>() || len > command.writable_len() {
-            return None;
+        if len > command.writable_len() {
+            return Verdict::Broken;
         }
         let mut header = Header::default();
-        command.read_response(header.as_mut_bytes());
-        if !is_answer_to(&asked, &header) {
-            return None;
+        let whole = len >= size_of::<Header>();
+        if whole {
+            command.read_response(header.as_mut_bytes());
         }
         let kind = header.kind.get();
-        let allowed = if kind < response::ERR_UNSPEC {
-            kind == Message::owned(command).success && len == command.writable_len()
-        } else {
-            match &Message::owned(command).expect {
-                Expect::Anything => true,
-                Expect::Success => false,
-                Expect::SuccessUnlessFailed(other) => {
-                    matches!(Self::answer(other), Answer::Error(_))
-                }
-            }
-        };
-        allowed.then_some(kind)
+        let valid = whole
+            && is_answer_to(&asked, &header)
+            && (kind >= response::ERR_UNSPEC
+                || (kind == Message::owned(command).success && len == command.writable_len()));
+        let failed = !valid || kind >= response::ERR_UNSPEC;
+        match &Message::owned(command).expect {
+            Expect::Anything if !valid => Verdict::Is(INVALID),
+            Expect::Anything => Verdict::Is(kind),
+            _ if !valid => Verdict::Broken,
+            _ if !failed => Verdict::Is(kind),
+            Expect::Success => Verdict::Broken,
+            Expect::SuccessUnlessFailed(other) => match Self::ended(other) {
+                Some(Answer::Error(_) | Answer::Invalid) => Verdict::Is(kind),
+                None => Verdict::TooEarly,
+                Some(Answer::Ok(_) | Answer::Aborted) => Verdict::Broken,
+            },
+        }
+    }
+
+    /// Keeps count when a command has come back, and abandons the jobs of a context that the host
+    /// has destroyed.
+    fn note_end(inner: &mut Inner, command: &Command) {
+        if command.shared.job.is_none() {
+            inner.commands -= 1;
+        }
+        if command.shared.abandoned.load(Relaxed) {
+            inner.abandoned -= command.shared.slots.load(Relaxed);
+        }
+        if let Some(context) = command.shared.destroys {
+            Self::abandon_jobs(inner, context);
+        }
     }
 
     pub(super) fn finish(command: &mut ListArc<Command>) {
@@ -204,10 +247,15 @@ impl QueueHandler for Control {
         // Not under the lock: whoever waits for a fence may be called from here.
         let mut done = List::new();
         while let Some(command) = answered.pop_front() {
-            if Self::answer(&command) == Answer::Error(response::ERR_UNSPEC) {
-                if let Some(lost) = &command.shared.lost_on_error {
-                    lost.store(true, Release);
+            if let Some(job) = &command.shared.job {
+                if job.lost_on_error
+                    && Self::answer(&command) == Answer::Error(response::ERR_UNSPEC)
+                {
+                    job.lost.store(true, Release);
                 }
+            }
+            if let Some(destroyed) = command.shared.destroys {
+                this.cancel_jobs(destroyed);
             }
             command.shared.land();
             command.shared.signal(match Self::answer(&command) {

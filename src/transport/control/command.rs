@@ -12,6 +12,7 @@ use crate::{
         },
     },
     protocol::virtio_gpu::{
+        command,
         response,
         Header,
         FLAG_FENCE,
@@ -40,6 +41,8 @@ use super::credit::Share;
 pub(super) const PENDING: u32 = 0;
 /// `Shared::verdict` of a command that the device did not answer.
 pub(super) const ABORTED: u32 = 1;
+/// `Shared::verdict` of a command whose response says nothing that can be understood.
+pub(super) const INVALID: u32 = 2;
 
 /// A command of the control queue.
 pub(crate) type Command = Message<Shared, Owned>;
@@ -47,18 +50,23 @@ pub(crate) type Command = Message<Shared, Owned>;
 /// What everybody who waits for a command sees of it.
 #[pin_data]
 pub(crate) struct Shared {
-    /// What the device answered: a [`response`], or [`PENDING`] or [`ABORTED`]. Judged once, because
-    /// the device can change its answer afterwards.
+    /// What the device answered: a [`response`], or [`PENDING`], [`ABORTED`] or [`INVALID`]. Judged
+    /// once, because the device can change its answer afterwards.
     pub(super) verdict: Atomic<u32>,
-    /// When the answer must have come, as in [`Control::now`]; 0 for no limit. Changed under the
+    /// When a job must have ended, as in [`Control::now`]; 0 for no limit. Changed under the
     /// control queue's lock.
     pub(super) deadline: Atomic<i64>,
-    /// The context whose job it is, or 0.
-    pub(super) job_of: u32,
-    /// The device may answer only when the jobs are done that use what this takes away.
-    pub(super) after_jobs: AtomicFlag,
-    /// Set if the answer is [`response::ERR_UNSPEC`], before the fence is signalled.
-    pub(super) lost_on_error: Option<Arc<AtomicFlag>>,
+    /// Whose job it is, if it is one.
+    pub(super) job: Option<JobOf>,
+    /// The context that it destroys, if it does.
+    pub(super) destroys: Option<u32>,
+    /// The number of the command's fence, or, without one, that of the next one: whether another
+    /// command was before it. Set under the control queue's lock, when it goes into the ring.
+    pub(super) order: Atomic<u64>,
+    /// Descriptors that it has in the ring. Set as `order`.
+    pub(super) slots: Atomic<usize>,
+    /// It is a job, and its context is gone from the host. Set under the control queue's lock.
+    pub(super) abandoned: AtomicFlag,
     /// Signalled when the answer comes. Protects the fence only.
     #[pin]
     fence: SpinLockIrq<Option<DriverFence>>,
@@ -84,6 +92,11 @@ impl Shared {
         }
     }
 
+    /// Whether it is a job of the context with this id.
+    pub(super) fn is_job_of(&self, context: u32) -> bool {
+        self.job.as_ref().is_some_and(|job| job.context == context)
+    }
+
     /// Signals the fence, if there is one, unless that was done. May be called in any context, but
     /// not with a lock of the queue held: whoever waits for the fence may be called from here.
     pub(super) fn signal(&self, outcome: Result) {
@@ -94,6 +107,37 @@ impl Shared {
                 event.send();
             }
         }
+    }
+}
+
+/// Whose job a command is. Its answer may take any time.
+pub(crate) struct JobOf {
+    /// The context's id, which no other context has as long as this command is not answered.
+    pub(super) context: u32,
+    /// Set when the context is lost.
+    pub(super) lost: Arc<AtomicFlag>,
+    /// The job is on a ring of the context's own, and waits for no other context's jobs.
+    pub(super) on_ring: bool,
+    /// An answer [`response::ERR_UNSPEC`] says that the context is lost.
+    pub(super) lost_on_error: bool,
+}
+
+impl JobOf {
+    /// A job of the context with id `context`, with a flag to be set when the context is lost. The
+    /// command's [`Finish`] must keep the id from being used again.
+    pub(crate) fn new(context: u32, lost: Arc<AtomicFlag>) -> Self {
+        Self {
+            context,
+            lost,
+            on_ring: false,
+            lost_on_error: false,
+        }
+    }
+
+    /// The host says by [`response::ERR_UNSPEC`] that the context is lost.
+    pub(crate) fn lost_on_error(mut self, lost_on_error: bool) -> Self {
+        self.lost_on_error = lost_on_error;
+        self
     }
 }
 
@@ -138,6 +182,8 @@ pub(crate) enum Answer {
     Ok(u32),
     /// The device has answered with a [`response`] `ERR_*`.
     Error(u32),
+    /// The device has answered what makes no sense, and may or may not have done what it was asked.
+    Invalid,
     /// The device was reset.
     Aborted,
 }
@@ -152,6 +198,7 @@ impl Answer {
                 response::ERR_INVALID_PARAMETER => EINVAL,
                 _ => EIO,
             }),
+            Answer::Invalid => Err(EIO),
             Answer::Aborted => Err(ENODEV),
         }
     }
@@ -178,12 +225,8 @@ pub(crate) struct Request<'a> {
     pub(crate) event: Option<ReservedEvent>,
     /// Memory that the device has written when it answers.
     pub(crate) landing: Option<Landing>,
-    /// The answer may take as long as a job.
-    pub(crate) job: bool,
-    /// To be set if the answer is [`response::ERR_UNSPEC`].
-    pub(crate) lost_on_error: Option<Arc<AtomicFlag>>,
-    /// The answer may have to wait for jobs.
-    pub(crate) after_jobs: bool,
+    /// Whose job it is, if it is one.
+    pub(crate) job: Option<JobOf>,
     /// The [`response`] that means success.
     pub(crate) success: u32,
     /// Whether the device may refuse it.
@@ -205,9 +248,7 @@ impl<'a> Request<'a> {
             signals: None,
             event: None,
             landing: None,
-            job: false,
-            lost_on_error: None,
-            after_jobs: false,
+            job: None,
             success: response::OK_NODATA,
             expect: Expect::Anything,
             finish: None,
@@ -236,11 +277,13 @@ impl<'a> Request<'a> {
             fence
         });
         let fence = fence.or(self.signals);
-        let after_jobs = self.after_jobs;
-        let lost_on_error = self.lost_on_error;
+        let job = self.job.map(|job| JobOf {
+            on_ring: header.flags.get() & FLAG_INFO_RING_IDX != 0,
+            ..job
+        });
+        let destroys = (header.kind.get() == command::CTX_DESTROY).then(|| header.ctx_id.get());
         let event = self.event;
         let landing = self.landing;
-        let job_of = if self.job { header.ctx_id.get() } else { 0 };
         Message::new(
             self.fixed,
             self.payload,
@@ -249,9 +292,11 @@ impl<'a> Request<'a> {
             pin_init!(Shared {
                 verdict: Atomic::new(PENDING),
                 deadline: Atomic::new(0),
-                job_of,
-                after_jobs: AtomicFlag::new(after_jobs),
-                lost_on_error,
+                job,
+                destroys,
+                order: Atomic::new(0),
+                slots: Atomic::new(0),
+                abandoned: AtomicFlag::new(false),
                 fence <- new_spinlock_irq!(fence, "Command::fence"),
                 event,
                 landing,

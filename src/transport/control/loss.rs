@@ -35,7 +35,6 @@ use kernel::{
     sync::{
         atomic::ordering::{
             Full,
-            Relaxed,
             Release, //
         },
         Arc, //
@@ -46,8 +45,6 @@ use kernel::{
 
 /// How long a reset may take until others are not kept waiting any longer.
 const RESET_TIMEOUT_MS: u32 = 10_000;
-/// How often the watchdog looks.
-const WATCHDOG_MS: u32 = 1_000;
 
 /// What is to happen when a device has been reset.
 pub(crate) trait OnReset: Send + Sync {
@@ -193,52 +190,6 @@ impl Control {
         command.shared.verdict.store(ABORTED, Release);
         command.shared.signal(Err(ENODEV));
     }
-
-    /// Has the watchdog look after the command in place `index`, which must be answered within
-    /// `limit_ms`.
-    pub(super) fn watch(self: &Arc<Self>, inner: &mut Inner, index: usize, limit_ms: u32) {
-        if let Some(command) = &inner.in_flight[index] {
-            let deadline = self.now() + i64::from(limit_ms);
-            command.shared.deadline.store(deadline, Relaxed);
-        }
-        self.arm_watchdog(inner);
-    }
-
-    pub(super) fn arm_watchdog(self: &Arc<Self>, inner: &mut Inner) {
-        if !inner.watching {
-            inner.watching = true;
-            let delay = msecs_to_jiffies(WATCHDOG_MS);
-            let _ = self
-                .reset_workqueue
-                .enqueue_delayed::<Arc<Self>, 4>(self.clone(), delay);
-        }
-    }
-
-    /// The context is lost: nobody waits for its jobs any longer. The device still has them.
-    pub(crate) fn cancel_jobs(&self, context_id: u32) {
-        let _section = Signalling::begin();
-        let places = self.inner.lock().in_flight.len();
-        for index in 0..places {
-            let command = self.inner.lock().in_flight[index].clone();
-            let Some(command) = command.filter(|c| c.shared.job_of == context_id) else {
-                continue;
-            };
-            command.shared.signal(Err(ECANCELED));
-        }
-    }
-
-    /// The context is being destroyed: its jobs must end now.
-    pub(crate) fn bound_jobs(self: &Arc<Self>, context_id: u32) {
-        let mut inner = self.inner.lock();
-        for index in 0..inner.in_flight.len() {
-            let unbound = inner.in_flight[index].as_ref().is_some_and(|command| {
-                command.shared.job_of == context_id && command.shared.deadline.load(Relaxed) == 0
-            });
-            if unbound {
-                self.watch(&mut inner, index, self.timeouts.answer_ms);
-            }
-        }
-    }
 }
 
 impl Control {
@@ -341,49 +292,5 @@ impl WorkItem<3> for Control {
             }
         }
         this.on_reset.overdue();
-    }
-}
-
-/// Notices a device that answers nothing.
-impl WorkItem<4> for Control {
-    type Pointer = Arc<Self>;
-
-    fn run(this: Arc<Self>) {
-        let silent = {
-            let mut inner = this.inner.lock();
-            if inner.state != State::Running {
-                return;
-            }
-            // In case there was no memory for it, and no answer came since.
-            this.send_backlog(&mut inner);
-
-            let now = this.now();
-            let mut watched = !inner.backlog.is_empty();
-            let mut silent = false;
-            let jobs = inner
-                .in_flight
-                .iter()
-                .flatten()
-                .any(|command| command.shared.job_of != 0);
-            for command in inner.in_flight.iter().flatten() {
-                let shared = &command.shared;
-                if jobs && shared.after_jobs.load(Relaxed) {
-                    // The jobs have deadlines of their own, or none.
-                    let deadline = now + i64::from(this.timeouts.answer_ms);
-                    shared.deadline.store(deadline, Relaxed);
-                }
-                let deadline = shared.deadline.load(Relaxed);
-                watched |= deadline != 0;
-                silent |= deadline != 0 && deadline < now;
-            }
-            inner.watching = false;
-            if watched && !silent {
-                this.arm_watchdog(&mut inner);
-            }
-            silent
-        };
-        if silent {
-            this.lose(c"it did not answer a command in time");
-        }
     }
 }

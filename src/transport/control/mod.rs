@@ -17,8 +17,10 @@
 //!
 //! # The end of a device
 //!
-//! A device that breaks the protocol, does not answer in time, or is removed is *lost*: waiters
-//! return, no more commands are sent, and a worker resets it. Only when the reset has returned is
+//! A device that breaks the ring, answers a command that releases memory with something that cannot
+//! be, answers nothing at all, or is removed is *lost*: waiters return, no more commands are sent,
+//! and a worker resets it. One command that is not answered, or not properly, is the trouble of who
+//! sent it ([`patience`]). Only when the reset has returned is
 //! the device known not to write, and only then are the fences signalled with an error, the
 //! commands finished as aborted, and what they hold released. A device that does not return from
 //! its reset for [`loss::RESET_TIMEOUT_MS`] gets its fences signalled nevertheless, so that others
@@ -30,12 +32,14 @@
 //! - [`credit`]: room in the ring;
 //! - here: the ring;
 //! - [`answers`]: what the device says;
+//! - [`patience`]: how long who waits for what;
 //! - [`loss`]: the end of a device.
 
 mod answers;
 mod command;
 mod credit;
 mod loss;
+mod patience;
 
 pub(crate) use self::{
     command::{
@@ -43,6 +47,7 @@ pub(crate) use self::{
         Command,
         Expect,
         Finish,
+        JobOf,
         Request, //
     },
     credit::{
@@ -54,9 +59,7 @@ pub(crate) use self::{
 
 use self::command::{
     Owned,
-    Shared,
-    ABORTED,
-    PENDING, //
+    Shared, //
 };
 use super::{
     event::Events,
@@ -146,6 +149,19 @@ struct Inner {
     backlog: List<Command>,
     /// Commands that must not be finished before the reset.
     held: List<Command>,
+    /// Commands in the ring that are no jobs.
+    commands: usize,
+    /// Descriptors of jobs in the ring whose contexts are gone from the host.
+    abandoned: usize,
+    /// When the device has last answered, or has begun to have something to answer, as in
+    /// [`Control::now`].
+    quiet_since: i64,
+    /// Who waits for room for a job, for longer than the time limit.
+    starved: usize,
+    /// Asks whether the device answers anything; made ahead, sent by the watchdog.
+    probe: Option<ListArc<Command>>,
+    /// The one that was sent last.
+    probed: Option<Arc<Command>>,
     /// The watchdog is pending or running.
     watching: bool,
     /// Commands that the device has answered, ever.
@@ -155,9 +171,10 @@ struct Inner {
 /// How long a device may take.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Timeouts {
-    /// To answer a command that is not a job, in milliseconds. Waits are bounded by it, too.
+    /// To answer anything while something is to be answered that is not a job, in milliseconds. Waits
+    /// are bounded by it, too.
     pub(crate) answer_ms: u32,
-    /// To end a job, in milliseconds; 0 for no limit.
+    /// To end a job, in milliseconds, until its context is lost; 0 for no limit.
     pub(crate) job_ms: u32,
 }
 
@@ -250,6 +267,12 @@ impl Control {
                     in_flight: KVec::new(),
                     backlog: List::new(),
                     held: List::new(),
+                    commands: 0,
+                    abandoned: 0,
+                    quiet_since: 0,
+                    starved: 0,
+                    probe: None,
+                    probed: None,
                     watching: false,
                     answered: 0,
                 }, "Control::inner"),
@@ -301,6 +324,7 @@ impl Control {
         for _ in 0..ring_size {
             in_flight.push(None, GFP_KERNEL)?;
         }
+        let probe = Self::new_probe()?;
         {
             let mut inner = self.inner.lock();
             inner.queue = Some(queue);
@@ -309,7 +333,12 @@ impl Control {
             inner.ring_size = ring_size;
             inner.free = ring_size - TEARDOWN_RESERVE;
             inner.reserve = TEARDOWN_RESERVE;
+            inner.commands = 0;
+            inner.abandoned = 0;
+            let before = (inner.probe.replace(probe), inner.probed.take());
             inner.state = State::Running;
+            drop(inner);
+            drop(before);
         }
         vdev.ready();
         self.events.kick();
@@ -396,7 +425,10 @@ impl Control {
 
         let owned = Message::owned(&mut command);
         owned.index = index;
+        let slots = owned.slots;
         let mut header = owned.header;
+        command.shared.order.store(inner.next_fence, Relaxed);
+        command.shared.slots.store(slots, Relaxed);
         if header.flags.get() & FLAG_FENCE != 0 {
             header.fence_id = inner.next_fence.into();
             Message::owned(&mut command).header = header;
@@ -405,7 +437,6 @@ impl Control {
         Message::patch_request(&mut command, 0, header.as_bytes());
 
         let reference = command.clone_arc();
-        let job_of = reference.shared.job_of;
         let Some(queue) = inner.queue.as_mut() else {
             return Err((command, ENODEV));
         };
@@ -418,18 +449,11 @@ impl Control {
             return Err((command, ENODEV));
         }
         trace::command(self.name(), &header, reference.descriptors());
-        inner.in_flight[index] = Some(reference);
         if header.flags.get() & FLAG_FENCE != 0 {
             inner.next_fence += 1;
         }
-        let limit = if job_of == 0 {
-            self.timeouts.answer_ms
-        } else {
-            self.timeouts.job_ms
-        };
-        if limit != 0 {
-            self.watch(inner, index, limit);
-        }
+        self.note_sent(inner, &reference);
+        inner.in_flight[index] = Some(reference);
         Ok(())
     }
 
@@ -451,10 +475,10 @@ impl Control {
     /// Sends a command that takes something away. Cannot fail, and does not sleep unless the
     /// device has been reset; then the command is finished on the spot.
     pub(crate) fn teardown(self: &Arc<Self>, command: ListArc<Command>) {
-        command.shared.after_jobs.store(true, Relaxed);
         let mut inner = self.inner.lock();
         match inner.state {
             State::Running => {
+                self.note_waiting(&mut inner);
                 inner.backlog.push_back(command);
                 self.send_backlog(&mut inner);
             }
@@ -507,62 +531,5 @@ impl Control {
                 queue.kick();
             }
         }
-    }
-
-    /// Waits for the answer to a command, uninterruptibly but not longer than the time-out, after
-    /// which the device is lost, unless it may be waiting for jobs.
-    ///
-    /// # Errors
-    ///
-    /// [`ENODEV`] if the device is lost, [`EBUSY`] if it may be waiting for jobs. It may still know
-    /// of everything in the command.
-    pub(crate) fn wait(self: &Arc<Self>, command: &Command) -> Result<Answer> {
-        let answered = || command.shared.verdict.load(Acquire) != PENDING;
-        if !self
-            .wait
-            .wait_timeout(|| answered() || self.is_lost(), self.timeouts.answer_ms)
-        {
-            if command.shared.after_jobs.load(Relaxed) {
-                // The watchdog goes on watching.
-                return Err(EBUSY);
-            }
-            self.lose(c"it did not answer a command in time");
-        }
-        match command.shared.verdict.load(Acquire) {
-            PENDING | ABORTED => Err(ENODEV),
-            _ => Ok(Self::answer(command)),
-        }
-    }
-
-    /// Waits until the commands that the device has answered by now are finished: nothing is left of
-    /// a job whose fence was signalled by its answer.
-    ///
-    /// Waits for the worker, which waits for nothing, and no longer than for an answer. Must not be
-    /// called by a [`Finish`].
-    pub(crate) fn settle(&self) {
-        let answered = self.inner.lock().answered;
-        self.finish_wait.wait_timeout(
-            || self.finished.load(Acquire) >= answered,
-            self.timeouts.answer_ms,
-        );
-    }
-
-    /// Sends a command and waits for its answer.
-    ///
-    /// # Errors
-    ///
-    /// Those of [`Control::credit`], [`Control::add`] and [`Control::wait`], and that of the
-    /// answer.
-    pub(crate) fn call(
-        self: &Arc<Self>,
-        share: &Arc<Share>,
-        command: ListArc<Command>,
-    ) -> Result<Arc<Command>> {
-        let reference = command.clone_arc();
-        let credit = self.credit(share, command.descriptors())?;
-        self.add(command, credit)?;
-        self.kick();
-        self.wait(&reference)?.to_result()?;
-        Ok(reference)
     }
 }

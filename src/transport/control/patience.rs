@@ -1,0 +1,396 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Patience: how long who waits for what, and when a device is taken for dead.
+//!
+//! A host may take any time for a job, and makes what comes behind it wait; it may never answer one
+//! command, or the jobs of a context that was destroyed. That is the trouble of who sent them.
+//!
+//! - **A wait** for a command ends with `EBUSY` when its answer has not come within the time limit. The
+//!   command stays in the ring, with what it holds. Most waits end by a fatal signal, too. Who has a
+//!   job to submit waits for room in the ring without a limit, as long as the device answers anything.
+//! - **A job** has no time limit, unless the module is told one. Then its context is lost when the
+//!   time is over, and nobody else's. Time does not count while the job may be waiting for a job of
+//!   another context, which is so where both are on the device's common timeline.
+//! - **The jobs of a context** that the host has destroyed are *abandoned*: their fences are
+//!   signalled with `ECANCELED`, but the ring keeps them, and they keep what they may reach. When
+//!   they fill more than a quarter of the ring, there are no new contexts.
+//! - **The device** is lost when it has answered nothing at all for as long as the time limit,
+//!   although there is something to answer besides jobs, and no job runs that could be in the way.
+//!
+//! In the middle of that time the watchdog sends a command of its own, which every device answers.
+//! So one command that the host never answers is not taken for the death of the device.
+//!
+//! The queue for invalidations has limits of its own, since memory management waits for it.
+
+use super::{
+    command::{
+        Answer,
+        Command,
+        JobOf,
+        Request,
+        PENDING, //
+    },
+    credit::{
+        Credit,
+        Share, //
+    },
+    Control,
+    Inner,
+    State, //
+};
+use crate::{
+    kapi::dma::fence::Signalling,
+    protocol::virtio_gpu::{
+        command,
+        response,
+        GetCapsetInfo,
+        Header,
+        ResponseCapsetInfo, //
+    },
+};
+use kernel::{
+    list::ListArc,
+    prelude::*,
+    sync::{
+        atomic::ordering::{
+            Acquire,
+            Relaxed,
+            Release, //
+        },
+        Arc, //
+    },
+    time::msecs_to_jiffies,
+    workqueue::WorkItem, //
+};
+
+/// How often the watchdog looks, at least.
+const WATCHDOG_MS: u32 = 1_000;
+
+/// Waits.
+impl Control {
+    fn answered(command: &Command) -> bool {
+        command.shared.verdict.load(Acquire) != PENDING
+    }
+
+    /// Waits for the answer to a command, uninterruptibly but not longer than the time limit.
+    ///
+    /// # Errors
+    ///
+    /// [`ENODEV`] if the device is lost, [`EBUSY`] when the time is over. The device may still know of
+    /// everything in the command.
+    pub(crate) fn wait(&self, command: &Command) -> Result<Answer> {
+        let done = || Self::answered(command) || self.is_lost();
+        if !self.wait.wait_timeout(done, self.timeouts.answer_ms) {
+            return Err(EBUSY);
+        }
+        Self::ended_by_answer(command)
+    }
+
+    /// The same, but a fatal signal ends the wait, too.
+    ///
+    /// # Errors
+    ///
+    /// As [`Control::wait`], and [`ERESTARTSYS`] on a fatal signal.
+    pub(crate) fn wait_killable(&self, command: &Command) -> Result<Answer> {
+        let done = || Self::answered(command) || self.is_lost();
+        self.wait
+            .wait_killable_timeout(done, self.timeouts.answer_ms)?;
+        Self::ended_by_answer(command)
+    }
+
+    fn ended_by_answer(command: &Command) -> Result<Answer> {
+        match Self::ended(command) {
+            None | Some(Answer::Aborted) => Err(ENODEV),
+            Some(answer) => Ok(answer),
+        }
+    }
+
+    /// Waits until the commands that the device has answered by now are finished: nothing is left of
+    /// a job whose fence was signalled by its answer.
+    ///
+    /// Waits for the worker, which waits for nothing, and no longer than for an answer. Must not be
+    /// called by a [`Finish`].
+    pub(crate) fn settle(&self) {
+        let answered = self.inner.lock().answered;
+        self.finish_wait.wait_timeout(
+            || self.finished.load(Acquire) >= answered,
+            self.timeouts.answer_ms,
+        );
+    }
+
+    /// Sends a command and waits for its answer, killably.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Control::credit`], [`Control::add`] and [`Control::wait_killable`], and that of the
+    /// answer.
+    pub(crate) fn call(
+        self: &Arc<Self>,
+        share: &Arc<Share>,
+        command: ListArc<Command>,
+    ) -> Result<Arc<Command>> {
+        let reference = command.clone_arc();
+        let credit = self.credit(share, command.descriptors())?;
+        self.add(command, credit)?;
+        self.kick();
+        self.wait_killable(&reference)?.to_result()?;
+        Ok(reference)
+    }
+
+    /// Waits for room for a job of `slots` descriptors, as long as the device answers anything: jobs take
+    /// any time. A fatal signal ends the wait.
+    ///
+    /// # Errors
+    ///
+    /// As [`Control::credit`]; [`EBUSY`] if the device has answered nothing for the time limit.
+    pub(crate) fn credit_patiently(
+        self: &Arc<Self>,
+        share: &Arc<Share>,
+        slots: usize,
+    ) -> Result<Credit> {
+        let mut starved = None;
+        loop {
+            match self.credit(share, slots) {
+                Err(e) if e == EBUSY && (starved.is_none() || self.is_answering()) => {
+                    starved.get_or_insert_with(|| Starved::new(self));
+                }
+                other => return other,
+            }
+        }
+    }
+
+    /// Whether the device has answered anything within the time limit.
+    fn is_answering(&self) -> bool {
+        let quiet = self.now() - self.inner.lock().quiet_since;
+        quiet <= i64::from(self.timeouts.answer_ms)
+    }
+
+    /// Fails if jobs of contexts that are gone fill so much of the ring that others must be kept from
+    /// adding to it.
+    ///
+    /// # Errors
+    ///
+    /// [`EBUSY`].
+    pub(crate) fn check_abandoned(&self) -> Result {
+        let inner = self.inner.lock();
+        if inner.abandoned > inner.ring_size / 4 {
+            return Err(EBUSY);
+        }
+        Ok(())
+    }
+}
+
+/// As long as this is there, the watchdog finds out whether the device answers anything.
+struct Starved<'a>(&'a Control);
+
+impl<'a> Starved<'a> {
+    fn new(control: &'a Arc<Control>) -> Self {
+        let mut inner = control.inner.lock();
+        inner.starved += 1;
+        control.arm_watchdog(&mut inner);
+        Self(control)
+    }
+}
+
+impl Drop for Starved<'_> {
+    fn drop(&mut self) {
+        self.0.inner.lock().starved -= 1;
+    }
+}
+
+/// Jobs.
+impl Control {
+    /// The jobs in the ring whose contexts the host has.
+    fn running_jobs(inner: &Inner) -> impl Iterator<Item = (&Arc<Command>, &JobOf)> {
+        inner.in_flight.iter().flatten().filter_map(|command| {
+            let job = command.shared.job.as_ref()?;
+            (!command.shared.abandoned.load(Relaxed)).then_some((command, job))
+        })
+    }
+
+    /// The context is lost: nobody waits for its jobs any longer. The device still has them.
+    pub(crate) fn cancel_jobs(&self, context: u32) {
+        let _section = Signalling::begin();
+        let places = self.inner.lock().in_flight.len();
+        for index in 0..places {
+            // Signalled without the lock: whoever waits for the fence may be called from here.
+            let command = self.inner.lock().in_flight[index].clone();
+            let Some(command) = command else {
+                continue;
+            };
+            if command.shared.is_job_of(context) {
+                command.shared.signal(Err(ECANCELED));
+            }
+        }
+    }
+
+    /// The host has destroyed the context. Its jobs keep their places in the ring;
+    /// [`Control::cancel_jobs`] is to be called when the lock is dropped.
+    pub(super) fn abandon_jobs(inner: &mut Inner, context: u32) {
+        let mut slots = 0;
+        for (command, job) in Self::running_jobs(inner) {
+            if job.context == context {
+                command.shared.abandoned.store(true, Relaxed);
+                slots += command.shared.slots.load(Relaxed);
+            }
+        }
+        inner.abandoned += slots;
+    }
+
+    /// The job that has been on the device's common timeline for the longest time, but for those of
+    /// the context `except`: its place in the order, and its context.
+    fn first_on_common_timeline(inner: &Inner, except: Option<u32>) -> Option<(u64, u32)> {
+        Self::running_jobs(inner)
+            .filter(|(_, job)| !job.on_ring && Some(job.context) != except)
+            .map(|(command, job)| (command.shared.order.load(Relaxed), job.context))
+            .min()
+    }
+
+    /// A job whose time is over. Begins anew the time of those that may be waiting for another
+    /// context's job.
+    fn find_overdue_job<'a>(&self, inner: &'a Inner, now: i64) -> Option<&'a Arc<Command>> {
+        let first = Self::first_on_common_timeline(inner, None);
+        let first_of_another =
+            first.and_then(|(_, context)| Self::first_on_common_timeline(inner, Some(context)));
+        let mut overdue = None;
+        for (command, job) in Self::running_jobs(inner) {
+            let before = match first {
+                Some((_, context)) if context == job.context => first_of_another,
+                first => first,
+            };
+            let order = command.shared.order.load(Relaxed);
+            if !job.on_ring && before.is_some_and(|(other, _)| other < order) {
+                self.set_job_deadline(command);
+            }
+            let deadline = command.shared.deadline.load(Relaxed);
+            if deadline != 0 && deadline < now && !job.lost.load(Relaxed) {
+                overdue = Some(command);
+            }
+        }
+        overdue
+    }
+
+    fn set_job_deadline(&self, job: &Command) {
+        if self.timeouts.job_ms != 0 {
+            let deadline = self.now() + i64::from(self.timeouts.job_ms);
+            job.shared.deadline.store(deadline, Relaxed);
+        }
+    }
+
+    /// The context of a job is lost, because the job did not end in time.
+    fn lose_context_of(&self, command: &Command) {
+        if let Some(job) = &command.shared.job {
+            dev_warn!(
+                self.vdev,
+                "context {} lost: a job did not end in time\n",
+                job.context
+            );
+            job.lost.store(true, Release);
+            self.cancel_jobs(job.context);
+        }
+    }
+}
+
+/// The watchdog.
+impl Control {
+    /// A command that every device answers, if only by an error.
+    pub(super) fn new_probe() -> Result<ListArc<Command>> {
+        let fixed = GetCapsetInfo::default();
+        let mut request = Request::new(Header::new(command::GET_CAPSET_INFO, 0), &fixed);
+        request.answered_by::<ResponseCapsetInfo>(response::OK_CAPSET_INFO);
+        request.build()
+    }
+
+    /// A command is about to wait in the ring, or for room in it, that is no job.
+    pub(super) fn note_waiting(self: &Arc<Self>, inner: &mut Inner) {
+        if !Self::is_waiting(inner) {
+            inner.quiet_since = self.now();
+        }
+        self.arm_watchdog(inner);
+    }
+
+    /// A command is in the ring.
+    pub(super) fn note_sent(self: &Arc<Self>, inner: &mut Inner, command: &Command) {
+        if command.shared.job.is_none() {
+            self.note_waiting(inner);
+            inner.commands += 1;
+        } else if self.timeouts.job_ms != 0 {
+            self.set_job_deadline(command);
+            self.arm_watchdog(inner);
+        }
+    }
+
+    /// Whether the device has something to answer that is no job.
+    fn is_waiting(inner: &Inner) -> bool {
+        inner.commands != 0 || !inner.backlog.is_empty()
+    }
+
+    pub(super) fn arm_watchdog(self: &Arc<Self>, inner: &mut Inner) {
+        if !inner.watching {
+            inner.watching = true;
+            // Often enough that the device gets the probe well before the time is over.
+            let delay = msecs_to_jiffies(WATCHDOG_MS.min(self.timeouts.answer_ms / 4));
+            let _ = self
+                .reset_workqueue
+                .enqueue_delayed::<Arc<Self>, 4>(self.clone(), delay);
+        }
+    }
+}
+
+/// Notices a device that answers nothing, and jobs that do not end.
+impl WorkItem<4> for Control {
+    type Pointer = Arc<Self>;
+
+    fn run(this: Arc<Self>) {
+        let limit = i64::from(this.timeouts.answer_ms);
+        let (silent, overdue, wants_probe, answered);
+        {
+            let mut inner = this.inner.lock();
+            if inner.state != State::Running {
+                return;
+            }
+            // In case there was no memory for it, and no answer came since.
+            this.send_backlog(&mut inner);
+
+            answered = inner.probed.take_if(|probed| Self::answered(probed));
+            let now = this.now();
+            let quiet = now - inner.quiet_since;
+            let runs = Self::running_jobs(&inner).next().is_some();
+            // Not without having asked.
+            let asked = inner.probe.is_none();
+            silent = asked && !runs && Self::is_waiting(&inner) && quiet > limit;
+            let asks = Self::is_waiting(&inner) || inner.starved != 0;
+            if asks && quiet > limit / 2 {
+                if let Some(probe) = inner.probe.take() {
+                    let quiet_since = inner.quiet_since;
+                    inner.probed = Some(probe.clone_arc());
+                    inner.backlog.push_back(probe);
+                    this.send_backlog(&mut inner);
+                    // The device has not begun to be quiet just now.
+                    inner.quiet_since = quiet_since;
+                }
+            }
+            overdue = this.find_overdue_job(&inner, now).cloned();
+            wants_probe = inner.probe.is_none() && inner.probed.is_none();
+            inner.watching = false;
+            let limited = runs && this.timeouts.job_ms != 0;
+            if !silent && (limited || wants_probe || asks) {
+                this.arm_watchdog(&mut inner);
+            }
+        }
+        drop(answered);
+        if silent {
+            this.lose(c"it does not answer");
+        }
+        if let Some(job) = overdue {
+            this.lose_context_of(&job);
+        }
+        if wants_probe {
+            // The device has just answered the one before. Without memory there is another time.
+            if let Ok(probe) = Self::new_probe() {
+                let before = this.inner.lock().probe.replace(probe);
+                drop(before);
+            }
+        }
+    }
+}
