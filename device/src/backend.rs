@@ -128,7 +128,7 @@ impl GpuBackend {
         state.window = Window::Asked;
         drop(state);
         let device = self.device.clone();
-        std::thread::spawn(move || {
+        let ask = move || {
             let request = VhostUserMMap {
                 shmid: SHM_ID_HOST_VISIBLE,
                 fd_offset: 0,
@@ -150,7 +150,12 @@ impl GpuBackend {
                     break;
                 }
             }
-        });
+        };
+        if let Err(error) = std::thread::Builder::new().spawn(ask) {
+            log::error!("window: {error}");
+            let resets = self.device.lock().resets;
+            self.device.window_changed(false, resets);
+        }
     }
 
     /// Does what the adversary wants after a command, which names a space or 0.

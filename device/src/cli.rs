@@ -88,13 +88,13 @@ pub struct RunArgs {
     pub mirror_spaces: u32,
 
     /// Bytes that addresses and lengths in spaces must be multiples of: a power of two, 4096 or
-    /// more.
+    /// more. Where guest RAM is in huge pages of hugetlbfs, it is at least the size of these.
     #[arg(long, value_name = "BYTES", default_value_t = Limits::default().granularity,
         value_parser = parse_alignment)]
     pub mirror_granularity: u32,
 
-    /// Most mappings of the host that spaces may use, two for each run of pages; 0 for half of
-    /// vm.max_map_count.
+    /// Most mappings of the host that spaces may use, one for each run of pages and one for each gap
+    /// between runs; 0 for half of vm.max_map_count.
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub mirror_mappings: usize,
 

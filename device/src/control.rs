@@ -388,7 +388,7 @@ impl Device {
             blob_mem::GUEST | blob_mem::HOST3D_GUEST if count > 0 => false,
             blob_mem::GUEST | blob_mem::HOST3D_GUEST if self.is_mirrored() => {
                 let marked = request.blob_id.get() & hammer::MARK != 0;
-                return self.create_mirrored(id, size, self.options.hammer && marked);
+                return self.create_mirrored(ctx, id, size, self.options.hammer && marked);
             }
             blob_mem::HOST3D if count == 0 && hosts && size % PAGE == 0 => true,
             _ => return Err(response::ERR_INVALID_PARAMETER),
@@ -439,8 +439,14 @@ impl Device {
     }
 
     /// Creates a resource whose memory comes from a space, later.
-    fn create_mirrored(&self, id: u32, size: u64, hammer: bool) -> Result<Outcome, Failed> {
-        let area = self.mirror.area(size);
+    fn create_mirrored(
+        &self,
+        ctx: u32,
+        id: u32,
+        size: u64,
+        hammer: bool,
+    ) -> Result<Outcome, Failed> {
+        let area = self.mirror.area(ctx, size);
         let area = area.ok_or(response::ERR_INVALID_PARAMETER)?;
         let storage = Storage::Mirrored(Arc::new(Segments::mirrored(area.clone())));
         let mut state = self.lock();

@@ -131,6 +131,7 @@ impl Device {
     pub fn memory_changed(&self) {
         let memory = self.memory.memory().into_inner();
         let ram = Arc::new(GuestRam::new(memory, Some(&self.memfd)));
+        self.mirror.memory_changed(&ram);
         *self.ram.write().unwrap_or_else(PoisonError::into_inner) = ram;
     }
 

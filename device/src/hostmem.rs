@@ -14,6 +14,7 @@ use std::os::fd::{AsRawFd, FromRawFd};
 use std::sync::Arc;
 
 use crate::access;
+use crate::host;
 use crate::ram::HostPtr;
 
 /// Bytes to which places in the window are aligned.
@@ -116,6 +117,9 @@ pub struct HostMemory {
     shown: BTreeMap<u64, u64>,
     /// Bytes of all blobs that exist.
     allocated: u64,
+    /// How many there are, and may be: each is a mapping of this process.
+    blobs: usize,
+    max_blobs: usize,
 }
 
 impl HostMemory {
@@ -138,6 +142,9 @@ impl HostMemory {
             size,
             shown: BTreeMap::new(),
             allocated: 0,
+            blobs: 0,
+            // Spaces may have half of the mappings.
+            max_blobs: host::max_mappings() / 4,
         })
     }
 
@@ -162,17 +169,19 @@ impl HostMemory {
     /// A new blob of `size` bytes, a multiple of [`PAGE`], zeroed; `None` if that is too much.
     pub fn allocate(&mut self, size: u64) -> Option<Arc<HostBlob>> {
         let allocated = self.allocated.checked_add(size)?;
-        if allocated > self.size {
+        if allocated > self.size || self.blobs >= self.max_blobs {
             return None;
         }
         let blob = HostBlob::new(size).ok()?;
         self.allocated = allocated;
+        self.blobs += 1;
         Some(Arc::new(blob))
     }
 
     /// Takes back the allowance of a blob that is not shown.
     pub fn free(&mut self, blob: &HostBlob) {
         self.allocated = self.allocated.saturating_sub(blob.size);
+        self.blobs = self.blobs.saturating_sub(1);
     }
 
     /// Whether a blob of `size` bytes could be shown at `offset`.
@@ -297,6 +306,13 @@ mod tests {
         assert!(memory.allocate(2 * PAGE).is_none());
         assert!(memory.allocate(u64::MAX).is_none());
         memory.free(&blob);
-        assert!(memory.allocate(4 * PAGE).is_some());
+        let whole = memory.allocate(4 * PAGE).unwrap();
+        memory.free(&whole);
+        // However small they are.
+        memory.max_blobs = 2;
+        let blobs: Vec<_> = (0..2).filter_map(|_| memory.allocate(PAGE)).collect();
+        assert!(blobs.len() == 2 && memory.allocate(PAGE).is_none());
+        memory.free(&blobs[0]);
+        assert!(memory.allocate(PAGE).is_some());
     }
 }

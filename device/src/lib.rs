@@ -25,6 +25,7 @@ pub mod device;
 pub mod event_log;
 mod frontend;
 mod guarded;
+mod host;
 pub mod hostmem;
 pub mod image;
 mod jobs;

@@ -8,6 +8,8 @@ use std::sync::Arc;
 
 use vm_memory::{FileOffset, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 
+use crate::host;
+
 /// Guest memory as the vhost-user frontend described it.
 pub type Memory = GuestMemoryMmap<()>;
 
@@ -77,6 +79,13 @@ impl GuestRam {
             regions,
             _memory: memory,
         }
+    }
+
+    /// Bytes of the largest pieces that a part of it is made of; 0 if all of it is of pages.
+    pub(crate) fn block_size(&self) -> u32 {
+        let files = self.regions.iter().filter_map(|r| r.file.as_ref());
+        let sizes = files.filter_map(|file| host::block_size(file.file()));
+        sizes.max().unwrap_or(0)
     }
 
     /// Index of the region that holds `addr`.

@@ -473,7 +473,7 @@ fn sparse() {
 #[test]
 fn no_memory() {
     let mut vm = Vm::mirrored(with_limits(Limits {
-        mappings: 21,
+        mappings: 24,
         ..Limits::default()
     }));
     vm.context(1);
@@ -494,9 +494,126 @@ fn no_memory() {
     let neighbours: Vec<_> = (0..20).map(|i| (FREE + i * PAGE, 4096)).collect();
     assert_eq!(vm.map(1, 32 * PAGE, &neighbours), status::OK);
     vm.done(&invalidate(1, 0, 8 * PAGE - 1));
-    assert_eq!(vm.map(1, 0, &scattered(9)), status::OK);
+    assert_eq!(vm.map(1, 0, &scattered(9)), status::NO_MEMORY);
+    assert_eq!(vm.map(1, 0, &scattered(8)), status::OK);
     let stat = vm.stat(1, 2, FREE + (1 << 20));
-    assert_eq!(stat.mapped_pages.get(), 29);
+    assert_eq!(stat.mapped_pages.get(), 28);
+    vm.end(false);
+}
+
+/// Every other page of a space, from page `from` on: each INVALIDATE splits a run.
+fn holes(space: u32, from: u64) -> impl Iterator<Item = Vec<u8>> {
+    let pages = (from..).step_by(2);
+    pages.map(move |page| invalidate(space, page * PAGE, (page + 1) * PAGE - 1))
+}
+
+/// INVALIDATE cannot be refused. Where it would take too many mappings the space is lost, and what
+/// others have and may have is not touched.
+#[test]
+fn a_space_that_falls_into_pieces_is_lost() {
+    let mut vm = Vm::mirrored(with_limits(Limits {
+        mappings: 90,
+        ..Limits::default()
+    }));
+    for id in 1..=2 {
+        vm.context(id);
+        vm.space(id, id, 256 * PAGE);
+    }
+    vm.blob(2, 9, &[(FREE + (1 << 20), 4096)]);
+    assert_eq!(vm.map(1, 0, &[(FREE, 256 * 4096)]), status::OK);
+    let scattered: Vec<_> = (0..6)
+        .map(|i| (FREE + (2 + 2 * i) * (1 << 20), 4096))
+        .collect();
+    assert_eq!(vm.map(2, 0, &scattered), status::OK);
+    // A window, a run and a gap, and two more for each hole, up to 8/9 of 82.
+    let mut holes = holes(1, 1);
+    for hole in holes.by_ref().take(34) {
+        vm.done(&hole);
+    }
+    assert_eq!(vm.run(1, &[fill(1, 2 * PAGE, 8, 1)]), response::OK_NODATA);
+    let other = [fill(2, 0, 6 * PAGE, 2)];
+    assert_eq!(vm.run(2, &other), response::OK_NODATA);
+    vm.done(&holes.next().unwrap());
+    // It is acknowledged like any other, and then nothing is there any more.
+    assert_eq!(vm.run(1, &[fill(1, 2 * PAGE, 8, 1)]), response::ERR_UNSPEC);
+    assert_eq!(vm.map(1, 0, &[(FREE, 4096)]), status::NO_SUCH_SPACE);
+    vm.done(&holes.next().unwrap());
+    let head = vm.post_event_buffer(32);
+    let (used, bytes) = vm.wait_event(head);
+    let event = mirror::Event::ref_from_bytes(&bytes[..32]).unwrap();
+    let what = (event.kind.get(), event.space_id.get());
+    assert_eq!((used, what), (32, (mirror::event::SPACE_LOST, 1)));
+    // The other client has noticed nothing, and there is room again.
+    assert_eq!(vm.run(2, &other), response::OK_NODATA);
+    let stat = vm.stat(2, 9, FREE + (1 << 20));
+    assert_eq!((stat.spaces.get(), stat.mapped_pages.get()), (1, 6));
+    vm.done(&space_destroy(1));
+    assert_eq!(vm.status(&space_create(3, 1, 256 * PAGE, 3)), status::OK);
+    assert_eq!(vm.map(3, 0, &[(FREE, 8192)]), status::OK);
+    vm.end(false);
+}
+
+/// What a client has left of the mappings is shared by the others, however much that one wants.
+#[test]
+fn a_client_cannot_have_all_mappings() {
+    let mut vm = Vm::mirrored(with_limits(Limits {
+        mappings: 64,
+        ..Limits::default()
+    }));
+    for id in 1..=3 {
+        vm.context(id);
+    }
+    let scattered = |count: u64| -> Vec<(u64, u32)> {
+        (0..count).map(|i| (FREE + 2 * i * PAGE, 4096)).collect()
+    };
+    // In as many spaces as it likes.
+    let mut most = 0;
+    for id in 1..20 {
+        vm.space(1, id, 64 * PAGE);
+        for page in 0..8 {
+            let outcome = vm.map(id, page * 2 * PAGE, &scattered(1));
+            most += u32::from(outcome == status::OK);
+        }
+    }
+    assert!((10..=16).contains(&most), "{most}");
+    for (ctx, id) in [(2, 101), (3, 102)] {
+        vm.space(ctx, id, 64 * PAGE);
+        assert_eq!(vm.map(id, 0, &scattered(4)), status::OK);
+    }
+    vm.end(false);
+}
+
+/// An event that waits for a buffer is forgotten when nobody should hear of the space any more.
+#[test]
+fn no_event_names_a_space_that_has_ended() {
+    let mut vm = Vm::mirrored(with_limits(Limits {
+        mappings: 8,
+        ..Limits::default()
+    }));
+    vm.context(1);
+    let ends = [
+        space_destroy(1),
+        resource_command(command::RESOURCE_UNREF, 0, 2),
+        Vec::new(),
+    ];
+    for (id, end) in (1..).zip(&ends) {
+        vm.space(1, id, 16 * PAGE);
+        assert_eq!(vm.map(id, 0, &[(FREE, 16 * 4096)]), status::OK);
+        for hole in holes(id, 1).take(3) {
+            vm.done(&hole);
+        }
+        let outcome = vm.map(id, 0, &[(FREE, 4096)]);
+        assert_eq!(outcome, status::NO_SUCH_SPACE);
+        match id {
+            1 => vm.done(end),
+            2 => vm.ok(end),
+            _ => {}
+        }
+    }
+    let head = vm.post_event_buffer(32);
+    let (_, bytes) = vm.wait_event(head);
+    let event = mirror::Event::ref_from_bytes(&bytes[..32]).unwrap();
+    assert_eq!(event.space_id.get(), 3);
     vm.end(false);
 }
 
@@ -674,6 +791,31 @@ fn granularity() {
     assert_eq!(vm.map(1, 0, &[(FREE + PAGE, 65536)]), status::INVALID);
     assert_eq!(vm.map(1, PAGE, &[(FREE, 65536)]), status::INVALID);
     assert_eq!(vm.map(1, 65536, &[(FREE, 65536)]), status::OK);
+    vm.end(false);
+}
+
+/// What is in huge pages is mapped in huge pages.
+#[test]
+fn huge_pages() {
+    const HUGE: u64 = 2 << 20;
+    let Some(mut vm) = Vm::huge(options()) else {
+        println!("skipped: there are no 4 free huge pages of 2 MiB (vm.nr_hugepages)");
+        return;
+    };
+    let config = vm.config(32, size_of::<MirrorConfig>());
+    let config = MirrorConfig::ref_from_bytes(&config).unwrap();
+    assert_eq!(u64::from(config.granularity.get()), HUGE);
+    vm.context(1);
+    let create = create_blob(1, 1, blob_mem::GUEST, PAGE, &[]);
+    assert_eq!(vm.kind(&create), response::ERR_INVALID_PARAMETER);
+    vm.space(1, 1, 2 * HUGE);
+    assert_eq!(vm.map(1, 0, &[(FREE, 4096)]), status::INVALID);
+    assert_eq!(vm.map(1, HUGE, &[(FREE, HUGE as u32)]), status::OK);
+    let job = [fill(1, 2 * HUGE - 8, 8, 5)];
+    assert_eq!(vm.run(1, &job), response::OK_NODATA);
+    assert_eq!(word(&vm, FREE + HUGE - 8), 5);
+    vm.done(&invalidate(1, HUGE, 2 * HUGE - 1));
+    assert_eq!(vm.run(1, &job), response::ERR_UNSPEC);
     vm.end(false);
 }
 

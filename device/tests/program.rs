@@ -10,10 +10,11 @@ use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use common::{
-    create_blob, ctx_create, invalidate, map_blob, plain, resource_command, spin, Vm, FREE,
-    PATIENCE,
+    create_blob, ctx_create, fill, invalidate, map_blob, plain, resource_command, spin, Vm, FREE,
+    PATIENCE, RAM,
 };
 use virtgpu_protocol::compute::CAPSET_ID;
+use virtgpu_protocol::mirror::status;
 use virtgpu_protocol::virtio_gpu::{blob_mem, command, response};
 use vm_memory::{Bytes, GuestAddress};
 
@@ -202,4 +203,56 @@ fn serves_one_connection_and_checks_its_log() {
     assert_eq!(run(&["check-log", log]).0, Some(1));
     std::fs::remove_dir_all(&folder).unwrap();
     assert_eq!(run(&["check-log", log]).0, Some(1));
+}
+
+/// A guest that makes holes in memory until there are no more mappings loses that space, whether
+/// the device counts or the kernel: never the device, which serves others as if nothing happened.
+#[test]
+fn mappings_run_out_and_the_process_lives() {
+    const PAGE: u64 = 4096;
+    // Six times the memory that is free.
+    const PAGES: u64 = 6 * (RAM - FREE) / PAGE;
+    let most = std::fs::read_to_string("/proc/sys/vm/max_map_count").unwrap();
+    let most: u64 = most.trim().parse().unwrap();
+    if most + 1000 > PAGES {
+        println!("skipped: vm.max_map_count of {most} is more than the test uses up");
+        return;
+    }
+    // Its own limit, and none.
+    for limit in ["0", "100000000"] {
+        let arguments = ["--mirror-mappings", limit];
+        let mut vm = Vm::with_process(env!("CARGO_BIN_EXE_virtgpu-device"), &arguments, true);
+        for id in 1..=2 {
+            vm.context(id);
+            vm.space(id, id, PAGES * PAGE);
+        }
+        let other = [fill(2, 0, PAGE, 1)];
+        assert_eq!(vm.map(2, 0, &[(FREE, 4096)]), status::OK);
+        // The same memory again and again, so that each is a run.
+        let part = (RAM - FREE) as u32;
+        let pieces = vec![(FREE, part); (PAGES * PAGE / u64::from(part)) as usize];
+        assert_eq!(vm.map(1, 0, &pieces), status::OK);
+        for (count, pages) in (0..PAGES / 64).enumerate() {
+            let heads: Vec<u16> = (0..32)
+                .map(|i| {
+                    let page = pages * 64 + 2 * i + 1;
+                    let hole = invalidate(1, page * PAGE, (page + 1) * PAGE - 1);
+                    vm.post_command(&hole, 0)
+                })
+                .collect();
+            for head in heads {
+                assert_eq!(vm.wait_command(head).0, 0);
+            }
+            if count % 64 == 0 {
+                assert_eq!(vm.run(2, &other), response::OK_NODATA);
+            }
+        }
+        let outcome = vm.map(1, 0, &[(FREE, 4096)]);
+        assert_eq!(outcome, status::NO_SUCH_SPACE, "limit {limit}");
+        assert_eq!(vm.run(2, &other), response::OK_NODATA);
+        // With the resource its addresses go, and with these what the kernel has counted.
+        vm.ok(&resource_command(command::RESOURCE_UNREF, 0, 1));
+        assert_eq!(vm.map(2, PAGE, &[(FREE, 4096)]), status::OK);
+        vm.end(false);
+    }
 }

@@ -435,6 +435,12 @@ impl Spaces {
                 let Some((before, _)) = pending.mapped else {
                     return;
                 };
+                if code == Some(status::NO_SUCH_SPACE) {
+                    let alive = self.spaces.contains_key(&id);
+                    return self.expect(!alive, || {
+                        format!("space {id} is there, and is said not to be")
+                    });
+                }
                 let now = self.mapped.get(&id).map(|m| m.between(start, end));
                 let same = now.unwrap_or_default() == before.between(start, end);
                 self.expect(same, || {

@@ -10,9 +10,11 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
-use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::atomic::{AtomicPtr, Ordering};
+use std::sync::OnceLock;
+use std::time::Duration;
 
+use super::usage::Usage;
 use crate::guarded;
 use crate::segments::Fault;
 
@@ -36,8 +38,8 @@ type Leaf = [AtomicPtr<u8>; LEAF];
 pub(crate) struct Area {
     size: u64,
     table: Box<[OnceLock<Box<Leaf>>]>,
-    /// Windows of all areas.
-    windows: Arc<AtomicUsize>,
+    /// What counts the windows.
+    usage: Usage,
 }
 
 /// mmap(2) over a part of a window.
@@ -73,26 +75,50 @@ unsafe fn mmap(
     }
 }
 
+/// Takes all rights from a window.
+///
+/// # Safety
+///
+/// `length` bytes at `at` are a window of an area that exists.
+unsafe fn revoke(at: *mut u8, length: u64) -> io::Result<()> {
+    // SAFETY: The caller's promise.
+    if unsafe { mmap(at, length, libc::PROT_NONE, None) }.is_ok() {
+        return Ok(());
+    }
+    // The kernel looks at the number of mappings before it sees that they become fewer. This leaves
+    // it alone.
+    // SAFETY: As above; a window is accessed in ways only for which it does not matter.
+    match unsafe { libc::mprotect(at.cast(), length as usize, libc::PROT_NONE) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
 impl Area {
-    /// One of `size` bytes, at most [`MAX_SIZE`], in which nothing is mapped. `windows` counts what
-    /// it reserves.
+    /// One of `size` bytes, at most [`MAX_SIZE`], in which nothing is mapped. `usage` counts the
+    /// windows that it reserves.
     ///
     /// # Errors
     ///
     /// If accesses could not be guarded.
-    pub(crate) fn new(size: u64, windows: &Arc<AtomicUsize>) -> io::Result<Self> {
+    pub(crate) fn new(size: u64, usage: Usage) -> io::Result<Self> {
         guarded::install()?;
         let leaves = size.div_ceil(WINDOW).div_ceil(LEAF as u64) as usize;
         Ok(Self {
             size,
             table: (0..leaves).map(|_| OnceLock::new()).collect(),
-            windows: windows.clone(),
+            usage,
         })
     }
 
     /// Bytes.
     pub(crate) fn size(&self) -> u64 {
         self.size
+    }
+
+    /// What counts its windows.
+    pub(crate) fn usage(&self) -> &Usage {
+        &self.usage
     }
 
     /// Bytes of window `index`.
@@ -130,7 +156,7 @@ impl Area {
         let size = self.window_size(index);
         // SAFETY: The address is null.
         let base = unsafe { mmap(std::ptr::null_mut(), size, libc::PROT_NONE, None)? };
-        self.windows.fetch_add(1, Ordering::Relaxed);
+        self.usage.add(1);
         leaf[index as usize % LEAF].store(base, Ordering::Release);
         let offset = at % WINDOW;
         Ok((base.wrapping_add(offset as usize), size - offset))
@@ -199,6 +225,29 @@ impl Area {
             length -= take;
         }
         Ok(())
+    }
+
+    /// Maps nothing any more to the windows that the bytes between `start` and `end` are in, as
+    /// [`Area::unmap`] does. It needs no mapping that is not there, and so does not fail when there
+    /// are no more.
+    ///
+    /// Without any memory the kernel may refuse even that. Then it waits, because there is nothing
+    /// else that keeps the promise to the guest.
+    pub(crate) fn clear(&self, start: u64, end: u64) {
+        let mut at = start - start % WINDOW;
+        while at < end {
+            if let Some((base, size)) = self.find(at) {
+                let mut refused = false;
+                // SAFETY: It is the whole window.
+                while let Err(error) = unsafe { revoke(base, size) } {
+                    if !std::mem::replace(&mut refused, true) {
+                        log::error!("cannot revoke, trying on: {error}");
+                    }
+                    std::thread::sleep(Duration::from_millis(10));
+                }
+            }
+            at += WINDOW;
+        }
     }
 
     /// Calls `f` with the address and length of each stretch of `length` bytes at `offset`.
@@ -278,7 +327,7 @@ impl Drop for Area {
                 let size = self.window_size(number * LEAF as u64 + index);
                 // SAFETY: The reservation is ours, and nobody else can know its address any more.
                 unsafe { libc::munmap(base.cast(), size as usize) };
-                self.windows.fetch_sub(1, Ordering::Relaxed);
+                self.usage.subtract(1);
             }
         }
     }
@@ -300,20 +349,20 @@ mod tests {
         file
     }
 
-    fn area(size: u64) -> (Area, Arc<AtomicUsize>) {
-        let windows = Arc::default();
-        (Area::new(size, &windows).unwrap(), windows)
+    fn area(size: u64) -> (Area, Usage) {
+        let usage = Usage::default();
+        (Area::new(size, usage.clone()).unwrap(), usage)
     }
 
     #[test]
     fn rights() {
         let file = memfd(4 * PAGE);
         file.write_all_at(b"first", PAGE).unwrap();
-        let (area, windows) = area(8 * PAGE);
+        let (area, usage) = area(8 * PAGE);
         let mut bytes = [0; 5];
         assert_eq!(area.read(0, &mut bytes), Err(Fault));
         area.map(2 * PAGE, PAGE, &file, PAGE, false).unwrap();
-        assert_eq!(windows.load(Ordering::Relaxed), 1);
+        assert_eq!(usage.own(), 1);
         assert_eq!(area.read(2 * PAGE, &mut bytes), Ok(()));
         assert_eq!(&bytes, b"first");
         assert_eq!(area.write(2 * PAGE, b"x"), Err(Fault));
@@ -334,7 +383,7 @@ mod tests {
         assert_eq!(area.read(8 * PAGE - 1, &mut bytes), Err(Fault));
         assert_eq!(area.read(u64::MAX, &mut bytes), Err(Fault));
         drop(area);
-        assert_eq!(windows.load(Ordering::Relaxed), 0);
+        assert_eq!(usage.own(), 0);
     }
 
     #[test]
@@ -362,18 +411,24 @@ mod tests {
     #[test]
     fn across_windows() {
         let file = memfd(4 * PAGE);
-        let (area, windows) = area(64 * WINDOW);
+        let (area, usage) = area(64 * WINDOW);
         let start = 40 * WINDOW - 2 * PAGE;
         assert_eq!(area.missing(start, 4 * PAGE), 2);
         area.map(start, 4 * PAGE, &file, 0, true).unwrap();
         assert_eq!(area.missing(start, 4 * PAGE), 0);
-        assert_eq!(windows.load(Ordering::Relaxed), 2);
+        assert_eq!(usage.own(), 2);
         area.write(40 * WINDOW - 4, b"boundary").unwrap();
         let mut bytes = [0; 8];
         file.read_exact_at(&mut bytes, 2 * PAGE - 4).unwrap();
         assert_eq!(&bytes, b"boundary");
         area.unmap(0, 64 * WINDOW).unwrap();
         assert_eq!(area.read(start, &mut bytes), Err(Fault));
+        area.map(start, 4 * PAGE, &file, 0, true).unwrap();
+        area.clear(40 * WINDOW - 1, 40 * WINDOW);
+        assert_eq!(area.read(start, &mut bytes), Err(Fault));
+        assert_eq!(area.read(40 * WINDOW, &mut bytes), Ok(()));
+        area.clear(0, 64 * WINDOW);
+        assert_eq!(area.read(40 * WINDOW, &mut bytes), Err(Fault));
     }
 
     #[test]

@@ -29,6 +29,8 @@ pub(crate) struct Record {
     pub(crate) used: u32,
     /// It is none of a device that behaves.
     pub(crate) adversary: bool,
+    /// The resource whose space it names, if it is to be forgotten with it.
+    pub(crate) resource: Option<u32>,
 }
 
 impl Record {
@@ -42,6 +44,7 @@ impl Record {
             },
             used: size_of::<wire::Event>() as u32,
             adversary: false,
+            resource: None,
         }
     }
 }
@@ -96,6 +99,12 @@ impl Events {
     pub(crate) fn forget(&self, space: u32) {
         let waiting = &mut self.lock().waiting;
         waiting.retain(|record| record.event.space_id.get() != space);
+    }
+
+    /// Forgets what waits and names a space that resource `resource` has had.
+    pub(crate) fn forget_resource(&self, resource: u32) {
+        let waiting = &mut self.lock().waiting;
+        waiting.retain(|record| record.resource != Some(resource));
     }
 
     /// Tells the guest, as soon as there is a buffer.

@@ -17,8 +17,9 @@ pub(crate) mod hammer;
 pub(crate) mod queue;
 mod runs;
 mod table;
+mod usage;
 
-use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use virtgpu_protocol::mirror::{device_state, MirrorConfig, VERSION};
@@ -28,6 +29,7 @@ use zerocopy::little_endian::U32;
 use crate::device::Options;
 use crate::event_log::EventLog;
 use crate::guarded;
+use crate::host;
 use crate::mutant::Mutant;
 use crate::ram::{GuestRam, Memory};
 use crate::request::RequestBuffer;
@@ -42,7 +44,7 @@ use table::Table;
 pub const PAGE: u64 = 4096;
 
 /// What the extension offers.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// Most entries of a MAP.
     pub max_entries: u32,
@@ -68,13 +70,6 @@ impl Default for Limits {
     }
 }
 
-/// Half of the mappings that a process may have.
-fn half_of_mappings() -> usize {
-    let text = std::fs::read_to_string("/proc/sys/vm/max_map_count").unwrap_or_default();
-    // The kernel's own default.
-    text.trim().parse().unwrap_or(65530) / 2
-}
-
 /// Counts for people and tests.
 #[derive(Debug, Default)]
 pub(crate) struct Counters {
@@ -90,12 +85,12 @@ pub(crate) struct Counters {
 
 /// The extension.
 pub(crate) struct Mirror {
-    /// What it offers; nothing if that is `None`.
+    /// What it offers; nothing if that is `None`. See [`Self::offered`] for the granularity.
     pub(crate) limits: Option<Limits>,
+    /// Bytes of the pieces that guest RAM is made of.
+    block_size: AtomicU32,
     log: Arc<EventLog>,
     table: Mutex<Table>,
-    /// Windows of all areas.
-    windows: Arc<AtomicUsize>,
     /// Held while the queue is served.
     pub(crate) serve: Mutex<RequestBuffer>,
     /// Commands so far.
@@ -115,15 +110,15 @@ impl Mirror {
         memory: &GuestMemoryAtomic<Memory>,
         log: &Arc<EventLog>,
     ) -> Self {
-        let limits = options.mirror.clone().filter(|_| guarded::AVAILABLE);
+        let limits = options.mirror.filter(|_| guarded::AVAILABLE);
         let mappings = match limits.as_ref().map(|l| l.mappings) {
-            Some(0) | None => half_of_mappings(),
+            Some(0) | None => host::max_mappings() / 2,
             Some(count) => count,
         };
         Self {
             table: Mutex::new(Table::new(mappings)),
-            windows: Arc::default(),
             limits,
+            block_size: AtomicU32::new(PAGE as u32),
             serve: Mutex::default(),
             commands: AtomicU64::new(0),
             replies: Arc::new(Replies::new(memory.clone(), log.clone())),
@@ -155,9 +150,26 @@ impl Mirror {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// What it offers, with pieces no smaller than those of guest RAM.
+    pub(crate) fn offered(&self) -> Option<Limits> {
+        let mut limits = self.limits?;
+        let block_size = self.block_size.load(Ordering::Relaxed);
+        limits.granularity = limits.granularity.max(block_size);
+        Some(limits)
+    }
+
+    /// Takes note of guest RAM.
+    pub(crate) fn memory_changed(&self, ram: &GuestRam) {
+        let block_size = ram.block_size().max(PAGE as u32);
+        let before = self.block_size.swap(block_size, Ordering::Relaxed);
+        if before != block_size && self.limits.is_some() {
+            log::info!("guest RAM is made of pieces of {block_size} bytes, and so are spaces");
+        }
+    }
+
     /// The extension's part of the configuration space.
     pub(crate) fn config(&self) -> Option<MirrorConfig> {
-        let limits = self.limits.as_ref()?;
+        let limits = self.offered()?;
         Some(MirrorConfig {
             mirror_version: U32::new(VERSION),
             max_entries: U32::new(limits.max_entries),
@@ -168,13 +180,15 @@ impl Mirror {
         })
     }
 
-    /// The addresses of a resource of `size` bytes, if it could have a space.
-    pub(crate) fn area(&self, size: u64) -> Option<Arc<Area>> {
-        let granularity = u64::from(self.limits.as_ref()?.granularity);
+    /// The addresses of a resource of `size` bytes, if it could have a space, for the client of
+    /// context `ctx`.
+    pub(crate) fn area(&self, ctx: u32, size: u64) -> Option<Arc<Area>> {
+        let granularity = u64::from(self.offered()?.granularity);
         if size == 0 || size % granularity != 0 || size > area::MAX_SIZE {
             return None;
         }
-        match Area::new(size, &self.windows) {
+        let usage = self.table().client(ctx);
+        match Area::new(size, usage) {
             Ok(area) => Some(Arc::new(area)),
             Err(error) => {
                 log::error!("area: {error}");
@@ -195,6 +209,7 @@ impl Mirror {
         if let Some(space) = space.filter(|_| !self.has(Mutant::NoRevokeOnUnref)) {
             self.remove(&mut table, space, why);
         }
+        self.events.forget_resource(id);
         f();
     }
 
@@ -205,6 +220,7 @@ impl Mirror {
         if let Some(space) = space.filter(|_| !self.has(Mutant::NoRevokeOnUnref)) {
             self.remove(&mut table, space, "unref");
         }
+        self.events.forget_resource(id);
         table.forget(id);
     }
 
@@ -219,9 +235,9 @@ impl Mirror {
         self.remove_all(&mut self.table(), why);
     }
 
-    /// Revokes the space `id`, because the host has lost it.
+    /// Revokes the space `id`, because the host has lost it, and tells the guest.
     pub(crate) fn lose_space(&self, id: u32) {
-        self.remove(&mut self.table(), id, "lost");
+        self.lose_one(&mut self.table(), id);
     }
 
     /// What [`Self::forget`] does, of all resources.
@@ -236,7 +252,7 @@ impl Mirror {
 
     /// Carries out a command; returns the status, of those that have one.
     pub(crate) fn execute(&self, bytes: &[u8], ram: &GuestRam) -> Option<u32> {
-        let limits = self.limits.as_ref()?;
-        self.act(command::parse(bytes, limits), bytes, ram)
+        let limits = self.offered()?;
+        self.act(command::parse(bytes, &limits), bytes, ram)
     }
 }

@@ -181,7 +181,6 @@ impl Device {
         }
         if attack.loses_space() && space != 0 {
             mirror.lose_space(space);
-            mirror.events.post(Record::space_lost(space));
         }
         for _ in 0..attack.stale_events() {
             mirror.events.post(Record {
@@ -194,6 +193,7 @@ impl Device {
                 event: bytes,
                 used,
                 adversary: true,
+                resource: None,
             });
         }
     }
@@ -208,7 +208,7 @@ impl Mirror {
 
     /// What a mutant does after it has acknowledged an INVALIDATE, if there is a page to write to.
     fn stray(&self, bytes: &[u8]) -> Option<impl FnOnce() + Send + 'static + use<>> {
-        let command = command::parse(bytes, self.limits.as_ref()?).ok()?;
+        let command = command::parse(bytes, &self.offered()?).ok()?;
         let command::Command::Invalidate { space, start, last } = command else {
             return None;
         };
@@ -247,7 +247,7 @@ impl Mirror {
             start: word(16).filter(|_| matches!(kind, MAP | INVALIDATE)),
             length: word(24).filter(|_| kind == MAP),
             last: word(24).filter(|_| kind == INVALIDATE),
-            malformed: match &self.limits {
+            malformed: match &self.offered() {
                 Some(limits) => command::parse(bytes, limits).is_err(),
                 None => true,
             },

@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::ops::Range;
 use std::sync::Arc;
 
 /// Consecutive bytes of a file.
@@ -50,12 +51,46 @@ pub(crate) fn push(runs: &mut Vec<Placed>, start: u64, run: Run) {
 #[derive(Debug, Default)]
 pub(crate) struct Runs {
     runs: BTreeMap<u64, Run>,
+    /// Places where a run begins at the end of another.
+    joints: usize,
 }
 
 impl Runs {
-    /// How many there are.
-    pub(crate) fn len(&self) -> usize {
-        self.runs.len()
+    /// The most mappings that there are for them: one for each, and one for each gap behind one.
+    pub(crate) fn mappings(&self) -> usize {
+        2 * self.runs.len() - self.joints
+    }
+
+    /// From the start of the first to the end of the last.
+    pub(crate) fn span(&self) -> Option<Range<u64>> {
+        let (start, _) = self.runs.first_key_value()?;
+        let (last, run) = self.runs.last_key_value()?;
+        Some(*start..last + run.length)
+    }
+
+    /// Bytes of all.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.runs.values().map(|run| run.length).sum()
+    }
+
+    /// Joints that a run between `start` and `end` has with its neighbours.
+    fn joints_at(&self, start: u64, end: u64) -> usize {
+        let before = self.runs.range(..start).next_back();
+        let before = before.is_some_and(|(at, run)| at + run.length == start);
+        usize::from(before) + usize::from(self.runs.contains_key(&end))
+    }
+
+    /// Adds a run.
+    fn add(&mut self, start: u64, run: Run) {
+        self.joints += self.joints_at(start, start + run.length);
+        self.runs.insert(start, run);
+    }
+
+    /// Takes the run at `start` out.
+    fn take(&mut self, start: u64) -> Option<Run> {
+        let run = self.runs.remove(&start)?;
+        self.joints -= self.joints_at(start, start + run.length);
+        Some(run)
     }
 
     /// Takes out what is between `start` and `end`.
@@ -75,13 +110,12 @@ impl Runs {
             if from >= to {
                 continue;
             }
-            let run = run.clone();
-            self.runs.remove(&at);
+            let Some(run) = self.take(at) else { continue };
             if from > 0 {
-                self.runs.insert(at, run.part(0, from));
+                self.add(at, run.part(0, from));
             }
             if to < run.length {
-                self.runs.insert(at + to, run.part(to, run.length));
+                self.add(at + to, run.part(to, run.length));
             }
             found.push((at + from, run.part(from, to)));
         }
@@ -90,25 +124,22 @@ impl Runs {
 
     /// Puts a run where none is, together with its neighbours if they are one.
     pub(crate) fn insert(&mut self, mut start: u64, mut run: Run) {
-        if let Some((at, before)) = self.runs.range(..start).next_back() {
-            if at + before.length == start && before.continues_with(&run) {
-                start = *at;
-                run = Run {
-                    length: before.length + run.length,
-                    ..before.clone()
-                };
-            }
+        let before = self.runs.range(..start).next_back();
+        let before = before
+            .filter(|(at, before)| *at + before.length == start && before.continues_with(&run));
+        if let Some(before) = before.map(|(at, _)| *at).and_then(|at| self.take(at)) {
+            start -= before.length;
+            run = Run {
+                length: before.length + run.length,
+                ..before
+            };
         }
         let end = start + run.length;
-        if let Some(after) = self
-            .runs
-            .get(&end)
-            .filter(|after| run.continues_with(after))
-        {
-            run.length += after.length;
-            self.runs.remove(&end);
+        let after = self.runs.get(&end);
+        if after.is_some_and(|after| run.continues_with(after)) {
+            run.length += self.take(end).map_or(0, |after| after.length);
         }
-        self.runs.insert(start, run);
+        self.add(start, run);
     }
 }
 
@@ -148,7 +179,12 @@ mod tests {
                     (Some((a, b)), next) => next != Some((a + 1, b)),
                     _ => false,
                 });
-                prop_assert_eq!(runs.len(), ends.count());
+                prop_assert_eq!(runs.runs.len(), ends.count());
+                let gaps = pages.windows(2).filter(|two| two[0].is_some() && two[1].is_none());
+                prop_assert_eq!(runs.mappings(), runs.runs.len() + gaps.count());
+                let span = runs.span().map_or(0..0, |span| span.start as usize..span.end as usize);
+                prop_assert!(pages[span.clone()].iter().flatten().count() == pages.iter().flatten().count());
+                prop_assert!(span.is_empty() || pages[span.start].is_some() && pages[span.end - 1].is_some());
             }
         }
     }

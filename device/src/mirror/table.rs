@@ -10,7 +10,9 @@ use virtgpu_protocol::mirror::{self as wire, access, space_kind, status};
 
 use super::area::Area;
 use super::command::{self, Command, Malformed};
+use super::events::Record;
 use super::runs::{push, Placed, Run, Runs};
+use super::usage::{Budget, Usage};
 use super::{Mirror, PAGE};
 use crate::event_log::Event;
 use crate::mutant::Mutant;
@@ -43,10 +45,8 @@ pub(crate) struct Table {
     spaces: HashMap<u32, Space>,
     /// Spaces that a mutant does not let go.
     undead: HashMap<u32, Space>,
-    /// Mappings of the host that may be used.
-    mappings: usize,
-    /// Runs of all spaces.
-    runs: usize,
+    /// What counts the mappings of their runs, and the windows of their areas.
+    budget: Budget,
 }
 
 impl Table {
@@ -55,9 +55,13 @@ impl Table {
             owners: HashMap::new(),
             spaces: HashMap::new(),
             undead: HashMap::new(),
-            mappings,
-            runs: 0,
+            budget: Budget::new(mappings),
         }
+    }
+
+    /// What counts the mappings of context `ctx`.
+    pub(crate) fn client(&mut self, ctx: u32) -> Usage {
+        self.budget.client(ctx)
     }
 
     pub(crate) fn adopt(&mut self, resource: u32, area: Arc<Area>, hammer: bool) {
@@ -91,12 +95,8 @@ impl Table {
 
 /// Why a space is gone that SPACE_DESTROY named.
 const DESTROYED: &str = "destroyed";
-
-/// A mapping could not be taken away. There is no way to go on that keeps the promise to the guest.
-fn cannot_revoke(error: &std::io::Error) -> ! {
-    log::error!("cannot revoke: {error}");
-    std::process::abort()
-}
+/// Why a space is gone that the host could not keep.
+const LOST: &str = "lost";
 
 impl Mirror {
     /// Carries out a command, or answers what is none.
@@ -172,16 +172,18 @@ impl Mirror {
         status::OK
     }
 
-    /// Ends a space, if it exists. Nothing can be accessed through it any more afterwards.
+    /// Ends a space, if it exists. Nothing can be accessed through it any more afterwards, and no
+    /// event names it.
     pub(super) fn remove(&self, table: &mut Table, id: u32, why: &'static str) {
-        self.invalidate(table, id, 0, u64::MAX);
-        let Some(space) = table.spaces.remove(&id) else {
+        // Also those of one that was lost before.
+        self.events.forget(id);
+        let Some(mut space) = table.spaces.remove(&id) else {
             return;
         };
+        self.clear(id, &mut space);
         if let Some(owner) = table.owners.get_mut(&space.resource) {
             owner.space = None;
         }
-        self.events.forget(id);
         self.counters.spaces.fetch_sub(1, Ordering::Relaxed);
         self.log.write(|| Event::SpaceGone {
             space: id,
@@ -190,6 +192,33 @@ impl Mirror {
         if why == DESTROYED && self.has(Mutant::MapAfterDestroy) {
             table.undead.insert(id, space);
         }
+    }
+
+    /// Takes away all that is mapped in a space.
+    fn clear(&self, id: u32, space: &mut Space) {
+        let runs = std::mem::take(&mut space.runs);
+        let Some(span) = runs.span() else {
+            return;
+        };
+        space.area.clear(span.start, span.end);
+        space.area.usage().subtract(runs.mappings());
+        self.unmapped(runs.bytes());
+        if space.hammer {
+            self.hammer.remove(id, span.start, span.end);
+        }
+        self.log_unmapped(id, span.start, span.end - span.start);
+    }
+
+    /// Ends a space, if it exists, because the host cannot keep it, and tells the guest.
+    pub(super) fn lose_one(&self, table: &mut Table, id: u32) {
+        let Some(resource) = table.spaces.get(&id).map(|space| space.resource) else {
+            return;
+        };
+        self.remove(table, id, LOST);
+        self.events.post(Record {
+            resource: Some(resource),
+            ..Record::space_lost(id)
+        });
     }
 
     /// The runs that `entries` name, placed from `start` on.
@@ -247,54 +276,63 @@ impl Mirror {
         let mut new = Self::runs(ram, start, entries, space.access)?;
         let asked = new.clone();
         self.twist(&mut new);
-        let count = space.runs.len();
+        let (area, usage) = (space.area.clone(), space.area.usage().clone());
+        let before = space.runs.mappings();
         let old = space.runs.cut(start, start + length);
-        let others = table.runs - count + space.runs.len();
-        let windows = self.windows.load(Ordering::Relaxed) + space.area.missing(start, length);
-        // Each run needs a mapping, and one for the gap behind it.
-        if 2 * (others + new.len()) + windows > table.mappings {
+        // One for each run, and one for a gap that becomes two; a window is one, too.
+        let after = space.runs.mappings() + new.len() + 1 + area.missing(start, length);
+        if !table.budget.may_map(&usage, before, after) {
             for (at, run) in old {
                 space.runs.insert(at, run);
             }
             return Err(status::NO_MEMORY);
         }
-        self.unmapped(&old);
+        self.unmapped(bytes(&old));
         self.hammer.remove(id, start, start + length);
         // Before it is true: who sees the mapping finds it in the log.
         self.log_map(id, (start, length), entries.len(), &asked, &new);
-        let result = install(&space.area, &new);
-        let kept = if result.is_ok() { &new } else { &old };
+        let result = install(&area, &new);
+        let mut kept = &new;
         if let Err(error) = &result {
             log::warn!("space {id}: {error}");
-            if let Err(error) = space.area.unmap(start, length) {
-                cannot_revoke(&error);
-            }
-            self.log.write(|| Event::Unmapped {
-                space: id,
-                start,
-                length,
-            });
-            if !old.is_empty() {
-                self.log_map(id, (start, length), 0, &old, &old);
-                if let Err(error) = install(&space.area, &old) {
-                    // There were as many mappings before.
-                    cannot_revoke(&error);
-                }
+            kept = &old;
+            if let Err(error) = self.put_back(id, &area, (start, length), &old) {
+                log::warn!("space {id} is lost: {error}");
+                area.clear(start, start + length);
+                self.log_unmapped(id, start, length);
+                usage.change(before, space.runs.mappings());
+                self.lose_one(table, id);
+                return Err(status::NO_SUCH_SPACE);
             }
         }
         for (at, run) in kept {
             space.runs.insert(*at, run.clone());
             if space.hammer && run.write {
-                self.hammer.add(id, &space.area, *at, run.length);
+                self.hammer.add(id, &area, *at, run.length);
             }
         }
-        let kept: u64 = kept.iter().map(|(_, run)| run.length).sum();
+        usage.change(before, space.runs.mappings());
         let pages = &self.counters.mapped_pages;
-        pages.fetch_add(kept / PAGE, Ordering::Relaxed);
-        table.runs = table.runs + space.runs.len() - count;
+        pages.fetch_add(bytes(kept) / PAGE, Ordering::Relaxed);
         result.map_err(|_| status::NO_MEMORY)?;
         self.counters.maps.fetch_add(1, Ordering::Relaxed);
         Ok(())
+    }
+
+    /// Maps `old`, and nothing else, between `start` and `start + length`, after a MAP that failed.
+    fn put_back(
+        &self,
+        id: u32,
+        area: &Area,
+        (start, length): (u64, u64),
+        old: &[Placed],
+    ) -> std::io::Result<()> {
+        area.unmap(start, length)?;
+        self.log_unmapped(id, start, length);
+        if !old.is_empty() {
+            self.log_map(id, (start, length), 0, old, old);
+        }
+        install(area, old)
     }
 
     /// What a mutant maps instead.
@@ -312,10 +350,17 @@ impl Mirror {
         }
     }
 
-    fn unmapped(&self, runs: &[Placed]) {
-        let bytes: u64 = runs.iter().map(|(_, run)| run.length).sum();
+    fn unmapped(&self, bytes: u64) {
         let pages = &self.counters.mapped_pages;
         pages.fetch_sub(bytes / PAGE, Ordering::Relaxed);
+    }
+
+    fn log_unmapped(&self, space: u32, start: u64, length: u64) {
+        self.log.write(|| Event::Unmapped {
+            space,
+            start,
+            length,
+        });
     }
 
     fn log_map(
@@ -347,28 +392,36 @@ impl Mirror {
             Some(end) => end.min(space.area.size()).next_multiple_of(PAGE),
             None => space.area.size(),
         };
-        let count = space.runs.len();
+        let usage = space.area.usage();
+        let before = space.runs.mappings();
         let mut old = space.runs.cut(start, end);
         if last != u64::MAX && self.has(Mutant::SkipPage) {
             skip_page(&mut old, &mut space.runs);
         }
-        table.runs = table.runs + space.runs.len() - count;
+        let after = space.runs.mappings();
         let (Some((first, _)), Some((at, run))) = (old.first(), old.last()) else {
             return;
         };
         let (start, length) = (*first, at + run.length - first);
-        if let Err(error) = space.area.unmap(start, length) {
-            cannot_revoke(&error);
+        let result = match table.budget.may_split(usage, before, after) {
+            true => space.area.unmap(start, length),
+            false => Err(std::io::ErrorKind::QuotaExceeded.into()),
+        };
+        if let Err(error) = result {
+            // It cannot be refused, so more is taken away than was asked for: all of it needs no
+            // mapping that is not there.
+            log::warn!("space {id} is lost: {error}");
+            for (at, run) in old {
+                space.runs.insert(at, run);
+            }
+            return self.lose_one(table, id);
         }
-        self.unmapped(&old);
+        usage.change(before, after);
+        self.unmapped(bytes(&old));
         if space.hammer {
             self.hammer.remove(id, start, start + length);
         }
-        self.log.write(|| Event::Unmapped {
-            space: id,
-            start,
-            length,
-        });
+        self.log_unmapped(id, start, length);
     }
 
     /// Another mapping of the first page between `start` and `last` that can be written.
@@ -380,10 +433,15 @@ impl Mirror {
             runs.insert(*at, run.clone());
         }
         let (at, run) = found.into_iter().find(|(_, run)| run.write)?;
-        let area = Area::new(PAGE, &Arc::default()).ok()?;
+        let area = Area::new(PAGE, Usage::default()).ok()?;
         area.map(0, PAGE, &run.file, run.offset, true).ok()?;
         Some((at, area))
     }
+}
+
+/// Bytes of runs.
+fn bytes(runs: &[Placed]) -> u64 {
+    runs.iter().map(|(_, run)| run.length).sum()
 }
 
 /// Puts the last page of `old` back.

@@ -147,9 +147,9 @@ fn temp_dir() -> PathBuf {
     path
 }
 
-fn memfd(size: u64) -> File {
+fn memfd(size: u64, flags: libc::c_uint) -> File {
     // SAFETY: The name is a C string; the descriptor is new.
-    let file = unsafe { File::from_raw_fd(libc::memfd_create(c"ram".as_ptr(), 0)) };
+    let file = unsafe { File::from_raw_fd(libc::memfd_create(c"ram".as_ptr(), flags)) };
     file.set_len(size).unwrap();
     file
 }
@@ -165,7 +165,25 @@ impl Vm {
         Self::with_options(options, true)
     }
 
+    /// The same with guest RAM in huge pages, if there are some; else `None`.
+    pub fn huge(options: Options) -> Option<Self> {
+        let info = std::fs::read_to_string("/proc/meminfo").unwrap();
+        let field = |name: &str| -> u64 {
+            let mut fields = info.lines().filter_map(|line| line.strip_prefix(name));
+            let field = fields.next().and_then(|f| f.split_whitespace().next());
+            field.and_then(|f| f.parse().ok()).unwrap_or(0)
+        };
+        // What the rings and the tests touch.
+        let enough = field("HugePages_Free:") - field("HugePages_Rsvd:") >= 4;
+        (enough && field("Hugepagesize:") == 2048)
+            .then(|| Self::with_ram(options, true, memfd(RAM, libc::MFD_HUGETLB)))
+    }
+
     fn with_options(options: Options, mirrored: bool) -> Self {
+        Self::with_ram(options, mirrored, memfd(RAM, 0))
+    }
+
+    fn with_ram(options: Options, mirrored: bool, ram: File) -> Self {
         let folder = temp_dir();
         let log = Arc::new(EventLog::new(Some(&folder.join("log"))).unwrap());
         let device = Device::new(options, log).unwrap();
@@ -174,7 +192,7 @@ impl Vm {
         let path = socket.clone();
         let device = std::thread::spawn(move || serve(&device, &path, || sender.send(()).unwrap()));
         ready.recv().unwrap();
-        Self::with_device(Host::Thread(device), folder, mirrored)
+        Self::with_device(Host::Thread(device), folder, mirrored, ram)
     }
 
     /// One with the device in a process of its own, started with these options.
@@ -194,12 +212,11 @@ impl Vm {
         let mut output = BufReader::new(device.stdout.take().unwrap());
         output.read_line(&mut line).unwrap();
         assert_eq!(line, "ready\n");
-        Self::with_device(Host::Process(device), folder, mirrored)
+        Self::with_device(Host::Process(device), folder, mirrored, memfd(RAM, 0))
     }
 
-    fn with_device(device: Host, folder: PathBuf, mirrored: bool) -> Self {
+    fn with_device(device: Host, folder: PathBuf, mirrored: bool, file: File) -> Self {
         let frontend = Frontend::connect(folder.join("socket"), 4).unwrap();
-        let file = memfd(RAM);
         let range = (
             GuestAddress(0),
             RAM as usize,
