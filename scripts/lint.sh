@@ -43,11 +43,32 @@ checkpatch)
 	checkpatch --ignore $ignore,OPEN_ENDED_LINE,PARENTHESIS_ALIGNMENT src/observe/trace.h || status=1
 	exit $status
 	;;
+kconfig)
+	# In a kernel tree the module's entry brings about all that dkms.conf asks for.
+	work=$(mktemp -d)
+	mkdir "$work/upper" "$work/work" "$work/source" "$work/build"
+	busybox mount -t overlay kconfig \
+		-o "lowerdir=$source,upperdir=$work/upper,workdir=$work/work" "$work/source"
+	drm=$work/source/drivers/gpu/drm
+	ln -s /project "$drm/virtgpu_userptr"
+	echo 'source "drivers/gpu/drm/virtgpu_userptr/Kconfig"' >>"$drm/Kconfig"
+	printf 'CONFIG_%s\n' 64BIT=y EXPERT=y MODULES=y RUST=y SHMEM=y PCI=y VIRTIO_MENU=y \
+		VIRTIO_PCI=y DRM=m DRM_VIRTGPU_USERPTR=m >"$work/wanted"
+	read -ra args <"$kernel/make-args"
+	make -s -C "$work/source" O="$work/build" "${args[@]}" KCONFIG_ALLCONFIG="$work/wanted" allnoconfig
+	options=$(set +u; . ./dkms.conf; echo "$BUILD_EXCLUSIVE_CONFIG")
+	status=0
+	for option in CONFIG_DRM_VIRTGPU_USERPTR $options; do
+		grep "^$option=[ym]" "$work/build/.config" || { echo "$option is not set"; status=1; }
+	done
+	[ "$(echo "$options" | wc -w)" -ge 8 ]
+	exit $status
+	;;
 shell)
 	shellcheck -x -S warning -P scripts scripts/*.sh scripts/in-root .ci/run
 	;;
 *)
-	echo "usage: lint.sh rustfmt-module|rustfmt-workspace|clippy-module|clippy-workspace|checkpatch|shell" >&2
+	echo "usage: lint.sh rustfmt-module|rustfmt-workspace|clippy-module|clippy-workspace|checkpatch|kconfig|shell" >&2
 	exit 1
 	;;
 esac
