@@ -121,6 +121,20 @@ impl Features {
         })
     }
 
+    /// Looks once more at what the device says of its mirror queue, after DRIVER_OK: before, it may
+    /// not know what guest memory is made of.
+    ///
+    /// # Errors
+    ///
+    /// [`EINVAL`] if it makes no sense.
+    pub(super) fn settle_mirror(&mut self, vdev: &virtio::Device<device::Core<'_>>) -> Result {
+        if self.mirror.is_none() {
+            return Ok(());
+        }
+        self.mirror = Self::mirror(vdev)?;
+        Ok(())
+    }
+
     /// What a device with a mirror queue says of it; `None` if it is of no use to this driver.
     fn mirror(vdev: &virtio::Device<device::Core<'_>>) -> Result<Option<MirrorFeatures>> {
         let field = |offset| vdev.config_read32(mirror::CONFIG_OFFSET + offset);
@@ -131,8 +145,21 @@ impl Features {
         }
         let version = field(offset_of!(MirrorConfig, mirror_version));
         // Pages move one by one.
-        let usable = version == mirror::VERSION && granularity as usize <= PAGE_SIZE;
-        Ok(usable.then_some(MirrorFeatures { max_entries }))
+        if version != mirror::VERSION || granularity as usize > PAGE_SIZE {
+            dev_info!(
+                vdev.as_ref(),
+                "no mirrored memory: version {} of the mirror queue, memory in pieces of {} bytes{}\n",
+                version,
+                granularity,
+                if granularity as usize > PAGE_SIZE {
+                    " (is guest memory in huge pages of the host?)"
+                } else {
+                    ""
+                }
+            );
+            return Ok(None);
+        }
+        Ok(Some(MirrorFeatures { max_entries }))
     }
 
     /// Whether the device takes blobs of `size` bytes.

@@ -78,7 +78,7 @@ impl VirtioGpu {
     fn set_up(
         vdev: &virtio::Device<device::Core<'_>>,
     ) -> Result<(Arc<Gpu>, drm::Registration<GpuDriver>)> {
-        let features = Features::new(vdev)?;
+        let mut features = Features::new(vdev)?;
         vdev.unlimit_segments();
         let mapper = if features.dma {
             Some(vdev.dma_mapper()?)
@@ -112,6 +112,7 @@ impl VirtioGpu {
         let control = Control::new(vdev, crate::timeouts(), mappings.clone())?;
         control.start(vdev, features.event_slots)?;
         let mut stop = StopOnError(Some(control.clone()));
+        features.settle_mirror(vdev)?;
 
         let share = Share::new()?;
         let capsets = Capsets::query(vdev, &control, &share, capset_count)?;

@@ -323,6 +323,11 @@ impl Ioctl<GpuDriver> for BoQuery {
                 args.mapped_bytes = 0;
             }
         }
+        let space = object.userptr().and_then(|u| u.space());
+        if space.is_some_and(|space| space.is_lost()) && args.state == bo_state::VALID {
+            args.state = bo_state::REVOKED;
+            args.mapped_bytes = 0;
+        }
         if let Some(mirrored) = object.userptr().and_then(|u| u.as_mirrored()) {
             let range = mirrored.range();
             let counters = &range.counters;

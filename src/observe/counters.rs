@@ -57,6 +57,8 @@ pub(crate) struct Counters {
     pub(crate) lost_races: Counter,
     /// Pages that were marked dirty when they were taken away.
     pub(crate) dirtied_pages: Counter,
+    /// Pages taken back for others, because the device had no room.
+    pub(crate) evicted_pages: Counter,
     /// Pages held because the device was lost, and those of them that were let go.
     pub(crate) quarantined_pages: Counter,
     pub(crate) let_go_pages: Counter,
@@ -77,6 +79,7 @@ impl Counters {
             lookup_retries: Counter::new(),
             lost_races: Counter::new(),
             dirtied_pages: Counter::new(),
+            evicted_pages: Counter::new(),
             quarantined_pages: Counter::new(),
             let_go_pages: Counter::new(),
             spaces: Counter::new(),

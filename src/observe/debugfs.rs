@@ -64,6 +64,7 @@ where
             lookup_retries,
             lost_races,
             dirtied_pages,
+            evicted_pages,
             quarantined_pages,
             let_go_pages,
             spaces,
@@ -83,6 +84,7 @@ where
             ("lookup_retries", lookup_retries),
             ("lost_races", lost_races),
             ("dirtied_pages", dirtied_pages),
+            ("evicted_pages", evicted_pages),
         ] {
             seq_print!(out, "{}: {}\n", name, counter.get());
         }

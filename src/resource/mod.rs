@@ -141,6 +141,9 @@ impl Resource {
     pub(crate) fn check_not_revoked(&self) -> Result {
         match &self.kind {
             Kind::Imported(imported) if imported.is_revoked() => Err(EIO),
+            Kind::Userptr(userptr) if userptr.space().is_some_and(|space| space.is_lost()) => {
+                Err(EIO)
+            }
             _ => Ok(()),
         }
     }

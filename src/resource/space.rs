@@ -33,6 +33,10 @@ use kernel::{
     new_mutex,
     prelude::*,
     sync::{
+        atomic::{
+            ordering::Relaxed,
+            AtomicFlag, //
+        },
         Arc,
         Mutex, //
     },
@@ -40,6 +44,15 @@ use kernel::{
 
 /// MAP commands of memory that stays that are on their way at a time.
 const BATCH: usize = 16;
+
+/// Whether the device has given a space up.
+pub(crate) struct Loss(AtomicFlag);
+
+impl SpaceOwner for Loss {
+    fn space_lost(&self) {
+        self.0.store(true, Relaxed);
+    }
+}
 
 /// The space of a resource.
 pub(crate) struct Space {
@@ -51,6 +64,8 @@ pub(crate) struct Space {
     /// Ends the space; made with it, so that the end needs no memory. `None` if there is nothing to
     /// end. Protects only itself; taken where spaces begin and end.
     destroy: Pin<KBox<Mutex<Option<ListArc<MirrorCommand>>>>>,
+    /// Of memory that stays; that of memory that moves is told itself.
+    loss: Arc<Loss>,
 }
 
 /// The error for a [`status`] that is not OK.
@@ -78,7 +93,18 @@ impl Space {
             write,
             max_entries: MAX_ENTRIES.min(mirror.max_entries as usize),
             destroy: KBox::pin_init(new_mutex!(None, "Space::destroy"), GFP_KERNEL)?,
+            loss: Arc::new(Loss(AtomicFlag::new(false)), GFP_KERNEL)?,
         })
+    }
+
+    /// What can be told of the loss of the space, as its owner, and then knows of it.
+    pub(crate) fn loss(&self) -> &Arc<Loss> {
+        &self.loss
+    }
+
+    /// Whether [`Space::loss`] was told.
+    pub(crate) fn is_lost(&self) -> bool {
+        self.loss.0.load(Relaxed)
     }
 
     /// The id on the wire.

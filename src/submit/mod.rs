@@ -187,7 +187,7 @@ pub(crate) fn submit(file: &File, args: &mut ExecBuffer) -> Result {
     let moves = locked.iter().any(|object| mirrored(object).is_some());
     let mut deadline = None;
     loop {
-        make_ready(&locked)?;
+        make_ready(file, &locked)?;
         // Not kept while pages are faulted in, which may take any time.
         let credit = gpu
             .control
@@ -256,7 +256,11 @@ fn mirrored(object: &Object) -> Option<&Mirrored> {
 }
 
 /// Has all memory that moves where the device can reach it, for now.
-fn make_ready(buffers: &[ARef<Object>]) -> Result {
+fn make_ready(file: &File, buffers: &[ARef<Object>]) -> Result {
+    let now = file.notifier_lock().now();
+    for mirrored in buffers.iter().filter_map(|object| mirrored(object)) {
+        mirrored.touch(now);
+    }
     for mirrored in buffers.iter().filter_map(|object| mirrored(object)) {
         mirrored.make_ready()?;
     }

@@ -613,19 +613,25 @@ impl MirrorQueue {
             match self.post_invalidate(space_id, first, last) {
                 Posted::Sent(sent) => ticket = Some(sent),
                 Posted::Lost => return Err(ENODEV),
-                Posted::Full => {
-                    let free = || {
-                        let inner = self.mirror().inner.lock();
-                        let room = inner.invalidate_reserve + inner.free > 0;
-                        room && !inner.free_places.is_empty()
-                    };
-                    self.wait_for(free)?;
-                }
+                Posted::Full => self.wait_for_place()?,
             }
             if let Some(ticket) = ticket {
                 return Ok(ticket);
             }
         }
+    }
+
+    /// Waits until INVALIDATE can be sent, or could a moment ago.
+    ///
+    /// # Errors
+    ///
+    /// As [`MirrorQueue::invalidate`].
+    pub(crate) fn wait_for_place(&self) -> Result {
+        self.wait_for(|| {
+            let inner = self.mirror().inner.lock();
+            let room = inner.invalidate_reserve + inner.free > 0;
+            room && !inner.free_places.is_empty()
+        })
     }
 
     /// Waits until the device has acknowledged an INVALIDATE, uninterruptibly but not longer than

@@ -149,7 +149,7 @@ pub(crate) fn register(
     resource::userptr::create_on_host(file, &object, create, attach)?;
     let space = object.userptr().and_then(Userptr::space);
     if let (Some(space), Some(mapping)) = (space, &object.mapping) {
-        space.create(object.id(), blob.size, None)?;
+        space.create(object.id(), blob.size, Some(space.loss().clone()))?;
         object.entries.store(mapping.map_pinned(space)?, Relaxed);
     }
     Ok(object)

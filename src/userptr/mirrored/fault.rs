@@ -24,14 +24,20 @@ use crate::{
     },
     observe::trace,
     protocol::{
-        mirror::MapEntry,
+        mirror::{
+            status,
+            MapEntry, //
+        },
         runs::{
             Merger,
             Run, //
         }, //
     },
     resource::space,
-    transport::mirror::MirrorCommand, //
+    transport::{
+        event::SpaceOwner,
+        mirror::MirrorCommand, //
+    }, //
 };
 use core::ops::Range;
 use kernel::{
@@ -41,7 +47,10 @@ use kernel::{
         PAGE_SIZE, //
     },
     prelude::*,
-    sync::Arc,
+    sync::{
+        atomic::ordering::Relaxed,
+        Arc, //
+    },
     time::{
         Instant,
         Monotonic, //
@@ -398,6 +407,11 @@ impl MirroredRange {
         let mut outcome = Ok(());
         for command in &sent.commands {
             let answer = self.space.queue().wait(command)?;
+            match answer {
+                status::NO_MEMORY => self.refused.store(true, Relaxed),
+                status::NO_SUCH_SPACE => self.space_lost(),
+                _ => {}
+            }
             outcome = outcome.and(space::to_result(answer));
         }
         if outcome.is_ok() {

@@ -147,7 +147,7 @@ impl IntervalHandler for Handler {
 
 impl MirroredRange {
     /// First and last byte of pages, in the space.
-    fn bytes(&self, span: &Range<usize>) -> (u64, u64) {
+    pub(super) fn bytes(&self, span: &Range<usize>) -> (u64, u64) {
         let first = (span.start as u64) << PAGE_SHIFT;
         let end = (span.end as u64) << PAGE_SHIFT;
         (first, end - 1)
@@ -179,7 +179,7 @@ impl MirroredRange {
         self.wait_acknowledged(ticket)
     }
 
-    fn wait_acknowledged(&self, ticket: Ticket) -> Result {
+    pub(super) fn wait_acknowledged(&self, ticket: Ticket) -> Result {
         self.space.queue().wait_invalidated(ticket)?;
         self.gpu.counters.acknowledgements.add(1);
         Ok(())
@@ -212,6 +212,22 @@ impl MirroredRange {
                     dirty = unsafe { pages::mark_dirty(page.phys) };
                 }
             });
+        self.gpu.counters.dirtied_pages.add(dirtied);
+    }
+
+    /// The device does not reach the pages any more that were taken back for others, except for
+    /// those for which MAP was sent since.
+    pub(super) fn retire_evicted(&self, span: Range<usize>) {
+        let mut guard = self.lock.commits.lock();
+        let mut dirtied = 0;
+        let mut dirty = 0..0;
+        self.table.access_mut(&mut guard).set_evicted(span, |page| {
+            dirtied += u64::from(page.writable);
+            if page.writable && !dirty.contains(&page.phys) {
+                // SAFETY: As in `retire`.
+                dirty = unsafe { pages::mark_dirty(page.phys) };
+            }
+        });
         self.gpu.counters.dirtied_pages.add(dirtied);
     }
 

@@ -15,6 +15,7 @@
 //! marking or queueing.
 
 mod event;
+mod evict;
 mod fault;
 mod invalidate;
 mod range;
@@ -28,7 +29,7 @@ pub(crate) use self::{
     range::MirroredRange, //
 };
 
-use self::{event::Notice, fault::Wish, invalidate::Handler};
+use self::{event::Notice, evict::Residents, fault::Wish, invalidate::Handler};
 use super::params::{
     Params,
     Source, //
@@ -71,7 +72,10 @@ use kernel::{
     prelude::*,
     sync::{
         aref::ARef,
-        atomic::Atomic,
+        atomic::{
+            ordering::Relaxed,
+            Atomic, //
+        },
         Arc,
         Mutex, //
     },
@@ -92,6 +96,9 @@ pub(crate) struct NotifierLock {
     /// Protects the tables of the ranges.
     #[pin]
     pub(crate) commits: Mutex<Commits>,
+    /// The ranges that have a space.
+    #[pin]
+    residents: Residents,
 }
 
 impl NotifierLock {
@@ -104,6 +111,7 @@ impl NotifierLock {
         let this = Arc::pin_init(
             pin_init!(Self {
                 commits <- new_mutex!(Commits { _place: 0 }, "NotifierLock::commits"),
+                residents <- Residents::new(),
             }),
             GFP_KERNEL,
         )?;
@@ -112,6 +120,11 @@ impl NotifierLock {
         drop(this.commits.lock());
         drop(section);
         Ok(this)
+    }
+
+    /// The time of a job that begins, see [`Mirrored::touch`].
+    pub(crate) fn now(&self) -> u64 {
+        self.residents.now()
     }
 }
 
@@ -132,6 +145,12 @@ impl Mirrored {
     /// The range, as others see it.
     pub(crate) fn range(&self) -> &Arc<MirroredRange> {
         &self.range
+    }
+
+    /// A job that uses the range has begun at `now`: the range is not taken from the device for the
+    /// sake of that job, nor of one that began before.
+    pub(crate) fn touch(&self, now: u64) {
+        self.range.used.store(now, Relaxed);
     }
 
     /// Makes everything usable that a job needs which uses the range.
@@ -167,6 +186,10 @@ impl Mirrored {
         if let Err(e) = self.check_process() {
             return (0, Err(e));
         }
+        if self.range.is_revoked() {
+            return (0, Err(EIO));
+        }
+        self.touch(self.range.lock.now());
         self.map(first, pages, Wish::Prefix)
     }
 
@@ -200,7 +223,20 @@ impl Mirrored {
             return (0, Err(ENODEV));
         };
         let which = first..first + pages;
-        let (end, outcome) = self.range.map_stale(notifier, which, wish);
+        let (mut end, mut outcome) = self.range.map_stale(notifier, which.clone(), wish);
+        // As much as is needed, then all there is: runs of pages, not pages, are what the device is
+        // short of.
+        for most in [pages, usize::MAX] {
+            if outcome.is_ok() || !self.range.refused.xchg(false, Relaxed) {
+                break;
+            }
+            let since = self.range.used.load(Relaxed);
+            match self.range.lock.residents.evict(since, most) {
+                Ok(0) => break,
+                Ok(_) => (end, outcome) = self.range.map_stale(notifier, which.clone(), wish),
+                Err(_) => break,
+            }
+        }
         (end - first, outcome)
     }
 
@@ -208,6 +244,7 @@ impl Mirrored {
     ///
     /// Must not be called with a lock held that a notifier callback takes.
     pub(crate) fn end(&self) {
+        self.range.lock.residents.remove(&self.range);
         let mut outer = self.outer.lock_unkillable();
         match self.range.space.destroy() {
             Ok(()) => self.range.retire_all(),
@@ -315,5 +352,7 @@ pub(crate) fn register(
         GFP_KERNEL,
     )?);
     drop(outer);
+    // Taken out by `Mirrored::end`.
+    range.lock.residents.add(&range)?;
     Ok(object)
 }

@@ -97,6 +97,10 @@ pub(crate) struct MirroredRange {
     pub(super) sparse: bool,
     /// The device has given the space up.
     revoked: AtomicFlag,
+    /// When it was used last, by the clock of the file.
+    pub(super) used: Atomic<u64>,
+    /// The device had no room for a MAP since this was looked at.
+    pub(super) refused: AtomicFlag,
     /// For one invalidation between its two passes; the callbacks of others do all at once.
     /// Protects only itself, taken by callbacks.
     #[pin]
@@ -140,6 +144,8 @@ impl MirroredRange {
                 write,
                 sparse,
                 revoked: AtomicFlag::new(false),
+                used: Atomic::new(0),
+                refused: AtomicFlag::new(false),
                 spare <- new_spinlock!(Some(node), "MirroredRange::spare"),
                 notice,
                 counters: Counters::new(),

@@ -38,6 +38,8 @@ const WRITABLE: u64 = 1 << 3;
 const WANTED: u64 = 1 << 4;
 /// It is kept from being freed, because the device is lost.
 const HELD: u64 = 1 << 5;
+/// It is being taken back for others, and MAP was not sent since.
+const EVICTING: u64 = 1 << 6;
 const FLAGS: u64 = (1 << 12) - 1;
 
 /// A page that the device may reach.
@@ -371,6 +373,32 @@ impl Table {
             } else {
                 word & WANTED
             }
+        });
+    }
+
+    /// INVALIDATE is being sent for the pages `which`, to make room for others. Returns the number of
+    /// those that the device may reach.
+    pub(super) fn evict(&mut self, which: Range<usize>) -> usize {
+        let mut count = 0;
+        self.each(which, |word| {
+            if word & REACHABLE == 0 {
+                return word;
+            }
+            count += 1;
+            word & !(MAPPING | MAPPED) | EVICTING
+        });
+        count
+    }
+
+    /// That INVALIDATE is acknowledged: the device reaches those of the pages `which` no more for
+    /// which MAP was not sent since; calls `with` for each.
+    pub(super) fn set_evicted(&mut self, which: Range<usize>, mut with: impl FnMut(ReachablePage)) {
+        self.each(which, |word| {
+            if word & EVICTING == 0 || word & HELD != 0 {
+                return word;
+            }
+            with(ReachablePage::of(word));
+            word & WANTED
         });
     }
 

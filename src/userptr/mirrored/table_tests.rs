@@ -21,7 +21,7 @@ const WALKS: usize = 400;
 const WALK_STEPS: usize = 20;
 /// Parts of the range that commands and callbacks are about.
 const PARTS: [Range<usize>; 4] = [0..1, 1..3, 1..2, 0..3];
-const STEPS: usize = 2 * PARTS.len() + 4;
+const STEPS: usize = 2 * PARTS.len() + 6;
 
 #[derive(Clone)]
 enum Command {
@@ -39,6 +39,8 @@ struct Model {
     answered: KVec<Range<usize>>,
     /// Callbacks that have not returned: what they must end, and the command they wait for.
     callbacks: KVec<(Range<usize>, usize)>,
+    /// Pages that are being taken back for others, and the command that does it.
+    eviction: Option<(Range<usize>, usize)>,
     /// Pages that the device reaches.
     device: [bool; PAGES],
     held: [bool; PAGES],
@@ -59,6 +61,7 @@ impl Model {
             done: 0,
             answered: KVec::new(),
             callbacks: KVec::new(),
+            eviction: None,
             device: [false; PAGES],
             held: [false; PAGES],
             holds: 0,
@@ -78,6 +81,8 @@ impl Model {
             0 => self.device_works(),
             1 => Ok(self.look_at_answer()),
             2 => Ok(self.callback_returns()),
+            3 => self.evict(0..PAGES),
+            4 => Ok(self.evicted()),
             _ => Ok(!core::mem::replace(&mut self.lost, true)),
         }
     }
@@ -87,8 +92,20 @@ impl Model {
         if self.lost || !self.callbacks.is_empty() {
             return Ok(false);
         }
+        // What the device may still reach is being taken back for others, and nothing waits for the
+        // answer to a MAP of it.
+        let on_its_way = |other: &Range<usize>| other.start < part.end && part.start < other.end;
+        let unanswered = self
+            .sent
+            .iter()
+            .skip(self.done)
+            .any(|command| match command {
+                Command::Map(other) => on_its_way(other),
+                Command::Invalidate(_) => false,
+            });
         if self.table.next_stale(part.clone(), PAGES, false) != Some(part.clone())
-            || self.table.reachable_in(part.clone()).is_some()
+            || unanswered
+            || self.answered.iter().any(on_its_way)
         {
             return Ok(false);
         }
@@ -110,6 +127,31 @@ impl Model {
             }
         }
         Ok(true)
+    }
+
+    /// INVALIDATE is sent for what is taken back for others.
+    fn evict(&mut self, part: Range<usize>) -> Result<bool> {
+        let Some(span) = self.table.reachable_in(part) else {
+            return Ok(false);
+        };
+        if self.lost || self.eviction.is_some() {
+            return Ok(false);
+        }
+        assert!(self.table.evict(span.clone()) > 0);
+        self.sent
+            .push(Command::Invalidate(span.clone()), GFP_KERNEL)?;
+        self.eviction = Some((span, self.sent.len()));
+        Ok(true)
+    }
+
+    /// It is acknowledged.
+    fn evicted(&mut self) -> bool {
+        let done = self.done;
+        let Some((span, _)) = self.eviction.take_if(|(_, command)| *command <= done) else {
+            return false;
+        };
+        self.table.set_evicted(span, |_| ());
+        true
     }
 
     fn device_works(&mut self) -> Result<bool> {

@@ -24,6 +24,7 @@ mod mm_unmap;
 mod mm_userfaultfd;
 mod mutant_killers;
 mod race;
+mod scarce;
 mod stress;
 mod support;
 
@@ -53,6 +54,8 @@ pub(crate) const FAMILIES: &[Family] = &[
     mutant_killers::RACES,
     mutant_killers::HAMMERED,
     mutant_killers::SLOW,
+    scarce::FAMILY,
+    scarce::LOST,
 ];
 
 /// Those for devices that misbehave.

@@ -1,0 +1,157 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Room on the device: it has no more for a MAP, so pages that were used longest ago are taken back.
+//!
+//! Only pages of the same file are, that no job uses, and none that the job at hand needs. They are
+//! still wanted: the next job that uses them has them mapped again.
+//!
+//! Nothing keeps others from mapping such pages again before the device has acknowledged
+//! INVALIDATE. So a page is marked, and INVALIDATE is put into the ring, under one hold of the
+//! file's lock: a MAP that comes after takes the mark away, and then the acknowledgement says
+//! nothing about that page.
+
+use super::range::{
+    count,
+    MirroredRange, //
+};
+use crate::transport::mirror::Posted;
+use kernel::{
+    new_mutex,
+    prelude::*,
+    rbtree::{
+        RBTree,
+        RBTreeNode, //
+    },
+    sync::{
+        atomic::{
+            ordering::Relaxed,
+            Atomic, //
+        },
+        Arc,
+        Mutex, //
+    }, //
+};
+
+/// The mirrored ranges of a file that have a space, and the time that tells which was used last.
+#[pin_data]
+pub(crate) struct Residents {
+    /// Counts jobs and prefetches.
+    clock: Atomic<u64>,
+    /// Held while pages are taken back, by one thread at a time: an acknowledgement must not be taken
+    /// for that of another INVALIDATE.
+    #[pin]
+    evicting: Mutex<()>,
+    /// By space. Protects the list only; memory is allocated with it held.
+    #[pin]
+    ranges: Mutex<RBTree<u32, Arc<MirroredRange>>>,
+}
+
+impl Residents {
+    pub(super) fn new() -> impl PinInit<Self> {
+        pin_init!(Self {
+            clock: Atomic::new(1),
+            evicting <- new_mutex!((), "Residents::evicting"),
+            ranges <- new_mutex!(RBTree::new(), "Residents::ranges"),
+        })
+    }
+
+    /// The time of a job or a prefetch that begins.
+    pub(crate) fn now(&self) -> u64 {
+        self.clock.fetch_add(1, Relaxed)
+    }
+
+    /// A range has a space from now on.
+    ///
+    /// # Errors
+    ///
+    /// [`ENOMEM`].
+    pub(super) fn add(&self, range: &Arc<MirroredRange>) -> Result {
+        let node = RBTreeNode::new(range.space.id(), range.clone(), GFP_KERNEL)?;
+        let old = self.ranges.lock().insert(node);
+        drop(old);
+        Ok(())
+    }
+
+    /// The space of a range ends.
+    pub(super) fn remove(&self, range: &MirroredRange) {
+        let node = self.ranges.lock().remove_node(&range.space.id());
+        drop(node);
+    }
+
+    /// Takes `pages` pages back, or as many as there are, of ranges that were last used before
+    /// `since`: the least recently used first. Returns how many. Waits for the device.
+    ///
+    /// # Errors
+    ///
+    /// [`ENODEV`] if the device is lost, [`ENOMEM`].
+    pub(super) fn evict(&self, since: u64, pages: usize) -> Result<usize> {
+        let _evicting = self.evicting.lock();
+        let mut oldest = RBTree::new();
+        {
+            let ranges = self.ranges.lock();
+            for range in ranges.values() {
+                let used = range.used.load(Relaxed);
+                if used < since && range.resv.is_idle() {
+                    let key = (used, range.space.id());
+                    oldest.try_create_and_insert(key, range.clone(), GFP_KERNEL)?;
+                }
+            }
+        }
+        let mut done = 0;
+        for range in oldest.values() {
+            if done >= pages {
+                break;
+            }
+            done += range.evict()?;
+        }
+        Ok(done)
+    }
+}
+
+impl MirroredRange {
+    /// Takes back what the device reaches, granule by granule, as long as no job uses it. Returns
+    /// the number of pages.
+    fn evict(&self) -> Result<usize> {
+        let span = {
+            let mut guard = self.lock.commits.lock();
+            self.table
+                .access_mut(&mut guard)
+                .reachable_in(0..self.pages)
+        };
+        let Some(span) = span else {
+            return Ok(0);
+        };
+        let (mut at, mut done) = (span.start, 0);
+        while at < span.end {
+            let part = at..self.layout.granule(at).end.min(span.end);
+            let mut guard = self.lock.commits.lock();
+            // Jobs are queued with the lock held.
+            if !self.resv.is_idle() {
+                break;
+            }
+            let table = self.table.access_mut(&mut guard);
+            let Some(part) = table.reachable_in(part.clone()) else {
+                at = part.end;
+                continue;
+            };
+            let (first, last) = self.bytes(&part);
+            match self.space.post_invalidate(first, last) {
+                Posted::Sent(ticket) => {
+                    done += table.evict(part.clone());
+                    drop(guard);
+                    count(&self.counters.invalidations, 1);
+                    self.wait_acknowledged(ticket)?;
+                    self.retire_evicted(part.clone());
+                    at = part.end;
+                }
+                Posted::Full => {
+                    drop(guard);
+                    self.space.queue().wait_for_place()?;
+                }
+                Posted::Lost => return Err(ENODEV),
+            }
+        }
+        self.gpu.counters.evicted_pages.add(done as u64);
+        Ok(done)
+    }
+}
