@@ -53,8 +53,8 @@ pub(crate) struct Shared {
     /// What the device answered: a [`response`], or [`PENDING`], [`ABORTED`] or [`INVALID`]. Judged
     /// once, because the device can change its answer afterwards.
     pub(super) verdict: Atomic<u32>,
-    /// When a job must have ended, as in [`Control::now`]; 0 for no limit. Changed under the
-    /// control queue's lock.
+    /// When a job must have ended, 0 for no limit, or another command must have been answered, as in
+    /// [`Control::now`]. Changed under the control queue's lock.
     pub(super) deadline: Atomic<i64>,
     /// Whose job it is, if it is one.
     pub(super) job: Option<JobOf>,

@@ -13,7 +13,8 @@
 //!   another context, which is so where both are on the device's common timeline.
 //! - **The jobs of a context** that the host has destroyed are *abandoned*: their fences are
 //!   signalled with `ECANCELED`, but the ring keeps them, and they keep what they may reach. When
-//!   they fill more than a quarter of the ring, there are no new contexts.
+//!   they, and commands that were not answered in time, fill more than a quarter of the ring, there
+//!   are no new contexts.
 //! - **The device** is lost when it has answered nothing at all for as long as the time limit,
 //!   although there is something to answer besides jobs, and no job runs that could be in the way.
 //!
@@ -165,15 +166,22 @@ impl Control {
         quiet <= i64::from(self.timeouts.answer_ms)
     }
 
-    /// Fails if jobs of contexts that are gone fill so much of the ring that others must be kept from
-    /// adding to it.
+    /// Fails if jobs of contexts that are gone, and commands that were not answered in time, fill so
+    /// much of the ring that others must be kept from adding to it.
     ///
     /// # Errors
     ///
     /// [`EBUSY`].
     pub(crate) fn check_abandoned(&self) -> Result {
+        let now = self.now();
         let inner = self.inner.lock();
-        if inner.abandoned > inner.ring_size / 4 {
+        let overdue = inner.in_flight.iter().flatten().filter(|command| {
+            command.shared.job.is_none() && command.shared.deadline.load(Relaxed) < now
+        });
+        let overdue: usize = overdue
+            .map(|command| command.shared.slots.load(Relaxed))
+            .sum();
+        if inner.abandoned + overdue > inner.ring_size / 4 {
             return Err(EBUSY);
         }
         Ok(())
@@ -314,6 +322,8 @@ impl Control {
         if command.shared.job.is_none() {
             self.note_waiting(inner);
             inner.commands += 1;
+            let deadline = self.now() + i64::from(self.timeouts.answer_ms);
+            command.shared.deadline.store(deadline, Relaxed);
         } else if self.timeouts.job_ms != 0 {
             self.set_job_deadline(command);
             self.arm_watchdog(inner);
