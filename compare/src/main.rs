@@ -5,7 +5,7 @@
 //!
 //! `virtgpu-compare igt TEST…` runs tests of igt-gpu-tools, `virtgpu-compare virgl` and
 //! `virtgpu-compare venus` run programs on Mesa's drivers of those names, with `short` only a few of
-//! them. The report is KTAP:
+//! them, with `killed` only those that are killed and those beside them. The report is KTAP:
 //!
 //! - what passes on Linux's driver must pass on this one;
 //! - what passes on neither counts as skipped, with the reason, except that what Linux's driver skips
@@ -22,6 +22,7 @@
 mod display;
 mod drivers;
 mod igt;
+mod killed;
 mod mesa;
 mod outcome;
 mod piglit;
@@ -117,10 +118,14 @@ fn main() -> ExitCode {
         Some((what, [])) if what == "reference" => Ok(mesa::reference()),
         Some((what, [how])) if how == "short" && what == "virgl" => Ok(mesa::short_virgl()),
         Some((what, [how])) if how == "short" && what == "venus" => Ok(mesa::short_venus()),
+        Some((what, [how])) if how == "killed" && what == "virgl" => Ok(vec![mesa::killed_gles()]),
+        Some((what, [how])) if how == "killed" && what == "venus" => {
+            Ok(vec![mesa::killed_vulkan()])
+        }
         _ => {
             eprintln!(
-                "usage: virtgpu-compare igt TEST... | virgl [short] | venus [short] | reference | \
-                 display"
+                "usage: virtgpu-compare igt TEST... | virgl [short|killed] | venus [short|killed] | \
+                 reference | display"
             );
             return ExitCode::from(2);
         }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::outcome::{Outcome, Verdict};
 use crate::piglit;
 use crate::program::{Output, Program};
-use crate::{unplug, Group, Result};
+use crate::{killed, unplug, Group, Result};
 
 pub(crate) const TREE: &str = "/mesa";
 /// There is no software renderer of this name, so that Mesa cannot fall back to one.
@@ -74,6 +74,7 @@ pub(crate) fn virgl() -> Result<Vec<Group>> {
         gles(),
         Group::new("piglit", programs),
         Group::new("piglit-shaders", move || piglit::run_shader_tests(&tests)),
+        killed_gles(),
         unplug(),
     ])
 }
@@ -117,13 +118,30 @@ fn unplug() -> Group {
     Group::new("unplug", move || unplug::run(drawing, run_gles)).alone()
 }
 
+/// On this driver only: Linux's does not count on a device to answer.
+pub(crate) fn killed_gles() -> Group {
+    let how = |what| move || gl("/job/virtgpu-gles").args([what]);
+    let run = move || killed::run(how("busy"), how("endless"), run_gles);
+    Group::new("killed", run).alone()
+}
+
+fn run_vulkan() -> Result<Vec<Outcome>> {
+    Ok(own(&vulkan("/job/virtgpu-vulkan").run()?))
+}
+
+pub(crate) fn killed_vulkan() -> Group {
+    let how = |what| move || vulkan("/job/virtgpu-vulkan").args([what]);
+    let run = move || killed::run(how("busy"), how("endless"), run_vulkan);
+    Group::new("killed", run).alone()
+}
+
 /// Of Vulkan what does not take long.
 pub(crate) fn short_venus() -> Vec<Group> {
     vec![vulkan_cases()]
 }
 
 fn vulkan_cases() -> Group {
-    Group::new("vulkan", || Ok(own(&vulkan("/job/virtgpu-vulkan").run()?))).strict()
+    Group::new("vulkan", run_vulkan).strict()
 }
 
 /// Vulkan.
@@ -136,6 +154,7 @@ pub(crate) fn venus() -> Vec<Group> {
         Group::new("vulkaninfo", vulkaninfo),
         vulkan_cases(),
         Group::new("vkmark", vkmark),
+        killed_vulkan(),
     ]
 }
 

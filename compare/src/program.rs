@@ -3,8 +3,9 @@
 //! Running a program in a tree of its own, with a time limit.
 
 use std::fs::{self, File};
+use std::os::fd::OwnedFd;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::process::{Command, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::event::{poll, PollFd, PollFlags, Timespec};
@@ -59,10 +60,18 @@ impl Program {
         self
     }
 
-    pub(crate) fn run(mut self) -> Result<Output> {
-        let file = File::create(OUTPUT)?;
+    pub(crate) fn run(self) -> Result<Output> {
+        let limit = self.limit;
+        let mut running = self.start(OUTPUT)?;
+        let ended = running.ends_within(limit)?;
+        running.end(ended)
+    }
+
+    /// Starts it; it prints to the file `output`.
+    pub(crate) fn start(mut self, output: &'static str) -> Result<Running> {
+        let file = File::create(output)?;
         let start = Instant::now();
-        let mut child = self
+        let child = self
             .command
             .stdin(Stdio::null())
             .stdout(file.try_clone()?)
@@ -71,19 +80,84 @@ impl Program {
             .spawn()?;
         let pid = Pid::from_child(&child);
         let pidfd = pidfd_open(pid, PidfdFlags::empty())?;
-        let limit = Timespec {
-            tv_sec: self.limit.as_secs().try_into()?,
-            tv_nsec: 0,
-        };
-        let ended = poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&limit))? > 0;
-        // Also whatever it has started; the group exists until its leader is reaped.
-        kill_process_group(pid, Signal::KILL)?;
-        let status = child.wait()?;
-        Ok(Output {
-            text: String::from_utf8_lossy(&fs::read(OUTPUT)?).into_owned(),
-            status: ended.then_some(status),
-            time: start.elapsed(),
+        Ok(Running {
+            child,
+            pid,
+            pidfd,
+            output,
+            start,
+            reaped: false,
         })
+    }
+}
+
+/// A program that runs. It is killed when this is dropped.
+pub(crate) struct Running {
+    child: Child,
+    pid: Pid,
+    pidfd: OwnedFd,
+    output: &'static str,
+    start: Instant,
+    reaped: bool,
+}
+
+impl Running {
+    /// Whether it ends within this time.
+    pub(crate) fn ends_within(&mut self, time: Duration) -> Result<bool> {
+        let limit = Timespec {
+            tv_sec: time.as_secs().try_into()?,
+            tv_nsec: time.subsec_nanos().into(),
+        };
+        let mut fds = [PollFd::new(&self.pidfd, PollFlags::IN)];
+        Ok(poll(&mut fds, Some(&limit))? > 0)
+    }
+
+    /// Waits until it has printed `word`, for `limit` at most or until its end; returns whether it has.
+    pub(crate) fn says(&mut self, word: &str, limit: Duration) -> Result<bool> {
+        let deadline = Instant::now() + limit;
+        loop {
+            let ended = self.ends_within(Duration::ZERO)?;
+            if self.text()?.contains(word) {
+                return Ok(true);
+            }
+            if ended || Instant::now() > deadline {
+                return Ok(false);
+            }
+            std::thread::yield_now();
+        }
+    }
+
+    /// Kills it, and returns what it has printed.
+    pub(crate) fn kill(self) -> Result<Output> {
+        self.end(false)
+    }
+
+    fn text(&self) -> Result<String> {
+        Ok(String::from_utf8_lossy(&fs::read(self.output)?).into_owned())
+    }
+
+    fn end(mut self, ended: bool) -> Result<Output> {
+        let status = self.reap()?;
+        Ok(Output {
+            text: self.text()?,
+            status: ended.then_some(status),
+            time: self.start.elapsed(),
+        })
+    }
+
+    fn reap(&mut self) -> Result<ExitStatus> {
+        // Also whatever it has started; the group exists until its leader is reaped.
+        kill_process_group(self.pid, Signal::KILL)?;
+        self.reaped = true;
+        Ok(self.child.wait()?)
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if !self.reaped {
+            let _ = self.reap();
+        }
     }
 }
 

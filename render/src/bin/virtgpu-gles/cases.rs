@@ -545,3 +545,24 @@ pub(crate) fn endless(context: &Context) -> Result<()> {
         true
     })
 }
+
+/// Draws without looking at it, so that the device has work all the time. Says so when it has some.
+pub(crate) fn busy(context: &Context) -> Result<()> {
+    const AT_ONCE: u32 = 200;
+    let _target = context.target()?;
+    let painter = Painter::new(context)?;
+    for first in (0..).step_by(AT_ONCE as usize) {
+        for frame in first..first + AT_ONCE {
+            paint(&painter, frame);
+        }
+        // SAFETY: The context is current.
+        unsafe { context.gl.flush() };
+        if first == 0 {
+            println!("drawing");
+        }
+        // SAFETY: The context is current.
+        unsafe { context.gl.finish() };
+        context.check()?;
+    }
+    Ok(())
+}

@@ -2,7 +2,8 @@
 
 //! Draws and computes with OpenGL ES, without a window, and compares every pixel and word.
 //!
-//! `virtgpu-gles endless` draws until the device is gone. `virtgpu-gles together` lets the reference
+//! `virtgpu-gles endless` draws until the device is gone, `virtgpu-gles busy` draws more at a time and
+//! does not look at it. `virtgpu-gles together` lets the reference
 //! device compute in memory of this process, too, while OpenGL draws.
 
 mod cases;
@@ -20,6 +21,10 @@ fn main() -> ExitCode {
         Ok(context) if what.as_deref() == Some("endless") => {
             let end = cases::endless(&context);
             println!("the end: {end:?}");
+            ExitCode::SUCCESS
+        }
+        Ok(context) if what.as_deref() == Some("busy") => {
+            println!("the end: {:?}", cases::busy(&context));
             ExitCode::SUCCESS
         }
         Ok(context) => virtgpu_render::run(&context, cases::CASES),

@@ -199,16 +199,22 @@ fn picture(device: &Device) -> Result {
     Ok(Done::Passed)
 }
 
-/// Frames of a moving picture, one after the other.
-fn frames(device: &Device) -> Result {
-    const FRAMES: u32 = 60;
+/// Draws frames of a moving picture, one after the other, as long as they are right and `goes_on` says
+/// so of the number of the next one.
+fn draw(device: &Device, goes_on: impl Fn(u32) -> bool) -> Result<()> {
     let picture = Picture::new(device)?;
-    let start = Instant::now();
-    for frame in 0..FRAMES {
+    for frame in (0..).take_while(|frame| goes_on(*frame)) {
         device.run(|commands| picture.paint(commands, frame))?;
         let row = &bytes(&picture.copy.read())[..(SIZE * 4) as usize];
         same_picture(row, SIZE as usize, |x, y| pattern(x + frame, y))?;
     }
+    Ok(())
+}
+
+fn frames(device: &Device) -> Result {
+    const FRAMES: u32 = 60;
+    let start = Instant::now();
+    draw(device, |frame| frame < FRAMES)?;
     Ok(Done::Rate(
         f64::from(FRAMES) / start.elapsed().as_secs_f64(),
     ))
@@ -283,16 +289,65 @@ fn timeline(device: &Device) -> Result {
     Ok(Done::Passed)
 }
 
-/// A fence becomes a sync file, which the kernel signals.
-fn fence_file(device: &Device) -> Result {
-    let Some(files) = &device.fence_fd else {
-        return Ok(Done::Skipped("no VK_KHR_external_fence_fd".into()));
-    };
+/// Draws until a frame is wrong, or the device is gone. Says so when the first frames are there.
+pub(crate) fn endless(device: &Device) -> Result<()> {
+    draw(device, |frame| {
+        if frame == 10 {
+            println!("drawing");
+        }
+        true
+    })
+}
+
+/// Submits commands, with a fence that becomes a sync file; `None` for one that is signalled already.
+fn submit_with_file(
+    device: &Device,
+    files: &ash::khr::external_fence_fd::Device,
+    commands: vk::CommandBuffer,
+) -> Result<Option<OwnedFd>> {
     let kind = vk::ExternalFenceHandleTypeFlags::SYNC_FD;
     let mut export = vk::ExportFenceCreateInfo::default().handle_types(kind);
     let info = vk::FenceCreateInfo::default().push_next(&mut export);
     // SAFETY: The structure is complete.
     let fence = unsafe { device.vk.create_fence(&info, None) }.map_err(device::words)?;
+    device.submit(commands, fence)?;
+    let info = vk::FenceGetFdInfoKHR::default()
+        .fence(fence)
+        .handle_type(kind);
+    // SAFETY: The structure is complete.
+    let fd = unsafe { files.get_fence_fd(&info) }.map_err(device::words)?;
+    // -1 stands for a fence that is signalled already.
+    // SAFETY: The driver has just given us this file.
+    Ok((fd >= 0).then(|| unsafe { OwnedFd::from_raw_fd(fd) }))
+}
+
+/// Has the device paint many pictures at a time, and waits for each time in the kernel. Says so when it
+/// has work.
+pub(crate) fn busy(device: &Device) -> Result<()> {
+    const AT_ONCE: u32 = 100;
+    let files = device.fence_fd.as_ref();
+    let files = files.ok_or("no VK_KHR_external_fence_fd")?;
+    let picture = Picture::new(device)?;
+    loop {
+        let commands = device.record(|commands| {
+            for frame in 0..AT_ONCE {
+                picture.paint(commands, frame);
+            }
+        })?;
+        let file = submit_with_file(device, files, commands)?;
+        println!("drawing");
+        if let Some(file) = file {
+            poll(&mut [PollFd::new(&file, PollFlags::IN)], None)
+                .map_err(|error| error.to_string())?;
+        }
+    }
+}
+
+/// A fence becomes a sync file, which the kernel signals.
+fn fence_file(device: &Device) -> Result {
+    let Some(files) = &device.fence_fd else {
+        return Ok(Done::Skipped("no VK_KHR_external_fence_fd".into()));
+    };
     let buffer = device.buffer(1 << 18)?;
     let commands = device.record(|commands| {
         // SAFETY: The commands are being recorded; the buffer lives until they have ended.
@@ -303,16 +358,7 @@ fn fence_file(device: &Device) -> Result {
         }
         written(device, commands);
     })?;
-    device.submit(commands, fence)?;
-    let info = vk::FenceGetFdInfoKHR::default()
-        .fence(fence)
-        .handle_type(kind);
-    // SAFETY: The structure is complete.
-    let fd = unsafe { files.get_fence_fd(&info) }.map_err(device::words)?;
-    // -1 stands for a fence that is signalled already.
-    if fd >= 0 {
-        // SAFETY: The driver has just given us this file.
-        let file = unsafe { OwnedFd::from_raw_fd(fd) };
+    if let Some(file) = submit_with_file(device, files, commands)? {
         let limit = Timespec {
             tv_sec: 120,
             tv_nsec: 0,
