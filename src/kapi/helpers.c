@@ -527,11 +527,13 @@ u64 kapi_hmm_pfn_to_phys(unsigned long pfn)
 }
 
 /*
- * HMM would find the pages of memfd_secret(), which are in no kernel mapping.
- * What is mapped after a lookup cannot become secret without a notification.
+ * What GUP refuses and HMM would give: the pages of memfd_secret(), which are in
+ * no kernel mapping, and shadow stacks for writing, whose entries count as
+ * writable. What is mapped after a lookup cannot become either without a
+ * notification.
  */
 static int check_areas(struct mm_struct *mm, unsigned long start,
-		       unsigned long end)
+		       unsigned long end, bool write)
 {
 	struct vm_area_struct *vma;
 	struct vma_iterator vmi;
@@ -544,6 +546,8 @@ static int check_areas(struct mm_struct *mm, unsigned long start,
 	for_each_vma_range(vmi, vma, end) {
 		if (vma->vm_file &&
 		    file_inode(vma->vm_file)->i_sb->s_magic == SECRETMEM_MAGIC)
+			err = -EFAULT;
+		if (write && vma->vm_flags & VM_SHADOW_STACK)
 			err = -EFAULT;
 	}
 	mmap_read_unlock(mm);
@@ -562,11 +566,16 @@ int kapi_hmm_fault(struct mmu_interval_notifier *notifier, unsigned long start,
 		.default_flags = HMM_PFN_REQ_FAULT |
 				 (write ? HMM_PFN_REQ_WRITE : 0),
 	};
-	int err = hmm_range_fault_unlocked_timeout(&range, timeout);
+	int err;
 
+	/* Ahead, so that nothing is faulted in for a write that must not be. */
+	err = check_areas(notifier->mm, start, end, write);
+	if (err)
+		return err;
+	err = hmm_range_fault_unlocked_timeout(&range, timeout);
 	*seq = range.notifier_seq;
 	if (!err)
-		err = check_areas(notifier->mm, start, end);
+		err = check_areas(notifier->mm, start, end, write);
 	return err;
 }
 

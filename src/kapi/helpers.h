@@ -207,7 +207,8 @@ u64 kapi_hmm_pfn_to_phys(unsigned long pfn);
 /*
  * hmm_range_fault_unlocked_timeout() on addresses [@start, @end), all of which
  * must be there, for writing with @write. @timeout is in jiffies. On success
- * @seq is for mmu_interval_read_retry(). Memory of memfd_secret() is -EFAULT.
+ * @seq is for mmu_interval_read_retry(). Memory of memfd_secret() is -EFAULT, and
+ * so is a shadow stack with @write.
  */
 int kapi_hmm_fault(struct mmu_interval_notifier *notifier, unsigned long start,
 		   unsigned long end, unsigned long *pfns, bool write,

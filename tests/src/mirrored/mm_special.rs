@@ -5,7 +5,7 @@
 use std::fs::{self, OpenOptions};
 
 use virtgpu_client::protocol::uapi;
-use virtgpu_client::{BlobOptions, Bytes, Device, Errno};
+use virtgpu_client::{BlobOptions, Bytes, Device, Errno, RegisterOptions};
 
 use super::support::{family, open, Mirror, READ_ONLY, SPARSE, WHOLE};
 use crate::bad_memory::secret;
@@ -13,7 +13,7 @@ use crate::ktap::{Family, TestResult};
 use crate::support::errno::describe;
 use crate::support::place::{Pages, Place, NONE, READ, RW};
 use crate::support::{Env, PAGE};
-use crate::{cases, check, check_err, skip};
+use crate::{cases, check, check_eq, check_err, skip};
 
 pub(crate) const FAMILY: Family = family(
     "mm_special",
@@ -22,6 +22,7 @@ pub(crate) const FAMILY: Family = family(
         own_guest_blob,
         own_host_blob,
         secret_memory,
+        shadow_stack,
         kernel_pages,
         never_readable,
         beside_usable_memory,
@@ -108,6 +109,43 @@ fn secret_memory(env: &Env) -> TestResult {
     unusable(&device, &place, "secret memory that no one has touched")?;
     place.write_u64(0, 1);
     unusable(&device, &place, "secret memory")
+}
+
+/// Where only calls and returns may write, and the device as little as the program.
+fn shadow_stack(env: &Env) -> TestResult {
+    /// `map_shadow_stack`, which libc does not have.
+    const MAP_SHADOW_STACK: libc::c_long = 453;
+    let device = open(env)?;
+    let place = Place::reserve(Pages::Base, SIZE)?;
+    place.unmap(0, SIZE)?;
+    // SAFETY: New memory, where nothing is.
+    let result = unsafe { libc::syscall(MAP_SHADOW_STACK, place.address(0), SIZE, 0) };
+    if result < 0 {
+        let error = std::io::Error::last_os_error();
+        skip!("no shadow stacks for programs on this processor: map_shadow_stack: {error}");
+    }
+    let what = "a shadow stack";
+    for options in [
+        WHOLE.flag(uapi::USERPTR_PREFAULT),
+        RegisterOptions::pinned(),
+    ] {
+        check_err!(
+            device.register(&place, options).map(drop),
+            Errno::FAULT,
+            "registering {what}"
+        );
+    }
+    Mirror::new(&device, &place)?.refused(what, Errno::FAULT)?;
+    let sparse = Mirror::with(&device, &place, SPARSE)?;
+    check_err!(
+        sparse.userptr.prefetch(0, PAGE as u64),
+        Errno::FAULT,
+        "prefetching {what}"
+    );
+    // As for the program.
+    let reader = Mirror::with(&device, &place, READ_ONLY)?;
+    check_eq!(reader.peek(0)?, 0, "what {what} begins with");
+    Ok(())
 }
 
 /// The pages that the kernel maps into every process, to be read.
