@@ -345,13 +345,21 @@ fn memlock_zero(env: &Env) -> TestResult {
     })
 }
 
-/// CAP_IPC_LOCK lifts the limit, but not the accounting.
+/// CAP_IPC_LOCK lifts the limit, but not the accounting, and is asked for only beyond the limit.
 fn memlock_privileged(env: &Env) -> TestResult {
+    let device = env.compute()?;
+    // A new process has made use of no privilege.
     child::run(|| {
         child::limit_memlock(P)?;
-        let device = env.compute()?;
         let memory = small_pages(100 * PAGE)?;
+        let page = device.register_range(&memory, 0, PAGE, RegisterOptions::pinned())?;
+        check!(
+            !procfs::used_privilege()?,
+            "a privilege was needed for one page"
+        );
+        drop(page);
         let _userptr = device.register(&memory, RegisterOptions::pinned())?;
+        check!(procfs::used_privilege()?, "no privilege was needed for 100");
         check_eq!(procfs::vm_pin()?, 100 * P, "VmPin");
         Ok(())
     })

@@ -127,6 +127,19 @@ pub(crate) fn smaps(address: u64, name: &str) -> TestResult<u64> {
     )))
 }
 
+/// Whether this thread has made use of a privilege (`PF_SUPERPRIV`).
+pub(crate) fn used_privilege() -> TestResult<bool> {
+    const PF_SUPERPRIV: u64 = 0x100;
+    let stat = fs::read_to_string("/proc/thread-self/stat")?;
+    let fields = stat.rsplit(')').next().unwrap_or_default();
+    // The 9th field; the name is the 2nd.
+    let flags = fields.split_whitespace().nth(6);
+    flags
+        .and_then(|flags| flags.parse::<u64>().ok())
+        .map(|flags| flags & PF_SUPERPRIV != 0)
+        .ok_or_else(|| Outcome::Fail(format!("/proc/thread-self/stat is {stat:?}")))
+}
+
 /// Whether thread `tid` of this process sleeps.
 pub(crate) fn asleep(tid: i32) -> bool {
     fs::read_to_string(format!("/proc/self/task/{tid}/stat"))
