@@ -5,6 +5,7 @@
 
 use std::time::{Duration, Instant};
 
+use virtgpu_client::protocol::uapi;
 use virtgpu_client::{compute, Bytes, Device, Errno, Memory};
 
 use super::support::{family as well_behaved, open, End, Mirror, READ_ONLY, SPARSE, WHOLE};
@@ -15,7 +16,7 @@ use crate::support::errno::describe;
 use crate::support::memory::small_pages;
 use crate::support::place::{Place, READ, RW};
 use crate::support::{child, eventually, gpu, Env, PAGE};
-use crate::{cases, check, check_eq};
+use crate::{cases, check, check_eq, check_err};
 
 const fn family(name: &'static str, device: &'static str, cases: &'static [Case]) -> Family {
     Family {
@@ -57,6 +58,9 @@ const WORKS: &[Case] = cases![
     given_back: 200,
     unbinds: 300,
 ];
+
+/// The device gives spaces up as soon as it has mapped something.
+const SPACE_LOST: &[Case] = cases![revoked_is_not_prefetched: 200];
 
 /// By the command that is mistreated.
 pub(crate) const FAMILIES: &[Family] = &[
@@ -124,6 +128,11 @@ pub(crate) const FAMILIES: &[Family] = &[
         "mirrored_hostile_unknown_head",
         "--adversary unknown-head --adversary-on INVALIDATE --adversary-from 2",
         LOST,
+    ),
+    family(
+        "mirrored_hostile_space_lost",
+        "--adversary space-lost --adversary-on MAP",
+        SPACE_LOST,
     ),
     family(
         "mirrored_hostile_delayed_invalidate",
@@ -263,6 +272,21 @@ fn use_memory(env: &Env, place: &Place) -> TestResult<Device> {
     // Closed with the file.
     std::mem::forget(userptr);
     Ok(device)
+}
+
+/// Pages that were mapped before the space was lost are not called usable.
+fn revoked_is_not_prefetched(env: &Env) -> TestResult {
+    let device = open(env)?;
+    let place = Place::base(SIZE)?;
+    let userptr = device.register(&place, SPARSE)?;
+    userptr.prefetch(0, PAGE as u64)?;
+    let revoked = || userptr.query().map(|query| query.state) == Ok(uapi::bo_state::REVOKED);
+    check!(eventually(LIMIT, revoked), "the registration is not revoked");
+    for at in [0, PAGE] {
+        let result = userptr.prefetch(at as u64, PAGE as u64);
+        check_err!(result, Errno::IO, "prefetching byte {at:#x}, revoked");
+    }
+    Ok(())
 }
 
 /// Processes end whose memory the device has, and has not given back.
