@@ -43,13 +43,18 @@ impl Region {
     /// guest's memory.
     pub(super) fn of(object: &Object) -> (Self, u64) {
         let size = object.size() as u64;
+        // What was held for the device is given back when that is reset.
+        let held = match &object.mapping {
+            Some(mapping) if !mapping.is_live() => 0,
+            _ => size,
+        };
         match &object.kind {
             Kind::Guest | Kind::Classic => (Self::Shmem, size),
             Kind::Host(_) => (Self::HostVisible, 0),
-            Kind::Imported(_) => (Self::Imported, size),
+            Kind::Imported(_) => (Self::Imported, held),
             Kind::Userptr(userptr) => match userptr.as_mirrored() {
                 Some(mirrored) => (Self::UserptrMirrored, mirrored.range().mapped_bytes()),
-                None => (Self::UserptrPinned, size),
+                None => (Self::UserptrPinned, held),
             },
         }
     }

@@ -3,10 +3,12 @@
 //! A device that misbehaves on the mirror queue. Whoever takes memory back waits for it a limited
 //! time; then it is given up, and memory that it has seen is not used again before it was reset.
 
+use std::fs;
+use std::os::fd::{AsFd, AsRawFd};
 use std::time::{Duration, Instant};
 
 use virtgpu_client::protocol::uapi;
-use virtgpu_client::{compute, Bytes, Device, Errno, Memory};
+use virtgpu_client::{compute, Bytes, Device, Errno, Memory, RegisterOptions};
 
 use super::support::{family as well_behaved, open, End, Mirror, READ_ONLY, SPARSE, WHOLE};
 use crate::hostile::{given_back, unbinds, Steps, LIMIT};
@@ -15,7 +17,7 @@ use crate::support::debugfs::Knobs;
 use crate::support::errno::describe;
 use crate::support::memory::small_pages;
 use crate::support::place::{Place, READ, RW};
-use crate::support::{child, eventually, gpu, Env, PAGE};
+use crate::support::{child, eventually, gpu, procfs, Env, PAGE};
 use crate::{cases, check, check_eq, check_err};
 
 const fn family(name: &'static str, device: &'static str, cases: &'static [Case]) -> Family {
@@ -42,6 +44,7 @@ const LOST: &[Case] = cases![
     each_event_returns: 600,
     memory_is_not_used_again: 400,
     kept_until_the_reset: 400,
+    nothing_is_said_to_be_pinned: 400,
     side_by_side: 400,
     exit_in_the_middle: 400,
     given_back: 200,
@@ -281,7 +284,10 @@ fn revoked_is_not_prefetched(env: &Env) -> TestResult {
     let userptr = device.register(&place, SPARSE)?;
     userptr.prefetch(0, PAGE as u64)?;
     let revoked = || userptr.query().map(|query| query.state) == Ok(uapi::bo_state::REVOKED);
-    check!(eventually(LIMIT, revoked), "the registration is not revoked");
+    check!(
+        eventually(LIMIT, revoked),
+        "the registration is not revoked"
+    );
     for at in [0, PAGE] {
         let result = userptr.prefetch(at as u64, PAGE as u64);
         check_err!(result, Errno::IO, "prefetching byte {at:#x}, revoked");
@@ -456,6 +462,31 @@ fn kept_until_the_reset(env: &Env) -> TestResult {
         return Ok(());
     }
     Err(Outcome::Fail("no page was ever kept".into()))
+}
+
+/// What fdinfo says of pinned memory after the reset has given it back.
+fn nothing_is_said_to_be_pinned(env: &Env) -> TestResult {
+    impatient(env)?;
+    let device = env.compute()?;
+    let memory = small_pages(SIZE)?;
+    let _userptr = device.register(&memory, RegisterOptions::pinned())?;
+    let resident = || -> TestResult<String> {
+        let path = format!("/proc/self/fdinfo/{}", device.as_fd().as_raw_fd());
+        let text = fs::read_to_string(path)?;
+        let line = text
+            .lines()
+            .find_map(|line| line.strip_prefix("drm-resident-userptr-pinned:"));
+        Ok(line.unwrap_or_default().trim().to_string())
+    };
+    check_eq!(resident()?, "64 KiB", "pinned on a device that works");
+    provoke(env)?;
+    check!(
+        eventually(LIMIT, || resident().is_ok_and(|bytes| bytes == "0")),
+        "{:?} are still said to be pinned for a device that was reset",
+        resident()
+    );
+    check_eq!(procfs::vm_pin()?, 0, "VmPin");
+    Ok(())
 }
 
 /// The device's process ends instead of acknowledging.
