@@ -284,14 +284,15 @@ impl Table {
         Some(self.layout.pages_of(*cursor.current().0).start.max(page))
     }
 
-    /// MAP is being sent for pages `from` on, which have a granule and are unmapped.
+    /// MAP is being sent for pages `from` on, which have a granule, and of which the device reaches no
+    /// others at the same places. What it may have written it may have written for good.
     pub(super) fn set_mapping(&mut self, from: usize, pages: &[HmmPage], writable: bool) {
+        let write = if writable { WRITABLE } else { 0 };
         let mut found = pages.iter();
         self.each(from..from + pages.len(), |word| match found.next() {
             Some(page) => {
-                let flags = REACHABLE | MAPPING | WANTED | (word & HELD);
-                let write = if writable { WRITABLE } else { 0 };
-                (page.phys() & !FLAGS) | flags | write
+                let flags = REACHABLE | MAPPING | WANTED | write;
+                (page.phys() & !FLAGS) | flags | (word & (HELD | WRITABLE))
             }
             None => word,
         });

@@ -337,6 +337,26 @@ mod tests {
     }
 
     #[test]
+    fn what_was_writable_is_written() -> Result {
+        let mut model = Model::new()?;
+        let pages = [HmmPage::default(); 2];
+        model.table.set_mapping(1, &pages, true);
+        // Less right, for one of the two.
+        model.table.set_mapping(1, &pages[..1], false);
+        model.table.invalidate(1..3, false);
+        let mut written = 0;
+        model
+            .table
+            .set_unmapped(1..3, |page| written += usize::from(page.writable));
+        assert_eq!(written, 2);
+        // And not for ever.
+        model.table.set_mapping(1, &pages[..1], false);
+        model.table.invalidate(1..3, false);
+        model.table.set_unmapped(1..3, |page| assert!(!page.writable));
+        Ok(())
+    }
+
+    #[test]
     fn what_is_unmapped_is_not_wanted() -> Result {
         let mut model = Model::new()?;
         for part in [0..1, 1..3] {
