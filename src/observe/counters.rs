@@ -33,6 +33,24 @@ impl Counter {
         self.value.add(by, Relaxed);
     }
 
+    /// Makes it `to` if it is less. Notifier callbacks may.
+    #[cfg_attr(
+        not(CONFIG_DEBUG_FS),
+        allow(unused_variables, reason = "nobody can ask for it")
+    )]
+    pub(crate) fn raise(&self, to: u64) {
+        #[cfg(CONFIG_DEBUG_FS)]
+        {
+            let mut now = self.value.load(Relaxed);
+            while now < to {
+                match self.value.cmpxchg(now, to, Relaxed) {
+                    Ok(_) => break,
+                    Err(other) => now = other,
+                }
+            }
+        }
+    }
+
     #[cfg(CONFIG_DEBUG_FS)]
     pub(super) fn get(&self) -> u64 {
         self.value.load(Relaxed)
@@ -62,6 +80,8 @@ pub(crate) struct Counters {
     /// Pages held because the device was lost, and those of them that were let go.
     pub(crate) quarantined_pages: Counter,
     pub(crate) let_go_pages: Counter,
+    /// Most words and granules of a table that were looked at while the lock of the tables was held.
+    pub(crate) longest_look: Counter,
     /// Spaces that the device was told of, and those of them that were ended.
     pub(crate) spaces: Counter,
     pub(crate) ended_spaces: Counter,
@@ -82,6 +102,7 @@ impl Counters {
             evicted_pages: Counter::new(),
             quarantined_pages: Counter::new(),
             let_go_pages: Counter::new(),
+            longest_look: Counter::new(),
             spaces: Counter::new(),
             ended_spaces: Counter::new(),
         }

@@ -67,6 +67,7 @@ where
             evicted_pages,
             quarantined_pages,
             let_go_pages,
+            longest_look,
             spaces,
             ended_spaces,
             ..
@@ -85,6 +86,7 @@ where
             ("lost_races", lost_races),
             ("dirtied_pages", dirtied_pages),
             ("evicted_pages", evicted_pages),
+            ("longest_look", longest_look),
         ] {
             seq_print!(out, "{}: {}\n", name, counter.get());
         }

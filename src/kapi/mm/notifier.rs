@@ -127,7 +127,7 @@ impl Invalidation<'_> {
 pub(crate) enum Start<P> {
     /// Nothing: the device accesses the pages no more.
     Done,
-    /// It would have to sleep, and may not. Nothing was changed.
+    /// It would have to sleep, and may not. The device may access what it could access before.
     Refused,
     /// The second pass will do the rest.
     Unfinished(FinishNode<P>),

@@ -8,6 +8,7 @@ use super::{
         MirroredRange, //
     },
     table::{
+        Having,
         Table,
         GRANULE, //
     },
@@ -36,12 +37,18 @@ use crate::{
     resource::space,
     transport::{
         event::SpaceOwner,
-        mirror::MirrorCommand, //
+        mirror::{
+            MirrorCommand,
+            MirrorCredit, //
+        },
     }, //
 };
 use core::ops::Range;
 use kernel::{
-    list::List,
+    list::{
+        List,
+        ListArc, //
+    },
     page::{
         PAGE_SHIFT,
         PAGE_SIZE, //
@@ -108,7 +115,7 @@ pub(super) enum Wish {
 
 /// Pages that are looked up before MAP is sent for them: runs of pages in memory often go on from
 /// one granule to the next.
-const MAX_PAGES: usize = 16 * GRANULE;
+const MAX_PAGES: usize = 4 * GRANULE;
 
 /// Pages that are faulted in between two looks for a fatal signal.
 ///
@@ -122,9 +129,12 @@ const IN_FLIGHT: usize = 8;
 /// How often what cannot be had is looked at again: it may have been mapped in between.
 const MAX_VAIN: usize = 64;
 
+/// MAP commands, each with the page behind the last that it maps.
+type Maps = KVec<(Arc<MirrorCommand>, usize)>;
+
 /// Pages for which MAP was sent.
 struct Sent {
-    commands: KVec<Arc<MirrorCommand>>,
+    commands: Maps,
     which: Range<usize>,
 }
 
@@ -179,16 +189,16 @@ impl MirroredRange {
             if let Err(e) = check_not_killed() {
                 return (at, Err(e));
             }
-            let stale = {
-                let guard = self.lock.commits.lock();
-                self.table
-                    .access(&guard)
-                    .next_stale(at..which.end, limit, wish == Wish::Known)
-            };
-            let Some(part) = stale else {
+            let sparse = wish == Wish::Known;
+            let Some(part) =
+                self.with_table(|table| table.next_stale(at..which.end, limit, sparse))
+            else {
                 break;
             };
             at = part.start;
+            if part.is_empty() {
+                continue;
+            }
             if sent.len() == IN_FLIGHT {
                 if let Ok(oldest) = sent.remove(0) {
                     if let Err(e) = self.confirm(&oldest) {
@@ -243,8 +253,7 @@ impl MirroredRange {
         };
         let first = which.start + (offset >> PAGE_SHIFT);
         let hole = first..first + (len >> PAGE_SHIFT);
-        let mut guard = self.lock.commits.lock();
-        self.table.access_mut(&mut guard).set_unwanted(hole);
+        self.with_table(|table| table.set_unwanted(hole));
         Ok(true)
     }
 
@@ -261,39 +270,68 @@ impl MirroredRange {
             count(&self.counters.faults, which.len() as u64);
             self.gpu.knobs.delay_map();
 
-            let (mut list, commands) = self.commands(lookup, &which)?;
-            let slots = commands.iter().map(|command| command.descriptors()).sum();
+            let (mut list, mut commands) = self.commands(lookup, &which)?;
+            let slots = commands
+                .iter()
+                .map(|(command, _)| command.descriptors())
+                .sum();
             let mut credit = self.space.queue().credit(slots)?;
             check_not_killed()?;
 
-            let mut guard = self.lock.commits.lock();
-            if notifier.is_stale(sequence) {
-                drop(guard);
+            let (mut at, mut sent) = (which.start, 0);
+            while let (Some(command), Some(&(_, end))) = (list.pop_front(), commands.get(sent)) {
+                let part = at - which.start..end - which.start;
+                let pages = lookup.pages.get(part).ok_or(EINVAL)?;
+                if !self.commit(notifier, sequence, at, pages, command, &mut credit)? {
+                    break;
+                }
+                (at, sent) = (end, sent + 1);
+            }
+            if at < which.end {
                 count(&self.counters.retries, 1);
                 self.gpu.counters.lookup_retries.add(1);
+            }
+            if sent == 0 {
                 // The fewer at a time, the sooner.
                 which.end = self.layout.granule(which.start).end.min(which.end);
                 continue;
             }
+            which.end = at;
+            commands.truncate(sent);
+            count(&self.counters.maps, sent as u64);
+            self.gpu.counters.maps.add(sent as u64);
+            // All commands but the last are full.
+            let entries = lookup.entries.len().min(sent * self.space.max_entries());
+            count(&self.counters.entries, entries as u64);
+            let device = self.gpu.control.name();
+            trace::map(device, self.space.id(), &which, entries);
+            return Ok(Sent { commands, which });
+        }
+    }
+
+    /// Sends a command that maps `pages` from page `at` on, unless they may have moved. Returns
+    /// whether it was sent.
+    fn commit(
+        &self,
+        notifier: &Notifier,
+        sequence: Sequence,
+        at: usize,
+        pages: &[HmmPage],
+        command: ListArc<MirrorCommand>,
+        credit: &mut MirrorCredit,
+    ) -> Result<bool> {
+        self.with_table(|table| {
+            // A granule that was made before the lookup may have been found empty and given back.
+            if notifier.is_stale(sequence) || !table.has_granules(&(at..at + pages.len())) {
+                return Ok(false);
+            }
             // Pages of a lost device may be held, and must not be replaced.
             self.gpu.control.check()?;
             // From here on the device may reach the pages, even if it should be lost meanwhile.
-            self.table
-                .access_mut(&mut guard)
-                .set_mapping(which.start, &lookup.pages, self.write);
-            let mut outcome = Ok(());
-            while let Some(command) = list.pop_front() {
-                outcome = outcome.and_then(|()| self.space.queue().add(command, &mut credit));
-            }
-            drop(guard);
-            outcome?;
-            count(&self.counters.maps, commands.len() as u64);
-            self.gpu.counters.maps.add(commands.len() as u64);
-            count(&self.counters.entries, lookup.entries.len() as u64);
-            let device = self.gpu.control.name();
-            trace::map(device, self.space.id(), &which, lookup.entries.len());
-            return Ok(Sent { commands, which });
-        }
+            table.set_mapping(at, pages, self.write);
+            self.space.queue().add(command, credit)?;
+            Ok(true)
+        })
     }
 
     /// Looks up the pages `which`, granule by granule; where one cannot be had, or has moved before
@@ -359,15 +397,10 @@ impl MirroredRange {
     }
 
     fn ensure_granule(&self, page: usize) -> Result {
-        let missing = {
-            let guard = self.lock.commits.lock();
-            !self.table.access(&guard).has_granule(page)
-        };
-        if missing {
+        if !self.with_table(|table| table.has_granule(page)) {
             // Nobody else adds any: the registration's lock is held.
             let granule = Table::new_granule(self.layout, page)?;
-            let mut guard = self.lock.commits.lock();
-            self.table.access_mut(&mut guard).add(granule);
+            self.with_table(|table| table.add(granule));
         }
         Ok(())
     }
@@ -377,7 +410,7 @@ impl MirroredRange {
         &self,
         lookup: &mut Lookup,
         which: &Range<usize>,
-    ) -> Result<(List<MirrorCommand>, KVec<Arc<MirrorCommand>>)> {
+    ) -> Result<(List<MirrorCommand>, Maps)> {
         let Lookup { pages, entries } = lookup;
         entries.clear();
         let mut merger = Merger::new();
@@ -395,9 +428,10 @@ impl MirroredRange {
         let mut start = (which.start as u64) << PAGE_SHIFT;
         for part in entries.chunks(self.space.max_entries()) {
             let command = self.space.map(start, part)?;
-            references.push(command.clone_arc(), GFP_KERNEL)?;
-            commands.push_back(command);
             start += part.iter().map(|e| u64::from(e.length.get())).sum::<u64>();
+            let end = usize::try_from(start >> PAGE_SHIFT)?;
+            references.push((command.clone_arc(), end), GFP_KERNEL)?;
+            commands.push_back(command);
         }
         Ok((commands, references))
     }
@@ -405,7 +439,7 @@ impl MirroredRange {
     /// Waits for the answers to MAP commands.
     fn confirm(&self, sent: &Sent) -> Result {
         let mut outcome = Ok(());
-        for command in &sent.commands {
+        for (command, _) in &sent.commands {
             let answer = self.space.queue().wait(command)?;
             match answer {
                 status::NO_MEMORY => self.refused.store(true, Relaxed),
@@ -415,10 +449,14 @@ impl MirroredRange {
             outcome = outcome.and(space::to_result(answer));
         }
         if outcome.is_ok() {
-            let mut guard = self.lock.commits.lock();
-            self.table
-                .access_mut(&mut guard)
-                .set_mapped(sent.which.clone());
+            self.each_part(
+                sent.which.clone(),
+                Having::Reachable,
+                true,
+                |table, part| {
+                    table.set_mapped(part);
+                },
+            );
         } else {
             // Some commands may have been carried out.
             self.take_back(sent.which.clone())?;

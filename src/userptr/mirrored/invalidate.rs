@@ -17,10 +17,12 @@ use super::{
         count,
         MirroredRange, //
     },
-    table::Table, //
+    table::{
+        Having,
+        Table, //
+    },
 };
 use crate::{
-    gpu::Gpu,
     kapi::mm::{
         pages,
         Change,
@@ -65,21 +67,25 @@ impl IntervalHandler for Handler {
     fn start(&self, change: &Invalidation<'_>) -> Start<Pending> {
         let range = &*self.0;
         let which = change.first >> PAGE_SHIFT..(change.last >> PAGE_SHIFT) + 1;
-        let lock = &range.lock.commits;
+        let may_block = change.may_block();
         let lost = range.gpu.control.is_lost();
-        let mut guard = if change.may_block() {
-            lock.lock()
-        } else {
-            let Some(mut guard) = lock.try_lock() else {
-                return Start::Refused;
-            };
-            let table = range.table.access_mut(&mut guard);
-            if !lost && table.reachable_in(which.clone()).is_some() {
+        // From here on to the end of the change nothing is mapped in the range that is not yet: so
+        // the lock may be free between the parts.
+        if range
+            .with_table_if(may_block, |_| change.supersede())
+            .is_none()
+        {
+            return Start::Refused;
+        }
+        if !may_block && !lost {
+            let mut reachable = false;
+            let all = range.each_part(which.clone(), Having::Reachable, false, |table, part| {
+                reachable |= table.reachable_in(part).is_some();
+            });
+            if !all || reachable {
                 return Start::Refused;
             }
-            guard
-        };
-        change.supersede();
+        }
         let gone = match change.change() {
             Change::Unmap => Some(Reason::Unmap),
             Change::Release => Some(Reason::MmGone),
@@ -88,19 +94,34 @@ impl IntervalHandler for Handler {
         if let (Some(reason), Some(notice)) = (gone, &range.notice) {
             notice.tell(reason, which.clone());
         }
-        let table = range.table.access_mut(&mut guard);
-        let Some(span) = table.invalidate(which, gone.is_some()) else {
+        let having = match gone {
+            Some(_) => Having::Anything,
+            None => Having::Reachable,
+        };
+        let mut span: Option<Range<usize>> = None;
+        let marked = range.each_part(which, having, may_block, |table, part| {
+            let Some(found) = table.invalidate(part, gone.is_some()) else {
+                return;
+            };
+            if lost {
+                // Under the same lock: this callback may be one that must not wait for it.
+                range.hold(table, found.clone());
+            }
+            let start = span.as_ref().map_or(found.start, |span| span.start);
+            span = Some(start..found.end);
+        });
+        if !marked {
+            return Start::Refused;
+        }
+        let Some(span) = span else {
             return Start::Done;
         };
         range.gpu.counters.invalidated(change.change());
         let device = range.gpu.control.name();
         trace::invalidate(device, range.space.id(), &span, change.change().name());
         if lost {
-            // Under the same lock: this callback may be one that must not wait for it.
-            hold(&range.gpu, table, span);
             return Start::Done;
         }
-        drop(guard);
 
         let mut pending = Pending {
             span,
@@ -197,13 +218,11 @@ impl MirroredRange {
 
     /// The device does not reach the pages any more.
     fn retire(&self, span: Range<usize>) {
-        let mut guard = self.lock.commits.lock();
         let mut dirtied = 0;
-        // Huge pages are dirty as a whole.
-        let mut dirty = 0..0;
-        self.table
-            .access_mut(&mut guard)
-            .set_unmapped(span, |page| {
+        self.each_part(span, Having::Reachable, true, |table, part| {
+            // Huge pages are dirty as a whole.
+            let mut dirty = 0..0;
+            table.set_unmapped(part, |page| {
                 dirtied += u64::from(page.writable);
                 if page.writable && !dirty.contains(&page.phys) {
                     // The kernel does not see the device's writes.
@@ -212,6 +231,7 @@ impl MirroredRange {
                     dirty = unsafe { pages::mark_dirty(page.phys) };
                 }
             });
+        });
         self.gpu.counters.dirtied_pages.add(dirtied);
     }
 
@@ -234,8 +254,9 @@ impl MirroredRange {
     /// Nobody knows whether the device reaches the pages: keeps them from being used otherwise
     /// until it has been reset.
     pub(super) fn quarantine(&self, span: Range<usize>) {
-        let mut guard = self.lock.commits.lock();
-        hold(&self.gpu, self.table.access_mut(&mut guard), span);
+        self.each_part(span, Having::Reachable, true, |table, part| {
+            self.hold(table, part);
+        });
     }
 
     /// Takes back what the device may reach of pages that nobody relies on, where one may wait.
@@ -244,11 +265,7 @@ impl MirroredRange {
     ///
     /// [`ENODEV`] if the device is lost.
     pub(super) fn take_back(&self, span: Range<usize>) -> Result {
-        {
-            let mut guard = self.lock.commits.lock();
-            let table = self.table.access_mut(&mut guard);
-            table.invalidate(span.clone(), false);
-        }
+        self.forget(span.clone());
         let revoked = self.revoke(&span);
         match revoked {
             Ok(()) => self.retire(span),
@@ -257,36 +274,41 @@ impl MirroredRange {
         revoked
     }
 
+    /// Has no job rely on the pages any more.
+    fn forget(&self, span: Range<usize>) {
+        self.each_part(span, Having::Reachable, true, |table, part| {
+            table.invalidate(part, false);
+        });
+    }
+
     /// The space has been destroyed: the device reaches nothing.
     pub(super) fn retire_all(&self) {
         let all = 0..self.pages;
-        let mut guard = self.lock.commits.lock();
-        self.table
-            .access_mut(&mut guard)
-            .invalidate(all.clone(), false);
-        drop(guard);
+        self.forget(all.clone());
         self.retire(all);
     }
-}
 
-/// Keeps what the device may reach of the pages `span` until it has been reset, unless it has been.
-fn hold(gpu: &Gpu, table: &mut Table, span: Range<usize>) {
-    if table.is_disconnected() {
-        return;
-    }
-    let (mut held, mut dirtied) = (0, 0);
-    table.set_held(span, |page| {
-        held += 1;
-        dirtied += u64::from(page.writable);
-        // SAFETY: As in `retire`: there is but one way to a table, by its lock. `disconnect` lets go
-        // what is held.
-        unsafe {
-            pages::hold(page.phys);
-            if page.writable {
-                pages::mark_dirty(page.phys);
-            }
+    /// Keeps what the device may reach of the pages `part` until it has been reset; if it has been,
+    /// it reaches nothing.
+    fn hold(&self, table: &mut Table, part: Range<usize>) {
+        if table.is_disconnected() {
+            self.give_back(table, part);
+            return;
         }
-    });
-    gpu.counters.quarantined_pages.add(held);
-    gpu.counters.dirtied_pages.add(dirtied);
+        let (mut held, mut dirtied) = (0, 0);
+        table.set_held(part, |page| {
+            held += 1;
+            dirtied += u64::from(page.writable);
+            // SAFETY: As in `retire`: there is but one way to a table, by its lock. `give_back` lets go
+            // what is held.
+            unsafe {
+                pages::hold(page.phys);
+                if page.writable {
+                    pages::mark_dirty(page.phys);
+                }
+            }
+        });
+        self.gpu.counters.quarantined_pages.add(held);
+        self.gpu.counters.dirtied_pages.add(dirtied);
+    }
 }

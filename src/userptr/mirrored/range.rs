@@ -6,6 +6,7 @@ use super::{
     event::Notice,
     invalidate::Pending,
     table::{
+        Having,
         Layout,
         Table, //
     },
@@ -26,6 +27,7 @@ use crate::{
     transport::event::SpaceOwner,
     userptr::params::Params, //
 };
+use core::ops::Range;
 use kernel::{
     new_spinlock,
     page::PAGE_SHIFT,
@@ -161,8 +163,65 @@ impl MirroredRange {
 
     /// Bytes that jobs may rely on now.
     pub(crate) fn mapped_bytes(&self) -> u64 {
-        let guard = self.lock.commits.lock();
-        (self.table.access(&guard).mapped() as u64) << PAGE_SHIFT
+        self.with_table(|table| (table.mapped() as u64) << PAGE_SHIFT)
+    }
+
+    /// Calls `with` with the lock held, for less than a granule's work or what one MAP needs.
+    pub(super) fn with_table<R>(&self, with: impl FnOnce(&mut Table) -> R) -> R {
+        self.look(&mut self.lock.commits.lock(), with)
+    }
+
+    /// The same for those who may not be allowed to block: `None` if the lock is not free.
+    pub(super) fn with_table_if<R>(
+        &self,
+        may_block: bool,
+        with: impl FnOnce(&mut Table) -> R,
+    ) -> Option<R> {
+        if may_block {
+            return Some(self.with_table(with));
+        }
+        let mut guard = self.lock.commits.try_lock()?;
+        Some(self.look(&mut guard, with))
+    }
+
+    fn look<R>(&self, commits: &mut Commits, with: impl FnOnce(&mut Table) -> R) -> R {
+        let table = self.table.access_mut(commits);
+        let outcome = with(table);
+        self.gpu
+            .counters
+            .longest_look
+            .raise(table.take_looked() as u64);
+        outcome
+    }
+
+    /// Calls `with` for the parts of `which` in granules that have what is asked for, granule by
+    /// granule, each time with the lock taken anew. Returns whether that was possible, which it
+    /// always is with `may_block`.
+    ///
+    /// What others do in between is for the caller to think of.
+    pub(super) fn each_part(
+        &self,
+        which: Range<usize>,
+        having: Having,
+        may_block: bool,
+        mut with: impl FnMut(&mut Table, Range<usize>),
+    ) -> bool {
+        let mut rest = which;
+        while !rest.is_empty() {
+            let reached = self.with_table_if(may_block, |table| {
+                let part = table.next_part(rest.clone(), having);
+                let end = part.end;
+                if !part.is_empty() {
+                    with(table, part);
+                }
+                end
+            });
+            match reached {
+                Some(end) => rest.start = end,
+                None => return false,
+            }
+        }
+        true
     }
 
     /// Whether a job may be queued that uses the range.
@@ -186,9 +245,17 @@ impl MirroredRange {
     pub(crate) fn disconnect(&self) {
         // Also where the registration ends; but then its handle is closed.
         self.tell_loss();
-        let mut guard = self.lock.commits.lock();
+        // From now on callbacks do the same with what they take away, and nothing is mapped.
+        self.with_table(Table::set_disconnected);
+        self.each_part(0..self.pages, Having::Anything, true, |table, part| {
+            self.give_back(table, part);
+        });
+    }
+
+    /// Lets pages go that were kept for a device that has been reset.
+    pub(super) fn give_back(&self, table: &mut Table, part: Range<usize>) {
         let (mut dirtied, mut let_go) = (0, 0);
-        self.table.access_mut(&mut guard).disconnect(|page, held| {
+        table.disconnect(part, |page, held| {
             dirtied += u64::from(page.writable);
             let_go += u64::from(held);
             // SAFETY: The page is held, or the process's as in `retire`. The table forgets here what

@@ -23,8 +23,12 @@ use kernel::{
     }, //
 };
 
-/// Pages of a granule, the unit in which the table grows.
+/// Pages of a granule, the unit in which the table grows, and in which it is gone over: whoever has
+/// more to look at gives the lock to others in between.
 pub(super) const GRANULE: usize = 512;
+
+/// Granules of which nothing but the counts is looked at before others get the lock.
+const MOST_PASSED: usize = 128;
 
 /// The device may reach the page.
 const REACHABLE: u64 = 1 << 0;
@@ -57,6 +61,8 @@ pub(super) struct Table {
     /// Where the granules begin.
     layout: Layout,
     totals: Counts,
+    /// Words and granules that were looked at since [`Table::take_looked`].
+    looked: usize,
     /// The device has been reset: it reaches nothing any more.
     disconnected: bool,
 }
@@ -102,6 +108,15 @@ struct Granule {
     sums: u64,
 }
 
+/// Which granules have something that somebody looks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Having {
+    /// All.
+    Anything,
+    /// Those with pages that the device may reach.
+    Reachable,
+}
+
 /// Memory for a granule, allocated ahead.
 pub(super) struct NewGranule(RBTreeNode<usize, Granule>);
 
@@ -122,6 +137,7 @@ impl Table {
             granules: RBTree::new(),
             layout,
             totals: Counts::default(),
+            looked: 0,
             disconnected: false,
         }
     }
@@ -157,6 +173,75 @@ impl Table {
         Ok(NewGranule(node))
     }
 
+    /// The first part of `which` in a single granule that has what is asked for, at or behind
+    /// `which.start`; empty if there was none as far as it looked, or at all if it is at the end.
+    pub(super) fn next_part(&mut self, which: Range<usize>, having: Having) -> Range<usize> {
+        let nothing = which.end..which.end;
+        if which.is_empty() || having == Having::Reachable && self.totals.reachable == 0 {
+            return nothing;
+        }
+        let first = self.layout.index(which.start);
+        let mut passed = 0;
+        let mut cursor = self.granules.cursor_lower_bound_mut(&first);
+        while let Some(at) = cursor {
+            let (&index, granule) = at.current();
+            let pages = self.layout.pages_of(index);
+            let start = pages.start.max(which.start);
+            if start >= which.end {
+                break;
+            }
+            let found = match having {
+                Having::Anything => true,
+                Having::Reachable => granule.sums & lanes(REACHABLE) != 0,
+            };
+            if found || passed == MOST_PASSED {
+                let end = if found {
+                    pages.end.min(which.end)
+                } else {
+                    start
+                };
+                self.looked += passed + 1;
+                return start..end;
+            }
+            passed += 1;
+            cursor = at.move_next();
+        }
+        self.looked += passed;
+        nothing
+    }
+
+    /// How many words and granules were looked at since this was called last.
+    pub(super) fn take_looked(&mut self) -> usize {
+        core::mem::take(&mut self.looked)
+    }
+
+    /// Whether all granules of `which` are there.
+    pub(super) fn has_granules(&self, which: &Range<usize>) -> bool {
+        let mut at = which.start;
+        while at < which.end {
+            if !self.has_granule(at) {
+                return false;
+            }
+            at = self.layout.granule(at).end;
+        }
+        true
+    }
+
+    /// Gives back the granules of `which` in which nothing is known of any page.
+    fn release(&mut self, which: Range<usize>) {
+        let mut at = which.start;
+        while at < which.end {
+            let index = self.layout.index(at);
+            at = self.layout.pages_of(index).end;
+            let is_empty = |granule: &Granule| {
+                granule.sums == 0 && granule.words.iter().all(|&word| word == 0)
+            };
+            if self.granules.get(&index).is_some_and(is_empty) {
+                self.granules.remove(&index);
+            }
+        }
+    }
+
     /// Whether the granule of `page` is there.
     pub(super) fn has_granule(&self, page: usize) -> bool {
         self.granules.get(&self.layout.index(page)).is_some()
@@ -186,6 +271,7 @@ impl Table {
             }
             let from = which.start.saturating_sub(base);
             let to = (which.end - base).min(granule.words.len());
+            self.looked += to.saturating_sub(from) + 1;
             self.totals.subtract(granule.sums);
             with(granule, from..to);
             self.totals.add(granule.sums);
@@ -225,19 +311,28 @@ impl Table {
     }
 
     /// The first pages in `which` that a job would need and that are not mapped: neighbours, `most`
-    /// at most; with `sparse`, only those that were asked for.
+    /// at most; with `sparse`, only those that were asked for. Empty if there are none before it,
+    /// and it is for the caller to go on from there.
     pub(super) fn next_stale(
-        &self,
+        &mut self,
         which: Range<usize>,
         most: usize,
         sparse: bool,
     ) -> Option<Range<usize>> {
         let stale = |word: u64| word & MAPPED == 0 && (!sparse || word & WANTED != 0);
         let mut at = which.start;
+        let mut passed = 0;
         let mut found: Option<Range<usize>> = None;
         while at < which.end {
             let granule = self.layout.granule(at);
             let end = granule.end.min(which.end);
+            if found.is_none() {
+                if passed == MOST_PASSED {
+                    return Some(at..at);
+                }
+                passed += 1;
+            }
+            self.looked += 1;
             // Begins at `at` if something was found.
             let next = match self.granules.get(&self.layout.index(at)) {
                 None if sparse && found.is_none() => {
@@ -246,7 +341,9 @@ impl Table {
                 }
                 None if sparse => None,
                 None => Some(at..end),
+                Some(granule) if granule.is_ready(sparse) => None,
                 Some(Granule { words, .. }) => {
+                    self.looked += end - at;
                     let words = words.get(at - granule.start..end - granule.start)?;
                     let first = match found {
                         Some(_) => Some(0),
@@ -318,7 +415,10 @@ impl Table {
     ) -> Option<Range<usize>> {
         let span = self.reachable_in(which.clone());
         let drop = MAPPING | MAPPED | if unmapped { WANTED } else { 0 };
-        self.clear(which, drop);
+        self.clear(which.clone(), drop);
+        if unmapped {
+            self.release(which);
+        }
         span
     }
 
@@ -337,14 +437,20 @@ impl Table {
         let first = self.layout.index(which.start);
         let mut cursor = self.granules.cursor_lower_bound_mut(&first);
         while let Some(at) = cursor {
-            let (index, Granule { words, .. }) = at.current();
+            let (index, Granule { words, sums }) = at.current();
             let base = self.layout.pages_of(*index).start;
             if base >= which.end {
                 break;
             }
+            self.looked += 1;
+            if sums & lanes(REACHABLE) == 0 {
+                cursor = at.move_next();
+                continue;
+            }
             let from = which.start.saturating_sub(base);
             let to = (which.end - base).min(words.len());
             let part = words.get(from..to).unwrap_or_default();
+            self.looked += part.len();
             let hit = |word: &u64| word & REACHABLE != 0;
             if let (Some(first), Some(last)) =
                 (part.iter().position(hit), part.iter().rposition(hit))
@@ -364,7 +470,7 @@ impl Table {
         which: Range<usize>,
         mut with: impl FnMut(ReachablePage),
     ) {
-        self.each(which, |word| {
+        self.each(which.clone(), |word| {
             if word & REACHABLE == 0 || word & (MAPPING | MAPPED) != 0 {
                 return word;
             }
@@ -375,6 +481,7 @@ impl Table {
                 word & WANTED
             }
         });
+        self.release(which);
     }
 
     /// INVALIDATE is being sent for the pages `which`, to make room for others. Returns the number of
@@ -415,22 +522,42 @@ impl Table {
         });
     }
 
-    /// Whether [`Table::disconnect`] was called.
+    /// The device has been reset: it reaches nothing, and what the table says it reaches is to be given
+    /// back with [`Table::disconnect`].
+    pub(super) fn set_disconnected(&mut self) {
+        self.disconnected = true;
+    }
+
+    /// Whether [`Table::set_disconnected`] was called.
     pub(super) fn is_disconnected(&self) -> bool {
         self.disconnected
     }
 
-    /// The device has been reset: calls `with` for each page that it could reach, and says whether
-    /// the page is held.
-    pub(super) fn disconnect(&mut self, mut with: impl FnMut(ReachablePage, bool)) {
-        self.disconnected = true;
-        let all = 0..self.layout.pages;
-        self.each(all, |word| {
+    /// The device has been reset: calls `with` for each of the pages `which` that it could reach, and
+    /// says whether the page is held. The pages are unmapped then.
+    pub(super) fn disconnect(
+        &mut self,
+        which: Range<usize>,
+        mut with: impl FnMut(ReachablePage, bool),
+    ) {
+        self.each(which, |word| {
             if word & (REACHABLE | HELD) != 0 {
                 with(ReachablePage::of(word), word & HELD != 0);
             }
             word & WANTED
         });
+    }
+}
+
+impl Granule {
+    /// Whether no job lacks anything here; with `sparse`, anything that was asked for.
+    fn is_ready(&self, sparse: bool) -> bool {
+        let [_, mapped, wanted, ready] = Counts::unpack(self.sums);
+        if sparse {
+            ready == wanted
+        } else {
+            mapped == self.words.len()
+        }
     }
 }
 

@@ -4,8 +4,10 @@
 //! some long ones.
 
 use super::table::{
+    Having,
     Layout,
-    Table, //
+    Table,
+    GRANULE, //
 };
 use crate::kapi::mm::HmmPage;
 use core::ops::Range;
@@ -13,7 +15,7 @@ use kernel::prelude::*;
 
 /// Pages of the range; the first granule has one of them, the second two.
 const PAGES: usize = 3;
-const START: usize = super::table::GRANULE - 1;
+const START: usize = GRANULE - 1;
 /// Steps of a sequence. All suites run whenever the module is loaded.
 const DEPTH: usize = 3;
 /// Random sequences, and their steps.
@@ -216,7 +218,9 @@ impl Model {
     fn end(mut self) {
         if self.lost {
             let mut let_go = 0;
-            self.table.disconnect(|_, held| let_go += usize::from(held));
+            self.table.set_disconnected();
+            self.table
+                .disconnect(0..PAGES, |_, held| let_go += usize::from(held));
             assert_eq!(let_go, self.holds);
         }
     }
@@ -336,6 +340,92 @@ mod tests {
         Ok(())
     }
 
+    /// A table of `granules` granules, all of them mapped.
+    fn mapped(granules: usize) -> Result<(Layout, Table)> {
+        let layout = Layout::new(0, granules * GRANULE);
+        let mut table = Table::new(layout);
+        let pages = KVec::from_elem(HmmPage::default(), GRANULE, GFP_KERNEL)?;
+        for first in (0..granules * GRANULE).step_by(GRANULE) {
+            table.add(Table::new_granule(layout, first)?);
+            table.set_mapping(first, &pages, true);
+            table.set_mapped(first..first + GRANULE);
+        }
+        Ok((layout, table))
+    }
+
+    #[test]
+    fn no_look_is_long() -> Result {
+        const GRANULES: usize = 400;
+        // Every word once for the look and once for the change, and what is passed over.
+        const MOST: usize = 4 * GRANULE;
+        let (_, mut table) = mapped(GRANULES)?;
+        let all = 0..GRANULES * GRANULE;
+        table.take_looked();
+        // All is mapped.
+        let (mut at, mut looks) = (0, 0);
+        while let Some(stale) = table.next_stale(at..all.end, all.end, false) {
+            assert!(stale.is_empty() && stale.start > at);
+            at = stale.start;
+            looks += 1;
+            assert!(table.take_looked() <= MOST);
+        }
+        assert!(looks >= 2);
+        // All goes.
+        let mut at = 0;
+        while at < all.end {
+            let part = table.next_part(at..all.end, Having::Reachable);
+            assert!(part.start == at && part.len() <= GRANULE);
+            assert_eq!(table.invalidate(part.clone(), false), Some(part.clone()));
+            assert!(table.take_looked() <= MOST);
+            table.set_unmapped(part.clone(), |_| ());
+            assert!(table.take_looked() <= MOST);
+            at = part.end;
+        }
+        // Nothing is left but wishes; a page at the end that is reachable is found in short looks.
+        let last = all.end - 1;
+        table.set_mapping(last, &[HmmPage::default()], true);
+        let (mut at, mut looks) = (0, 0);
+        loop {
+            let part = table.next_part(at..all.end, Having::Reachable);
+            assert!(table.take_looked() <= MOST);
+            if !part.is_empty() {
+                assert!(part.contains(&last));
+                break;
+            }
+            assert!(part.start > at && part.start < all.end);
+            at = part.start;
+            looks += 1;
+        }
+        assert!(looks >= 2);
+        Ok(())
+    }
+
+    #[test]
+    fn empty_granules_are_given_back() -> Result {
+        let (layout, mut table) = mapped(2)?;
+        let all = 0..2 * GRANULE;
+        // For a while.
+        table.invalidate(all.clone(), false);
+        table.set_unmapped(all.clone(), |_| ());
+        assert!(table.has_granules(&all));
+        // For good: a part, then the rest.
+        table.invalidate(0..GRANULE + 1, true);
+        assert!(!table.has_granule(0) && table.has_granule(GRANULE));
+        assert!(!table.has_granules(&all));
+        table.invalidate(all.clone(), true);
+        assert!(!table.has_granule(GRANULE));
+        // What the device may still reach keeps it.
+        table.add(Table::new_granule(layout, 0)?);
+        table.set_mapping(0, &[HmmPage::default()], true);
+        table.invalidate(all.clone(), true);
+        assert!(table.has_granule(0));
+        table.set_held(0..1, |_| ());
+        table.set_unmapped(all.clone(), |_| ());
+        assert!(table.has_granule(0));
+        table.disconnect(all, |_, held| assert!(held));
+        Ok(())
+    }
+
     #[test]
     fn what_was_writable_is_written() -> Result {
         let mut model = Model::new()?;
@@ -352,7 +442,9 @@ mod tests {
         // And not for ever.
         model.table.set_mapping(1, &pages[..1], false);
         model.table.invalidate(1..3, false);
-        model.table.set_unmapped(1..3, |page| assert!(!page.writable));
+        model
+            .table
+            .set_unmapped(1..3, |page| assert!(!page.writable));
         Ok(())
     }
 

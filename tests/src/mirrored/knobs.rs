@@ -13,7 +13,7 @@ use super::support::{family, open, End, Mirror, READ_ONLY, SPARSE};
 use crate::ktap::{Family, Outcome, TestResult};
 use crate::support::debugfs::Knobs;
 use crate::support::dmirror::Dmirror;
-use crate::support::place::{Place, READ, RW};
+use crate::support::place::{Pages, Place, READ, RW};
 use crate::support::{child, gpu, job, Env, Random, PAGE};
 use crate::{cases, check, check_eq};
 
@@ -39,6 +39,7 @@ pub(crate) const FAMILY: Family = family(
         counts_maps_and_acknowledgements,
         counts_dirtied_pages,
         counts_spaces,
+        lock_is_not_kept: 300,
         open_files_and_unloading: 200,
     ],
 );
@@ -486,5 +487,34 @@ fn open_files_and_unloading(env: &Env) -> TestResult {
     );
     let counters = Knobs::open(env)?.counters()?;
     check_eq!(counters.get("maps")?, 0, "MAPs of a new device");
+    Ok(())
+}
+
+/// However much of a process's memory goes at once, others of the same file wait for a part of it only.
+fn lock_is_not_kept(env: &Env) -> TestResult {
+    const SPACE: usize = 64 << 30;
+    const MAPPED: usize = 4 << 30;
+    /// Words that are looked at for the longest MAP, and something for the granules they are in.
+    const MOST: u64 = 4 * 512 + 64;
+    let knobs = Knobs::open(env)?;
+    let device = open(env)?;
+    // Read-only, so that one huge page of zeroes is all that is needed.
+    let place = Place::reserve(Pages::Huge, SPACE)?;
+    place.map_with(0, SPACE, READ, libc::MAP_PRIVATE)?;
+    let mirror = Mirror::with(&device, &place, SPARSE.read_only())?;
+    mirror.prefetch(SPACE / 2, MAPPED)?;
+    // All of it is gone over again.
+    mirror.run("a job on all that is mapped", &mirror.idle())?;
+    check_eq!(mirror.count()?.mapped_bytes, MAPPED as u64, "bytes mapped");
+    place.advise(0, SPACE, libc::MADV_DONTNEED)?;
+    check_eq!(mirror.count()?.mapped_bytes, 0, "bytes mapped afterwards");
+    mirror.prefetch(SPACE / 2, MAPPED)?;
+    place.unmap(0, SPACE)?;
+    let longest = knobs.counters()?.get("longest_look")?;
+    println!("    # {longest} words at most");
+    check!(
+        (1..=MOST).contains(&longest),
+        "{longest} words were looked at with the lock held"
+    );
     Ok(())
 }
