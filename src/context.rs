@@ -22,9 +22,12 @@ use crate::{
         CONTEXT_INIT_CAPSET_ID_MASK,
         DEBUG_NAME_LEN, //
     },
-    resource::lifetime::{
-        keeps_id,
-        Lifetime, //
+    resource::{
+        lifetime::{
+            keeps_id,
+            Lifetime, //
+        },
+        releases::Releases, //
     },
     transport::control::{
         Answer,
@@ -311,6 +314,8 @@ pub(crate) struct FileData {
     pub(crate) share: Arc<Share>,
     /// The lock of its memory that moves.
     notifier_lock: Arc<NotifierLock>,
+    /// Its user memory that a worker releases.
+    releases: Arc<Releases>,
     /// What its reader is to be told of that memory.
     outbox: Arc<Outbox>,
     /// Protects the making of the context, and the order in which resources are attached to it and
@@ -328,12 +333,14 @@ impl FileData {
     pub(crate) fn new(gpu: &Arc<Gpu>) -> Result<Pin<KBox<Self>>> {
         let share = Share::new()?;
         let notifier_lock = NotifierLock::new()?;
+        let releases = Releases::new()?;
         let outbox = Outbox::new()?;
         KBox::pin_init(
             try_pin_init!(Self {
                 gpu: gpu.clone(),
                 share,
                 notifier_lock,
+                releases,
                 outbox,
                 attached <- new_mutex!(
                     Attached {
@@ -454,6 +461,11 @@ impl FileData {
     /// The lock of the file's memory that moves.
     pub(crate) fn notifier_lock(&self) -> &Arc<NotifierLock> {
         &self.notifier_lock
+    }
+
+    /// The file's user memory that a worker releases.
+    pub(crate) fn releases(&self) -> &Arc<Releases> {
+        &self.releases
     }
 
     /// What is to be told of the file's memory that moves.

@@ -39,7 +39,7 @@
 //!    wait for the device)
 //! 7. `NotifierLock::commits` (mutex, one per file; taken by notifier callbacks, hence by memory
 //!    reclaim: nothing is allocated with reclaim, faulted in or waited for under it)
-//! 8. `Lifetime::inner`, `Carrier::state`, `MirroredRange::spare`, `Notice::state`,
+//! 8. `Lifetime::inner`, `Carrier::state`, `Releases::waiting`, `MirroredRange::spare`, `Notice::state`,
 //!    `Revocation::detach` (spinlocks)
 //! 9. `Outbox::due`, `EventQueue::file` (spinlocks, never both; inside are locks of the kernel)
 //! 10. `Control::inner`, `Mirror::inner`, `Events::inner` (spinlocks, interrupts off, one at a
@@ -109,7 +109,9 @@ module! {
 struct VirtgpuUserptr {
     #[pin]
     driver: Registration<kapi::virtio::Adapter<gpu::VirtioGpu>>,
-    /// Dropped after the driver.
+    /// Dropped after the driver: what it has released meanwhile is still to go.
+    releases: kapi::sync::ModuleWorkqueueOwner,
+    /// Dropped after the driver, and after the fences of what is released.
     fence_readers: FenceReaders,
 }
 
@@ -128,6 +130,8 @@ impl InPlaceModule for VirtgpuUserptr {
             _: {
                 kapi::drm::module::check_modeset(module_parameters::modeset.value())?;
             },
+            // First, as the driver's devices use it.
+            releases: resource::releases::QUEUE.create(c"virtgpu-release")?,
             driver <- Registration::new(<Self as kernel::ModuleMetadata>::NAME, module),
             fence_readers: FenceReaders,
         })

@@ -8,6 +8,9 @@
 //! it finishes where it is safe to drop the object.
 
 use super::{
+    releases::Pending,
+    space::Space,
+    userptr::Userptr,
     Kind,
     Resource, //
 };
@@ -35,7 +38,15 @@ use crate::{
     },
 };
 use kernel::{
-    list::ListArc,
+    list::{
+        impl_list_arc_safe,
+        impl_list_item,
+        AtomicTracker,
+        List,
+        ListArc,
+        ListLinks,
+        TryNewListArc, //
+    },
     new_spinlock,
     prelude::*,
     sync::{
@@ -47,14 +58,45 @@ use zerocopy::IntoBytes;
 
 /// Carries an object from its last reference to the end of its release.
 #[pin_data]
-struct Carrier {
-    /// Protects only itself; nothing is taken inside.
+pub(super) struct Carrier {
+    /// Protects only itself.
     #[pin]
     state: SpinLock<CarrierState>,
+    /// In a list of [`Releases`](super::releases::Releases).
+    #[pin]
+    links: ListLinks,
+    #[pin]
+    tracker: AtomicTracker,
+}
+
+impl_list_arc_safe! {
+    impl ListArcSafe<0> for Carrier { tracked_by tracker: AtomicTracker; }
+}
+impl_list_item! {
+    impl ListItem<0> for Carrier { using ListLinks { self.links }; }
+}
+
+impl Carrier {
+    /// The object is being released by a worker; that is over when it is dropped.
+    pub(super) fn set_pending(&self, pending: Pending) {
+        let old = self.state.lock().pending.replace(pending);
+        drop(old);
+    }
+
+    /// Drops the object.
+    pub(super) fn empty(&self) {
+        let mut state = self.state.lock();
+        let (object, pending) = (state.object.take(), state.pending.take());
+        drop(state);
+        drop(object);
+        drop(pending);
+    }
 }
 
 struct CarrierState {
     object: Option<Owned<Resource>>,
+    /// Counts an object that is released by a worker.
+    pending: Option<Pending>,
     /// Free again when the host has forgotten the resource.
     id: Option<Arc<Id>>,
     /// Somebody waits for the answer, and will drop the object.
@@ -87,13 +129,23 @@ impl Finish for Unreferenced {
         let mut state = self.0.state.lock();
         state.ended = Some(*answer);
         let id = state.id.take();
-        let object = if state.waiter && *answer != Answer::Aborted {
-            None
-        } else {
-            state.object.take()
+        let aborted = *answer == Answer::Aborted;
+        if state.waiter && !aborted {
+            drop(state);
+            drop(id);
+            return;
+        }
+        // Unpinning takes time that others must not wait for. A reset has unpinned it, or does.
+        let releases = match &state.object {
+            Some(object) if !aborted => object.userptr().map(|userptr| userptr.releases().clone()),
+            _ => None,
         };
         drop(state);
-        drop((object, id));
+        drop(id);
+        match releases {
+            Some(releases) => releases.drop_later(self.0.clone()),
+            None => self.0.empty(),
+        }
     }
 }
 
@@ -137,10 +189,13 @@ impl Lifetime {
             pin_init!(Carrier {
                 state <- new_spinlock!(CarrierState {
                     object: None,
+                    pending: None,
                     id: Some(carried),
                     waiter: false,
                     ended: None,
                 }, "Carrier::state"),
+                links <- ListLinks::new(),
+                tracker <- AtomicTracker::new(),
             }),
             GFP_KERNEL,
         )?;
@@ -337,13 +392,56 @@ impl Lifetime {
     /// Releases an object without references.
     ///
     /// For user memory this waits until the pages are free again, so that whoever closes the
-    /// handle may rely on it; a worker does not wait, since it may be the one that is waited for.
+    /// handle may rely on it. A worker, which may be the one that is waited for, hands it over to
+    /// the file's [`Releases`](super::releases::Releases).
     /// Other objects can be released with `mmap_lock` held, so they are released later.
     pub(super) fn release(object: Owned<Resource>) {
-        // The device's access ends before the host forgets the resource.
-        if let Some(userptr) = object.userptr() {
-            userptr.end();
+        let Some(userptr) = object.userptr() else {
+            return Self::unreference(object, false);
+        };
+        if current_is_worker() {
+            let releases = userptr.releases().clone();
+            let carrier = object.lifetime.carrier.clone();
+            carrier.state.lock().object = Some(object);
+            return releases.end(carrier);
         }
+        // The device's access ends before the host forgets the resource.
+        let ended = userptr.space().map_or(Ok(()), Space::destroy);
+        userptr.end(ended);
+        Self::unreference(object, true);
+    }
+
+    /// Ends and releases the objects in `carriers`, which are user memory, where one may wait for
+    /// the device and for notifier callbacks. Does not wait for UNREF.
+    pub(super) fn end_all(mut carriers: List<Carrier>) {
+        /// Whose spaces are ended at a time.
+        const BATCH: usize = 16;
+
+        while !carriers.is_empty() {
+            let mut objects: [Option<(Arc<Carrier>, Owned<Resource>)>; BATCH] =
+                [const { None }; BATCH];
+            for place in &mut objects {
+                let Some(carrier) = carriers.pop_front() else {
+                    break;
+                };
+                let carrier = carrier.into_arc();
+                let object = carrier.state.lock().object.take();
+                *place = object.map(|object| (carrier, object));
+            }
+            let userptrs = || objects.iter().flatten().filter_map(|(_, o)| o.userptr());
+            let ended = Space::destroy_all(userptrs().filter_map(Userptr::space));
+            for userptr in userptrs() {
+                userptr.end(ended);
+            }
+            for (_, object) in objects.into_iter().flatten() {
+                Self::unreference(object, false);
+            }
+        }
+    }
+
+    /// Has the host forget an object that its space, if there is one, does not show any more.
+    /// With `waits`, waits for the answer and drops the object.
+    fn unreference(object: Owned<Resource>, waits: bool) {
         let this = &object.lifetime;
         let expect = match this.creation() {
             Some(Answer::Ok(_)) => Expect::Success,
@@ -351,7 +449,11 @@ impl Lifetime {
             // it took that for a resource that it does not have.
             Some(Answer::Error(_) | Answer::Aborted) => match this.failed_creation() {
                 Some(create) => Expect::SuccessUnlessFailed(create),
-                None => return drop(object),
+                None => {
+                    let carrier = this.carrier.clone();
+                    drop(object);
+                    return carrier.empty();
+                }
             },
             None | Some(Answer::Invalid) => {
                 let inner = this.inner.lock();
@@ -374,7 +476,6 @@ impl Lifetime {
 
         let gpu = this.gpu.clone();
         let carrier = this.carrier.clone();
-        let waits = object.userptr().is_some() && !current_is_worker();
         let command = unref.clone_arc();
         {
             let mut state = carrier.state.lock();

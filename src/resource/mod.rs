@@ -8,6 +8,7 @@
 //! - [`userptr`]: memory of the process;
 //! - [`imported`]: memory of other drivers;
 //! - [`space`]: what a device with a mirror queue may reach of user memory;
+//! - [`releases`]: user memory that is released by a worker;
 //! - [`mapping`]: addresses for devices that do not see physical ones.
 
 pub(crate) mod classic;
@@ -16,6 +17,7 @@ mod host_visible;
 pub(crate) mod imported;
 pub(crate) mod lifetime;
 pub(crate) mod mapping;
+pub(crate) mod releases;
 pub(crate) mod space;
 pub(crate) mod userptr;
 

@@ -29,7 +29,10 @@ use crate::{
     },
 };
 use kernel::{
-    list::ListArc,
+    list::{
+        List,
+        ListArc, //
+    },
     new_mutex,
     prelude::*,
     sync::{
@@ -226,15 +229,32 @@ impl Space {
     ///
     /// [`ENODEV`] if the device is lost, and may still use what was mapped.
     pub(crate) fn destroy(&self) -> Result {
-        let destroy = self.destroy.lock().take();
-        self.queue.remove_owner(self.id.get());
-        match destroy {
-            Some(destroy) => {
-                self.counters.ended_spaces.add(1);
-                self.queue.destroy(destroy)
+        Self::destroy_all(core::iter::once(self))
+    }
+
+    /// Ends spaces of one device, as far as it knows them, and waits until all have ended.
+    ///
+    /// # Errors
+    ///
+    /// [`ENODEV`] if the device is lost, and may still use what was mapped into any of them.
+    pub(crate) fn destroy_all<'a>(spaces: impl Iterator<Item = &'a Space> + Clone) -> Result {
+        let mut commands = List::new();
+        let mut count = 0;
+        for space in spaces.clone() {
+            space.queue.remove_owner(space.id.get());
+            let destroy = space.destroy.lock().take();
+            if let Some(destroy) = destroy {
+                commands.push_back(destroy);
+                count += 1;
             }
-            None => Ok(()),
         }
+        let Some(first) = spaces.clone().next() else {
+            return Ok(());
+        };
+        let ended = first.queue.destroy(commands);
+        // Not before the device has ended them, or is lost, and then has none.
+        first.counters.ended_spaces.add(count);
+        ended
     }
 }
 

@@ -57,9 +57,11 @@ use kernel::{
 };
 use zerocopy::IntoBytes;
 
-/// Descriptors kept for INVALIDATE; the other kept ones are for commands that end a space.
+/// Descriptors kept for INVALIDATE.
 const INVALIDATES: usize = 24;
 const RESERVED: usize = RESERVED_DESCRIPTORS as usize;
+/// Descriptors kept for commands that end a space.
+const DESTROYS: usize = RESERVED - INVALIDATES;
 /// Most INVALIDATE commands that can be on their way, if the ring has room.
 const MAX_INVALIDATES: usize = 128;
 /// Most entries of a MAP, however many the device takes: what fits a page with the rest.
@@ -199,7 +201,7 @@ impl Mirror {
         let mut inner = self.inner.lock();
         inner.capacity = size - RESERVED;
         inner.free = inner.capacity;
-        inner.reserve = RESERVED - INVALIDATES;
+        inner.reserve = DESTROYS;
         inner.invalidate_reserve = INVALIDATES;
         inner.invalidates = invalidates;
         inner.free_places = free_places;
@@ -497,14 +499,23 @@ impl MirrorQueue {
         let owned = Message::owned(&mut command);
         owned.slots = slots;
         owned.reserved = false;
-        self.send(command)
+        self.put(command)?;
+        self.kick();
+        Ok(())
     }
 
-    fn send(&self, command: ListArc<MirrorCommand>) -> Result {
+    /// Tells the device what was put into the ring.
+    fn kick(&self) {
+        if let Some(queue) = self.mirror().inner.lock().queue.as_mut() {
+            queue.kick();
+        }
+    }
+
+    fn put(&self, command: ListArc<MirrorCommand>) -> Result {
         let mut inner = self.mirror().inner.lock();
         inner.others += 1;
         let outcome = match inner.queue.as_mut() {
-            Some(queue) if !self.control.is_lost() => queue.add(command).map(|()| queue.kick()),
+            Some(queue) if !self.control.is_lost() => queue.add(command),
             _ => Err((command, ENODEV)),
         };
         let Err((mut command, e)) = outcome else {
@@ -649,35 +660,60 @@ impl MirrorQueue {
         self.wait_for(acknowledged)
     }
 
-    /// Sends a command that ends a space, and waits for its answer.
+    /// Sends commands that end spaces, as many at a time as there are descriptors kept for them, and
+    /// waits for their answers.
     ///
     /// # Errors
     ///
     /// [`ENODEV`] if the device is lost.
-    pub(crate) fn destroy(&self, mut command: ListArc<MirrorCommand>) -> Result {
+    pub(crate) fn destroy(&self, mut commands: List<MirrorCommand>) -> Result {
+        while !commands.is_empty() {
+            self.destroy_some(&mut commands)?;
+        }
+        Ok(())
+    }
+
+    fn destroy_some(&self, commands: &mut List<MirrorCommand>) -> Result {
         let mirror = self.mirror();
-        let mut taken = false;
+        let mut taken = 0;
+        let wanted = commands.iter().take(DESTROYS).count();
+        // Who has one does not wait for more.
         let reserve = || {
             let mut inner = mirror.inner.lock();
-            if !taken && inner.reserve > 0 {
-                inner.reserve -= 1;
-                taken = true;
+            if taken == 0 {
+                taken = inner.reserve.min(wanted);
+                inner.reserve -= taken;
             }
-            taken || self.control.is_lost()
+            taken > 0 || self.control.is_lost()
         };
         let limit = self.control.answer_timeout_ms();
         if !mirror.wait.wait_timeout(reserve, limit) {
             self.control
                 .lose(c"it did not answer a mirror command in time");
         }
-        if !taken {
+        if taken == 0 {
             return Err(ENODEV);
         }
-        let reference = command.clone_arc();
-        let owned = Message::owned(&mut command);
-        owned.slots = 1;
-        owned.reserved = true;
-        self.send(command)?;
-        self.wait(&reference).map(|_| ())
+        let mut sent: [Option<Arc<MirrorCommand>>; DESTROYS] = [const { None }; DESTROYS];
+        let mut outcome = Ok(());
+        for place in &mut sent[..taken] {
+            let Some(mut command) = commands.pop_front() else {
+                break;
+            };
+            let owned = Message::owned(&mut command);
+            owned.slots = 1;
+            owned.reserved = true;
+            let reference = command.clone_arc();
+            // Also after a failure, which gives the descriptor back.
+            match self.put(command) {
+                Ok(()) => *place = Some(reference),
+                Err(e) => outcome = Err(e),
+            }
+        }
+        self.kick();
+        for reference in sent.iter().flatten() {
+            outcome = outcome.and(self.wait(reference).map(drop));
+        }
+        outcome
     }
 }

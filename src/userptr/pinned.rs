@@ -89,7 +89,8 @@ impl Pinned {
 /// # Errors
 ///
 /// Those of [`Pins`] and [`PinnedVm`], [`E2BIG`] if the memory is too scattered for one command,
-/// [`ENODEV`], and that of the host.
+/// those of [`Releases::wait_for_room`](crate::resource::releases::Releases::wait_for_room), and that
+/// of the host.
 pub(crate) fn register(
     dev: &Device,
     file: &File,
@@ -109,7 +110,7 @@ pub(crate) fn register(
         Source::File(..) => 0,
     };
 
-    gpu.control.check()?;
+    file.releases().wait_for_room(&gpu.control)?;
     // Memory entries would not keep the device from writing. A space has whole pages.
     let enforced =
         !params.write && gpu.features.mirror.is_some() && params.wire_size == params.len as u64;
@@ -139,8 +140,8 @@ pub(crate) fn register(
             params: blob,
             mapping: Some(mapping),
             kind: Kind::Userptr(match space {
-                Some(space) => Userptr::in_space(pages, addr, params.flags, space),
-                None => Userptr::new(pages, addr, params.flags),
+                Some(space) => Userptr::in_space(file, pages, addr, params.flags, space),
+                None => Userptr::new(file, pages, addr, params.flags),
             }),
             entries: Atomic::new(count),
         },

@@ -3,12 +3,20 @@
 //! The end of registrations: when it is over for whoever closes them, and what is left of them
 //! meanwhile.
 
-use virtgpu_client::{compute, Exec, Memory, RegisterOptions};
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+use virtgpu_client::{compute, Bytes, Device, Errno, Exec, Memory, RegisterOptions};
 
 use crate::ktap::{Driver, Family, Kernel, Outcome, TestResult};
+use crate::mirrored::open_mirrored;
+use crate::support::debugfs::Knobs;
 use crate::support::memory::small_pages;
-use crate::support::{child, job, Env, PAGE};
-use crate::{cases, check_eq};
+use crate::support::place::{Pages, Place};
+use crate::support::{child, eventually, gpu, job, procfs, Env, PAGE};
+use crate::{cases, check, check_eq};
 
 pub(crate) const FAMILY: Family = Family {
     name: "releases",
@@ -18,6 +26,8 @@ pub(crate) const FAMILY: Family = Family {
     leak_check: true,
     cases: cases![
         charge_is_back_after_close: 120,
+        closed_faster_than_released: 120,
+        held_by_another_process: 180,
     ],
 };
 
@@ -36,7 +46,7 @@ fn charge_is_back_after_close(env: &Env) -> TestResult {
         for round in 0..rounds {
             let userptr = match device.register(&memory, RegisterOptions::pinned()) {
                 Ok(userptr) => userptr,
-                Err(virtgpu_client::Errno::NOMEM) => {
+                Err(Errno::NOMEM) => {
                     refused += 1;
                     continue;
                 }
@@ -58,4 +68,162 @@ fn charge_is_back_after_close(env: &Env) -> TestResult {
         check_eq!(refused, 0, "registrations refused in {rounds} rounds");
         Ok(())
     })
+}
+
+/// A job that takes `microseconds` and keeps `handle` so long.
+fn keep(device: &Device, handle: u32, ring: u32, microseconds: u64) -> TestResult {
+    let mut stream = compute::Stream::new();
+    stream.delay(microseconds);
+    Ok(Exec::new(stream.as_bytes())
+        .ring(ring)
+        .buffers(&[handle])
+        .submit(device)?)
+}
+
+/// Threads that register, queue a job and close, without ever waiting for one: what is closed and
+/// not released stays within a bound, and is gone soon after the last close.
+fn closed_faster_than_released(env: &Env) -> TestResult {
+    const THREADS: usize = 8;
+    /// 64 that are being released, those that the jobs of a quarter of the ring hold, and what is
+    /// open.
+    const BOUND: u64 = 64 + 64 + THREADS as u64;
+
+    let knobs = Knobs::open(env)?;
+    let spaces = || -> TestResult<u64> { knobs.counters()?.get("spaces_now") };
+    let device = open_mirrored(env)?;
+    let places = (0..THREADS)
+        .map(|_| Place::new(Pages::Base, 4 * PAGE))
+        .collect::<TestResult<Vec<_>>>()?;
+    let before = spaces()?;
+    let (stop, rounds) = (AtomicBool::new(false), AtomicU64::new(0));
+    let most = std::thread::scope(|scope| {
+        let threads: Vec<_> = places
+            .iter()
+            .enumerate()
+            .map(|(thread, place)| {
+                let (device, stop, rounds) = (&device, &stop, &rounds);
+                scope.spawn(move || -> TestResult {
+                    while !stop.load(Relaxed) {
+                        let userptr = device.register(place, RegisterOptions::mirrored())?;
+                        keep(device, userptr.handle(), thread as u32 % 4, 0)?;
+                        userptr.close()?;
+                        rounds.fetch_add(1, Relaxed);
+                    }
+                    Ok(())
+                })
+            })
+            .collect();
+        let end = Instant::now() + Duration::from_millis(30 * env.iterations(100));
+        let mut most = Ok(0);
+        while Instant::now() < end && most.is_ok() {
+            most = most.and_then(|most| Ok(u64::max(most, spaces()? - before)));
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        stop.store(true, Relaxed);
+        let mut outcome = Ok(());
+        for thread in threads {
+            outcome = outcome.and(thread.join().expect("no panic"));
+        }
+        outcome.and(most)
+    })?;
+    let closed = Instant::now();
+    let gone = eventually(job::LIMIT, || spaces() == Ok(before));
+    println!(
+        "    # {} registrations, at most {most} spaces at a time; all gone after {:?}",
+        rounds.load(Relaxed),
+        closed.elapsed()
+    );
+    check!(gone, "all spaces end");
+    check!(most <= BOUND, "{most} spaces at a time, more than {BOUND}");
+    Ok(())
+}
+
+/// Leaves the end of registrations to jobs, while changes of other memory of the process are under way
+/// for 12 seconds and more, as each has to wait for a job of a file of its own: as long as there is
+/// one, the kernel removes no notifier of the process. Says so when that has begun.
+fn hold_notifiers(env: &Env, mut ready: UnixStream) -> TestResult {
+    const CHANGES: usize = 9;
+    const REGISTRATIONS: usize = 4;
+
+    let device = open_mirrored(env)?;
+    let others = (0..CHANGES)
+        .map(|_| open_mirrored(env))
+        .collect::<TestResult<Vec<_>>>()?;
+    let changing = Place::new(Pages::Base, CHANGES * PAGE)?;
+    let place = Place::new(Pages::Base, REGISTRATIONS * PAGE)?;
+    let options = RegisterOptions::mirrored();
+    for (page, other) in others.iter().enumerate() {
+        let userptr = other.register_range(&changing, page * PAGE, PAGE, options)?;
+        userptr.prefetch(0, PAGE as u64)?;
+        keep(other, userptr.handle(), 0, 60_000_000)?;
+        std::mem::forget(userptr);
+    }
+    let registrations = (0..REGISTRATIONS)
+        .map(|page| {
+            let userptr = device.register_range(&place, page * PAGE, PAGE, options)?;
+            userptr.prefetch(0, PAGE as u64)?;
+            Ok(userptr)
+        })
+        .collect::<Result<Vec<_>, Errno>>()?;
+    std::thread::scope(|scope| {
+        for page in 0..CHANGES {
+            let changing = &changing;
+            scope.spawn(move || {
+                // Each begins before the one ahead ends, which takes the 2 s of `job_grace_ms`.
+                std::thread::sleep(Duration::from_millis(1500 * page as u64));
+                changing.advise(page * PAGE, PAGE, libc::MADV_DONTNEED)
+            });
+        }
+        for (ring, userptr) in registrations.into_iter().enumerate() {
+            keep(&device, userptr.handle(), ring as u32, 500_000)?;
+            userptr.close()?;
+            // Behind it.
+            Exec::new(compute::Stream::new().delay(0).as_bytes())
+                .ring(ring as u32)
+                .submit_with_fence(&device)?
+                .wait(Some(job::LIMIT))?;
+        }
+        ready.write_all(&[1])?;
+        Ok(())
+    })
+}
+
+/// A process whose notifiers cannot be removed holds up neither what others release, nor the loss of
+/// the device and the end of the driver.
+fn held_by_another_process(env: &Env) -> TestResult {
+    const LIMIT: Duration = Duration::from_secs(5);
+
+    let gpu = gpu::find()?;
+    drop(open_mirrored(env)?);
+    let (mut ready, theirs) = UnixStream::pair()?;
+    let holder = child::spawn(|| hold_notifiers(env, theirs))?;
+    ready.read_exact(&mut [0])?;
+
+    let device = env.compute()?;
+    let memory = small_pages(16 * PAGE)?;
+    let started = Instant::now();
+    for round in 0..20 {
+        let userptr = device.register(&memory, RegisterOptions::pinned())?;
+        job::add(
+            &device,
+            userptr.at(0),
+            memory.len() as u64,
+            1,
+            userptr.handle(),
+        )?;
+        userptr.close()?;
+        check_eq!(procfs::vm_pin()?, 0, "VmPin after close {round}");
+    }
+    let others = started.elapsed();
+    let started = Instant::now();
+    gpu.unbind()?;
+    let unbinding = started.elapsed();
+    check!(!holder.is_finished()?, "the other process goes on");
+    holder.kill()?;
+    drop(device);
+    gpu.bind()?;
+    println!("    # 20 registrations of another: {others:?}; unbinding: {unbinding:?}");
+    check!(others < LIMIT, "registrations of another took {others:?}");
+    check!(unbinding < LIMIT, "unbinding took {unbinding:?}");
+    gpu::wait_for_node(env)
 }

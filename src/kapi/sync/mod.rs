@@ -14,6 +14,8 @@ pub(crate) use self::{
     wait_queue::WaitQueue,
     workqueue::{
         system_workqueue,
+        ModuleWorkqueue,
+        ModuleWorkqueueOwner,
         Workqueue, //
     },
 };

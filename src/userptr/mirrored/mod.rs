@@ -56,6 +56,7 @@ use crate::{
     resource::{
         self,
         mapping::Memory,
+        space::Space,
         userptr::Userptr,
         BlobParams,
         Kind,
@@ -240,13 +241,20 @@ impl Mirrored {
         (end - first, outcome)
     }
 
-    /// Ends the device's access for good, and the notifications. Waits for the device, for a time.
+    /// What the pages are mapped into.
+    pub(crate) fn space(&self) -> &Space {
+        &self.range.space
+    }
+
+    /// Ends the notifications; on an error of `ended` the device is lost, otherwise the space has
+    /// ended. Nobody else uses the registration. Waits for all changes of the process's memory that
+    /// are under way, for which there is no bound.
     ///
     /// Must not be called with a lock held that a notifier callback takes.
-    pub(crate) fn end(&self) {
+    pub(crate) fn end(&self, ended: Result) {
         self.range.lock.residents.remove(&self.range);
         let mut outer = self.outer.lock_unkillable();
-        match self.range.space.destroy() {
+        match ended {
             Ok(()) => self.range.retire_all(),
             // Until the device has been reset, nobody else may get the pages.
             Err(_) => self.range.quarantine(0..self.range.pages),
@@ -262,7 +270,9 @@ impl Mirrored {
 /// # Errors
 ///
 /// [`EFAULT`] if nothing is mapped at all, [`ENOSPC`] if the device has no more spaces, [`ENOMEM`],
-/// [`ENODEV`], [`EINTR`] on a signal, and that of the host.
+/// [`EINTR`] on a signal, those of
+/// [`Releases::wait_for_room`](crate::resource::releases::Releases::wait_for_room), and that of the
+/// host.
 pub(crate) fn register(
     dev: &Device,
     file: &File,
@@ -274,7 +284,7 @@ pub(crate) fn register(
     let Source::Address(addr) = params.source else {
         return Err(EINVAL);
     };
-    control.check()?;
+    file.releases().wait_for_room(control)?;
     if !is_anything_mapped(addr, params.len)? {
         return Err(EFAULT);
     }
@@ -330,6 +340,7 @@ pub(crate) fn register(
             params: blob,
             mapping: Some(mapping),
             kind: Kind::Userptr(Userptr::mirrored(
+                file,
                 pages,
                 addr as u64,
                 params.flags,

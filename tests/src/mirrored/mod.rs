@@ -28,6 +28,8 @@ mod scarce;
 mod stress;
 mod support;
 
+pub(crate) use support::open as open_mirrored;
+
 use crate::ktap::Family;
 
 /// Those for a well-behaved device, also a slow one.

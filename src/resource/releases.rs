@@ -1,0 +1,189 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Registrations of user memory whose last reference went in a worker.
+//!
+//! Ending one waits for the device, and removing a notifier waits for all invalidations of a
+//! process's memory, which that process can keep up for as long as it likes. So this must not be
+//! done by a worker that others wait for. A file has a list of what it has to release, and a work
+//! that goes through the list, so that a file waits for its own registrations only; several spaces
+//! are ended at a time. The work is on a queue that neither the device's reset nor its removal
+//! waits for: what a lost device may still reach is kept by others until it has been reset.
+//!
+//! Who registers memory waits until few enough of the file's registrations are on their way out.
+
+use super::lifetime::{
+    Carrier,
+    Lifetime, //
+};
+use crate::{
+    kapi::sync::{
+        ModuleWorkqueue,
+        WaitQueue, //
+    },
+    transport::control::Control,
+};
+use kernel::{
+    impl_has_work,
+    list::{
+        List,
+        ListArc, //
+    },
+    new_spinlock,
+    new_work,
+    prelude::*,
+    sync::{
+        Arc,
+        SpinLock, //
+    },
+    workqueue::{
+        Work,
+        WorkItem, //
+    }, //
+};
+
+/// What registrations are released on; it lives as long as the module.
+pub(crate) static QUEUE: ModuleWorkqueue = ModuleWorkqueue::new();
+
+/// Most registrations of a file that are being released when another is made.
+const MAX_PENDING: usize = 64;
+
+struct Waiting {
+    /// Registrations that the device may still reach.
+    alive: List<Carrier>,
+    /// Registrations of which the device knows nothing any more.
+    ended: List<Carrier>,
+    /// Registrations that were handed over and are not gone.
+    pending: usize,
+}
+
+/// The registrations of a file that are being released by a worker.
+#[pin_data]
+pub(crate) struct Releases {
+    /// Protects the lists and the count; nothing is taken inside.
+    #[pin]
+    waiting: SpinLock<Waiting>,
+    /// Waiters for a lower count.
+    #[pin]
+    wait: WaitQueue,
+    #[pin]
+    work: Work<Releases, 1>,
+}
+
+impl_has_work! {
+    impl HasWork<Self, 1> for Releases { self.work }
+}
+
+impl Releases {
+    /// Nothing to release.
+    ///
+    /// # Errors
+    ///
+    /// [`ENOMEM`].
+    pub(crate) fn new() -> Result<Arc<Self>> {
+        Arc::pin_init(
+            pin_init!(Self {
+                waiting <- new_spinlock!(
+                    Waiting {
+                        alive: List::new(),
+                        ended: List::new(),
+                        pending: 0,
+                    },
+                    "Releases::waiting"
+                ),
+                wait <- WaitQueue::new(),
+                work <- new_work!("Releases::work"),
+            }),
+            GFP_KERNEL,
+        )
+    }
+
+    /// Waits until so few of the file's registrations are being released that one more may be made.
+    ///
+    /// # Errors
+    ///
+    /// [`EBUSY`] if that takes longer than an answer may, [`ERESTARTSYS`] on a fatal signal,
+    /// [`ENODEV`].
+    pub(crate) fn wait_for_room(&self, control: &Control) -> Result {
+        // What jobs that are over still hold counts, too.
+        control.settle();
+        self.wait.wait_killable_timeout(
+            || self.waiting.lock().pending < MAX_PENDING || control.is_lost(),
+            control.answer_timeout_ms(),
+        )?;
+        control.check()
+    }
+
+    /// Has the worker end the registration in `carrier`, and then release it.
+    pub(super) fn end(self: &Arc<Self>, carrier: Arc<Carrier>) {
+        carrier.set_pending(Pending::new(self));
+        self.hand_over(carrier, |waiting| &mut waiting.alive);
+    }
+
+    /// Has the worker drop the object in `carrier`, of which the device knows nothing any more.
+    pub(super) fn drop_later(self: &Arc<Self>, carrier: Arc<Carrier>) {
+        self.hand_over(carrier, |waiting| &mut waiting.ended);
+    }
+
+    fn hand_over(
+        self: &Arc<Self>,
+        carrier: Arc<Carrier>,
+        list: impl FnOnce(&mut Waiting) -> &mut List<Carrier>,
+    ) {
+        // It is in no list: it gets here once alive, and once when it is not.
+        if let Ok(carrier) = ListArc::try_from_arc(carrier) {
+            list(&mut self.waiting.lock()).push_back(carrier);
+        }
+        if !QUEUE.enqueue::<Arc<Self>, 1>(self.clone()) {
+            // The module goes, and nobody waits for this thread.
+            self.release();
+        }
+    }
+
+    fn release(&self) {
+        loop {
+            let (alive, mut ended) = {
+                let mut waiting = self.waiting.lock();
+                let Waiting { alive, ended, .. } = &mut *waiting;
+                (
+                    core::mem::replace(alive, List::new()),
+                    core::mem::replace(ended, List::new()),
+                )
+            };
+            if alive.is_empty() && ended.is_empty() {
+                break;
+            }
+            // First what gives memory back at once.
+            while let Some(carrier) = ended.pop_front() {
+                carrier.into_arc().empty();
+            }
+            if !alive.is_empty() {
+                Lifetime::end_all(alive);
+            }
+        }
+    }
+}
+
+impl WorkItem<1> for Releases {
+    type Pointer = Arc<Self>;
+
+    fn run(this: Arc<Self>) {
+        this.release();
+    }
+}
+
+/// A registration that is being released by a worker, to be dropped when it is gone.
+pub(super) struct Pending(Arc<Releases>);
+
+impl Pending {
+    fn new(releases: &Arc<Releases>) -> Self {
+        releases.waiting.lock().pending += 1;
+        Self(releases.clone())
+    }
+}
+
+impl Drop for Pending {
+    fn drop(&mut self) {
+        self.0.waiting.lock().pending -= 1;
+        self.0.wait.wake_all();
+    }
+}
