@@ -4,22 +4,14 @@
 
 use super::userptr::register;
 use crate::{
-    context::Context,
     driver::{
         Device,
         File,
         GpuDriver,
         Object, //
     },
-    gpu::{
-        Gpu,
-        Timeline, //
-    },
-    kapi::{
-        dma::DriverFence,
-        drm::ioctl::Ioctl,
-        virtio::Chunks, //
-    },
+    gpu::Gpu,
+    kapi::drm::ioctl::Ioctl,
     protocol::{
         uapi::{
             self,
@@ -32,10 +24,7 @@ use crate::{
         },
         virtio_gpu::{
             blob_flag,
-            blob_mem,
-            command,
-            Header,
-            Submit3d, //
+            blob_mem, //
         },
         virtio_gpu_image::target,
     },
@@ -46,10 +35,8 @@ use crate::{
         Kind,
         Mapping, //
     },
-    transport::control::{
-        Answer,
-        Request, //
-    },
+    submit::submit_inline,
+    transport::control::Answer,
     userptr::params::Params,
 };
 use kernel::{
@@ -59,16 +46,10 @@ use kernel::{
     },
     prelude::*,
     sync::atomic::ordering::Relaxed,
-    uaccess::{
-        UserPtr,
-        UserSlice, //
-    },
 };
 
 /// How long WAIT waits.
 const WAIT_MS: u32 = 15_000;
-/// Most bytes of the command that may come with RESOURCE_CREATE_BLOB.
-const MAX_INLINE_COMMAND: u32 = 1 << 20;
 
 /// DRM_VIRTGPU_RESOURCE_CREATE.
 pub(super) struct ResourceCreate;
@@ -143,34 +124,6 @@ fn blob_params(gpu: &Gpu, args: &uapi::ResourceCreateBlob) -> Result<BlobParams>
     })
 }
 
-/// Submits the command that makes the host object which the blob then names.
-fn submit_inline(file: &File, context: &Context, args: &uapi::ResourceCreateBlob) -> Result {
-    if args.cmd_size > MAX_INLINE_COMMAND {
-        return Err(EINVAL);
-    }
-    let size = args.cmd_size as usize;
-    let control = &file.gpu.control;
-    let mut payload = Chunks::zeroed(size, control.max_descriptors() - 2)?;
-    let addr = UserPtr::from_addr(usize::try_from(args.cmd)?);
-    let mut reader = UserSlice::new(addr, size).reader();
-    for piece in payload.pieces_mut() {
-        reader.read_slice(piece)?;
-    }
-    let fixed = Submit3d {
-        size: args.cmd_size.into(),
-        ..Default::default()
-    };
-    let mut request = Request::new(Header::new(command::SUBMIT_3D, context.id()), &fixed);
-    request.payload = payload;
-    request.fence = Some((DriverFence::new::<Timeline>(context.own_timeline())?, None));
-    request.job = Some(context.job());
-    let command = request.build()?;
-    let credit = control.credit_patiently(&file.share, command.descriptors())?;
-    control.add(command, credit)?;
-    control.kick();
-    Ok(())
-}
-
 impl Ioctl<GpuDriver> for ResourceCreateBlob {
     type Args = uapi::ResourceCreateBlob;
 
@@ -194,7 +147,7 @@ impl Ioctl<GpuDriver> for ResourceCreateBlob {
         let params = blob_params(gpu, args)?;
         let context = file.ensure_context()?;
         if let (Some(context), true) = (&context, args.cmd_size != 0) {
-            submit_inline(file, context, args)?;
+            submit_inline(file, context, args.cmd, args.cmd_size)?;
         }
         let object = resource::create_blob(dev, file, context.as_deref(), params)?;
         args.bo_handle = object.create_handle(file)?;

@@ -25,7 +25,10 @@ use crate::{
         File,
         Object, //
     },
-    gpu::Timeline,
+    gpu::{
+        Gpu,
+        Timeline, //
+    },
     kapi::{
         dma::DriverFence,
         drm::{
@@ -51,6 +54,7 @@ use crate::{
     },
     transport::control::{
         Answer,
+        Command,
         Finish,
         Request, //
     },
@@ -61,6 +65,7 @@ use crate::{
     },
 };
 use kernel::{
+    list::ListArc,
     prelude::*,
     sync::{
         aref::ARef,
@@ -76,6 +81,8 @@ use kernel::{
 const MAX_BUFFERS: u32 = 1 << 16;
 /// Pieces of a command, so that a job takes few descriptors even without indirect ones.
 const MAX_COMMAND_PIECES: usize = 16;
+/// Most bytes of the command that may come with RESOURCE_CREATE_BLOB.
+const MAX_INLINE_COMMAND: u32 = 1 << 20;
 
 /// What a job holds until the host is done with it.
 struct Job {
@@ -148,8 +155,7 @@ pub(crate) fn submit(file: &File, args: &mut ExecBuffer) -> Result {
     for buffer in &buffers {
         buffer.check_not_revoked()?;
     }
-    let pieces = MAX_COMMAND_PIECES.min(gpu.control.max_descriptors() - 2);
-    let payload = command_bytes(args, pieces)?;
+    let payload = command_bytes(gpu, args.command, args.size)?;
     let out = OutFences::prepare(file, args)?;
     let ins = InFences::wait(file, args, timeline)?;
 
@@ -161,28 +167,9 @@ pub(crate) fn submit(file: &File, args: &mut ExecBuffer) -> Result {
     let mut room = RoomGivenBack(event.as_ref().map(|_| file));
     let out_file = out.sync_file(&published)?;
 
-    let fixed = Submit3d {
-        size: args.size.into(),
-        ..Default::default()
-    };
-    let mut request = Request::new(Header::new(command::SUBMIT_3D, context.id()), &fixed);
-    request.payload = payload;
-    request.fence = Some((fence, ring));
-    request.event = event;
-    // With a mirror queue, this error says that the job has touched what it may not.
-    let lost_on_error = gpu.features.mirror.is_some();
-    request.job = Some(context.job().lost_on_error(lost_on_error));
-
     // Locking needs the list, and the job keeps it.
     let locked = clone_list(&buffers)?;
-    request.finish = Some(KBox::new(
-        Job {
-            _context: context.clone(),
-            _buffers: buffers,
-        },
-        GFP_KERNEL,
-    )?);
-    let job = request.build()?;
+    let job = job(gpu, &context, payload, (fence, ring), event, buffers)?;
 
     let moves = locked.iter().any(|object| mirrored(object).is_some());
     let mut deadline = None;
@@ -223,6 +210,66 @@ pub(crate) fn submit(file: &File, args: &mut ExecBuffer) -> Result {
     ins.reset();
     args.fence_fd = out.publish(&published, out_file).unwrap_or(args.fence_fd);
     Ok(())
+}
+
+/// The command of RESOURCE_CREATE_BLOB, `size` bytes at `addr`: a job that uses no buffers, and for
+/// which nobody waits. The blob that is created after it may name what it makes.
+///
+/// # Errors
+///
+/// [`EINVAL`] for too long a command, [`EFAULT`], [`ENOMEM`], [`EIO`] if the context is lost, those
+/// of [`Control::credit`](crate::transport::control::Control::credit).
+pub(crate) fn submit_inline(file: &File, context: &Arc<Context>, addr: u64, size: u32) -> Result {
+    if size > MAX_INLINE_COMMAND {
+        return Err(EINVAL);
+    }
+    let gpu = &file.gpu;
+    gpu.control.check()?;
+    let payload = command_bytes(gpu, addr, size)?;
+    let fence = DriverFence::new::<Timeline>(context.own_timeline())?;
+    let job = job(gpu, context, payload, (fence, None), None, KVVec::new())?;
+    let credit = gpu
+        .control
+        .credit_patiently(&file.share, job.descriptors())?;
+    context.check()?;
+    gpu.control.add(job, credit)?;
+    gpu.control.kick();
+    Ok(())
+}
+
+/// The command that submits a job of `context` with this payload, and keeps the buffers that the job
+/// uses.
+///
+/// # Errors
+///
+/// [`ENOMEM`].
+fn job(
+    gpu: &Gpu,
+    context: &Arc<Context>,
+    payload: Chunks,
+    (fence, ring): (DriverFence, Option<u8>),
+    event: Option<ReservedEvent>,
+    buffers: KVVec<ARef<Object>>,
+) -> Result<ListArc<Command>> {
+    let fixed = Submit3d {
+        size: u32::try_from(payload.len())?.into(),
+        ..Default::default()
+    };
+    let mut request = Request::new(Header::new(command::SUBMIT_3D, context.id()), &fixed);
+    request.payload = payload;
+    request.fence = Some((fence, ring));
+    request.event = event;
+    // With a mirror queue, this error says that the job has touched what it may not.
+    let lost_on_error = gpu.features.mirror.is_some();
+    request.job = Some(context.job().lost_on_error(lost_on_error));
+    request.finish = Some(KBox::new(
+        Job {
+            _context: context.clone(),
+            _buffers: buffers,
+        },
+        GFP_KERNEL,
+    )?);
+    request.build()
 }
 
 /// The buffers that the job names.
@@ -274,10 +321,11 @@ fn is_ready(buffers: &[ARef<Object>], commits: &Commits) -> bool {
 }
 
 /// A copy of the command.
-fn command_bytes(args: &ExecBuffer, max_pieces: usize) -> Result<Chunks> {
-    let size = args.size as usize;
-    let mut chunks = Chunks::zeroed(size, max_pieces)?;
-    let addr = usize::try_from(args.command)?;
+fn command_bytes(gpu: &Gpu, addr: u64, size: u32) -> Result<Chunks> {
+    let size = size as usize;
+    let pieces = MAX_COMMAND_PIECES.min(gpu.control.max_descriptors() - 2);
+    let mut chunks = Chunks::zeroed(size, pieces)?;
+    let addr = usize::try_from(addr)?;
     let mut reader = UserSlice::new(UserPtr::from_addr(addr), size).reader();
     for piece in chunks.pieces_mut() {
         reader.read_slice(piece)?;

@@ -8,14 +8,15 @@ use std::time::Duration;
 use rustix::mm::{MapFlags, ProtFlags};
 use virtgpu_client::protocol::uapi::{self, bo_state, memory_model};
 use virtgpu_client::{
-    compute, Bytes, Device, Errno, Exec, Mapping, Memory, RegisterOptions, Registration,
+    compute, BlobOptions, Bytes, Device, Errno, Exec, Mapping, Memory, RegisterOptions,
+    Registration,
 };
 
 use super::support::{family, on_each_kind, open, End, Mirror, READ_ONLY, SPARSE, WHOLE};
 use crate::ktap::{Family, TestResult};
 use crate::support::memory::Malloc;
 use crate::support::place::{Pages, Place, NONE, READ, RW};
-use crate::support::{job, procfs, raw, Env, Random, HUGE, PAGE};
+use crate::support::{eventually, job, procfs, raw, Env, Random, HUGE, PAGE};
 use crate::{cases, check, check_eq, check_err};
 
 pub(crate) const FAMILY: Family = family(
@@ -32,6 +33,7 @@ pub(crate) const FAMILY: Family = family(
         read_only_write_fails_alone,
         unlisted_fails_alone,
         unmapped_part_fails_alone,
+        commands_of_blobs_are_jobs,
         one_page_changes,
         one_page_changes_in_each_huge_page,
         nothing_changes_nothing_sent,
@@ -274,6 +276,43 @@ fn unmapped_part_fails_alone(env: &Env) -> TestResult {
         "the memory"
     );
     neighbour.coherent_all_over("the neighbour, after")
+}
+
+/// The command that comes with RESOURCE_CREATE_BLOB is a job like others: it may cost its context,
+/// and a context that is lost takes none.
+fn commands_of_blobs_are_jobs(env: &Env) -> TestResult {
+    let device = open(env)?;
+    let place = Place::base(4 * PAGE)?;
+    let mirror = Mirror::new(&device, &place)?;
+    mirror.agrees("before")?;
+    let elsewhere = Place::base(PAGE)?;
+    elsewhere.fill(0x11);
+    let unlisted = device.register(&elsewhere, WHOLE)?;
+    let mut good = compute::Stream::new();
+    good.delay(1);
+    let mut bad = compute::Stream::new();
+    bad.fill(unlisted.at(0), 8, 1);
+    let blob_with = |stream: &compute::Stream| {
+        let options = BlobOptions {
+            command: stream.as_bytes(),
+            ..BlobOptions::host3d(P, 1)
+        };
+        device.create_blob(&options).map(drop)
+    };
+    blob_with(&good)?;
+    mirror.agrees("after a command that is right")?;
+    blob_with(&bad)?;
+    let lost = eventually(job::LIMIT, || {
+        matches!(mirror.end(&mirror.idle()), Ok(End::Refused(Errno::IO)))
+    });
+    check!(lost, "the context is lost by a command that is wrong");
+    check_eq!(elsewhere.read_u64(0), 0x1111_1111_1111_1111, "the memory");
+    check_err!(
+        blob_with(&good),
+        Errno::IO,
+        "a command in a context that is lost"
+    );
+    Ok(())
 }
 
 /// What was sent between two points, as entries and commands.
