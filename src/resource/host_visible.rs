@@ -41,6 +41,7 @@ use crate::{
         Answer,
         Command,
         Control,
+        Credit,
         Expect,
         Finish,
         Request, //
@@ -114,25 +115,43 @@ pub(super) fn create(
     };
 
     let create = create_command(context, object.id(), &params, Chunks::new(), 0)?;
-    let credit = gpu.control.credit(&file.share, create.descriptors())?;
+    let showing = match &object.kind {
+        Kind::Host(memory) if mappable && !params.defer_mapping => {
+            Some((memory, Showing::new(gpu, &object)?))
+        }
+        _ => None,
+    };
+    // One credit for both: who holds one must not wait for another.
+    let map_slots = showing.as_ref().map_or(0, |(_, s)| s.map.descriptors());
+    let mut credit = gpu
+        .control
+        .credit(&file.share, create.descriptors() + map_slots)?;
+    let map_credit = credit.split(map_slots)?;
     object.lifetime.set_sent(create.clone_arc());
     gpu.control
         .add(create, credit)
         .inspect_err(|_| object.lifetime.set_not_sent())?;
-    if let (true, false, Kind::Host(memory)) = (mappable, params.defer_mapping, &object.kind) {
-        memory.start(gpu, &object)?;
+    if let Some((memory, showing)) = showing {
+        *memory.mapping.lock() = Some(showing.send(gpu, map_credit)?);
     }
     gpu.control.kick();
     Ok(object)
 }
 
-impl HostMemory {
-    /// Asks the host to show the buffer in the window, without waiting.
-    fn start(&self, gpu: &Arc<Gpu>, object: &Object) -> Result {
-        let mut mapping = self.mapping.lock();
-        if mapping.is_some() {
-            return Ok(());
-        }
+/// A place in the window, and the commands that show a buffer there and end that.
+struct Showing {
+    offset: u64,
+    map: ListArc<Command>,
+    unmap: ListArc<Command>,
+}
+
+impl Showing {
+    /// For `object`.
+    ///
+    /// # Errors
+    ///
+    /// [`EINVAL`] if there is no window, [`ENOSPC`] if it is full, [`ENOMEM`].
+    fn new(gpu: &Arc<Gpu>, object: &Object) -> Result<Self> {
         let window = gpu.host_visible.as_ref().ok_or(EINVAL)?;
         let range = window
             .ranges
@@ -155,15 +174,35 @@ impl HostMemory {
         let mut unmap = Request::new(Header::new(command::RESOURCE_UNMAP_BLOB, 0), &fixed);
         unmap.finish = Some(KBox::new(Unmapped { _range: range }, GFP_KERNEL)?);
         let unmap = unmap.build()?;
+        Ok(Self { offset, map, unmap })
+    }
 
-        let reference = map.clone_arc();
-        let credit = gpu.control.credit(&gpu.share, map.descriptors())?;
-        gpu.control.add(map, credit)?;
-        *mapping = Some(Mapping {
-            offset,
-            map: reference,
-            unmap,
-        });
+    /// Puts the command that shows the buffer into the ring.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Control::add`].
+    fn send(self, gpu: &Arc<Gpu>, credit: Credit) -> Result<Mapping> {
+        let map = self.map.clone_arc();
+        gpu.control.add(self.map, credit)?;
+        Ok(Mapping {
+            offset: self.offset,
+            map,
+            unmap: self.unmap,
+        })
+    }
+}
+
+impl HostMemory {
+    /// Asks the host to show the buffer in the window, without waiting for its answer.
+    fn start(&self, gpu: &Arc<Gpu>, object: &Object) -> Result {
+        let mut mapping = self.mapping.lock();
+        if mapping.is_some() {
+            return Ok(());
+        }
+        let showing = Showing::new(gpu, object)?;
+        let credit = gpu.control.credit(&gpu.share, showing.map.descriptors())?;
+        *mapping = Some(showing.send(gpu, credit)?);
         Ok(())
     }
 
