@@ -129,6 +129,9 @@ impl InPlaceModule for VirtgpuUserptr {
         try_pin_init!(Self {
             _: {
                 kapi::drm::module::check_modeset(module_parameters::modeset.value())?;
+                kapi::dma::fence::check_independence::<gpu::Timeline>().inspect_err(|_| {
+                    pr_err!("not for this kernel, whose fences need the module after its end\n");
+                })?;
             },
             // First, as the driver's devices use it.
             releases: resource::releases::QUEUE.create(c"virtgpu-release")?,

@@ -125,6 +125,5 @@ pub(crate) fn create(
     gpu.control.add(attach, attach_credit)?;
     reservation.add_writer(&published);
     gpu.control.kick();
-    drop(reservation);
     Ok(object)
 }

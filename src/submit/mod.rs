@@ -193,7 +193,7 @@ pub(crate) fn submit(file: &File, args: &mut ExecBuffer) -> Result {
             // Between the look at the pages and the attached fence there is nothing that sleeps:
             // a notifier callback comes before both, or after both.
             gpu.control.add(job, credit)?;
-            if let Some(reservation) = &reservation {
+            if let Some(reservation) = reservation {
                 reservation.add_writer(&published);
             }
             gpu.control.kick();

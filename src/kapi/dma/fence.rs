@@ -67,6 +67,13 @@ impl Fence {
         unsafe { ARef::from_raw(raw.cast()) }
     }
 
+    /// Whether the fence still refers to functions of the module that made it.
+    fn needs_module(&self) -> bool {
+        // SAFETY: By the type invariant the fence is valid. The pointer is only compared, and may be
+        // cleared meanwhile.
+        unsafe { !(&raw const (*self.as_raw()).ops).read_volatile().is_null() }
+    }
+
     /// Waits for all fences inside this one that are not of timeline `context`, for `ms`
     /// milliseconds at most.
     ///
@@ -197,6 +204,25 @@ impl Drop for DriverFence {
     }
 }
 
+/// Makes sure that the kernel lets a fence outlive the module that made it.
+///
+/// Others keep a fence for as long as they like, also when the module is gone. That is right only
+/// if the kernel drops the fence's table of functions as it is signalled
+/// (`dma_fence_signal_timestamp_locked()`), which older kernels do not do.
+///
+/// # Errors
+///
+/// [`EOPNOTSUPP`] if a signalled fence still refers to the module, [`ENOMEM`].
+pub(crate) fn check_independence<T: TimelineNames>() -> Result {
+    let fence = DriverFence::new::<T>(allocate_timelines(1))?;
+    let kept = fence.fence().clone();
+    fence.signal(Ok(()));
+    if kept.needs_module() {
+        return Err(EOPNOTSUPP);
+    }
+    Ok(())
+}
+
 /// Tells lockdep that what happens as long as this lives is needed to signal fences.
 ///
 /// # Invariants
@@ -256,5 +282,48 @@ impl Drop for ChainNode {
     fn drop(&mut self) {
         // SAFETY: By the type invariant the node was never used.
         unsafe { bindings::kapi_dma_fence_chain_free(self.0.as_ptr()) }
+    }
+}
+
+#[kunit_tests(virtgpu_userptr_fence)]
+mod tests {
+    use super::*;
+
+    struct Names;
+
+    impl TimelineNames for Names {
+        const DRIVER: &'static CStr = c"test";
+        const TIMELINE: &'static CStr = c"test";
+    }
+
+    extern "C" fn wait(_fence: *mut bindings::dma_fence, _intr: bool, timeout: c_long) -> c_long {
+        timeout
+    }
+
+    const WITH_WAIT: bindings::dma_fence_ops = bindings::dma_fence_ops {
+        wait: Some(wait),
+        ..Ops::<Names>::OPS
+    };
+
+    #[test]
+    fn signalled_fences_are_independent() -> Result {
+        let fence = DriverFence::new::<Names>(allocate_timelines(1))?;
+        let kept = fence.fence().clone();
+        assert!(kept.needs_module());
+        fence.signal(Err(EIO));
+        assert!(!kept.needs_module());
+        check_independence::<Names>()
+    }
+
+    /// What the check finds: a fence with a function of its own for waiting keeps its table.
+    #[test]
+    fn others_are_not() -> Result {
+        let fence = DriverFence::new::<Names>(allocate_timelines(1))?;
+        let kept = fence.fence().clone();
+        // SAFETY: Nobody else has the fence, and the table is static.
+        unsafe { (*kept.as_raw()).ops = const { &WITH_WAIT } };
+        fence.signal(Ok(()));
+        assert!(kept.needs_module());
+        Ok(())
     }
 }

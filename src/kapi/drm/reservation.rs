@@ -24,9 +24,11 @@ use kernel::{
 ///
 /// # Invariants
 ///
-/// All reservations are locked with `context`, and have room for a fence.
+/// `raw` are the GEM objects of `objects`. All reservations are locked with `context`, and have room
+/// for a fence.
 pub(crate) struct Reservation<'a, O: DriverObject> {
     objects: &'a [ARef<Object<O>>],
+    raw: KVVec<*mut bindings::drm_gem_object>,
     context: KBox<Opaque<bindings::ww_acquire_ctx>>,
 }
 
@@ -40,17 +42,21 @@ impl<'a, O: DriverObject> Reservation<'a, O> {
     pub(crate) fn lock(objects: &'a [ARef<Object<O>>]) -> Result<Self> {
         let context = KBox::new(Opaque::uninit(), GFP_KERNEL)?;
         let count = c_int::try_from(objects.len())?;
-        // SAFETY: `ARef<Object>` is a pointer to an object that begins with its GEM object. The
-        // function does not change the array, and initializes the context, which does not move.
+        let mut raw = KVVec::with_capacity(objects.len(), GFP_KERNEL)?;
+        for object in objects {
+            raw.push(object.as_raw(), GFP_KERNEL)?;
+        }
+        // SAFETY: These are valid GEM objects, kept by `objects`. The function initializes the
+        // context, which does not move.
         to_result(unsafe {
-            bindings::drm_gem_lock_reservations(
-                objects.as_ptr().cast_mut().cast(),
-                count,
-                context.get(),
-            )
+            bindings::drm_gem_lock_reservations(raw.as_mut_ptr(), count, context.get())
         })?;
         // INVARIANT: Room is made below; dropping `this` on failure unlocks.
-        let this = Self { objects, context };
+        let this = Self {
+            objects,
+            raw,
+            context,
+        };
         for object in objects {
             // SAFETY: The reservation is locked.
             to_result(unsafe { bindings::dma_resv_reserve_fences((*object.as_raw()).resv, 1) })?;
@@ -58,8 +64,16 @@ impl<'a, O: DriverObject> Reservation<'a, O> {
         Ok(this)
     }
 
-    /// Adds `fence` to all objects as one that writes them. Does not sleep or allocate.
-    pub(crate) fn add_writer(&self, fence: &Fence) {
+    /// Adds `fence` to all objects as one that writes them, and unlocks them. Does not sleep or
+    /// allocate.
+    ///
+    /// There is room for one fence, so it takes the reservation:
+    ///
+    /// ```compile_fail,E0382
+    /// reservation.add_writer(&fence);
+    /// reservation.add_writer(&other);
+    /// ```
+    pub(crate) fn add_writer(self, fence: &Fence) {
         for object in self.objects {
             // SAFETY: By the type invariant the reservation is locked, and has room.
             unsafe {
@@ -78,8 +92,8 @@ impl<O: DriverObject> Drop for Reservation<'_, O> {
         // SAFETY: By the type invariant all are locked with this context.
         unsafe {
             bindings::drm_gem_unlock_reservations(
-                self.objects.as_ptr().cast_mut().cast(),
-                self.objects.len() as c_int,
+                self.raw.as_mut_ptr(),
+                self.raw.len() as c_int,
                 self.context.get(),
             )
         }
