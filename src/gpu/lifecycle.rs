@@ -20,7 +20,9 @@ use crate::{
         virtio::{
             self,
             driver::virtio_device_table,
-            DeviceId, //
+            Binding,
+            DeviceId,
+            QueueSetup, //
         },
     },
     observe::{
@@ -77,6 +79,8 @@ impl Drop for StopOnError {
 impl VirtioGpu {
     fn set_up(
         vdev: &virtio::Device<device::Core<'_>>,
+        binding: &Arc<Binding>,
+        queues: QueueSetup<'_>,
     ) -> Result<(Arc<Gpu>, drm::Registration<GpuDriver>)> {
         let mut features = Features::new(vdev)?;
         vdev.unlimit_segments();
@@ -109,9 +113,9 @@ impl VirtioGpu {
         };
 
         let mappings = Arc::new(Mappings::new()?, GFP_KERNEL)?;
-        let control = Control::new(vdev, crate::timeouts(), mappings.clone())?;
-        control.start(vdev, features.event_slots)?;
+        let control = Control::new(binding, crate::timeouts(), mappings.clone())?;
         let mut stop = StopOnError(Some(control.clone()));
+        control.start(queues, features.event_slots)?;
         features.settle_mirror(vdev)?;
 
         let share = Share::new()?;
@@ -160,9 +164,13 @@ impl virtio::Driver for VirtioGpu {
         features::validate(vdev)
     }
 
-    fn probe(vdev: &virtio::Device<device::Core<'_>>) -> impl PinInit<Bound, Error> {
+    fn probe(
+        vdev: &virtio::Device<device::Core<'_>>,
+        binding: &Arc<Binding>,
+        queues: QueueSetup<'_>,
+    ) -> impl PinInit<Bound, Error> {
         pin_init::pin_init_scope(move || {
-            let (gpu, registration) = Self::set_up(vdev)?;
+            let (gpu, registration) = Self::set_up(vdev, binding, queues)?;
             Ok(try_pin_init!(Bound {
                 gpu,
                 registration <- new_mutex!(Some(registration), "Bound::registration"),
@@ -198,9 +206,13 @@ impl virtio::Driver for VirtioGpu {
     }
 
     #[cfg(CONFIG_PM_SLEEP)]
-    fn restore(vdev: &virtio::Device<device::Core<'_>>, this: Pin<&Bound>) -> Result {
+    fn restore(
+        _vdev: &virtio::Device<device::Core<'_>>,
+        this: Pin<&Bound>,
+        queues: QueueSetup<'_>,
+    ) -> Result {
         let gpu = &this.gpu;
-        gpu.control.wake_up(vdev, gpu.features.event_slots)
+        gpu.control.wake_up(queues, gpu.features.event_slots)
     }
 
     fn reset_prepare(this: Pin<&Bound>) {

@@ -192,11 +192,13 @@ pub(crate) fn submit(file: &File, args: &mut ExecBuffer) -> Result {
             context.check()?;
             // Between the look at the pages and the attached fence there is nothing that sleeps:
             // a notifier callback comes before both, or after both.
-            gpu.control.add(job, credit)?;
+            let notification = gpu.control.send(job, credit)?;
             if let Some(reservation) = reservation {
                 reservation.add_writer(&published);
             }
-            gpu.control.kick();
+            drop(commits);
+            // An exit to the host, hence without the locks.
+            drop(notification);
             break;
         }
         drop(commits);
@@ -228,9 +230,7 @@ pub(crate) fn submit_inline(file: &File, context: &Arc<Context>, addr: u64, size
     let payload = command_bytes(gpu, addr, size)?;
     let fence = DriverFence::new::<Timeline>(context.own_timeline())?;
     let job = job(gpu, context, payload, (fence, None), None, KVVec::new())?;
-    let credit = gpu
-        .control
-        .credit_patiently(&file.share, job.descriptors())?;
+    let credit = gpu.control.credit_patiently(&file.share, job.descriptors())?;
     context.check()?;
     gpu.control.add(job, credit)?;
     gpu.control.kick();

@@ -178,9 +178,9 @@ fn queue(
         if unsynced.is_some() && !object.is_idle() {
             continue;
         }
-        control.add(command, credit)?;
+        let notification = control.send(command, credit)?;
         reservation.add_writer(published);
-        control.kick();
+        drop(notification);
         return Ok(());
     }
 }

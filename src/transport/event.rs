@@ -5,7 +5,6 @@
 //! The buffers go back to the device as soon as they are read, in the interrupt; what is left to
 //! do then is a worker's. Nothing that a fence or memory reclaim waits for depends on it.
 
-use super::control::Control;
 use crate::{
     kapi::virtio::{
         Chunks,
@@ -48,7 +47,7 @@ pub(crate) trait SpaceOwner: Send + Sync {
 
 struct Inner {
     /// `None` before the start and after the removal.
-    queue: Option<Queue<Control, (), ()>>,
+    queue: Option<Queue<(), ()>>,
     /// Spaces that the device has given up, for the worker. Never grows beyond its capacity.
     lost: KVec<u32>,
 }
@@ -81,7 +80,7 @@ impl Events {
     /// # Errors
     ///
     /// [`ENOMEM`], [`EIO`] if the ring is broken.
-    pub(super) fn start(&self, mut queue: Queue<Control, (), ()>, slots: usize) -> Result {
+    pub(super) fn start(&self, mut queue: Queue<(), ()>, slots: usize) -> Result {
         let lost = KVec::with_capacity(MAX_LOST, GFP_KERNEL)?;
         for _ in 0..slots.clamp(1, MAX_SLOTS).min(queue.size()) {
             let buffer = Self::buffer()?;
@@ -95,9 +94,11 @@ impl Events {
 
     /// The device is ready: it is told of the buffers.
     pub(super) fn kick(&self) {
-        if let Some(queue) = &mut self.inner.lock().queue {
-            queue.kick();
-        }
+        let mut inner = self.inner.lock();
+        let queue = inner.queue.as_mut();
+        let notification = queue.and_then(|queue| queue.kick_prepare());
+        drop(inner);
+        drop(notification);
     }
 
     fn buffer() -> Result<ListArc<Message<(), ()>>> {
@@ -113,7 +114,7 @@ impl Events {
     }
 
     /// Takes the queue away: the device is gone.
-    pub(super) fn take_queue(&self) -> Option<Queue<Control, (), ()>> {
+    pub(super) fn take_queue(&self) -> Option<Queue<(), ()>> {
         self.inner.lock().queue.take()
     }
 
@@ -145,7 +146,9 @@ impl Events {
                 break;
             }
         }
-        queue.kick();
+        let notification = queue.kick_prepare();
+        drop(inner);
+        drop(notification);
         true
     }
 

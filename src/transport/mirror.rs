@@ -19,6 +19,7 @@ use crate::{
         virtio::{
             Chunks,
             Message,
+            Notification,
             Queue, //
         },
     },
@@ -112,7 +113,7 @@ struct Place {
 
 struct Inner {
     /// `None` before the start and after the removal.
-    queue: Option<Queue<Control, Shared, Owned>>,
+    queue: Option<Queue<Shared, Owned>>,
     /// Descriptors for MAP and SPACE_CREATE in all, and those that are free.
     capacity: usize,
     free: usize,
@@ -180,7 +181,7 @@ impl Mirror {
     /// # Errors
     ///
     /// [`EINVAL`] if the ring is too small, [`ENOMEM`].
-    pub(super) fn start(&self, queue: Queue<Control, Shared, Owned>) -> Result {
+    pub(super) fn start(&self, queue: Queue<Shared, Owned>) -> Result {
         let size = queue.size();
         if size < usize::from(MIN_QUEUE_SIZE) {
             return Err(EINVAL);
@@ -231,7 +232,7 @@ impl Mirror {
     }
 
     /// Takes the queue away: the device is gone.
-    pub(super) fn take_queue(&self) -> Option<Queue<Control, Shared, Owned>> {
+    pub(super) fn take_queue(&self) -> Option<Queue<Shared, Owned>> {
         self.inner.lock().queue.take()
     }
 
@@ -492,6 +493,22 @@ impl MirrorQueue {
     /// [`ENODEV`] if the device is lost, [`ENOSPC`] if the credit does not cover the command.
     pub(crate) fn add(
         &self,
+        command: ListArc<MirrorCommand>,
+        credit: &mut MirrorCredit,
+    ) -> Result {
+        self.put_unkicked(command, credit)?;
+        self.kick();
+        Ok(())
+    }
+
+    /// As [`MirrorQueue::add`] for one of several commands; [`MirrorQueue::kick`] tells the device of
+    /// all.
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub(crate) fn put_unkicked(
+        &self,
         mut command: ListArc<MirrorCommand>,
         credit: &mut MirrorCredit,
     ) -> Result {
@@ -499,16 +516,18 @@ impl MirrorQueue {
         let owned = Message::owned(&mut command);
         owned.slots = slots;
         owned.reserved = false;
-        self.put(command)?;
-        self.kick();
-        Ok(())
+        self.put(command)
     }
 
-    /// Tells the device what was put into the ring.
-    fn kick(&self) {
-        if let Some(queue) = self.mirror().inner.lock().queue.as_mut() {
-            queue.kick();
-        }
+    /// Tells the device of what was put into the ring. To be called without locks, as this is an exit
+    /// to the host.
+    pub(crate) fn kick(&self) {
+        drop(self.kick_prepare());
+    }
+
+    /// What is left to do for the device to see what was put into the ring.
+    fn kick_prepare(&self) -> Option<Notification> {
+        self.mirror().inner.lock().queue.as_mut()?.kick_prepare()
     }
 
     fn put(&self, command: ListArc<MirrorCommand>) -> Result {
@@ -598,11 +617,16 @@ impl MirrorQueue {
         }
         Message::patch_request(&mut command, 0, request.as_bytes());
         let outcome = match inner.queue.as_mut() {
-            Some(queue) => queue.add(command).map(|()| queue.kick()),
+            Some(queue) => queue.add(command).map(|()| queue.kick_prepare()),
             None => Err((command, ENODEV)),
         };
-        let Err((mut command, _)) = outcome else {
-            return Posted::Sent(Ticket { place, number });
+        let (mut command, _) = match outcome {
+            Ok(notification) => {
+                drop(inner);
+                drop(notification);
+                return Posted::Sent(Ticket { place, number });
+            }
+            Err(refused) => refused,
         };
         if let Some(place) = inner.give_back(Message::owned(&mut command)) {
             inner.put_back(place, command);

@@ -61,6 +61,27 @@ impl<Ctx: device::DeviceContext> Device<Ctx> {
         unsafe { bindings::kapi_virtio_has_feature(self.as_raw(), bit) }
     }
 
+    /// The little-endian 32-bit field at byte `offset` of the configuration space.
+    ///
+    /// # Safety
+    ///
+    /// A driver must be bound to the device, and must not be unbound meanwhile.
+    pub(super) unsafe fn read32(&self, offset: usize) -> u32 {
+        // SAFETY: By the type invariant the device is valid, and by the requirements of this
+        // function its transport is there.
+        unsafe { bindings::kapi_virtio_config_read32(self.as_raw(), offset as c_uint) }
+    }
+}
+
+impl Device<device::Core<'_>> {
+    /// The little-endian 32-bit field at byte `offset` of the configuration space.
+    ///
+    /// May sleep.
+    pub(crate) fn config_read32(&self, offset: usize) -> u32 {
+        // SAFETY: The context says that the driver is bound, and stays so meanwhile.
+        unsafe { self.read32(offset) }
+    }
+
     /// The shared memory region `id`, if the device has it.
     pub(crate) fn shm_region(&self, id: u8) -> Option<ShmRegion> {
         let mut region = bindings::virtio_shm_region::default();
@@ -74,31 +95,6 @@ impl<Ctx: device::DeviceContext> Device<Ctx> {
         )
     }
 
-    /// The little-endian 32-bit field at byte `offset` of the configuration space.
-    ///
-    /// May sleep. Must not be called once the device may be dead: some hosts fail hard then.
-    pub(crate) fn config_read32(&self, offset: usize) -> u32 {
-        // SAFETY: By the type invariant the device is valid.
-        unsafe { bindings::kapi_virtio_config_read32(self.as_raw(), offset as c_uint) }
-    }
-
-    /// Resets the device: when this returns, it accesses no memory and raises no interrupt.
-    ///
-    /// Sleeps, for as long as the device takes. Must not run concurrently with a kick of one of
-    /// the device's queues.
-    pub(crate) fn reset(&self) {
-        // SAFETY: By the type invariant the device is valid.
-        unsafe { bindings::virtio_reset_device(self.as_raw()) }
-    }
-
-    /// Waits until no queue callback is running that began before.
-    pub(crate) fn synchronize_callbacks(&self) {
-        // SAFETY: By the type invariant the device is valid.
-        unsafe { bindings::kapi_virtio_synchronize_cbs(self.as_raw()) }
-    }
-}
-
-impl Device<device::Core<'_>> {
     /// Maps memory for a device with [`F_ACCESS_PLATFORM`].
     ///
     /// # Errors
@@ -113,24 +109,16 @@ impl Device<device::Core<'_>> {
     /// Claims a shared memory region for the driver until it is unbound. Returns whether nobody
     /// else has it.
     pub(crate) fn claim_memory(&self, region: &ShmRegion) -> bool {
-        // SAFETY: By the type invariant the device is valid; the context says that it is being
-        // probed.
+        // SAFETY: By the type invariant the device is valid; the context says that the driver is
+        // bound.
         unsafe { bindings::kapi_virtio_claim_memory(self.as_raw(), region.addr, region.len) }
     }
 
     /// Says that the device takes pieces of memory of any length, unless mapping them limits it.
     pub(crate) fn unlimit_segments(&self) {
-        // SAFETY: By the type invariant the device is valid; the context says that it is being
-        // probed, so that its parent is bound and does no DMA yet.
+        // SAFETY: By the type invariant the device is valid; the context says that the driver is
+        // bound, so that its parent is bound too.
         unsafe { bindings::kapi_virtio_unlimit_segments(self.as_raw()) }
-    }
-
-    /// Tells the device that the driver is ready, so that the queues can be used before `probe`
-    /// returns.
-    pub(crate) fn ready(&self) {
-        // SAFETY: By the type invariant the device is valid; the context says that it is being
-        // probed.
-        unsafe { bindings::kapi_virtio_device_ready(self.as_raw()) }
     }
 
     /// The parent, which is the device that does DMA: a PCI function, for example.
@@ -181,6 +169,5 @@ impl From<&Device<device::Core<'_>>> for ARef<Device> {
 // SAFETY: The functions of a `Device` can be called from any thread, and so can `put_device()`.
 unsafe impl Send for Device {}
 
-// SAFETY: All methods through a shared reference are safe to call concurrently; the exception is
-// documented at `reset`, and breaks no memory safety of this side.
+// SAFETY: All methods through a shared reference are safe to call concurrently.
 unsafe impl Sync for Device {}

@@ -4,7 +4,11 @@
 //!
 //! C header: [`include/linux/virtio.h`](srctree/include/linux/virtio.h)
 
-use super::device::Device;
+use super::{
+    binding::Binding,
+    device::Device,
+    queue::QueueSetup, //
+};
 use crate::kapi::bindings;
 use core::{
     mem::offset_of,
@@ -19,6 +23,7 @@ use kernel::{
         to_result, //
     },
     prelude::*,
+    sync::Arc,
     types::Opaque,
     ThisModule, //
 };
@@ -26,13 +31,28 @@ use kernel::{
 /// An adapter for the registration of virtio drivers.
 pub(crate) struct Adapter<T: Driver>(T);
 
+/// What is kept of a bound device.
+#[pin_data]
+pub(crate) struct Bound<T: Driver> {
+    #[pin]
+    data: T::Data,
+    binding: Arc<Binding>,
+}
+
+impl<T: Driver> Bound<T> {
+    fn data(self: Pin<&Self>) -> Pin<&T::Data> {
+        // SAFETY: `data` is pinned with the structure.
+        unsafe { self.map_unchecked(|this| &this.data) }
+    }
+}
+
 // SAFETY:
 // - `bindings::virtio_driver` is a C type declared as `repr(C)`.
-// - `T::Data` is the type of the driver's device private data.
+// - `Bound<T>` is the type of the driver's device private data.
 // - `struct virtio_driver` embeds a `struct device_driver` at the given offset.
 unsafe impl<T: Driver> driver::DriverLayout for Adapter<T> {
     type DriverType = bindings::virtio_driver;
-    type DriverData<'bound> = T::Data;
+    type DriverData<'bound> = Bound<T>;
     const DEVICE_DRIVER_OFFSET: usize = offset_of!(Self::DriverType, driver);
 }
 
@@ -87,8 +107,16 @@ impl<T: Driver> Adapter<T> {
         let vdev = unsafe { &*vdev.cast::<Device<device::CoreInternal<'_>>>() };
 
         from_result(|| {
-            let data = T::probe(vdev);
-            vdev.as_ref().set_drvdata(data)?;
+            let binding = Binding::new(vdev)?;
+            let kept = binding.clone();
+            let data = T::probe(vdev, &binding, QueueSetup::new(&binding));
+            let bound = try_pin_init!(Bound::<T> {
+                data <- data,
+                binding: kept,
+            });
+            vdev.as_ref()
+                .set_drvdata(bound)
+                .inspect_err(|_| binding.revoke())?;
             Ok(0)
         })
     }
@@ -97,14 +125,13 @@ impl<T: Driver> Adapter<T> {
         // SAFETY: The virtio bus calls with a valid device for the duration of the call.
         let vdev = unsafe { &*vdev.cast::<Device<device::CoreInternal<'_>>>() };
 
-        // SAFETY: `remove` follows a successful `probe`, which stored a `Pin<KBox<T::Data>>`.
-        let data = unsafe { vdev.as_ref().drvdata_borrow::<T::Data>() };
+        // SAFETY: `remove` follows a successful `probe`, which stored a `Pin<KBox<Bound<T>>>`.
+        let bound = unsafe { vdev.as_ref().drvdata_borrow::<Bound<T>>() };
 
-        T::unbind(vdev, data);
+        T::unbind(vdev, bound.data());
 
-        // The bus insists that a driver leaves its device reset, and no driver has a reason not
-        // to.
-        vdev.reset();
+        // The bus insists that a driver leaves its device reset.
+        bound.binding.revoke();
     }
 
     extern "C" fn config_changed_callback(vdev: *mut bindings::virtio_device) {
@@ -113,9 +140,9 @@ impl<T: Driver> Adapter<T> {
 
         // SAFETY: The bus reports changes only between the end of `probe` (`set_drvdata` was
         // called) and the start of `remove`.
-        let data = unsafe { vdev.as_ref().drvdata_borrow::<T::Data>() };
+        let bound = unsafe { vdev.as_ref().drvdata_borrow::<Bound<T>>() };
 
-        T::config_changed(data);
+        T::config_changed(bound.data());
     }
 
     #[cfg(CONFIG_PM_SLEEP)]
@@ -124,9 +151,13 @@ impl<T: Driver> Adapter<T> {
         let vdev = unsafe { &*vdev.cast::<Device<device::CoreInternal<'_>>>() };
 
         // SAFETY: A bound device has gone through a successful `probe`.
-        let data = unsafe { vdev.as_ref().drvdata_borrow::<T::Data>() };
+        let bound = unsafe { vdev.as_ref().drvdata_borrow::<Bound<T>>() };
 
-        from_result(|| T::freeze(vdev, data).map(|()| 0))
+        from_result(|| {
+            T::freeze(vdev, bound.data())?;
+            bound.binding.leave_queues();
+            Ok(0)
+        })
     }
 
     #[cfg(CONFIG_PM_SLEEP)]
@@ -135,9 +166,9 @@ impl<T: Driver> Adapter<T> {
         let vdev = unsafe { &*vdev.cast::<Device<device::CoreInternal<'_>>>() };
 
         // SAFETY: A bound device has gone through a successful `probe`.
-        let data = unsafe { vdev.as_ref().drvdata_borrow::<T::Data>() };
+        let bound = unsafe { vdev.as_ref().drvdata_borrow::<Bound<T>>() };
 
-        from_result(|| T::restore(vdev, data).map(|()| 0))
+        from_result(|| T::restore(vdev, bound.data(), QueueSetup::new(&bound.binding)).map(|()| 0))
     }
 
     extern "C" fn reset_prepare_callback(vdev: *mut bindings::virtio_device) -> c_int {
@@ -145,9 +176,9 @@ impl<T: Driver> Adapter<T> {
         let vdev = unsafe { &*vdev.cast::<Device<device::CoreInternal<'_>>>() };
 
         // SAFETY: A bound device has gone through a successful `probe`.
-        let data = unsafe { vdev.as_ref().drvdata_borrow::<T::Data>() };
+        let bound = unsafe { vdev.as_ref().drvdata_borrow::<Bound<T>>() };
 
-        T::reset_prepare(data);
+        T::reset_prepare(bound.data());
         0
     }
 
@@ -156,9 +187,10 @@ impl<T: Driver> Adapter<T> {
         let vdev = unsafe { &*vdev.cast::<Device<device::CoreInternal<'_>>>() };
 
         // SAFETY: A bound device has gone through a successful `probe`.
-        let data = unsafe { vdev.as_ref().drvdata_borrow::<T::Data>() };
+        let bound = unsafe { vdev.as_ref().drvdata_borrow::<Bound<T>>() };
 
-        T::shutdown(vdev, data);
+        T::shutdown(vdev, bound.data());
+        bound.binding.leave_queues();
     }
 }
 
@@ -218,11 +250,18 @@ pub(crate) trait Driver: 'static {
     fn validate(dev: &Device<device::Core<'_>>) -> Result;
 
     /// Called when a device is found.
-    fn probe(dev: &Device<device::Core<'_>>) -> impl PinInit<Self::Data, Error>;
+    ///
+    /// If it fails, the device is reset and its queues are taken down, as after [`Driver::unbind`].
+    fn probe(
+        dev: &Device<device::Core<'_>>,
+        binding: &Arc<Binding>,
+        queues: QueueSetup<'_>,
+    ) -> impl PinInit<Self::Data, Error>;
 
     /// Called when a device goes away, or the driver.
     ///
-    /// On return no virtqueue may exist. The device is reset afterwards.
+    /// Afterwards the device is reset and its queues are taken down, with the messages that are in
+    /// them.
     fn unbind(dev: &Device<device::Core<'_>>, this: Pin<&Self::Data>);
 
     /// Called when the device says that its configuration has changed; may be in hard interrupt
@@ -231,7 +270,7 @@ pub(crate) trait Driver: 'static {
 
     /// Called before the machine sleeps, when no process runs.
     ///
-    /// On success no virtqueue may exist.
+    /// After success the device is reset and its queues are taken down.
     ///
     /// # Errors
     ///
@@ -246,13 +285,17 @@ pub(crate) trait Driver: 'static {
     ///
     /// After an error the device cannot be used until it is bound again.
     #[cfg(CONFIG_PM_SLEEP)]
-    fn restore(dev: &Device<device::Core<'_>>, this: Pin<&Self::Data>) -> Result;
+    fn restore(
+        dev: &Device<device::Core<'_>>,
+        this: Pin<&Self::Data>,
+        queues: QueueSetup<'_>,
+    ) -> Result;
 
     /// Called before somebody resets the device by means of its bus. It must not be used any more
     /// until it is bound again.
     fn reset_prepare(this: Pin<&Self::Data>);
 
-    /// Called before the machine is switched off; no memory may be accessed by the device after
-    /// that.
+    /// Called before the machine is switched off. Afterwards the device is reset and its queues are
+    /// taken down.
     fn shutdown(dev: &Device<device::Core<'_>>, this: Pin<&Self::Data>);
 }

@@ -3,7 +3,10 @@
 //! Memory that travels through a virtqueue: a request and room for its answer.
 
 use crate::kapi::bindings;
-use core::cell::UnsafeCell;
+use core::{
+    cell::UnsafeCell,
+    ptr::NonNull, //
+};
 use kernel::{
     alloc::flags::*,
     list::{
@@ -145,8 +148,17 @@ impl Chunks {
     }
 
     /// The pieces.
-    pub(crate) fn pieces(&self) -> impl Iterator<Item = &[u8]> {
+    #[cfg(CONFIG_KUNIT = "y")]
+    fn pieces(&self) -> impl Iterator<Item = &[u8]> {
         self.pieces.iter().map(|piece| piece.as_slice())
+    }
+
+    /// Addresses and lengths of the pieces: the device may write them at any time, so there must not
+    /// be a reference to their bytes.
+    fn raw_pieces(&self) -> impl Iterator<Item = (*const u8, usize)> + '_ {
+        self.pieces
+            .iter()
+            .map(|piece| (piece.as_ptr(), piece.len()))
     }
 
     /// The pieces, to be filled.
@@ -173,17 +185,21 @@ struct Line<const N: usize>(UnsafeCell<[u8; N]>);
 ///
 /// # Invariants
 ///
-/// `request_len <= REQUEST_MAX` and `response_len <= RESPONSE_MAX`. Only the owner of the
-/// [`ListArc`] writes `request` or touches `sg` or `owned`; the device writes `response`.
+/// - `request_len <= REQUEST_MAX` and `response_len <= RESPONSE_MAX`. Only the owner of the
+///   [`ListArc`] writes `request` or touches `sg` or `owned`; the device writes `response`, and the
+///   bytes of `reply`.
+/// - `drop_token` is the first field, and is `drop_list_arc` of this type.
 #[pin_data]
+#[repr(C)]
 pub(crate) struct Message<S, O> {
-    request: Line<REQUEST_MAX>,
-    response: Line<RESPONSE_MAX>,
+    drop_token: unsafe fn(NonNull<c_void>),
     request_len: usize,
     response_len: usize,
     payload: Chunks,
     reply: Chunks,
     sg: UnsafeCell<KVec<bindings::scatterlist>>,
+    request: Line<REQUEST_MAX>,
+    response: Line<RESPONSE_MAX>,
     owned: UnsafeCell<O>,
     /// Data of the driver for everybody.
     #[pin]
@@ -205,6 +221,30 @@ unsafe impl<S: Send, O: Send> Send for Message<S, O> {}
 
 // SAFETY: As above; the other fields are only read through a shared reference.
 unsafe impl<S: Sync, O: Send> Sync for Message<S, O> {}
+
+/// Drops a message of which nothing is known but that it is one.
+///
+/// # Safety
+///
+/// `token` is what `ListArc::into_raw` has made of a `ListArc` of a [`Message`], and the caller
+/// gives it up.
+pub(super) unsafe fn drop_token(token: NonNull<c_void>) {
+    // SAFETY: By the type invariant a message begins with this field.
+    let drop_token = unsafe { token.cast::<unsafe fn(NonNull<c_void>)>().read() };
+    // SAFETY: By the type invariant this is the function for the message's type, and by the
+    // requirements of this one the token is what it wants.
+    unsafe { drop_token(token) }
+}
+
+/// As [`drop_token`], for a message of this type.
+///
+/// # Safety
+///
+/// As there.
+unsafe fn drop_list_arc<S, O>(token: NonNull<c_void>) {
+    // SAFETY: By the requirements of this function.
+    drop(unsafe { ListArc::from_raw(token.cast::<Message<S, O>>().as_ptr().cast_const()) });
+}
 
 impl<S, O> Message<S, O> {
     /// A message whose answer has a fixed part of `response_len` bytes. One without request is a
@@ -233,9 +273,10 @@ impl<S, O> Message<S, O> {
         let descriptors = payload.count() + reply.count() + 2;
         let sg = KVec::with_capacity(descriptors, GFP_KERNEL)?;
 
-        // INVARIANT: Both lengths were checked.
+        // INVARIANT: Both lengths were checked; the function is that of the type.
         ListArc::pin_init(
             try_pin_init!(Self {
+                drop_token: drop_list_arc::<S, O>,
                 request: Line(UnsafeCell::new(fixed)),
                 response: Line(UnsafeCell::new([0; RESPONSE_MAX])),
                 request_len,
@@ -301,11 +342,15 @@ impl<S, O> Message<S, O> {
 
     /// Copies the variable part of the answer, from its start, to `out`.
     pub(crate) fn read_reply(&self, out: &mut [u8]) {
-        let bytes = self.reply.pieces().flatten();
-        for (to, from) in out.iter_mut().zip(bytes) {
-            // SAFETY: `from` is a valid reference; the device may write the byte, which a volatile
-            // read tolerates.
-            *to = unsafe { core::ptr::from_ref(from).read_volatile() };
+        let mut left = out;
+        for (base, len) in self.reply.raw_pieces() {
+            let (part, rest) = left.split_at_mut(len.min(left.len()));
+            for (i, byte) in part.iter_mut().enumerate() {
+                // SAFETY: `i` is within the piece. Nothing but the device writes it, and a volatile
+                // read of a byte tolerates that.
+                *byte = unsafe { base.add(i).read_volatile() };
+            }
+            left = rest;
         }
     }
 
@@ -329,11 +374,11 @@ impl<S, O> Message<S, O> {
         // `pin_init::Init` has a `chain` as well.
         let out_bytes = Iterator::chain(
             core::iter::once((request, this.request_len)).filter(|(_, len)| *len > 0),
-            this.payload.pieces().map(|p| (p.as_ptr(), p.len())),
+            this.payload.raw_pieces(),
         );
         let in_bytes = Iterator::chain(
             core::iter::once((response, this.response_len)).filter(|(_, len)| *len > 0),
-            this.reply.pieces().map(|p| (p.as_ptr(), p.len())),
+            this.reply.raw_pieces(),
         );
 
         // SAFETY: `new` reserved room for all entries, and never pushed any. The addresses are

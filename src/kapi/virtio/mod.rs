@@ -2,6 +2,7 @@
 
 //! The virtio bus.
 //!
+//! - [`binding`]: what ends when a driver is unbound;
 //! - [`driver`]: registration of drivers, in the manner of `kernel::auxiliary`;
 //! - [`device`]: a device, its features, configuration space and shared memory regions;
 //! - [`queue`]: virtqueues, which own the messages that are on their way;
@@ -10,12 +11,14 @@
 //! C headers: [`include/linux/virtio.h`](srctree/include/linux/virtio.h),
 //! [`include/linux/virtio_config.h`](srctree/include/linux/virtio_config.h)
 
+pub(crate) mod binding;
 pub(crate) mod device;
 pub(crate) mod driver;
 pub(crate) mod message;
 pub(crate) mod queue;
 
 pub(crate) use self::{
+    binding::Binding,
     device::Device,
     driver::{
         Adapter,
@@ -28,7 +31,9 @@ pub(crate) use self::{
         Message, //
     },
     queue::{
+        Notification,
         Queue,
-        QueueHandler, //
+        QueueHandler,
+        QueueSetup, //
     },
 };

@@ -5,8 +5,12 @@
 //! C header: [`include/linux/virtio.h`](srctree/include/linux/virtio.h)
 
 use super::{
+    binding::Binding,
     device::Device,
-    message::Message, //
+    message::{
+        self,
+        Message, //
+    },
 };
 use crate::kapi::bindings;
 use core::{
@@ -17,14 +21,22 @@ use core::{
     },
 };
 use kernel::{
-    device::Core,
     error::to_result,
     list::ListArc,
     prelude::*,
     sync::{
-        aref::ARef,
+        atomic::{
+            ordering::{
+                Acquire,
+                Relaxed,
+                Release, //
+            },
+            Atomic, //
+        },
+        rcu,
         Arc,
-        ArcBorrow, //
+        ArcBorrow,
+        UniqueArc, //
     }, //
 };
 
@@ -36,37 +48,121 @@ pub(crate) trait QueueHandler: Send + Sync + 'static {
     fn used(this: ArcBorrow<'_, Self>, index: u32);
 }
 
+/// Messages go both ways.
+const LIVE: u32 = 0;
+/// The device is being reset: it must not be notified.
+const STOPPED: u32 = 1;
+/// The device has been reset, and knows nothing of the messages.
+const RESET: u32 = 2;
+/// There are no queues any more.
+const GONE: u32 = 3;
+
+struct Virtqueue {
+    vq: NonNull<bindings::virtqueue>,
+    /// Notifications that were found necessary and have not reached the device.
+    owed: Atomic<u32>,
+}
+
 /// The queues of a device, all together.
 ///
 /// # Invariants
 ///
-/// `find_vqs` has succeeded on `vdev`, whose `priv` is a reference count of an `Arc<H>`. Neither
-/// has been undone.
-struct QueueSet<H: QueueHandler> {
-    vdev: ARef<Device>,
-    _handler: PhantomData<Arc<H>>,
+/// - `state` only grows. Whoever looks at it and acts upon it does both in one RCU read-side
+///   critical section, and a grace period passes before what the new state forbids is relied on.
+/// - Until `state` is [`GONE`] the queues are valid, and `priv` of their device is the reference that
+///   `drop_handler` drops.
+/// - Every token in them is a `ListArc` of a [`Message`] turned into a raw pointer.
+pub(super) struct QueueSet {
+    state: Atomic<u32>,
+    queues: KVec<Virtqueue>,
+    drop_handler: unsafe fn(*mut c_void),
 }
 
-impl<H: QueueHandler> Drop for QueueSet<H> {
-    fn drop(&mut self) {
-        // A queue's memory must not go while the device knows it.
-        self.vdev.reset();
-        let vdev = self.vdev.as_raw();
-        // SAFETY: By the type invariant the queues exist, and the last `Queue` is gone, so nobody
-        // uses them. The device is reset. After `del_vqs` no callback runs, so the reference that
-        // `priv` holds can go.
+// SAFETY: By the type invariant the queues are valid when they are used; their functions may be
+// called from any thread, those that must not run concurrently need a `&mut Queue`.
+unsafe impl Send for QueueSet {}
+
+// SAFETY: As above.
+unsafe impl Sync for QueueSet {}
+
+impl QueueSet {
+    /// Says whether the queues are in a state from `from` to `to`, and keeps what the caller relies
+    /// on as long as the guard lives.
+    fn enter(&self, from: u32, to: u32) -> Option<rcu::Guard> {
+        let guard = rcu::read_lock();
+        let state = self.state.load(Acquire);
+        (from <= state && state <= to).then_some(guard)
+    }
+
+    fn advance(&self, state: u32) {
+        // INVARIANT: The states are in this order; those who change them hold `Binding::queues`, or
+        // have taken the queues from there.
+        if self.state.load(Relaxed) < state {
+            self.state.store(state, Release);
+        }
+    }
+
+    /// Has nobody add messages or notify the device any more. When this returns nobody does.
+    pub(super) fn stop(&self) {
+        self.advance(STOPPED);
+        rcu::synchronize_rcu();
+    }
+
+    /// Allows messages to be taken back.
+    ///
+    /// # Safety
+    ///
+    /// The device has been reset after [`QueueSet::stop`].
+    pub(super) unsafe fn set_reset(&self) {
+        self.advance(RESET);
+    }
+
+    /// Takes the queues down, with the messages that are still in them.
+    ///
+    /// # Safety
+    ///
+    /// They are queues of `vdev`, which is bound and was reset after [`QueueSet::stop`]. This is
+    /// called once.
+    pub(super) unsafe fn take_down(&self, vdev: &Device) {
+        self.advance(GONE);
+        rcu::synchronize_rcu();
+        for queue in &self.queues {
+            loop {
+                // SAFETY: The queue has not been deleted, and nobody else uses it any more.
+                let token = unsafe { bindings::virtqueue_detach_unused_buf(queue.vq.as_ptr()) };
+                let Some(token) = NonNull::new(token) else {
+                    break;
+                };
+                // SAFETY: By the type invariant the token is a `ListArc` turned raw, which the queue
+                // has given up.
+                unsafe { message::drop_token(token) };
+            }
+        }
+        let vdev = vdev.as_raw();
+        // SAFETY: The queues exist, and nobody uses them. After `del_vqs` no callback runs, so the
+        // reference that `priv` holds can go.
         unsafe {
             bindings::kapi_virtio_del_vqs(vdev);
-            let handler = (*vdev).priv_.cast::<H>().cast_const();
+            let handler = (*vdev).priv_;
             (*vdev).priv_ = ptr::null_mut();
-            drop(Arc::from_raw(handler));
+            (self.drop_handler)(handler);
         }
     }
 }
 
+/// Drops what `Arc::into_raw` has made of an `Arc<H>`.
+///
+/// # Safety
+///
+/// `handler` is such a pointer, and the caller gives it up.
+unsafe fn drop_handler<H>(handler: *mut c_void) {
+    // SAFETY: By the requirements of this function.
+    drop(unsafe { Arc::from_raw(handler.cast::<H>().cast_const()) });
+}
+
 extern "C" fn callback<H: QueueHandler>(vq: *mut bindings::virtqueue) {
     // SAFETY: The virtio core calls with a valid queue of a device, whose `priv` was set by
-    // `find_queues::<H>` and holds a reference as long as the queues exist.
+    // `QueueSetup::find::<H>` and holds a reference as long as the queues exist.
     let (handler, index) = unsafe {
         (
             ArcBorrow::from_raw((*(*vq).vdev).priv_.cast::<H>().cast_const()),
@@ -77,71 +173,94 @@ extern "C" fn callback<H: QueueHandler>(vq: *mut bindings::virtqueue) {
     H::used(handler, index);
 }
 
-/// A virtqueue, which owns the messages that it carries.
+/// The right to set up the queues of a device, which the bus gives to a driver once each time that
+/// the device comes up.
 ///
-/// Dropping a queue resets the device, and dropping the last one takes the queues down. Both
-/// sleep.
+/// Queues cannot be found twice:
 ///
-/// # Invariants
-///
-/// `vq` is a queue of the device in `set`. Every token in it is a `ListArc<Message<S, O>>` turned
-/// into a raw pointer.
-pub(crate) struct Queue<H: QueueHandler, S: Send + Sync, O: Send> {
-    vq: NonNull<bindings::virtqueue>,
-    set: Arc<QueueSet<H>>,
-    _messages: PhantomData<ListArc<Message<S, O>>>,
+/// ```compile_fail
+/// fn probe(setup: QueueSetup<'_>, one: Arc<Handler>, other: Arc<Handler>) -> Result {
+///     let _ = setup.find(one, [c"control"])?;
+///     let _ = setup.find(other, [c"control"])?; // error[E0382]: use of moved value: `setup`
+///     Ok(())
+/// }
+/// ```
+pub(crate) struct QueueSetup<'a> {
+    binding: &'a Binding,
 }
 
-// SAFETY: The functions of a virtqueue may be called from any thread, one at a time, which
-// `&mut self` ensures; messages may be sent.
-unsafe impl<H: QueueHandler, S: Send + Sync, O: Send> Send for Queue<H, S, O> {}
+impl<'a> QueueSetup<'a> {
+    /// The device of `binding` comes up.
+    pub(super) fn new(binding: &'a Binding) -> Self {
+        Self { binding }
+    }
 
-// SAFETY: Through a shared reference only constants can be read.
-unsafe impl<H: QueueHandler, S: Send + Sync, O: Send> Sync for Queue<H, S, O> {}
-
-/// A virtqueue that carries nothing yet.
-///
-/// # Invariants
-///
-/// `vq` is a queue of the device in `set`, and empty.
-pub(crate) struct NewQueue<H: QueueHandler> {
-    vq: NonNull<bindings::virtqueue>,
-    set: Arc<QueueSet<H>>,
-}
-
-impl<H: QueueHandler> NewQueue<H> {
-    /// Decides what the queue carries.
-    pub(crate) fn carrying<S: Send + Sync, O: Send>(self) -> Queue<H, S, O> {
-        // INVARIANT: There are no tokens.
-        Queue {
-            vq: self.vq,
-            set: self.set,
-            _messages: PhantomData,
+    /// Sets up the first `N` queues of the device.
+    ///
+    /// They belong to the [`Binding`], and are gone when it ends or when the machine sleeps.
+    ///
+    /// # Errors
+    ///
+    /// Those of the transport; [`ENOENT`] if the device has fewer queues, [`ENOMEM`].
+    pub(crate) fn find<H: QueueHandler, const N: usize>(
+        self,
+        handler: Arc<H>,
+        names: [&'static CStr; N],
+    ) -> Result<([NewQueue; N], Unready<'a>)> {
+        let set = self
+            .binding
+            .set_up_queues(|vdev| find_queues(vdev, handler, names))?;
+        if set.queues.len() < N {
+            return Err(ENOENT);
         }
+        // INVARIANT: The queues were just found, and all have a place in the set.
+        let queues = core::array::from_fn(|index| NewQueue {
+            index,
+            set: set.clone(),
+        });
+        Ok((queues, Unready(self.binding)))
     }
 }
 
-/// Sets up the first `N` queues of a device that is being probed.
+/// A device with queues that does not know that its driver is ready.
 ///
-/// # Errors
-///
-/// Those of the transport; [`ENOENT`] if the device has fewer queues.
-pub(crate) fn find_queues<H: QueueHandler, const N: usize>(
-    vdev: &Device<Core<'_>>,
+/// The bus tells it when the driver has been probed, if nobody did before.
+pub(crate) struct Unready<'a>(&'a Binding);
+
+impl Unready<'_> {
+    /// Tells the device that the driver is ready, so that the queues can be used at once.
+    pub(crate) fn ready(self) {
+        // SAFETY: The device is coming up, so its driver is bound; its queues were just found, and
+        // nobody has said this before, because this needs the one `Unready`.
+        unsafe { bindings::kapi_virtio_device_ready(self.0.device().as_raw()) }
+    }
+}
+
+/// Finds the first `N` queues of a bound device that has none; if there are fewer, those.
+fn find_queues<H: QueueHandler, const N: usize>(
+    vdev: &Device,
     handler: Arc<H>,
     names: [&'static CStr; N],
-) -> Result<[NewQueue<H>; N]> {
+) -> Result<Arc<QueueSet>> {
     let mut infos = names.map(|name| bindings::virtqueue_info {
         name: name.as_char_ptr(),
         callback: Some(callback::<H>),
         ctx: false,
     });
     let mut vqs = [ptr::null_mut(); N];
+    let mut set = UniqueArc::new(
+        QueueSet {
+            state: Atomic::new(LIVE),
+            queues: KVec::with_capacity(N, GFP_KERNEL)?,
+            drop_handler: drop_handler::<H>,
+        },
+        GFP_KERNEL,
+    )?;
 
     // SAFETY: `priv` belongs to the driver. It must be set before an interrupt can come.
     unsafe { (*vdev.as_raw()).priv_ = Arc::into_raw(handler).cast_mut().cast() };
 
-    // SAFETY: Both arrays have `N` entries; the device is being probed.
+    // SAFETY: Both arrays have `N` entries; the device is bound and has no queues.
     let found = to_result(unsafe {
         bindings::kapi_virtio_find_vqs(
             vdev.as_raw(),
@@ -153,50 +272,121 @@ pub(crate) fn find_queues<H: QueueHandler, const N: usize>(
     if let Err(e) = found {
         // SAFETY: No queue exists, so nothing uses `priv`, which was set above.
         unsafe {
-            let handler = (*vdev.as_raw()).priv_.cast::<H>().cast_const();
+            let handler = (*vdev.as_raw()).priv_;
             (*vdev.as_raw()).priv_ = ptr::null_mut();
-            drop(Arc::from_raw(handler));
+            drop_handler::<H>(handler);
         }
         return Err(e);
     }
 
-    // INVARIANT: The queues were found, and `priv` set.
-    let set = QueueSet::<H> {
-        vdev: vdev.into(),
-        _handler: PhantomData,
-    };
-    let set = Arc::new(set, GFP_KERNEL)?;
-    if vqs.iter().any(|vq| vq.is_null()) {
-        return Err(ENOENT);
+    // INVARIANT: The queues were found, are empty, and `priv` is set.
+    for vq in vqs.into_iter().filter_map(NonNull::new) {
+        let owed = Atomic::new(0);
+        // There is room for all.
+        let _ = set.queues.push_within_capacity(Virtqueue { vq, owed });
     }
-    // INVARIANT: The queues are those of `set`, and empty.
-    Ok(vqs.map(|vq| NewQueue {
-        // The check above leaves no null pointer.
-        vq: NonNull::new(vq).unwrap_or(NonNull::dangling()),
-        set: set.clone(),
-    }))
+    Ok(set.into())
 }
 
-impl<H: QueueHandler, S: Send + Sync, O: Send> Queue<H, S, O> {
+/// A virtqueue that carries nothing yet.
+///
+/// # Invariants
+///
+/// `set` has a queue `index`, which is empty. There is one `NewQueue` or [`Queue`] for it.
+pub(crate) struct NewQueue {
+    index: usize,
+    set: Arc<QueueSet>,
+}
+
+impl NewQueue {
+    /// Decides what the queue carries.
+    pub(crate) fn carrying<S: Send + Sync, O: Send>(self) -> Queue<S, O> {
+        let vq = self.set.queues[self.index].vq;
+        let size = match self.set.enter(LIVE, RESET) {
+            // SAFETY: By the type invariant of the set the queue is valid.
+            Some(_guard) => unsafe { bindings::virtqueue_get_vring_size(vq.as_ptr()) as usize },
+            None => 0,
+        };
+        // INVARIANT: There are no tokens, and this was the one `NewQueue`.
+        Queue {
+            vq,
+            size,
+            index: self.index,
+            set: self.set,
+            _messages: PhantomData,
+        }
+    }
+}
+
+/// A virtqueue.
+///
+/// It belongs to the [`Binding`] of its driver, and the messages in it to the queue: dropping a
+/// `Queue` leaves them there until the device's queues are taken down.
+///
+/// # Invariants
+///
+/// `vq` is queue `index` of `set`. Every token in it is a `ListArc<Message<S, O>>` turned into a
+/// raw pointer. There is one `Queue` for it.
+pub(crate) struct Queue<S: Send + Sync, O: Send> {
+    vq: NonNull<bindings::virtqueue>,
+    size: usize,
+    index: usize,
+    set: Arc<QueueSet>,
+    _messages: PhantomData<ListArc<Message<S, O>>>,
+}
+
+// SAFETY: The functions of a virtqueue may be called from any thread, one at a time, which
+// `&mut self` ensures; messages may be sent.
+unsafe impl<S: Send + Sync, O: Send> Send for Queue<S, O> {}
+
+// SAFETY: Through a shared reference only constants can be read, and whether the ring is broken.
+unsafe impl<S: Send + Sync, O: Send> Sync for Queue<S, O> {}
+
+/// The device must be notified of new messages in a queue.
+///
+/// Notifying it may be an exit to the host, so whoever holds a lock lets go of it first. It happens
+/// when this is dropped, unless the device is reset before. May be dropped in any context.
+#[must_use = "the device is notified when this is dropped, which must be after all locks"]
+pub(crate) struct Notification {
+    index: usize,
+    set: Arc<QueueSet>,
+}
+
+impl Drop for Notification {
+    fn drop(&mut self) {
+        let queue = &self.set.queues[self.index];
+        if let Some(_guard) = self.set.enter(LIVE, LIVE) {
+            // SAFETY: By the type invariant of the set the queue is valid, and the device is not
+            // reset before the guard is gone. This may run concurrently with all functions of the
+            // queue.
+            unsafe { bindings::virtqueue_notify(queue.vq.as_ptr()) };
+        }
+        let _ = queue.owed.fetch_sub(1, Release);
+    }
+}
+
+impl<S: Send + Sync, O: Send> Queue<S, O> {
     /// Descriptors in the ring.
     pub(crate) fn size(&self) -> usize {
-        // SAFETY: By the type invariant the queue is valid.
-        unsafe { bindings::virtqueue_get_vring_size(self.vq.as_ptr()) as usize }
+        self.size
     }
 
-    /// Hands a message to the device; [`Queue::kick`] tells the device.
+    /// Hands a message to the device; [`Queue::kick_prepare`] makes it visible.
     ///
     /// Takes at most [`Message::descriptors`] descriptors, one where the device has indirect ones
     /// and there is memory for a table. Does not sleep.
     ///
     /// # Errors
     ///
-    /// The message comes back with [`ENOSPC`] if the ring is full, [`EIO`] if it is broken,
-    /// [`ENOMEM`] if the memory cannot be mapped for the device.
+    /// The message comes back with [`ENODEV`] if the device has been reset, [`ENOSPC`] if the ring
+    /// is full, [`EIO`] if it is broken, [`ENOMEM`] if the memory cannot be mapped for the device.
     pub(crate) fn add(
         &mut self,
         mut message: ListArc<Message<S, O>>,
     ) -> Result<(), (ListArc<Message<S, O>>, Error)> {
+        let Some(_guard) = self.set.enter(LIVE, LIVE) else {
+            return Err((message, ENODEV));
+        };
         let (table, outs, ins) = Message::scatterlist(&mut message);
         let mut lists = if outs > 0 {
             // SAFETY: The table has `outs + ins` entries.
@@ -207,7 +397,7 @@ impl<H: QueueHandler, S: Send + Sync, O: Send> Queue<H, S, O> {
         let token = ListArc::into_raw(message);
 
         // INVARIANT: The new token is a `ListArc`.
-        // SAFETY: By the type invariant the queue is valid, and `&mut self` excludes others. The
+        // SAFETY: The queue is valid as long as the guard lives, and `&mut self` excludes others. The
         // buffers are part of the message, which the queue owns until it gives the token back. The
         // lists are only read during the call.
         let added = to_result(unsafe {
@@ -226,20 +416,31 @@ impl<H: QueueHandler, S: Send + Sync, O: Send> Queue<H, S, O> {
         })
     }
 
-    /// Tells the device that there are new messages, unless it does not want to know.
-    pub(crate) fn kick(&mut self) {
-        // SAFETY: By the type invariant the queue is valid, and `&mut self` excludes others.
-        unsafe {
-            if bindings::virtqueue_kick_prepare(self.vq.as_ptr()) {
-                bindings::virtqueue_notify(self.vq.as_ptr());
-            }
+    /// Makes new messages visible to the device. Returns what is left to do, unless the device does
+    /// not want to know.
+    ///
+    /// Nobody depends on another thread for that: as long as a notification is on its way, the next
+    /// one is made too.
+    pub(crate) fn kick_prepare(&mut self) -> Option<Notification> {
+        let _guard = self.set.enter(LIVE, LIVE)?;
+        let owed = &self.set.queues[self.index].owed;
+        // SAFETY: The queue is valid as long as the guard lives, and `&mut self` excludes others.
+        let wanted = unsafe { bindings::virtqueue_kick_prepare(self.vq.as_ptr()) };
+        if !wanted && owed.load(Acquire) == 0 {
+            return None;
         }
+        let _ = owed.fetch_add(1, Relaxed);
+        Some(Notification {
+            index: self.index,
+            set: self.set.clone(),
+        })
     }
 
     /// The next message that the device has used, and how many bytes it claims to have written.
     pub(crate) fn take_used(&mut self) -> Option<(ListArc<Message<S, O>>, u32)> {
+        let _guard = self.set.enter(LIVE, RESET)?;
         let mut len = 0;
-        // SAFETY: By the type invariant the queue is valid, and `&mut self` excludes others.
+        // SAFETY: The queue is valid as long as the guard lives, and `&mut self` excludes others.
         let token = unsafe { bindings::virtqueue_get_buf(self.vq.as_ptr(), &mut len) };
         if token.is_null() {
             return None;
@@ -252,37 +453,50 @@ impl<H: QueueHandler, S: Send + Sync, O: Send> Queue<H, S, O> {
 
     /// Stops callbacks, if possible; they may come nevertheless.
     pub(crate) fn disable_callback(&mut self) {
-        // SAFETY: By the type invariant the queue is valid, and `&mut self` excludes others.
-        unsafe { bindings::virtqueue_disable_cb(self.vq.as_ptr()) }
+        if let Some(_guard) = self.set.enter(LIVE, RESET) {
+            // SAFETY: The queue is valid as long as the guard lives, and `&mut self` excludes others.
+            unsafe { bindings::virtqueue_disable_cb(self.vq.as_ptr()) }
+        }
     }
 
     /// Allows callbacks. Returns false if messages have been used in the meantime, for which no
     /// callback may come.
     #[must_use]
     pub(crate) fn enable_callback(&mut self) -> bool {
-        // SAFETY: By the type invariant the queue is valid, and `&mut self` excludes others.
-        unsafe { bindings::virtqueue_enable_cb(self.vq.as_ptr()) }
+        match self.set.enter(LIVE, RESET) {
+            // SAFETY: The queue is valid as long as the guard lives, and `&mut self` excludes others.
+            Some(_guard) => unsafe { bindings::virtqueue_enable_cb(self.vq.as_ptr()) },
+            None => true,
+        }
     }
 
     /// As [`Queue::enable_callback`], but the device is asked to call only when it has used most of
     /// the messages that it has now.
     #[must_use]
     pub(crate) fn enable_callback_delayed(&mut self) -> bool {
-        // SAFETY: By the type invariant the queue is valid, and `&mut self` excludes others.
-        unsafe { bindings::virtqueue_enable_cb_delayed(self.vq.as_ptr()) }
+        match self.set.enter(LIVE, RESET) {
+            // SAFETY: The queue is valid as long as the guard lives, and `&mut self` excludes others.
+            Some(_guard) => unsafe { bindings::virtqueue_enable_cb_delayed(self.vq.as_ptr()) },
+            None => true,
+        }
     }
 
     /// Whether the device has broken the rules of the ring.
     pub(crate) fn is_broken(&self) -> bool {
-        // SAFETY: By the type invariant the queue is valid.
-        unsafe { bindings::virtqueue_is_broken(self.vq.as_ptr()) }
+        match self.set.enter(LIVE, RESET) {
+            // SAFETY: The queue is valid as long as the guard lives.
+            Some(_guard) => unsafe { bindings::virtqueue_is_broken(self.vq.as_ptr()) },
+            None => false,
+        }
     }
 
     /// Takes back a message that the device never used.
     ///
-    /// The device must have been reset: until then it may write into the message.
+    /// There is none until the device has been reset: until then it may write into the message.
     pub(crate) fn detach_unused(&mut self) -> Option<ListArc<Message<S, O>>> {
-        // SAFETY: By the type invariant the queue is valid, and `&mut self` excludes others.
+        let _guard = self.set.enter(RESET, RESET)?;
+        // SAFETY: The queue is valid as long as the guard lives, and `&mut self` excludes others. The
+        // device has been reset.
         let token = unsafe { bindings::virtqueue_detach_unused_buf(self.vq.as_ptr()) };
         if token.is_null() {
             return None;
@@ -290,14 +504,5 @@ impl<H: QueueHandler, S: Send + Sync, O: Send> Queue<H, S, O> {
         // SAFETY: By the type invariant the token is a `ListArc` turned raw; the queue has given
         // it up.
         Some(unsafe { ListArc::from_raw(token.cast::<Message<S, O>>()) })
-    }
-}
-
-impl<H: QueueHandler, S: Send + Sync, O: Send> Drop for Queue<H, S, O> {
-    fn drop(&mut self) {
-        self.set.vdev.reset();
-        while let Some(message) = self.detach_unused() {
-            drop(message);
-        }
     }
 }

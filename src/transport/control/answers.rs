@@ -234,15 +234,15 @@ impl QueueHandler for Control {
 
         let mut inner = this.inner.lock();
         let (mut answered, sane) = this.collect(&mut inner);
+        let mut notification = None;
         if sane {
-            if inner.state == State::Running {
-                this.send_backlog(&mut inner);
-            }
+            notification = this.send_backlog(&mut inner);
         } else if inner.state == State::Running {
             dev_err!(this.vdev, "device lost: it broke the protocol\n");
             this.lose_locked(&mut inner);
         }
         drop(inner);
+        drop(notification);
 
         // Not under the lock: whoever waits for a fence may be called from here.
         let mut done = List::new();

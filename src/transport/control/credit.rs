@@ -73,8 +73,9 @@ impl Drop for Credit {
             self.share
                 .used
                 .store(self.share.used.load(Relaxed) - self.slots, Relaxed);
-            self.control.send_backlog(&mut inner);
+            let notification = self.control.send_backlog(&mut inner);
             drop(inner);
+            drop(notification);
             self.control.wait.wake_all();
         }
     }

@@ -16,8 +16,8 @@ use crate::{
         dma::fence::Signalling,
         sync::cancel_delayed_sync,
         virtio::{
-            self,
-            Message, //
+            Message,
+            QueueSetup, //
         },
     },
     protocol::mirror::{
@@ -29,7 +29,6 @@ use crate::{
 };
 use core::mem::offset_of;
 use kernel::{
-    device,
     list::List,
     prelude::*,
     sync::{
@@ -101,7 +100,7 @@ impl Control {
     }
 
     /// Ends all use of the device: on return it has been reset, all
-    /// commands are finished, the queues are gone, and no work runs.
+    /// commands are finished, the queues are not used any more, and no work runs.
     pub(crate) fn stop(self: &Arc<Self>) {
         self.retire();
         self.reset_workqueue.flush();
@@ -142,8 +141,12 @@ impl Control {
             inner.watching = false;
             match inner.state {
                 State::Running => {}
-                // Nothing is left to be left.
-                State::Reset => return Ok(()),
+                // Nothing is left to be left but the queues.
+                State::Reset => {
+                    drop(inner);
+                    self.drop_queues();
+                    return Ok(());
+                }
                 _ => return Err(EBUSY),
             }
             if !inner.backlog.is_empty() || inner.in_flight.iter().any(Option::is_some) {
@@ -152,8 +155,7 @@ impl Control {
             }
             inner.state = State::Asleep;
         }
-        self.vdev.reset();
-        self.vdev.synchronize_callbacks();
+        self.binding.reset();
         self.mirror.reset();
         self.drop_queues();
         Ok(())
@@ -167,13 +169,13 @@ impl Control {
     #[cfg(CONFIG_PM_SLEEP)]
     pub(crate) fn wake_up(
         self: &Arc<Self>,
-        vdev: &virtio::Device<device::Core<'_>>,
+        queues: QueueSetup<'_>,
         mirror: Option<usize>,
     ) -> Result {
         if self.is_lost() {
             return Ok(());
         }
-        self.start(vdev, mirror)
+        self.start(queues, mirror)
             .inspect_err(|_| self.retire_asleep())
     }
 
@@ -203,7 +205,7 @@ impl Control {
     /// dead: some hosts fail hard then.
     fn look_at_state(self: &Arc<Self>) {
         let field = CONFIG_OFFSET + offset_of!(MirrorConfig, device_state);
-        if !self.is_lost() && self.vdev.config_read32(field) == device_state::LOST {
+        if !self.is_lost() && self.binding.config_read32(field) == Ok(device_state::LOST) {
             self.lose(c"it says so");
         }
     }
@@ -226,8 +228,7 @@ impl WorkItem<2> for Control {
     type Pointer = Arc<Self>;
 
     fn run(this: Arc<Self>) {
-        this.vdev.reset();
-        this.vdev.synchronize_callbacks();
+        this.binding.reset();
         this.mirror.reset();
 
         let mut unanswered = List::new();

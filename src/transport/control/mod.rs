@@ -73,9 +73,11 @@ use crate::{
         },
         virtio::{
             self,
-            queue,
+            Binding,
             Message,
-            Queue, //
+            Notification,
+            Queue,
+            QueueSetup, //
         },
     },
     observe::trace,
@@ -131,9 +133,9 @@ enum State {
 struct Inner {
     state: State,
     /// `None` before the start and after the removal.
-    queue: Option<Queue<Control, Shared, Owned>>,
+    queue: Option<Queue<Shared, Owned>>,
     /// Never used, but the device counts on it.
-    cursor: Option<Queue<Control, Shared, Owned>>,
+    cursor: Option<Queue<Shared, Owned>>,
     /// Descriptors for ordinary commands.
     free: usize,
     /// Descriptors for commands that take something away.
@@ -181,6 +183,7 @@ pub(crate) struct Timeouts {
 /// The control queue of a device.
 #[pin_data]
 pub(crate) struct Control {
+    binding: Arc<Binding>,
     vdev: ARef<virtio::Device>,
     timeouts: Timeouts,
     epoch: Instant<Monotonic>,
@@ -242,7 +245,7 @@ impl Control {
     ///
     /// [`ENOMEM`].
     pub(crate) fn new(
-        vdev: &virtio::Device<device::Core<'_>>,
+        binding: &Arc<Binding>,
         timeouts: Timeouts,
         on_reset: Arc<dyn OnReset>,
     ) -> Result<Arc<Self>> {
@@ -250,7 +253,8 @@ impl Control {
         let reset_workqueue = Workqueue::new(c"virtgpu-reset")?;
         Arc::pin_init(
             try_pin_init!(Self {
-                vdev: vdev.into(),
+                binding: binding.clone(),
+                vdev: binding.device().into(),
                 timeouts,
                 epoch: Instant::now(),
                 on_reset,
@@ -301,20 +305,17 @@ impl Control {
     /// # Errors
     ///
     /// Those of the transport, [`ENOMEM`], and [`EINVAL`] if the ring is too small.
-    pub(crate) fn start(
-        self: &Arc<Self>,
-        vdev: &virtio::Device<device::Core<'_>>,
-        mirror: Option<usize>,
-    ) -> Result {
-        let (queue, cursor) = if let Some(event_slots) = mirror {
+    pub(crate) fn start(self: &Arc<Self>, queues: QueueSetup<'_>, mirror: Option<usize>) -> Result {
+        let (queue, cursor, unready) = if let Some(event_slots) = mirror {
             let names = [c"control", c"cursor", c"mirror", c"event"];
-            let [queue, cursor, mirror, event] = queue::find_queues(vdev, self.clone(), names)?;
+            let ([queue, cursor, mirror, event], unready) = queues.find(self.clone(), names)?;
             self.mirror.start(mirror.carrying())?;
             self.events.start(event.carrying(), event_slots)?;
-            (queue.carrying(), cursor.carrying())
+            (queue.carrying(), cursor.carrying(), unready)
         } else {
-            let [queue, cursor] = queue::find_queues(vdev, self.clone(), [c"control", c"cursor"])?;
-            (queue.carrying(), cursor.carrying())
+            let names = [c"control", c"cursor"];
+            let ([queue, cursor], unready) = queues.find(self.clone(), names)?;
+            (queue.carrying(), cursor.carrying(), unready)
         };
         let ring_size = queue.size();
         if ring_size < 2 * TEARDOWN_RESERVE {
@@ -340,7 +341,7 @@ impl Control {
             drop(inner);
             drop(before);
         }
-        vdev.ready();
+        unready.ready();
         self.events.kick();
         Ok(())
     }
@@ -385,14 +386,37 @@ impl Control {
         Ok(())
     }
 
-    /// Puts a command into the ring; [`Control::kick`] tells the device. Does not sleep.
+    /// Puts a command into the ring; the device is told when what is returned is dropped, which
+    /// must be after all locks. Does not sleep.
     ///
     /// Its fence, if it has one, gets its number here, so that numbers ascend in each timeline.
     ///
     /// # Errors
     ///
     /// [`ENODEV`] if the device is lost. The command then is dropped unseen by the device.
+    pub(crate) fn send(
+        self: &Arc<Self>,
+        command: ListArc<Command>,
+        credit: Credit,
+    ) -> Result<Option<Notification>> {
+        self.add_and(command, credit, |queue| queue.kick_prepare())
+    }
+
+    /// As [`Control::send`] for one of several commands; [`Control::kick`] tells the device of all.
+    ///
+    /// # Errors
+    ///
+    /// As there.
     pub(crate) fn add(self: &Arc<Self>, command: ListArc<Command>, credit: Credit) -> Result {
+        self.add_and(command, credit, |_| None).map(drop)
+    }
+
+    fn add_and(
+        self: &Arc<Self>,
+        command: ListArc<Command>,
+        credit: Credit,
+        then: impl FnOnce(&mut Queue<Shared, Owned>) -> Option<Notification>,
+    ) -> Result<Option<Notification>> {
         let mut command = command;
         let (slots, share) = credit.spend();
         let owned = Message::owned(&mut command);
@@ -400,7 +424,9 @@ impl Control {
         owned.share = Some(share);
 
         let mut inner = self.inner.lock();
-        let outcome = self.add_locked(&mut inner, command);
+        let outcome = self
+            .add_locked(&mut inner, command)
+            .map(|()| inner.queue.as_mut().and_then(then));
         drop(inner);
         outcome.map_err(|(mut command, e)| {
             self.return_slots(&mut self.inner.lock(), Message::owned(&mut command));
@@ -465,11 +491,10 @@ impl Control {
     /// Tells the device that there are new commands.
     pub(crate) fn kick(&self) {
         let mut inner = self.inner.lock();
-        if inner.state == State::Running {
-            if let Some(queue) = inner.queue.as_mut() {
-                queue.kick();
-            }
-        }
+        let queue = inner.queue.as_mut();
+        let notification = queue.and_then(|queue| queue.kick_prepare());
+        drop(inner);
+        drop(notification);
     }
 
     /// Sends a command that takes something away. Cannot fail, and does not sleep unless the
@@ -480,7 +505,9 @@ impl Control {
             State::Running => {
                 self.note_waiting(&mut inner);
                 inner.backlog.push_back(command);
-                self.send_backlog(&mut inner);
+                let notification = self.send_backlog(&mut inner);
+                drop(inner);
+                drop(notification);
             }
             State::Lost => inner.held.push_back(command),
             #[cfg(CONFIG_PM_SLEEP)]
@@ -494,9 +521,11 @@ impl Control {
         }
     }
 
-    fn send_backlog(self: &Arc<Self>, inner: &mut Inner) {
+    /// Sends what waits for descriptors, as far as there are any. Returns what is left to do when
+    /// the lock is dropped.
+    fn send_backlog(self: &Arc<Self>, inner: &mut Inner) -> Option<Notification> {
         if inner.state != State::Running {
-            return;
+            return None;
         }
         let mut added = false;
         while let Some(mut command) = inner.backlog.pop_front() {
@@ -526,10 +555,7 @@ impl Control {
                 }
             }
         }
-        if added && inner.state == State::Running {
-            if let Some(queue) = inner.queue.as_mut() {
-                queue.kick();
-            }
-        }
+        let queue = inner.queue.as_mut().filter(|_| added);
+        queue.and_then(|queue| queue.kick_prepare())
     }
 }

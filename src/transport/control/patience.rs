@@ -132,8 +132,7 @@ impl Control {
     ) -> Result<Arc<Command>> {
         let reference = command.clone_arc();
         let credit = self.credit(share, command.descriptors())?;
-        self.add(command, credit)?;
-        self.kick();
+        drop(self.send(command, credit)?);
         self.wait_killable(&reference)?.to_result()?;
         Ok(reference)
     }
@@ -354,13 +353,14 @@ impl WorkItem<4> for Control {
     fn run(this: Arc<Self>) {
         let limit = i64::from(this.timeouts.answer_ms);
         let (silent, overdue, wants_probe, answered);
+        let mut notifications = [None, None];
         {
             let mut inner = this.inner.lock();
             if inner.state != State::Running {
                 return;
             }
             // In case there was no memory for it, and no answer came since.
-            this.send_backlog(&mut inner);
+            notifications[0] = this.send_backlog(&mut inner);
 
             answered = inner.probed.take_if(|probed| Self::answered(probed));
             let now = this.now();
@@ -375,7 +375,7 @@ impl WorkItem<4> for Control {
                     let quiet_since = inner.quiet_since;
                     inner.probed = Some(probe.clone_arc());
                     inner.backlog.push_back(probe);
-                    this.send_backlog(&mut inner);
+                    notifications[1] = this.send_backlog(&mut inner);
                     // The device has not begun to be quiet just now.
                     inner.quiet_since = quiet_since;
                 }
@@ -388,6 +388,7 @@ impl WorkItem<4> for Control {
                 this.arm_watchdog(&mut inner);
             }
         }
+        drop(notifications);
         drop(answered);
         if silent {
             this.lose(c"it does not answer");

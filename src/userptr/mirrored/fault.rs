@@ -287,6 +287,8 @@ impl MirroredRange {
                 }
                 (at, sent) = (end, sent + 1);
             }
+            // An exit to the host, hence without the lock.
+            self.space.queue().kick();
             if at < which.end {
                 count(&self.counters.retries, 1);
                 self.gpu.counters.lookup_retries.add(1);
@@ -329,7 +331,7 @@ impl MirroredRange {
             self.gpu.control.check()?;
             // From here on the device may reach the pages, even if it should be lost meanwhile.
             table.set_mapping(at, pages, self.write);
-            self.space.queue().add(command, credit)?;
+            self.space.queue().put_unkicked(command, credit)?;
             Ok(true)
         })
     }
