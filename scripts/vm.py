@@ -317,8 +317,11 @@ def qemu_command(args, run, device, qmp):
     if device:
         gpu = ["vhost-user-test-device-pci,id=vgpu0,bus=port0,chardev=gpu1"] + GPU
         # The device offers the feature, but QEMU has to agree.
-        if "--access-platform" in shlex.split(args.device_args):
+        options = shlex.split(args.device_args)
+        if "--access-platform" in options:
             gpu += ["iommu_platform=on"]
+        if "--queue-size" in options:
+            gpu += [f"vq_size={options[options.index('--queue-size') + 1]}"]
         command += ["-chardev", f"socket,id=gpu1,path={device.socket}",
                     "-device", ",".join(gpu)]
     return command

@@ -46,7 +46,7 @@ const CONTROL: u32 = 0;
 const MIRROR: u32 = mirror::MIRROR_QUEUE as u32;
 /// The event queue.
 const EVENTS: u32 = mirror::EVENT_QUEUE as u32;
-/// The most descriptors of a queue.
+/// The most descriptors of a queue, unless an option says less.
 pub const QUEUE_SIZE: usize = 1024;
 /// `Config::events_read`: a display has changed.
 const EVENT_DISPLAY: u32 = 1;
@@ -307,7 +307,7 @@ impl VhostUserBackend for GpuBackend {
     }
 
     fn max_queue_size(&self) -> usize {
-        QUEUE_SIZE
+        self.device.options.queue_size
     }
 
     fn features(&self) -> u64 {

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 use crate::adversary::{Adversary, Mode};
+use crate::backend::QUEUE_SIZE;
 use crate::capsets::Capset;
 use crate::device::Options;
 use crate::mirror::Limits;
@@ -64,6 +65,10 @@ pub struct RunArgs {
     /// QEMU's device needs iommu_platform=on.
     #[arg(long)]
     pub access_platform: bool,
+
+    /// Most descriptors of a queue: a power of two. QEMU's device needs vq_size.
+    #[arg(long, value_name = "N", default_value_t = QUEUE_SIZE as u16, value_parser = parse_queue_size)]
+    pub queue_size: u16,
 
     /// Offer no contexts, and nothing that needs one: a device for pictures.
     #[arg(long, conflicts_with = "capsets")]
@@ -213,6 +218,7 @@ impl RunArgs {
             capsets,
             blob_alignment: self.blob_alignment.unwrap_or(0),
             access_platform: self.access_platform,
+            queue_size: self.queue_size.into(),
             mirror: (!self.no_mirror).then(|| Limits {
                 max_entries: self.mirror_entries,
                 max_spaces: self.mirror_spaces,
@@ -260,6 +266,14 @@ fn parse_alignment(text: &str) -> Result<u32, String> {
     }
 }
 
+fn parse_queue_size(text: &str) -> Result<u16, String> {
+    match text.parse::<u16>() {
+        Ok(size) if size.is_power_of_two() && usize::from(size) <= QUEUE_SIZE => Ok(size),
+        Ok(_) => Err(format!("not a power of two, or more than {QUEUE_SIZE}")),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
 fn parse_command(text: &str) -> Result<u32, String> {
     names::command_number(text).ok_or_else(|| "no command".into())
 }
@@ -285,6 +299,10 @@ mod tests {
         assert_eq!(parse_alignment("65536"), Ok(65536));
         for bad in ["", "0", "5000", "2048"] {
             assert!(parse_alignment(bad).is_err(), "{bad}");
+        }
+        assert_eq!(parse_queue_size("16"), Ok(16));
+        for bad in ["", "0", "100", "2048", "65536"] {
+            assert!(parse_queue_size(bad).is_err(), "{bad}");
         }
     }
 

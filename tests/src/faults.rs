@@ -13,10 +13,12 @@ use virtgpu_client::{
     compute, BlobOptions, Device, Errno, Exec, Memfd, Memory, Region, RegisterOptions,
 };
 
-use crate::ktap::{Driver, Family, Kernel, TestResult};
+use crate::ktap::{Driver, Family, Kernel, Outcome, TestResult};
+use crate::probe::interrupts;
+use crate::support::gpu;
 use crate::support::memory::small_pages;
 use crate::support::{errno, eventually, job, procfs, raw, udmabuf, Env, PAGE};
-use crate::{cases, check};
+use crate::{cases, check, check_eq};
 
 pub(crate) const FAMILY: Family = Family {
     name: "faults",
@@ -54,6 +56,7 @@ pub(crate) const FAMILY: Family = Family {
         gem_close: 600,
         prime: 600,
         prime_foreign: 900,
+        probe: 900,
     ],
 };
 
@@ -90,6 +93,18 @@ impl FailNth {
     fn arm(&self, nth: u64) -> TestResult {
         self.0.write_all_at(nth.to_string().as_bytes(), 0)?;
         Ok(())
+    }
+
+    /// Ends the injection; how many faults were left until the one that was due.
+    fn left(&self) -> TestResult<u64> {
+        let mut text = [0; 16];
+        let length = self.0.read_at(&mut text, 0)?;
+        self.0.write_all_at(b"0", 0)?;
+        let number = String::from_utf8_lossy(&text[..length]);
+        number
+            .trim()
+            .parse()
+            .map_err(|_| Outcome::Fail(format!("fail-nth says {number}")))
     }
 
     /// Ends the injection; whether the fault has happened.
@@ -580,4 +595,46 @@ fn prime_foreign(env: &Env) -> TestResult {
     each_fault_of_a_handle("PRIME_FD_TO_HANDLE of a udmabuf", &device, || {
         device.prime_import(&buf.fd)
     })
+}
+
+/// A probe that fails leaves nothing: no queue, no interrupt, and the next one works. Binding takes
+/// its time, so only some of its faults are tried, from the first to the last.
+fn probe(env: &Env) -> TestResult {
+    let gpu = gpu::find()?;
+    gpu.unbind()?;
+    let switch = FailNth::open()?;
+    const NEVER: u64 = 1_000_000;
+    switch.arm(NEVER)?;
+    gpu.bind()?;
+    let faults = NEVER - switch.left()?;
+    gpu.unbind()?;
+    let tries = env.iterations(24) as u64;
+    let mut failed = 0;
+    for nth in (0..tries).map(|i| 1 + i * faults / tries) {
+        switch.arm(nth)?;
+        let error = gpu.bind_error();
+        check!(switch.disarm(), "fault {nth} of {faults} has not happened");
+        match error? {
+            None => gpu.unbind()?,
+            Some(error) => {
+                failed += 1;
+                let left = interrupts(&gpu)?;
+                check_eq!(
+                    left,
+                    Vec::<String>::new(),
+                    "interrupts after fault {nth} of {faults} ({})",
+                    errno::name(error)
+                );
+            }
+        }
+    }
+    println!("    # binding: {faults} faults, {tries} tried, {failed} failed it");
+    check!(failed > 0, "no fault has failed a probe");
+    gpu.bind()?;
+    gpu::wait_for_node(env)?;
+    let device = env.compute()?;
+    let memory = small_pages(PAGE)?;
+    let userptr = device.register(&memory, RegisterOptions::pinned())?;
+    job::add(&device, userptr.at(0), PAGE as u64, 1, userptr.handle())?;
+    Ok(())
 }

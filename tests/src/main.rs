@@ -26,6 +26,7 @@ mod nomodeset;
 mod observe;
 mod poll_rings;
 mod prime;
+mod probe;
 mod read_only;
 mod releases;
 mod remove;
@@ -73,6 +74,7 @@ const FAMILIES: &[&Family] = &[
     &mappings::FAMILY,
     &remove::FAMILY,
     &nomodeset::FAMILY,
+    &probe::SMALL_RINGS,
     &sleep::FAMILY,
     &unplug::FAMILY,
     &faults::FAMILY,

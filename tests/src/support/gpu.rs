@@ -8,6 +8,8 @@ use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use virtgpu_client::Errno;
+
 use crate::ktap::{Outcome, TestResult};
 use crate::support::{cstring, eventually, Env};
 
@@ -48,7 +50,38 @@ pub(crate) fn find() -> TestResult<Gpu> {
     Err(Outcome::Fail("no virtio-gpu device has a driver".into()))
 }
 
+/// The first virtio-gpu device that has no driver, for `driver`.
+pub(crate) fn unbound(driver: &str) -> TestResult<Gpu> {
+    for entry in fs::read_dir("/sys/bus/virtio/devices")?.flatten() {
+        let path = fs::canonicalize(entry.path())?;
+        let id = fs::read_to_string(path.join("device")).unwrap_or_default();
+        if id.trim() != "0x0010" || path.join("driver").exists() {
+            continue;
+        }
+        let pci = path
+            .parent()
+            .ok_or_else(|| Outcome::Fail("a virtio device without parent".into()))?;
+        return Ok(Gpu {
+            name: entry.file_name().to_string_lossy().into_owned(),
+            driver: Path::new("/sys/bus/virtio/drivers").join(driver),
+            pci: pci.to_path_buf(),
+        });
+    }
+    Err(Outcome::Fail("no virtio-gpu device without driver".into()))
+}
+
 impl Gpu {
+    /// What binding ends with, if it fails.
+    pub(crate) fn bind_error(&self) -> TestResult<Option<Errno>> {
+        match fs::write(self.driver.join("bind"), &self.name) {
+            Ok(()) => Ok(None),
+            Err(error) => match error.raw_os_error() {
+                Some(number) => Ok(Some(Errno::from_raw_os_error(number))),
+                None => Err(error.into()),
+            },
+        }
+    }
+
     pub(crate) fn unbind(&self) -> TestResult {
         Ok(fs::write(self.driver.join("unbind"), &self.name)?)
     }
