@@ -230,7 +230,9 @@ pub(crate) fn submit_inline(file: &File, context: &Arc<Context>, addr: u64, size
     let payload = command_bytes(gpu, addr, size)?;
     let fence = DriverFence::new::<Timeline>(context.own_timeline())?;
     let job = job(gpu, context, payload, (fence, None), None, KVVec::new())?;
-    let credit = gpu.control.credit_patiently(&file.share, job.descriptors())?;
+    let credit = gpu
+        .control
+        .credit_patiently(&file.share, job.descriptors())?;
     context.check()?;
     gpu.control.add(job, credit)?;
     gpu.control.kick();

@@ -491,11 +491,7 @@ impl MirrorQueue {
     /// # Errors
     ///
     /// [`ENODEV`] if the device is lost, [`ENOSPC`] if the credit does not cover the command.
-    pub(crate) fn add(
-        &self,
-        command: ListArc<MirrorCommand>,
-        credit: &mut MirrorCredit,
-    ) -> Result {
+    pub(crate) fn add(&self, command: ListArc<MirrorCommand>, credit: &mut MirrorCredit) -> Result {
         self.put_unkicked(command, credit)?;
         self.kick();
         Ok(())

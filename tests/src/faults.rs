@@ -608,7 +608,7 @@ fn probe(env: &Env) -> TestResult {
     gpu.bind()?;
     let faults = NEVER - switch.left()?;
     gpu.unbind()?;
-    let tries = env.iterations(24) as u64;
+    let tries = env.iterations(24);
     let mut failed = 0;
     for nth in (0..tries).map(|i| 1 + i * faults / tries) {
         switch.arm(nth)?;

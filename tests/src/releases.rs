@@ -8,7 +8,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
-use virtgpu_client::{compute, Bytes, Device, Errno, Exec, Memory, RegisterOptions};
+use virtgpu_client::{compute, Device, Errno, Exec, Memory, RegisterOptions};
 
 use crate::ktap::{Driver, Family, Kernel, Outcome, TestResult};
 use crate::mirrored::open_mirrored;
