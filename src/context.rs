@@ -32,8 +32,6 @@ use crate::{
     transport::control::{
         Answer,
         Command,
-        Control,
-        Expect,
         Finish,
         JobOf,
         Request,
@@ -126,12 +124,12 @@ pub(crate) struct Context {
     destroy: Pin<KBox<Mutex<Option<ListArc<Command>>>>>,
 }
 
-/// Keeps the id of a context until the host has answered that it is gone.
-struct Destroyed {
+/// Keeps the id of a context until the host has answered a command with it.
+struct KeepsContextId {
     _id: Arc<Id>,
 }
 
-impl Finish for Destroyed {
+impl Finish for KeepsContextId {
     fn finish(&mut self, _answer: &Answer) {}
 }
 
@@ -146,11 +144,13 @@ impl Context {
             context_init: (params.capset_id & CONTEXT_INIT_CAPSET_ID_MASK).into(),
             debug_name: params.debug_name,
         };
-        let create = Request::new(Header::new(command::CTX_CREATE, id.get()), &fixed).build()?;
+        let mut create = Request::new(Header::new(command::CTX_CREATE, id.get()), &fixed);
+        create.finish = Some(KBox::new(KeepsContextId { _id: id.clone() }, GFP_KERNEL)?);
+        let create = create.build()?;
         let fixed = CtxDestroy::default();
         let mut destroy = Request::new(Header::new(command::CTX_DESTROY, id.get()), &fixed);
-        destroy.finish = Some(KBox::new(Destroyed { _id: id.clone() }, GFP_KERNEL)?);
-        let mut destroy = destroy.build()?;
+        destroy.finish = Some(KBox::new(KeepsContextId { _id: id.clone() }, GFP_KERNEL)?);
+        let destroy = destroy.build()?;
         let slot = KBox::pin_init(new_mutex!(None, "Context::destroy"), GFP_KERNEL)?;
         let lost = Arc::new(AtomicFlag::new(false), GFP_KERNEL)?;
 
@@ -162,7 +162,6 @@ impl Context {
         if let Err(e) = answer.and_then(Answer::to_result) {
             if !matches!(answer, Ok(Answer::Error(_))) {
                 // The host has the context, or may be going to make it.
-                Control::set_expect(&mut destroy, Expect::SuccessUnlessFailed(sent));
                 gpu.control.teardown(destroy);
             }
             return Err(e);
@@ -198,7 +197,7 @@ impl Context {
     /// Gives the context up: its jobs keep others waiting. May be called where memory is reclaimed.
     pub(crate) fn lose(&self) {
         self.lost.store(true, Release);
-        self.gpu.control.cancel_jobs(self.id());
+        self.gpu.control.cancel_jobs(&self.lost);
     }
 
     /// What makes a command a job of the context. It must hold the context to its end.

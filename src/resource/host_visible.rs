@@ -44,7 +44,8 @@ use crate::{
         Credit,
         Expect,
         Finish,
-        Request, //
+        Request,
+        Share, //
     },
 };
 use kernel::{
@@ -65,6 +66,8 @@ use zerocopy::IntoBytes;
 pub(crate) struct HostMemory {
     /// Protects the mapping; held while it is being made, and taken with `mmap_lock` held.
     mapping: Pin<KBox<Mutex<Option<Mapping>>>>,
+    /// Part of the ring of the file that has made it.
+    share: Arc<Share>,
 }
 
 struct Mapping {
@@ -105,6 +108,7 @@ pub(super) fn create(
         mapping: None,
         kind: Kind::Host(HostMemory {
             mapping: KBox::pin_init(new_mutex!(None, "HostMemory::mapping"), GFP_KERNEL)?,
+            share: file.share.clone(),
         }),
         entries: Atomic::new(0),
     };
@@ -201,7 +205,7 @@ impl HostMemory {
             return Ok(());
         }
         let showing = Showing::new(gpu, object)?;
-        let credit = gpu.control.credit(&gpu.share, showing.map.descriptors())?;
+        let credit = gpu.control.credit(&self.share, showing.map.descriptors())?;
         *mapping = Some(showing.send(gpu, credit)?);
         Ok(())
     }

@@ -18,7 +18,8 @@ use super::{
     Kind,
     Lifetime,
     Mapping,
-    Resource, //
+    Resource,
+    PRIME_WAIT_MS, //
 };
 use crate::{
     driver::{
@@ -276,7 +277,10 @@ pub(super) fn import(dev: &Device, buf: &Importable) -> Result<ARef<Object>> {
     let create = create_command(None, object.id(), &params, entries, count)?;
     let sent = create.clone_arc();
     Control::set_expect(&mut detach, Expect::SuccessUnlessFailed(sent.clone()));
-    let credit = gpu.control.credit(&gpu.share, create.descriptors())?;
+    let slots = create.descriptors();
+    let credit = gpu
+        .control
+        .credit_within(&gpu.share, slots, PRIME_WAIT_MS)?;
     object.lifetime.set_sent(sent);
     gpu.control
         .add(create, credit)

@@ -12,7 +12,8 @@ use super::{
     space::Space,
     userptr::Userptr,
     Kind,
-    Resource, //
+    Resource,
+    PRIME_WAIT_MS, //
 };
 use crate::{
     gpu::Gpu,
@@ -363,10 +364,10 @@ impl Lifetime {
         assign.finish = Some(keeps_id(self.id.clone())?);
         let assign = assign.build()?;
         let sent = assign.clone_arc();
-        let credit = self
-            .gpu
-            .control
-            .credit(&self.gpu.share, assign.descriptors())?;
+        let credit =
+            self.gpu
+                .control
+                .credit_within(&self.gpu.share, assign.descriptors(), PRIME_WAIT_MS)?;
         self.gpu.control.add(assign, credit)?;
         self.gpu.control.kick();
         // Of two that were asked for at the same time either will do: the host has one.
@@ -487,7 +488,8 @@ impl Lifetime {
             return;
         }
 
-        let answered = gpu.control.wait(&command).is_ok();
+        // A file that is closed with many registrations does not wait for each of them in vain.
+        let answered = !gpu.control.is_late() && gpu.control.wait(&command).is_ok();
         let mut state = carrier.state.lock();
         state.waiter = false;
         let object = if answered || state.ended.is_some() {

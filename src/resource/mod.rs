@@ -159,6 +159,10 @@ impl Resource {
     }
 }
 
+/// How long PRIME waits for room in the ring, in milliseconds: DRM holds a lock there that every
+/// client takes.
+const PRIME_WAIT_MS: u32 = 1_000;
+
 /// A list of memory entries for the device, made run by run.
 pub(crate) struct Entries {
     merger: Merger,

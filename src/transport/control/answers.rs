@@ -174,8 +174,12 @@ impl Control {
             _ if !failed => Verdict::Is(kind),
             Expect::Success => Verdict::Broken,
             Expect::SuccessUnlessFailed(other) => match Self::ended(other) {
-                Some(Answer::Error(_) | Answer::Invalid) => Verdict::Is(kind),
-                None => Verdict::TooEarly,
+                Some(Answer::Error(_)) => Verdict::Is(kind),
+                // Nobody knows whether that was done, unless the device says so now.
+                Some(Answer::Invalid) if kind == response::ERR_INVALID_RESOURCE_ID => {
+                    Verdict::Is(kind)
+                }
+                None | Some(Answer::Invalid) => Verdict::TooEarly,
                 Some(Answer::Ok(_) | Answer::Aborted) => Verdict::Broken,
             },
         }
@@ -255,7 +259,7 @@ impl QueueHandler for Control {
                 }
             }
             if let Some(destroyed) = command.shared.destroys {
-                this.cancel_jobs(destroyed);
+                this.cancel_jobs_where(|job| job.context == destroyed);
             }
             command.shared.land();
             command.shared.signal(match Self::answer(&command) {

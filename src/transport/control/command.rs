@@ -92,11 +92,6 @@ impl Shared {
         }
     }
 
-    /// Whether it is a job of the context with this id.
-    pub(super) fn is_job_of(&self, context: u32) -> bool {
-        self.job.as_ref().is_some_and(|job| job.context == context)
-    }
-
     /// Signals the fence, if there is one, unless that was done. May be called in any context, but
     /// not with a lock of the queue held: whoever waits for the fence may be called from here.
     pub(super) fn signal(&self, outcome: Result) {

@@ -92,6 +92,20 @@ impl Control {
     /// the ring full for the time of a whole time-out, [`E2BIG`] if `slots` is more than a file
     /// gets.
     pub(crate) fn credit(self: &Arc<Self>, share: &Arc<Share>, slots: usize) -> Result<Credit> {
+        self.credit_within(share, slots, self.timeouts.answer_ms)
+    }
+
+    /// As [`Control::credit`], but waits for `ms` milliseconds at most.
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub(crate) fn credit_within(
+        self: &Arc<Self>,
+        share: &Arc<Share>,
+        slots: usize,
+        ms: u32,
+    ) -> Result<Credit> {
         if slots > self.max_descriptors() {
             return Err(E2BIG);
         }
@@ -101,7 +115,7 @@ impl Control {
                 taken = taken || self.try_credit(share, slots);
                 taken || self.is_lost()
             },
-            self.timeouts.answer_ms,
+            ms,
         );
         if !taken {
             waited?;
@@ -117,7 +131,10 @@ impl Control {
     fn try_credit(&self, share: &Share, slots: usize) -> bool {
         let mut inner = self.inner.lock();
         let used = share.used.load(Relaxed);
-        if inner.free < slots || used + slots > inner.ring_size / 4 {
+        // The last part is for those who have nothing in the ring: a few files full of jobs that
+        // never end must not keep all others from sending anything.
+        let kept = if used == 0 { 0 } else { inner.ring_size / 8 };
+        if inner.free < slots + kept || used + slots > inner.ring_size / 4 {
             return false;
         }
         inner.free -= slots;

@@ -71,7 +71,7 @@ impl Control {
     }
 
     /// Has everybody who waits for the device look again.
-    fn wake_all(&self) {
+    pub(super) fn wake_all(&self) {
         self.wait.wake_all();
         self.mirror.wake();
     }

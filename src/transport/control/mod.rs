@@ -162,8 +162,10 @@ struct Inner {
     starved: usize,
     /// Asks whether the device answers anything; made ahead, sent by the watchdog.
     probe: Option<ListArc<Command>>,
-    /// The one that was sent last.
+    /// The one that was sent last, until it is answered.
     probed: Option<Arc<Command>>,
+    /// When that was, as in [`Control::now`].
+    probed_at: i64,
     /// The watchdog is pending or running.
     watching: bool,
     /// Commands that the device has answered, ever.
@@ -277,6 +279,7 @@ impl Control {
                     starved: 0,
                     probe: None,
                     probed: None,
+                    probed_at: 0,
                     watching: false,
                     answered: 0,
                 }, "Control::inner"),
@@ -532,7 +535,8 @@ impl Control {
             let slots = command.descriptors();
             if inner.reserve >= slots {
                 inner.reserve -= slots;
-            } else if inner.free >= slots {
+            } else if inner.free >= slots + inner.ring_size / 8 {
+                // Not all of it: whoever has something to send must get room now and then.
                 inner.free -= slots;
             } else {
                 inner.backlog.push_front(command);

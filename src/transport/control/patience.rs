@@ -53,10 +53,13 @@ use kernel::{
     list::ListArc,
     prelude::*,
     sync::{
-        atomic::ordering::{
-            Acquire,
-            Relaxed,
-            Release, //
+        atomic::{
+            ordering::{
+                Acquire,
+                Relaxed,
+                Release, //
+            },
+            AtomicFlag, //
         },
         Arc, //
     },
@@ -137,12 +140,13 @@ impl Control {
         Ok(reference)
     }
 
-    /// Waits for room for a job of `slots` descriptors, as long as the device answers anything: jobs take
-    /// any time. A fatal signal ends the wait.
+    /// Waits for room for a job of `slots` descriptors, as long as jobs run, which take any time, or
+    /// the device answers anything. A fatal signal ends the wait.
     ///
     /// # Errors
     ///
-    /// As [`Control::credit`]; [`EBUSY`] if the device has answered nothing for the time limit.
+    /// As [`Control::credit`]; [`EBUSY`] if no job runs, and the device has answered nothing for the
+    /// time limit.
     pub(crate) fn credit_patiently(
         self: &Arc<Self>,
         share: &Arc<Share>,
@@ -151,7 +155,7 @@ impl Control {
         let mut starved = None;
         loop {
             match self.credit(share, slots) {
-                Err(e) if e == EBUSY && (starved.is_none() || self.is_answering()) => {
+                Err(e) if e == EBUSY && (starved.is_none() || self.may_go_on()) => {
                     starved.get_or_insert_with(|| Starved::new(self));
                 }
                 other => return other,
@@ -159,10 +163,25 @@ impl Control {
         }
     }
 
-    /// Whether the device has answered anything within the time limit.
-    fn is_answering(&self) -> bool {
-        let quiet = self.now() - self.inner.lock().quiet_since;
-        quiet <= i64::from(self.timeouts.answer_ms)
+    /// Whether jobs run, or the device has answered anything within the time limit.
+    fn may_go_on(&self) -> bool {
+        let now = self.now();
+        let inner = self.inner.lock();
+        now - inner.quiet_since <= i64::from(self.timeouts.answer_ms)
+            || Self::running_jobs(&inner).next().is_some()
+    }
+
+    /// Commands that are no jobs and were not answered in time.
+    fn overdue(inner: &Inner, now: i64) -> impl Iterator<Item = &Arc<Command>> {
+        inner.in_flight.iter().flatten().filter(move |command| {
+            command.shared.job.is_none() && command.shared.deadline.load(Relaxed) < now
+        })
+    }
+
+    /// Whether somebody has waited for an answer in vain: others need not try the same.
+    pub(crate) fn is_late(&self) -> bool {
+        let now = self.now();
+        Self::overdue(&self.inner.lock(), now).next().is_some()
     }
 
     /// Fails if jobs of contexts that are gone, and commands that were not answered in time, fill so
@@ -174,10 +193,7 @@ impl Control {
     pub(crate) fn check_abandoned(&self) -> Result {
         let now = self.now();
         let inner = self.inner.lock();
-        let overdue = inner.in_flight.iter().flatten().filter(|command| {
-            command.shared.job.is_none() && command.shared.deadline.load(Relaxed) < now
-        });
-        let overdue: usize = overdue
+        let overdue: usize = Self::overdue(&inner, now)
             .map(|command| command.shared.slots.load(Relaxed))
             .sum();
         if inner.abandoned + overdue > inner.ring_size / 4 {
@@ -193,8 +209,8 @@ struct Starved<'a>(&'a Control);
 impl<'a> Starved<'a> {
     fn new(control: &'a Arc<Control>) -> Self {
         let mut inner = control.inner.lock();
+        control.note_waiting(&mut inner);
         inner.starved += 1;
-        control.arm_watchdog(&mut inner);
         Self(control)
     }
 }
@@ -215,8 +231,13 @@ impl Control {
         })
     }
 
-    /// The context is lost: nobody waits for its jobs any longer. The device still has them.
-    pub(crate) fn cancel_jobs(&self, context: u32) {
+    /// The context with this flag is lost: nobody waits for its jobs any longer. The device still has
+    /// them.
+    pub(crate) fn cancel_jobs(&self, lost: &Arc<AtomicFlag>) {
+        self.cancel_jobs_where(|job| Arc::ptr_eq(&job.lost, lost));
+    }
+
+    pub(super) fn cancel_jobs_where(&self, applies: impl Fn(&JobOf) -> bool) {
         let _section = Signalling::begin();
         let places = self.inner.lock().in_flight.len();
         for index in 0..places {
@@ -225,14 +246,14 @@ impl Control {
             let Some(command) = command else {
                 continue;
             };
-            if command.shared.is_job_of(context) {
+            if command.shared.job.as_ref().is_some_and(&applies) {
                 command.shared.signal(Err(ECANCELED));
             }
         }
     }
 
     /// The host has destroyed the context. Its jobs keep their places in the ring;
-    /// [`Control::cancel_jobs`] is to be called when the lock is dropped.
+    /// their fences are to be signalled when the lock is dropped.
     pub(super) fn abandon_jobs(inner: &mut Inner, context: u32) {
         let mut slots = 0;
         for (command, job) in Self::running_jobs(inner) {
@@ -293,7 +314,7 @@ impl Control {
                 job.context
             );
             job.lost.store(true, Release);
-            self.cancel_jobs(job.context);
+            self.cancel_jobs(&job.lost);
         }
     }
 }
@@ -329,16 +350,17 @@ impl Control {
         }
     }
 
-    /// Whether the device has something to answer that is no job.
+    /// Whether the device has something to answer that is no job, or should have answered jobs.
     fn is_waiting(inner: &Inner) -> bool {
-        inner.commands != 0 || !inner.backlog.is_empty()
+        inner.commands != 0 || !inner.backlog.is_empty() || inner.starved != 0
     }
 
     pub(super) fn arm_watchdog(self: &Arc<Self>, inner: &mut Inner) {
         if !inner.watching {
             inner.watching = true;
             // Often enough that the device gets the probe well before the time is over.
-            let delay = msecs_to_jiffies(WATCHDOG_MS.min(self.timeouts.answer_ms / 4));
+            let delay = WATCHDOG_MS.min(self.timeouts.answer_ms / 4).max(1);
+            let delay = msecs_to_jiffies(delay);
             let _ = self
                 .reset_workqueue
                 .enqueue_delayed::<Arc<Self>, 4>(self.clone(), delay);
@@ -366,15 +388,20 @@ impl WorkItem<4> for Control {
             let now = this.now();
             let quiet = now - inner.quiet_since;
             let runs = Self::running_jobs(&inner).next().is_some();
-            // Not without having asked.
-            let asked = inner.probe.is_none();
-            silent = asked && !runs && Self::is_waiting(&inner) && quiet > limit;
-            let asks = Self::is_waiting(&inner) || inner.starved != 0;
-            if asks && quiet > limit / 2 {
+            let waits = Self::is_waiting(&inner);
+            // Not without having asked, and given it time: the machine may have stood still.
+            let asked = inner.probed.is_some() && now - inner.probed_at >= limit / 2;
+            silent = asked && !runs && waits && quiet > limit;
+            if silent {
+                dev_err!(this.vdev, "device lost: it does not answer\n");
+                this.lose_locked(&mut inner);
+            }
+            if waits && quiet > limit / 2 {
                 if let Some(probe) = inner.probe.take() {
                     let quiet_since = inner.quiet_since;
                     inner.probed = Some(probe.clone_arc());
-                    inner.backlog.push_back(probe);
+                    inner.probed_at = now;
+                    inner.backlog.push_front(probe);
                     notifications[1] = this.send_backlog(&mut inner);
                     // The device has not begun to be quiet just now.
                     inner.quiet_since = quiet_since;
@@ -384,14 +411,14 @@ impl WorkItem<4> for Control {
             wants_probe = inner.probe.is_none() && inner.probed.is_none();
             inner.watching = false;
             let limited = runs && this.timeouts.job_ms != 0;
-            if !silent && (limited || wants_probe || asks) {
+            if !silent && (limited || wants_probe || waits) {
                 this.arm_watchdog(&mut inner);
             }
         }
         drop(notifications);
         drop(answered);
         if silent {
-            this.lose(c"it does not answer");
+            this.wake_all();
         }
         if let Some(job) = overdue {
             this.lose_context_of(&job);
