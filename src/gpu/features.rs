@@ -6,6 +6,7 @@ use crate::{
     kapi::virtio::{
         self,
         device::{
+            ConfigSpace,
             F_ACCESS_PLATFORM,
             F_INDIRECT_DESC,
             F_VERSION_1, //
@@ -86,10 +87,11 @@ impl Features {
     ///
     /// # Errors
     ///
-    /// [`EINVAL`] if the alignment makes no sense.
+    /// [`EINVAL`] if the alignment makes no sense, or the configuration space is too short.
     pub(super) fn new(vdev: &virtio::Device<device::Core<'_>>) -> Result<Self> {
+        let config = vdev.config();
         let blob_alignment = if vdev.has_feature(feature::BLOB_ALIGNMENT) {
-            let alignment = vdev.config_read32(offset_of!(Config, blob_alignment));
+            let alignment = config.read32(offset_of!(Config, blob_alignment))?;
             if !alignment.is_power_of_two() || (alignment as usize) < PAGE_SIZE {
                 return Err(EINVAL);
             }
@@ -98,15 +100,15 @@ impl Features {
             None
         };
         let dma = vdev.has_feature(F_ACCESS_PLATFORM);
-        let mirror = if vdev.has_feature(mirror::feature::MIRROR) {
-            Self::mirror(vdev)?
-        } else {
-            None
-        };
-        let event_slots = vdev.has_feature(mirror::feature::MIRROR).then(|| {
+        let (mirror, event_slots) = if vdev.has_feature(mirror::feature::MIRROR) {
+            // All of it: its last field is read when it changes.
+            config.check(mirror::CONFIG_OFFSET + size_of::<MirrorConfig>())?;
             let field = mirror::CONFIG_OFFSET + offset_of!(MirrorConfig, event_slots);
-            vdev.config_read32(field) as usize
-        });
+            let slots = config.read32(field)? as usize;
+            (Self::mirror(vdev, &config)?, Some(slots))
+        } else {
+            (None, None)
+        };
         Ok(Self {
             virgl: vdev.has_feature(feature::VIRGL),
             blob: vdev.has_feature(feature::RESOURCE_BLOB),
@@ -131,19 +133,22 @@ impl Features {
         if self.mirror.is_none() {
             return Ok(());
         }
-        self.mirror = Self::mirror(vdev)?;
+        self.mirror = Self::mirror(vdev, &vdev.config())?;
         Ok(())
     }
 
     /// What a device with a mirror queue says of it; `None` if it is of no use to this driver.
-    fn mirror(vdev: &virtio::Device<device::Core<'_>>) -> Result<Option<MirrorFeatures>> {
-        let field = |offset| vdev.config_read32(mirror::CONFIG_OFFSET + offset);
-        let granularity = field(offset_of!(MirrorConfig, granularity));
-        let max_entries = field(offset_of!(MirrorConfig, max_entries));
+    fn mirror(
+        vdev: &virtio::Device<device::Core<'_>>,
+        config: &ConfigSpace<'_>,
+    ) -> Result<Option<MirrorFeatures>> {
+        let field = |offset| config.read32(mirror::CONFIG_OFFSET + offset);
+        let granularity = field(offset_of!(MirrorConfig, granularity))?;
+        let max_entries = field(offset_of!(MirrorConfig, max_entries))?;
         if !granularity.is_power_of_two() || max_entries == 0 {
             return Err(EINVAL);
         }
-        let version = field(offset_of!(MirrorConfig, mirror_version));
+        let version = field(offset_of!(MirrorConfig, mirror_version))?;
         // Pages move one by one.
         if version != mirror::VERSION || granularity as usize > PAGE_SIZE {
             dev_info!(

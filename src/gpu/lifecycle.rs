@@ -90,7 +90,7 @@ impl VirtioGpu {
             None
         };
         let capset_count = if features.virgl {
-            vdev.config_read32(offset_of!(Config, num_capsets))
+            vdev.config().read32(offset_of!(Config, num_capsets))?
         } else {
             0
         };

@@ -27,6 +27,7 @@
 #include <linux/mmu_notifier.h>
 #include <linux/mutex.h>
 #include <linux/pagemap.h>
+#include <linux/pci.h>
 #include <linux/scatterlist.h>
 #include <linux/sched/mm.h>
 #include <linux/sched/signal.h>
@@ -84,6 +85,23 @@ u32 kapi_virtio_config_read32(struct virtio_device *vdev, unsigned int offset)
 	might_sleep();
 	vdev->config->get(vdev, offset, &value, sizeof(value));
 	return le32_to_cpu(value);
+}
+
+bool kapi_virtio_pci_config(struct virtio_device *vdev, u8 *space)
+{
+	struct device *parent = vdev->dev.parent;
+
+	if (!dev_is_pci(parent))
+		return false;
+	/* What cannot be read is all ones. */
+	for (int at = 0; at < PCI_CFG_SPACE_SIZE; at++)
+		pci_read_config_byte(to_pci_dev(parent), at, &space[at]);
+	return true;
+}
+
+bool kapi_virtio_has_config(struct virtio_device *vdev)
+{
+	return vdev->config->get;
 }
 
 struct device *kapi_virtio_device_parent(struct virtio_device *vdev)

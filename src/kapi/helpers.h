@@ -51,6 +51,13 @@ bool kapi_virtio_get_shm_region(struct virtio_device *vdev,
 bool kapi_virtio_claim_memory(struct virtio_device *vdev, u64 start, u64 len);
 /* A little-endian 32-bit field of the configuration space. */
 u32 kapi_virtio_config_read32(struct virtio_device *vdev, unsigned int offset);
+/*
+ * The first 256 bytes of the PCI configuration of the function that vdev is;
+ * false if it is none.
+ */
+bool kapi_virtio_pci_config(struct virtio_device *vdev, u8 *space);
+/* Whether vdev has device-specific configuration at all. */
+bool kapi_virtio_has_config(struct virtio_device *vdev);
 struct device *kapi_virtio_device_parent(struct virtio_device *vdev);
 /* dma_set_max_seg_size() to what the device's mappings allow. */
 void kapi_virtio_unlimit_segments(struct virtio_device *vdev);

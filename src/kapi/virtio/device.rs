@@ -15,6 +15,7 @@ use core::{
 };
 use kernel::{
     device,
+    page::PAGE_SIZE,
     prelude::*,
     sync::aref::{
         ARef,
@@ -74,14 +75,6 @@ impl<Ctx: device::DeviceContext> Device<Ctx> {
 }
 
 impl Device<device::Core<'_>> {
-    /// The little-endian 32-bit field at byte `offset` of the configuration space.
-    ///
-    /// May sleep.
-    pub(crate) fn config_read32(&self, offset: usize) -> u32 {
-        // SAFETY: The context says that the driver is bound, and stays so meanwhile.
-        unsafe { self.read32(offset) }
-    }
-
     /// The shared memory region `id`, if the device has it.
     pub(crate) fn shm_region(&self, id: u8) -> Option<ShmRegion> {
         let mut region = bindings::virtio_shm_region::default();
@@ -93,6 +86,113 @@ impl Device<device::Core<'_>> {
                 len: region.len,
             },
         )
+    }
+}
+
+/// The configuration space of a device that is being probed.
+///
+/// A transport takes the driver's word for how long it is: virtio-pci stops the machine when a driver
+/// reads beyond what the device has. So all reads of the probe go through this.
+///
+/// # Invariants
+///
+/// The driver is bound to the device during `'a`.
+pub(crate) struct ConfigSpace<'a> {
+    vdev: &'a Device,
+    len: usize,
+}
+
+impl ConfigSpace<'_> {
+    /// Fails if the device has less than `end` bytes.
+    ///
+    /// # Errors
+    ///
+    /// [`EINVAL`].
+    pub(crate) fn check(&self, end: usize) -> Result {
+        if end > self.len {
+            dev_err!(
+                self.vdev,
+                "the configuration space has {} bytes, not {end}\n",
+                self.len
+            );
+            return Err(EINVAL);
+        }
+        Ok(())
+    }
+
+    /// The little-endian 32-bit field at byte `offset`. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// [`EINVAL`] if the device does not have it.
+    pub(crate) fn read32(&self, offset: usize) -> Result<u32> {
+        self.check(offset.checked_add(size_of::<u32>()).ok_or(EINVAL)?)?;
+        // SAFETY: By the type invariant the driver is bound.
+        Ok(unsafe { self.vdev.read32(offset) })
+    }
+}
+
+/// Bytes of PCI configuration where capabilities can be.
+const PCI_CONFIG_LEN: usize = 256;
+
+/// Bytes of the device-specific configuration, as the capabilities in a function's PCI configuration
+/// say; 0 if there is none. The virtio core maps a page at most.
+fn pci_config_len(space: &[u8; PCI_CONFIG_LEN]) -> usize {
+    const STATUS: usize = 0x06;
+    const STATUS_CAP_LIST: u8 = 0x10;
+    const CAPABILITY_LIST: usize = 0x34;
+    const CAP_ID_VNDR: u8 = 0x09;
+    const CFG_TYPE: usize = 3;
+    const BAR: usize = 4;
+    const LENGTH: usize = 12;
+    const TYPE_DEVICE_CFG: u8 = 4;
+    const BARS: u8 = 6;
+
+    if space[STATUS] & STATUS_CAP_LIST == 0 {
+        return 0;
+    }
+    let mut shortest = None;
+    let mut at = usize::from(space[CAPABILITY_LIST] & !3);
+    // The list may be a circle.
+    for _ in 0..PCI_CONFIG_LEN / 4 {
+        let Some(cap) = space.get(at..at + LENGTH + 4).filter(|_| at >= 0x40) else {
+            break;
+        };
+        if cap[0] == CAP_ID_VNDR && cap[CFG_TYPE] == TYPE_DEVICE_CFG && cap[BAR] < BARS {
+            let length = [
+                cap[LENGTH],
+                cap[LENGTH + 1],
+                cap[LENGTH + 2],
+                cap[LENGTH + 3],
+            ];
+            let length = u32::from_le_bytes(length) as usize;
+            // Which one the core has chosen depends on the BARs.
+            shortest = Some(shortest.unwrap_or(PAGE_SIZE).min(length));
+        }
+        at = usize::from(cap[1] & !3);
+    }
+    shortest.unwrap_or(0)
+}
+
+impl Device<device::Core<'_>> {
+    /// The configuration space.
+    pub(crate) fn config(&self) -> ConfigSpace<'_> {
+        let vdev: &Device = self;
+        let mut space = [0; PCI_CONFIG_LEN];
+        // SAFETY: By the type invariant the device is valid; the array is as long as the function
+        // says.
+        let len = unsafe {
+            if !bindings::kapi_virtio_has_config(self.as_raw()) {
+                0
+            } else if bindings::kapi_virtio_pci_config(self.as_raw(), space.as_mut_ptr()) {
+                pci_config_len(&space)
+            } else {
+                // Other transports do not tell, and bear it.
+                usize::MAX
+            }
+        };
+        // INVARIANT: The context says that the driver is bound, and stays so meanwhile.
+        ConfigSpace { vdev, len }
     }
 
     /// Maps memory for a device with [`F_ACCESS_PLATFORM`].
@@ -171,3 +271,48 @@ unsafe impl Send for Device {}
 
 // SAFETY: All methods through a shared reference are safe to call concurrently.
 unsafe impl Sync for Device {}
+
+#[kunit_tests(virtgpu_userptr_config)]
+mod tests {
+    use super::*;
+
+    /// A function whose capabilities are `caps`: where, cfg_type, BAR and length.
+    fn function(caps: &[(usize, u8, u8, u32)]) -> [u8; PCI_CONFIG_LEN] {
+        let mut space = [0; PCI_CONFIG_LEN];
+        space[0x06] = 0x10;
+        let mut link = 0x34;
+        for &(at, kind, bar, length) in caps {
+            space[link] = at as u8;
+            space[at] = 0x09;
+            space[at + 3] = kind;
+            space[at + 4] = bar;
+            space[at + 12..at + 16].copy_from_slice(&length.to_le_bytes());
+            link = at + 1;
+        }
+        space
+    }
+
+    #[test]
+    fn length_of_the_configuration() {
+        let common = (0x40, 1, 4, 0x1000);
+        assert_eq!(pci_config_len(&function(&[])), 0);
+        assert_eq!(pci_config_len(&function(&[common])), 0);
+        assert_eq!(pci_config_len(&function(&[common, (0x50, 4, 4, 17)])), 17);
+        assert_eq!(
+            pci_config_len(&function(&[common, (0x50, 4, 4, u32::MAX)])),
+            PAGE_SIZE
+        );
+        // Either may be the one that is mapped, but not that of a BAR that cannot be.
+        let two = [(0x40, 4, 4, 64), (0x50, 4, 0, 24), (0x60, 4, 6, 8)];
+        assert_eq!(pci_config_len(&function(&two)), 24);
+    }
+
+    #[test]
+    fn broken_lists() {
+        assert_eq!(pci_config_len(&[0; PCI_CONFIG_LEN]), 0);
+        assert_eq!(pci_config_len(&[0xff; PCI_CONFIG_LEN]), 0);
+        let mut circle = function(&[(0x40, 4, 4, 64)]);
+        circle[0x41] = 0x40;
+        assert_eq!(pci_config_len(&circle), 64);
+    }
+}
