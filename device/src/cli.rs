@@ -57,8 +57,8 @@ pub struct RunArgs {
     #[arg(long, value_name = "SIZE", default_value = "256M", value_parser = parse_size)]
     pub hostmem: u64,
 
-    /// Offer BLOB_ALIGNMENT: sizes of blobs must be multiples of this power of two, 4096 or more.
-    #[arg(long, value_name = "BYTES", value_parser = parse_alignment)]
+    /// Offer BLOB_ALIGNMENT: sizes of blobs must be multiples of this power of two.
+    #[arg(long, value_name = "BYTES", value_parser = parse_power_of_two)]
     pub blob_alignment: Option<u32>,
 
     /// Offer ACCESS_PLATFORM, so that the driver uses DMA addresses. For a guest without IOMMU;
@@ -255,6 +255,14 @@ fn parse_size(text: &str) -> Result<u64, String> {
         Some(size) if size % 4096 != 0 => Err("not a multiple of 4K".into()),
         Some(size) if size <= 1 << 40 => Ok(size),
         _ => Err("more than 1024G".into()),
+    }
+}
+
+fn parse_power_of_two(text: &str) -> Result<u32, String> {
+    match text.parse::<u32>() {
+        Ok(bytes) if bytes.is_power_of_two() => Ok(bytes),
+        Ok(_) => Err("not a power of two".into()),
+        Err(error) => Err(error.to_string()),
     }
 }
 

@@ -92,10 +92,11 @@ impl Features {
         let config = vdev.config();
         let blob_alignment = if vdev.has_feature(feature::BLOB_ALIGNMENT) {
             let alignment = config.read32(offset_of!(Config, blob_alignment))?;
-            if !alignment.is_power_of_two() || (alignment as usize) < PAGE_SIZE {
+            if !alignment.is_power_of_two() {
                 return Err(EINVAL);
             }
-            Some(alignment)
+            // What a device takes that asks for less.
+            Some(alignment.max(PAGE_SIZE as u32))
         } else {
             None
         };

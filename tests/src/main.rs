@@ -80,6 +80,7 @@ const FAMILIES: &[&Family] = &[
     &faults::FAMILY,
     &variants::ACCESS_PLATFORM,
     &variants::ALIGNMENT,
+    &variants::SMALL_ALIGNMENT,
     &variants::NO_HOSTMEM,
     &variants::NO_MIRROR,
     &variants::ROCM,

@@ -37,6 +37,13 @@ pub(crate) const ALIGNMENT: Family = family(
     cases![alignment],
 );
 
+/// Less than a page, which is what there is in any case.
+pub(crate) const SMALL_ALIGNMENT: Family = family(
+    "small_blob_alignment",
+    "--blob-alignment 512",
+    cases![small_alignment, computes],
+);
+
 /// The device has no memory to show.
 pub(crate) const NO_HOSTMEM: Family =
     family("no_hostmem", "--hostmem 0", cases![no_hostmem, computes]);
@@ -91,6 +98,18 @@ fn alignment(env: &Env) -> TestResult {
     // The size only: the address may be any page's.
     let userptr = device.register_range(&memory, PAGE, 16 * PAGE, RegisterOptions::pinned())?;
     check_eq!(userptr.query()?.size, 65536, "size");
+    Ok(())
+}
+
+fn small_alignment(env: &Env) -> TestResult {
+    let device = env.compute()?;
+    check_eq!(device.blob_alignment()?, PAGE as u32, "BLOB_ALIGNMENT");
+    check_err!(
+        device.create_blob(&BlobOptions::guest(512)).map(drop),
+        Errno::INVAL,
+        "a blob of 512 bytes"
+    );
+    device.create_blob(&BlobOptions::guest(PAGE as u64))?;
     Ok(())
 }
 
