@@ -155,10 +155,14 @@ fn pci_config_len(space: &[u8; PCI_CONFIG_LEN]) -> usize {
     let mut at = usize::from(space[CAPABILITY_LIST] & !3);
     // The list may be a circle.
     for _ in 0..PCI_CONFIG_LEN / 4 {
-        let Some(cap) = space.get(at..at + LENGTH + 4).filter(|_| at >= 0x40) else {
+        // Others may be shorter, and lie at the very end.
+        let Some(head) = space.get(at..at + 2).filter(|_| at >= 0x40) else {
             break;
         };
-        if cap[0] == CAP_ID_VNDR && cap[CFG_TYPE] == TYPE_DEVICE_CFG && cap[BAR] < BARS {
+        let cap = space
+            .get(at..at + LENGTH + 4)
+            .filter(|cap| cap[0] == CAP_ID_VNDR && cap[CFG_TYPE] == TYPE_DEVICE_CFG);
+        if let Some(cap) = cap.filter(|cap| cap[BAR] < BARS) {
             let length = [
                 cap[LENGTH],
                 cap[LENGTH + 1],
@@ -169,7 +173,7 @@ fn pci_config_len(space: &[u8; PCI_CONFIG_LEN]) -> usize {
             // Which one the core has chosen depends on the BARs.
             shortest = Some(shortest.unwrap_or(PAGE_SIZE).min(length));
         }
-        at = usize::from(cap[1] & !3);
+        at = usize::from(head[1] & !3);
     }
     shortest.unwrap_or(0)
 }
@@ -305,6 +309,15 @@ mod tests {
         // Either may be the one that is mapped, but not that of a BAR that cannot be.
         let two = [(0x40, 4, 4, 64), (0x50, 4, 0, 24), (0x60, 4, 6, 8)];
         assert_eq!(pci_config_len(&function(&two)), 24);
+    }
+
+    /// As QEMU has it for a function with a shared memory region, behind a root port.
+    #[test]
+    fn interrupts_come_first() {
+        let mut space = function(&[(0xbc, 4, 4, 0x1000)]);
+        space[0x34] = 0xf4;
+        space[0xf4..0xf6].copy_from_slice(&[0x11, 0xbc]);
+        assert_eq!(pci_config_len(&space), PAGE_SIZE);
     }
 
     #[test]
