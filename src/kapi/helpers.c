@@ -362,12 +362,18 @@ vm_fault_t kapi_vm_io_fault(struct vm_fault *vmf, struct drm_gem_object *obj,
 	unsigned long table = ALIGN_DOWN(vmf->address, PMD_SIZE);
 	unsigned long start = max(table, vma->vm_start);
 	unsigned long end = min(table + PMD_SIZE, vma->vm_end);
+	unsigned long pages = obj->size >> PAGE_SHIFT;
+	unsigned long index = linear_page_index(vma, start) -
+			      drm_vma_node_start(&obj->vma_node);
 	struct io_ptes io = {
 		.mm = vma->vm_mm,
-		.pfn = PHYS_PFN(phys) + linear_page_index(vma, start) -
-		       drm_vma_node_start(&obj->vma_node),
+		.pfn = PHYS_PFN(phys) + index,
 		.prot = vma->vm_page_prot,
 	};
+
+	/* Checked by mmap, but what is beyond belongs to others. */
+	if (index >= pages || (end - start) >> PAGE_SHIFT > pages - index)
+		return VM_FAULT_SIGBUS;
 
 	switch (apply_to_page_range(io.mm, start, end - start, set_io_pte, &io)) {
 	case 0:

@@ -25,6 +25,7 @@ pub(crate) const FAMILY: Family = Family {
     leak_check: true,
     cases: cases![
         the_right_pages,
+        touched_after_the_offset_is_known,
         not_private,
         end_with_the_device,
         end_with_a_lost_device,
@@ -220,6 +221,26 @@ fn the_right_pages(env: &Env) -> TestResult {
         before.map()?.to_vec(0, 3 * PAGE).iter().all(|&b| b == OLD),
         "another buffer has changed"
     );
+    Ok(())
+}
+
+/// An area of the dma-buf that is made before anybody asks for the node's offset, and used afterwards,
+/// shows the same memory.
+fn touched_after_the_offset_is_known(env: &Env) -> TestResult {
+    let device = env.compute()?;
+    host_visible(&device)?;
+    let blob = device.create_blob(&BlobOptions::host3d(SIZE as u64, 1))?;
+    let buf = device.prime_export(blob.handle())?;
+    let early = map(&buf, PAGE, SIZE - PAGE)?;
+    let view = blob.map()?;
+    for page in 0..SIZE / PAGE {
+        view.write_u32(page * PAGE, page as u32 + 7);
+    }
+    for page in 1..SIZE / PAGE {
+        // By a system call: in the wrong place there may be nothing at all.
+        let byte = Probe::new()?.load(&early, (page - 1) * PAGE);
+        check_eq!(byte, Ok(page as u8 + 7), "page {page}");
+    }
     Ok(())
 }
 

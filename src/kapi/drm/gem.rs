@@ -274,7 +274,11 @@ impl<O: DriverObject> Object<O> {
     ///
     /// [`ENOMEM`].
     pub(crate) fn new_io(dev: &Device<O::Driver>, size: usize, data: O) -> Result<ARef<Self>> {
-        Self::new_without_memory(dev, Kind::Io, size, None, data)
+        let object = Self::new_without_memory(dev, Kind::Io, size, None, data)?;
+        // Before anything can be mapped: areas are told apart from the offset when a page of them is
+        // touched, and must all have been made with the same one.
+        object.mmap_offset()?;
+        Ok(object)
     }
 
     /// A private object of `size` bytes, a multiple of the page size and not 0.
@@ -450,7 +454,7 @@ impl<O: DriverObject> Object<O> {
         Ok(unsafe { ARef::from_raw(raw.cast()) })
     }
 
-    /// The offset for mmap(2), allocated at first use.
+    /// The offset for mmap(2), which stays the same.
     ///
     /// # Errors
     ///
