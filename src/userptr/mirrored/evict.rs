@@ -10,11 +10,17 @@
 //! file's lock: a MAP that comes after takes the mark away, and then the acknowledgement says
 //! nothing about that page.
 
-use super::range::{
-    count,
-    MirroredRange, //
+use super::{
+    range::{
+        count,
+        MirroredRange, //
+    },
+    table::Having, //
 };
-use crate::transport::mirror::Posted;
+use crate::{
+    kapi::task::check_not_killed,
+    transport::mirror::Posted, //
+};
 use kernel::{
     new_mutex,
     prelude::*,
@@ -112,32 +118,27 @@ impl MirroredRange {
     /// Takes back what the device reaches, granule by granule, as long as no job uses it. Returns
     /// the number of pages.
     fn evict(&self) -> Result<usize> {
-        let span = {
-            let mut guard = self.lock.commits.lock();
-            self.table
-                .access_mut(&mut guard)
-                .reachable_in(0..self.pages)
-        };
-        let Some(span) = span else {
-            return Ok(0);
-        };
-        let (mut at, mut done) = (span.start, 0);
-        while at < span.end {
-            let part = at..self.layout.granule(at).end.min(span.end);
+        let (mut at, mut done) = (0, 0);
+        while at < self.pages {
+            // Each granule is a round trip.
+            check_not_killed()?;
             let mut guard = self.lock.commits.lock();
             // Jobs are queued with the lock held.
             if !self.resv.is_idle() {
                 break;
             }
-            let table = self.table.access_mut(&mut guard);
-            let Some(part) = table.reachable_in(part.clone()) else {
-                at = part.end;
+            let next = self.look(&mut guard, |table| {
+                table.next_part(at..self.pages, Having::Reachable)
+            });
+            let reachable = self.look(&mut guard, |table| table.reachable_in(next.clone()));
+            let Some(part) = reachable else {
+                at = next.end;
                 continue;
             };
             let (first, last) = self.bytes(&part);
             match self.space.post_invalidate(first, last) {
                 Posted::Sent(ticket) => {
-                    done += table.evict(part.clone());
+                    done += self.look(&mut guard, |table| table.evict(part.clone()));
                     drop(guard);
                     count(&self.counters.invalidations, 1);
                     self.wait_acknowledged(ticket)?;

@@ -224,6 +224,7 @@ impl Mirrored {
             return (0, Err(ENODEV));
         };
         let which = first..first + pages;
+        self.range.refused.store(false, Relaxed);
         let (mut end, mut outcome) = self.range.map_stale(notifier, which.clone(), wish);
         // As much as is needed, then all there is: runs of pages, not pages, are what the device is
         // short of.

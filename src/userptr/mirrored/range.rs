@@ -184,7 +184,8 @@ impl MirroredRange {
         Some(self.look(&mut guard, with))
     }
 
-    fn look<R>(&self, commits: &mut Commits, with: impl FnOnce(&mut Table) -> R) -> R {
+    /// Calls `with` with the lock held, and counts what it looks at.
+    pub(super) fn look<R>(&self, commits: &mut Commits, with: impl FnOnce(&mut Table) -> R) -> R {
         let table = self.table.access_mut(commits);
         let outcome = with(table);
         self.gpu
