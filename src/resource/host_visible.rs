@@ -210,12 +210,12 @@ impl HostMemory {
         Ok(())
     }
 
-    /// What the CPU can map. Waits for the host, uninterruptibly but not for ever.
+    /// What the CPU can map. Waits for the host, killably and no longer than the time limit.
     ///
     /// # Errors
     ///
-    /// [`EINVAL`] if the host refused, [`ENOSPC`] if the window is full, [`EBUSY`] if it waits for
-    /// jobs, [`ENODEV`].
+    /// [`EINVAL`] if the host refused, [`ENOSPC`] if the window is full, [`EBUSY`] if the host has not
+    /// answered, [`ERESTARTSYS`] on a fatal signal, [`ENODEV`].
     pub(super) fn map(&self, object: &Object) -> Result<IoMemory> {
         let gpu = object.gpu();
         gpu.control.check()?;

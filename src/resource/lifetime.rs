@@ -325,12 +325,13 @@ impl Lifetime {
         }
     }
 
-    /// Waits until the host has the resource and its memory, as long as the device may take to
-    /// answer.
+    /// Waits until the host has the resource and its memory, killably and no longer than the time
+    /// limit.
     ///
     /// # Errors
     ///
-    /// That of the host, [`ENODEV`].
+    /// That of the host, [`ENODEV`], [`EBUSY`] if it has not answered, [`ERESTARTSYS`] on a fatal
+    /// signal.
     pub(crate) fn wait(&self) -> Result {
         let pending = {
             let inner = self.inner.lock();
