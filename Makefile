@@ -8,6 +8,7 @@
 KDIR ?=
 SUITE ?=
 LIST ?=
+CHANGED ?=
 SECONDS ?=
 # A variable of the shell's, too, which it takes from the environment.
 unexport SECONDS
@@ -31,12 +32,16 @@ demo: ## build everything and show a device job on malloc'ed memory
 	@scripts/demo.sh
 
 .PHONY: check
-check: ## all tests; SUITE=name for one suite, LIST=1 names them
+check: ## all tests; SUITE=name for one suite, LIST=1 names them, CHANGED=1 skips what has passed as it is
 ifneq ($(LIST),)
 	@scripts/check.sh --list
 else
-	@scripts/check.sh $(SUITE)
+	@VIRTGPU_CHANGED='$(CHANGED)' scripts/check.sh $(SUITE)
 endif
+
+.PHONY: quick
+quick: ## what needs no guest: host tests and lint
+	@scripts/check.sh host lint
 
 .PHONY: bench
 bench: ## the measures, in a kernel without debugging; writes bench/results/

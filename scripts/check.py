@@ -24,8 +24,11 @@ A suite is a file tests/suites/NAME.toml:
                           # not named by another run of the suite
   except = ["slow"]       # families that "*" leaves out
   except_suites = ["big"] # suites whose named families "*" leaves out
-  each_device = "REGEX"   # instead: a guest for each family that wants a device
-                          # with arguments of its own, if they match
+  each_device = "REGEX"   # instead: each family that wants a device with arguments
+                          # of its own, if they match, on such a device
+  guests = 2              # how many guests share these families
+  first = "…"             # a shell command that prints KTAP, before the families
+  waits = true            # it mostly waits, so others run beside it
   job = "…"               # instead: a shell command that prints KTAP
   env = "NAME=value"      # for the job
   host_env = ["NAME"]     # variables that the job gets from this environment, if set
@@ -33,17 +36,26 @@ A suite is a file tests/suites/NAME.toml:
   kernel, driver, mem, cpus, timeout, device_args, module_args, append, display, host_gpu,
   trees, files            # as the options of vm.sh
 
-Guests run when all commands have, JOBS of them at a time (one a core, if nothing
-else is said), those with the longest time limit first.
+Guests run JOBS at a time (one a core, if nothing else is said), and as many again of
+those that mostly wait; those in the debug kernel first, then those with the longest time
+limit. Commands run one after the other beside them.
 
-`virtgpu-tests list` prints a family a line: name, kernel (any or debug), driver
-(ours, c or both), and arguments for the device, if it wants any.
+Where a guest stops in the middle of its families (see vm.py --families), the next one
+does the rest. A guest during which the machine stood still for more than ten seconds is
+run once more: its results do not count, except for what no pause explains. A guest that
+hung before its first process is started again by vm.py; more than one of them in a run
+is a failure.
+
+With VIRTGPU_CHANGED=1 a guest is skipped that has passed before with the same
+inputs: kernel, module, device, programs, trees, scripts, and what its suite says.
 """
 
+import hashlib
 import json
 import os
 import queue
 import re
+import resource
 import shlex
 import subprocess
 import sys
@@ -52,28 +64,51 @@ import time
 import tomllib
 
 import ktap
+from families import families
 
 PROJECT = "/project"
 BUILD = PROJECT + "/build"
 SUITES = PROJECT + "/tests/suites"
-TESTS = BUILD + "/target/x86_64-unknown-linux-gnu/release/virtgpu-tests"
+TARGET = BUILD + "/target/x86_64-unknown-linux-gnu/release"
+# Each guest is a test itself.
+GUEST_TEST = "/guest_log_and_unload"
+
+
+# More than this, and a guest has seen a machine that no user has.
+STOOD_STILL_SECONDS = 10
+# What a machine that stands still makes a kernel say.
+PAUSES = re.compile(r"soft lockup|hard LOCKUP|rcu:? .*stall|workqueue lockup|blocked for more than|"
+                    r"blocked in I/O wait|Call Trace:|killed after \d+ s")
 
 
 class Part:
     """What one command or guest reports, counted apart."""
 
     def __init__(self, report):
-        self.report = report
-        self.failed = 0
+        self.report, self.failed, self.results = report, 0, []
 
     def add(self, name, status, seconds=None, reason="", notes=()):
         self.failed += status not in ("ok", "skip")
         with self.report.lock:
-            self.report.add(name, status, seconds, reason, notes)
+            self.results.append(self.report.add(name, status, seconds, reason, notes))
 
     def print(self, line):
         with self.report.lock:
             print(line, flush=True)
+
+    def take_back(self):
+        """What was reported does not count."""
+        with self.report.lock:
+            for result in self.results:
+                self.report.results.remove(result)
+        self.failed, self.results = 0, []
+
+
+class Line:
+    """A result that was printed."""
+
+    def __init__(self, name, status, seconds, reason):
+        self.name, self.status, self.seconds, self.reason = name, status, seconds, reason
 
 
 class Report:
@@ -81,19 +116,14 @@ class Report:
 
     def __init__(self):
         self.lock = threading.Lock()
-        self.passed = self.failed = self.skipped = 0
-        self.failures = []
+        self.results = []
+        self.guests = []  # the results of vm.py
+        self.start = time.monotonic()
 
-    def add(self, name, status, seconds, reason, notes):
-        name = name.replace(" ", "_")
-        line = f"{status} {name}"
-        if status == "ok":
-            self.passed += 1
-        elif status == "skip":
-            self.skipped += 1
-        else:
-            self.failed += 1
-            self.failures.append(f"{name} # {reason}" if reason else name)
+    def add(self, name, status, seconds=None, reason="", notes=()):
+        result = Line(name.replace(" ", "_"), status, seconds, reason)
+        self.results.append(result)
+        line = f"{status} {result.name}"
         if seconds is not None and status != "skip":
             line += f" ({seconds:.1f} s)"
         if reason:
@@ -104,33 +134,32 @@ class Report:
         if status == "not ok":
             for note in list(notes)[-15:]:
                 print(f"    {note}", flush=True)
+        return result
 
     def finish(self):
-        if self.failures:
+        hung = [g["name"] for g in self.guests if g["starts"] > 1]
+        if len(hung) > 1:
+            self.add("guests/boot", "not ok", None, f"hung before their first process: {', '.join(hung)}")
+        if self.guests:
+            print(f"# {len(self.guests)} guests, {sum(g['cpu'] for g in self.guests) / 60:.1f} CPU-minutes, "
+                  f"of {cpu_seconds() / 60:.1f} in all; {(time.monotonic() - self.start) / 60:.1f} minutes")
+            longest = sorted((r for r in self.results if r.seconds and not r.name.endswith(GUEST_TEST)),
+                             key=lambda r: -r.seconds)
+            print("# longest: " + ", ".join(f"{r.name} {r.seconds:.0f} s" for r in longest[:20]))
+        count = lambda *status: sum(r.status in status for r in self.results)
+        passed, skipped = count("ok"), count("skip")
+        failures = [r for r in self.results if r.status not in ("ok", "skip")]
+        if failures:
             print("failed:")
-            for name in self.failures:
-                print(f"    {name}")
-        print(f"{self.passed} passed, {self.failed} failed, {self.skipped} skipped", flush=True)
-        return 1 if self.failed or not (self.passed or self.skipped) else 0
+            for r in failures:
+                print(f"    {r.name} # {r.reason}" if r.reason else f"    {r.name}")
+        print(f"{passed} passed, {len(failures)} failed, {skipped} skipped", flush=True)
+        return 1 if failures or not (passed or skipped) else 0
 
 
-class Family:
-    """A line of `virtgpu-tests list`."""
-
-    def __init__(self, line):
-        self.name, self.kernel, self.driver, *device = line.split(None, 3)
-        self.device = device[0].strip() if device else ""
-
-    def applies(self, kernel, driver):
-        return self.kernel in ("any", kernel) and self.driver in ("both", driver)
-
-
-def families():
-    """What the guest program offers, by name."""
-    if not os.path.exists(TESTS):
-        return {}
-    lines = subprocess.check_output([TESTS, "list"], text=True).splitlines()
-    return {f.name: f for f in map(Family, filter(None, lines))}
+def cpu_seconds():
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 def feed(reader, report, suite, command, log, show=None):
@@ -185,66 +214,168 @@ def load_suite(suite):
         return tomllib.load(f)
 
 
+def wanted_families(report, suite, spec, run, kernel, driver):
+    """The families that a guest runs."""
+    offered, wanted = families(), list(run["families"])
+    if "*" in wanted:
+        specs = [spec] + [load_suite(other) for other in run.get("except_suites", [])]
+        named = {f for s in specs for g in s["guest"] for f in g.get("families", [])}
+        named |= set(run.get("except", []))
+        wanted = [f.name for f in offered.values()
+                  if f.applies(kernel, driver) and not f.device and f.name not in named]
+    for f in wanted:
+        if f not in offered:
+            report.add(f"{suite}/{f}", "not ok", None, "virtgpu-tests knows no such family")
+    return [f for f in wanted if f in offered]
+
+
 def run_guest(report, suite, spec, run):
+    """Runs a guest, and those that do what it could not."""
     option = lambda key, default=None: run.get(key, spec.get(key, default))
     kernel, driver = option("kernel", "stock"), option("driver", "ours")
     name, run_name = f"{suite}/{run['name']}", f"{suite}-{run['name']}"
-    start = time.monotonic()
-    job = run.get("job")
+    job, wanted = run.get("job"), []
     if not job:
-        offered = families()
-        wanted = list(run["families"])
-        if "*" in wanted:
-            specs = [spec] + [load_suite(other) for other in run.get("except_suites", [])]
-            named = {f for s in specs for g in s["guest"] for f in g.get("families", [])}
-            named |= set(run.get("except", []))
-            wanted = [f.name for f in offered.values()
-                      if f.applies(kernel, driver) and not f.device and f.name not in named]
-        for f in wanted:
-            if f not in offered:
-                report.add(f"{suite}/{f}", "not ok", None, "virtgpu-tests knows no such family")
-        wanted = [f for f in wanted if f in offered]
+        wanted = wanted_families(report, suite, spec, run, kernel, driver)
         if not wanted:
             report.add(name, "not ok", None, "no family of virtgpu-tests applies")
             return
-        job = "virtgpu-tests run " + " ".join(wanted)
+        job = "virtgpu-tests run " + ("$VIRTGPU_CASE" if run.get("each_device") else " ".join(wanted))
+    if run.get("first"):
+        job = f"{run['first']}; {job}"
     if option("env"):
         job = f"export {option('env')}; {job}"
     for variable in option("host_env", []):
         if variable in os.environ:
             job = f"export {variable}={shlex.quote(os.environ[variable])}; {job}"
-    command = [PROJECT + "/scripts/vm.py", "--name", run_name, "--kernel", kernel, "--driver", driver]
+    command = [PROJECT + "/scripts/vm.py", "--kernel", kernel, "--driver", driver]
     for key in ("mem", "cpus", "timeout", "device_args", "module_args", "append", "host_gpu", "trees",
                 "files"):
         if option(key) is not None:
             command.append(f"--{key.replace('_', '-')}={option(key)}")
     if option("display"):
         command.append("--display")
-    command += ["--", job]
+    key = inputs(command, job, wanted, run, driver)
+    passed = f"{BUILD}/passed/{key}"
+    if os.environ.get("VIRTGPU_CHANGED") and os.path.exists(passed):
+        report.add(name + GUEST_TEST, "skip", None, "nothing that goes into it has changed since it passed")
+        return
+    if not run.get("each_device"):
+        guest(report, suite, name, run_name, command + ["--", job], option("show"), [])
+    number = 1
+    while run.get("each_device") and wanted:
+        label = "" if number == 1 else f"-again-{number}"
+        result = guest(report, suite, name + label, run_name + label,
+                       command + [f"--families={','.join(wanted)}", "--", job], option("show"), wanted)
+        begun = {case["name"] for case in result["cases"]} if result else set()
+        wanted = [f for f in wanted if f not in begun]
+        number += 1
+        if wanted and not begun:
+            for f in wanted:
+                report.add(f"{suite}/{f}", "not ok", None, "no guest came as far as this")
+            break
+        if wanted:
+            report.print(f"# {name}: stopped; the next guest runs the other {len(wanted)} families")
+    if not report.failed:
+        os.makedirs(f"{BUILD}/passed", exist_ok=True)
+        with open(passed, "w") as f:
+            f.write(name + "\n")
+
+
+def inputs(command, job, wanted, run, driver):
+    """A hash of what decides how a guest ends."""
+    key = hashlib.sha256(json.dumps([command, job, wanted], sort_keys=True).encode())
+    kernel = command[2]
+    environment = [f"VIRTGPU_KERNEL_{kernel.upper()}", "VIRTGPU_ACCEL", "VIRTGPU_ROOT"]
+    environment += [v for v in os.environ if v.startswith("VIRTGPU_TREE_")] + run.get("host_env", [])
+    for variable in sorted(environment):
+        key.update(f"{variable}={os.environ.get(variable)};".encode())
+    files = [f"{PROJECT}/scripts/{f}" for f in ("vm.py", "guest/init", "scan-log.sh", "check.py", "ktap.py",
+                                                "families.py")]
+    files += run.get("files", "").split(",") if run.get("files") else []
+    # Of the programs, those that the job names; families need one only.
+    programs = {"virtgpu-device"} | set(re.findall(r"virtgpu-[a-z]+", job))
+    files += [f"{TARGET}/{p}" for p in programs if os.path.exists(f"{TARGET}/{p}")]
+    if "virtgpu-compare" in programs:
+        folder = f"{BUILD}/target-dynamic/x86_64-unknown-linux-gnu/release"
+        files += [f"{folder}/{p}" for p in ("virtgpu-gles", "virtgpu-vulkan", "virtgpu-device")]
+    if driver != "c":
+        files += [f"{BUILD}/module/{kernel}/virtgpu_userptr.ko", f"{BUILD}/test-module/{kernel}/virtgpu_test_exporter.ko"]
+    for path in sorted(files):
+        key.update(path.encode())
+        if os.path.exists(path):
+            with open(path, "rb") as f:
+                key.update(hashlib.file_digest(f, "sha256").digest())
+    return key.hexdigest()[:24]
+
+
+def guest(report, suite, name, run_name, command, show, wanted):
+    """Runs one guest, and once more if the machine stood still meanwhile; returns what vm.py says."""
+    for attempt in (1, 2):
+        part = Part(report.report)
+        result = guest_once(part, suite, name, run_name, command, show, wanted)
+        still = result["stood_still"] if result else 0
+        if still <= STOOD_STILL_SECONDS or attempt == 2:
+            if still > STOOD_STILL_SECONDS:
+                part.print(f"# {name}: the machine stood still for {still} s again")
+            report.failed += part.failed
+            return result
+        failed = [r.name for r in part.results if r.status == "not ok"]
+        part.take_back()
+        part.print(f"# {name}: the machine stood still for {still} s. It is run once more, and what came out does "
+                   f"not count{': failed ' + ', '.join(failed) if failed else ''}")
+        everything = result["errors"] + result["scan"] + [e for c in result["cases"] for e in c["errors"]]
+        unexplained = [e for e in everything if not PAUSES.search(e)]
+        if unexplained:
+            report.add(f"{name}-paused{GUEST_TEST}", "not ok", None, unexplained[0], unexplained[1:])
+        folder = f"{BUILD}/logs/{run_name}"
+        subprocess.run(["rm", "-rf", folder + "-paused"])
+        os.rename(folder, folder + "-paused")
+
+
+def guest_once(report, suite, name, run_name, command, show, wanted):
+    """Runs one guest and reports what it prints and how it ended."""
+    start = time.monotonic()
     log = f"{BUILD}/logs/{run_name}.out"
     reader = ktap.Ktap()
-    again = ""
     result_file = f"{BUILD}/logs/{run_name}/result"
     if os.path.exists(result_file):
         os.unlink(result_file)
-    status = feed(reader, report, suite, command, log, option("show"))
+    status = feed(reader, report, suite, command[:1] + ["--name", run_name] + command[1:], log, show)
     for r in reader.finish():
         report.add(f"{name}/{r.name}", r.status, None, r.reason, r.notes)
     # The guest itself is a test: it must have ended well and left a clean log.
     try:
         with open(result_file) as f:
             result = json.load(f)
-        problems = result["errors"] + result["scan"]
-        if result["starts"] > 1:
-            again = "its kernel hung at the first start, before its first process"
-        if result["marker"] and result["rc"] and not report.failed:
-            problems.append(f"the job returned {result['rc']}, yet no test failed")
     except OSError:
-        problems = [f"the guest could not be started (status {status})"] + tail(log)
-    report.add(f"{name}/guest_log_and_unload", "not ok" if problems else "ok", time.monotonic() - start,
+        report.add(name + GUEST_TEST, "not ok", time.monotonic() - start,
+                   f"the guest could not be started (status {status})", tail(log))
+        return None
+    with report.report.lock:
+        report.report.guests.append(result)
+    again = "its kernel hung at the first start, before its first process" if result["starts"] > 1 else ""
+    for case in result["cases"]:
+        problems, prefix = case["errors"], f"{suite}/{case['name']}/"
+        mine = [r for r in report.results if r.name.startswith(prefix)]
+        if case["rc"] is None and not problems:
+            problems = ["the guest ended in the middle of it, or was not as before"]
+        elif case["rc"] and not any(r.status == "not ok" for r in mine):
+            problems.append(f"virtgpu-tests returned {case['rc']}, yet no test failed")
+        elif not mine:
+            problems.append("no test result was printed")
+        report.add(f"{suite}/{case['name']}{GUEST_TEST}", "not ok" if problems else "ok", None,
+                   problems[0] if problems else "", problems[1:])
+    problems = result["errors"] + result["scan"]
+    if result["marker"] and result["rc"] and not report.failed:
+        problems.append(f"the job returned {result['rc']}, yet no test failed")
+    report.add(name + GUEST_TEST, "not ok" if problems else "ok", time.monotonic() - start,
                problems[0] if problems else again, problems[1:])
     if report.failed:
         report.print(f"    logs: build/logs/{run_name}/")
+    report.print(f"# {name}: boot {result['boot']} s, work {result['work']} s, unload {result['unload']} s; "
+                 f"CPU {result['cpu']} s")
+    return result
 
 
 def guests(spec):
@@ -254,18 +385,20 @@ def guests(spec):
             yield run
             continue
         kernel, driver = run.get("kernel", spec["kernel"]), run.get("driver", spec.get("driver", "ours"))
-        for f in families().values():
-            if f.device and re.search(run["each_device"], f.device) and f.applies(kernel, driver):
-                yield dict(run, name=f.name, families=[f.name], device_args=f.device)
+        names = [f.name for f in families().values()
+                 if f.device and re.search(run["each_device"], f.device) and f.applies(kernel, driver)]
+        for part in range(run.get("guests", 1)):
+            yield dict(run, name=f"{run['name']}-{part + 1}", families=names[part::run.get("guests", 1)])
 
 
 def run_guests(report, runs, jobs):
-    """Runs guests, `jobs` at a time."""
-    waiting = queue.SimpleQueue()
-    for run in sorted(runs, key=lambda run: -run[2].get("timeout", run[1].get("timeout", 0))):
-        waiting.put(run)
+    """Starts guests, `jobs` at a time, and as many of those that mostly wait; returns the threads."""
+    def order(run):
+        _, spec, guest = run
+        kernel = guest.get("kernel", spec.get("kernel"))
+        return kernel != "debug", -guest.get("timeout", spec.get("timeout", 0))
 
-    def work():
+    def work(waiting):
         while True:
             try:
                 suite, spec, run = waiting.get_nowait()
@@ -277,22 +410,35 @@ def run_guests(report, runs, jobs):
             except Exception as error:  # must not pass for a run without failures
                 part.add(f"{suite}/{run['name']}", "not ok", None, f"check.py: {error!r}")
 
-    workers = [threading.Thread(target=work) for _ in range(jobs)]
+    workers = []
+    for waits in (False, True):
+        waiting = queue.SimpleQueue()
+        for run in sorted(runs, key=order):
+            if run[2].get("waits", run[1].get("waits", False)) == waits:
+                waiting.put(run)
+        workers += [threading.Thread(target=work, args=[waiting]) for _ in range(min(jobs, waiting.qsize()))]
     for worker in workers:
         worker.start()
-    for worker in workers:
-        worker.join()
+    return workers
 
 
 def main():
     report = Report()
     os.makedirs(BUILD + "/logs", exist_ok=True)
     specs = [(suite, load_suite(suite)) for suite in sys.argv[1:]]
-    for suite, spec in specs:
-        for run in spec.get("command", []):
-            run_command(Part(report), suite, run)
     runs = [(suite, spec, run) for suite, spec in specs for run in guests(spec)]
-    run_guests(report, runs, int(os.environ.get("JOBS") or os.cpu_count()))
+    jobs = int(os.environ.get("JOBS") or os.cpu_count())
+    commands = [(suite, run) for suite, spec in specs for run in spec.get("command", [])]
+    # A guest of a suite may need what a command of it has made.
+    early = [(suite, run) for suite, run in commands if any(suite == s for s, _, _ in runs)]
+    for suite, run in early:
+        run_command(Part(report), suite, run)
+    workers = run_guests(report, runs, jobs)
+    for suite, run in commands:
+        if (suite, run) not in early:
+            run_command(Part(report), suite, run)
+    for worker in workers:
+        worker.join()
     sys.exit(report.finish())
 
 

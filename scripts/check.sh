@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: GPL-2.0
 # check.sh [SUITE...]: builds what the suites need and runs them; without an
 # argument all but those that say `default = false`. check.sh --list names them.
+# VIRTGPU_CHANGED=1 skips guests that have passed with the same inputs.
 # The last line of the output is "N passed, N failed, N skipped".
 . "$(dirname "$0")/lib.sh"
 
@@ -24,9 +25,12 @@ for s in $suites; do
 	[ -e "$suites_dir/$s.toml" ] || die "no suite '$s'; there are: $(echo $all)"
 done
 
+# What is left out is no proof.
+[ -z "${VIRTGPU_CHANGED:-}" ] || [ -z "${CI:-}" ] || die "CHANGED=1 is not for continuous integration"
+
 # Whatever ends this early must not look like a run without failures.
 building=something
-trap 'echo "not ok build/$building"; echo "0 passed, 1 failed, 0 skipped"' EXIT
+trap 'kill $(jobs -p) 2>/dev/null; echo "not ok build/$building"; echo "0 passed, 1 failed, 0 skipped"' EXIT
 
 preconditions
 files=$(for s in $suites; do echo "$suites_dir/$s.toml"; done)
@@ -35,17 +39,19 @@ kernels=$(sed -nE 's/^kernel *= *"(.*)"/\1/p' $files | sort -u)
 # Lint needs a kernel's source and metadata too.
 case " $suites " in *lint*) kernels="stock $kernels" ;; esac
 building=root
-"$TOP/scripts/root.sh" >/dev/null
+root=$("$TOP/scripts/root.sh")
+export VIRTGPU_ROOT=${root##*/}
 # Trees that guests see, and the one that QEMU with OpenGL is in.
 # shellcheck disable=SC2086
 trees=$({
 	sed -nE 's/^trees *= *"(.*)"/\1/p' $files | tr ',' '\n'
 	! grep -q '^host_gpu' $files || echo mesa
 } | sort -u)
+# They are made while the rest is compiled.
+declare -A making
 for t in $trees; do
-	building=tree-$t
-	tree=$("$TOP/scripts/tree.sh" "$t")
-	export "VIRTGPU_TREE_${t^^}=/cache/${tree##*/}"
+	"$TOP/scripts/tree.sh" "$t" >/dev/null &
+	making[$t]=$!
 done
 building=programs
 # Only programs of this project's own are made for the tree with Mesa.
@@ -72,6 +78,13 @@ for k in $(echo $kernels | tr ' ' '\n' | sort -u); do
 	building=test-module-$k
 	run_logged "building the module for tests for the $k kernel" "$BUILD/logs/test-module-$k.log" \
 		"$TOP/scripts/test-module.sh" "$k"
+done
+
+for t in $trees; do
+	building=tree-$t
+	wait "${making[$t]}"
+	tree=$("$TOP/scripts/tree.sh" "$t")
+	export "VIRTGPU_TREE_${t^^}=/cache/${tree##*/}"
 done
 
 trap - EXIT

@@ -13,9 +13,16 @@ Everything about a run ends up in build/logs/RUN:
 A job can ask for things that only the host can do, by printing a line
 `VIRTGPU-HOST: WORD` on its output:
   device_del    hot-unplug the GPU (as the monitor's device_del)
-  device_add    plug a new GPU, served by a new device process
+  device_add    plug a new GPU, served by a new device process with the same arguments
+  device_add A  the same, with the arguments A of virtgpu-device ("none" for none)
   kill          kill the device process (SIGKILL)
   stop, cont    stop the device process, let it continue
+  case NAME     what follows is about NAME; the guest's time limit starts anew
+
+With --families the guest has no GPU to begin with. It asks for one for each family, with the
+arguments that this family wants, loads the module with its parameters, runs it, unloads, and takes
+the GPU out again. Each device has an event log of its own, events-N.jsonl. A family after which
+the guest is not as before is the last one that it runs; the result says which those were.
 """
 
 import argparse
@@ -23,6 +30,7 @@ import hashlib
 import json
 import os
 import re
+import resource
 import shlex
 import shutil
 import signal
@@ -30,7 +38,10 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+
+from families import families
 
 PROJECT = "/project"
 BUILD = PROJECT + "/build"
@@ -45,6 +56,8 @@ HOST_REQUEST = "VIRTGPU-HOST: "
 # has no interrupts of its serial ports, as happens when the machine stands still while the kernel
 # finds them. It tells nothing of what is tested, and is started once more, which is said.
 START_SECONDS = 240
+# A thread that sleeps and wakes up later than this has stood still with the whole machine.
+STALL_SECONDS = 2
 ATTEMPTS = 2
 NEVER_STARTED = "the guest's first process was not heard"
 
@@ -71,12 +84,24 @@ def arguments():
     p.add_argument("--timeout", type=int, default=None,
                    help="seconds until the guest is killed (default 400, debug kernel 900)")
     p.add_argument("--files", default="", help="files to put into the guest's /root, a,b,…")
+    p.add_argument("--families", default="",
+                   help="families of virtgpu-tests, a,b,…: one after the other, each with a device of its own")
     p.add_argument("--interactive", action="store_true", help="a shell instead of a job")
     p.add_argument("--monitor", action="store_true", help="QMP socket build/logs/RUN/qmp.sock")
     p.add_argument("--quiet", action="store_true", help="do not repeat the job's output")
     p.add_argument("job", nargs="*", help="command line for the guest's shell")
     args = p.parse_args()
     args.job = " ".join(args.job)
+    args.cases = []
+    for name in dict.fromkeys(filter(None, args.families.split(","))):
+        if name not in families():
+            p.error(f"virtgpu-tests knows no family {name}")
+        args.cases.append(families()[name])
+    if args.cases:
+        if args.driver != "ours" or args.host_gpu != "reference" or args.device_args:
+            p.error("--families is for this project's module and device")
+        args.no_device = True
+        args.job = args.job or 'virtgpu-tests run "$VIRTGPU_CASE"'
     if not args.job and not args.interactive:
         p.error("no job given")
     return args
@@ -190,30 +215,33 @@ def run_image(args, run):
             f.write(f"DRIVER={args.driver}\nINTERACTIVE={int(args.interactive)}\n")
             f.write("MODULES='virtio_pci pciehp udmabuf sw_sync ext4 loop 9pnet_virtio 9p'\n")
             f.write(f"TREES={shlex.quote(args.trees.replace(',', ' '))}\n")
-            f.write(f"MODULE_ARGS={shlex.quote(args.module_args)}\n")
+            f.write(f"MODULE_ARGS={shlex.quote(args.module_args)}\nCASES={int(bool(args.cases))}\n")
+        with open(f"{tmp}/job/cases", "w") as f:
+            for case in args.cases:
+                f.write(f"{case.name}|{case.module}|{case.device or 'none'}\n")
         with open(f"{tmp}/job/run", "w") as f:
             f.write(f"export VIRTGPU_KERNEL={args.kernel} VIRTGPU_DRIVER={args.driver}\n{args.job}\n")
         cpio(tmp, f"{run}/job.cpio")
 
 
 class Device:
-    """The vhost-user process behind the guest's GPU."""
+    """A vhost-user process behind the guest's GPU."""
 
-    def __init__(self, args, run):
-        self.args, self.run, self.count, self.process = args, run, 0, None
-        self.folder = tempfile.mkdtemp(prefix="vgpu-")
-
-    def start(self):
-        self.count += 1
-        self.socket = f"{self.folder}/gpu{self.count}.sock"
-        events = f"{self.run}/events.jsonl" if self.count == 1 else f"{self.run}/events-{self.count}.jsonl"
-        command = [f"{TARGET}/virtgpu-device", "--socket", self.socket, "--event-log", events]
-        command += shlex.split(self.args.device_args)
-        if self.args.host_gpu == "reference-virgl":
-            # The renderer is a library of the tree.
+    def __init__(self, run, number, arguments, renderer, case):
+        self.run, self.number, self.arguments, self.case = run, number, arguments, case
+        self.socket = tempfile.mktemp(prefix="vgpu-", suffix=".sock")
+        self.events = "events.jsonl" if number == 1 else f"events-{number}.jsonl"
+        self.status = None  # its exit status, None if it had to be ended
+        self.killed = False  # at the job's wish
+        command = [f"{TARGET}/virtgpu-device", "--socket", self.socket, "--event-log", f"{run}/{self.events}"]
+        command += shlex.split(arguments)
+        if renderer:
+            # It is a library of the tree.
             command[0] = f"{RENDER}/virtgpu-device"
             command = in_tree(tree("mesa"), command + ["--virgl-renderer"])
-        with open(f"{self.run}/device.log", "ab") as log:
+        with open(f"{run}/device.log", "ab") as log:
+            log.write(f"# device {number}: {arguments}\n".encode())
+            log.flush()
             self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         for _ in range(200):
             if os.path.exists(self.socket):
@@ -221,14 +249,13 @@ class Device:
             if self.process.poll() is not None:
                 break
             time.sleep(0.05)
-        sys.exit(f"vm.py: the device did not come up, see {self.run}/device.log")
+        sys.exit(f"vm.py: the device did not come up, see {run}/device.log")
 
     def stop(self):
-        """Ends it and says how: None if it had to be ended, else its status."""
-        if not self.process:
-            return None
+        """Ends it, unless it ends by itself, as it does when QEMU has let go of it."""
         try:
-            return self.process.wait(1)  # it ends by itself when QEMU goes
+            self.status = self.process.wait(1)
+            return
         except subprocess.TimeoutExpired:
             pass
         self.process.send_signal(signal.SIGCONT)
@@ -238,7 +265,34 @@ class Device:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
-        return None
+
+    def problems(self):
+        """What is wrong with how it ended, and what its own checker says of the driver."""
+        problems = check_events(self.run, self.events)
+        # One of the ways to misbehave is to exit.
+        exits = self.killed or "--adversary exit" in self.arguments
+        if self.status and self.status > 0 and not exits:
+            problems.append(f"the device ended with status {self.status}, see device.log")
+        return problems
+
+
+class Gpus:
+    """The devices that a guest has had; the last one is there."""
+
+    def __init__(self, args, run):
+        self.run, self.renderer = run, args.host_gpu == "reference-virgl"
+        self.arguments, self.case, self.all = args.device_args, None, []
+
+    def start(self):
+        self.all.append(Device(self.run, len(self.all) + 1, self.arguments, self.renderer, self.case))
+
+    def stop(self):
+        if self.all:
+            self.last.stop()
+
+    @property
+    def last(self):
+        return self.all[-1]
 
 
 class Qmp:
@@ -268,14 +322,25 @@ class Qmp:
             return answer
 
 
-GPU = ["virtio-id=16", "num_vqs=4", "vq_size=256", "config_size=64"]
+def gpu_options(arguments):
+    """What QEMU has to know of a device with these arguments."""
+    gpu = {"virtio-id": 16, "num_vqs": 4, "vq_size": 256, "config_size": 64}
+    options = shlex.split(arguments)
+    # The device offers the feature, but QEMU has to agree.
+    if "--access-platform" in options:
+        gpu["iommu_platform"] = True
+    if "--queue-size" in options:
+        gpu["vq_size"] = int(options[options.index("--queue-size") + 1])
+    return gpu
 
 
-def qemu_command(args, run, device, qmp):
+def qemu_command(args, run, gpus, qmp):
     kernel = kernel_dir(args.kernel)
     accel = os.environ.get("VIRTGPU_ACCEL", "tcg")
     cpu = "max"
     append = ["console=ttyS0", "panic=-1", "mitigations=off", "nmi_watchdog=0", "sysrq_always_enabled"]
+    # An emulated processor does in a second what a real one does in 20 ms, and shares a core.
+    append += ["watchdog_thresh=30", "rcupdate.rcu_cpu_stall_timeout=60", "workqueue.watchdog_thresh=60"]
     if accel == "tcg":
         accel = "tcg,thread=multi"
     else:
@@ -294,7 +359,9 @@ def qemu_command(args, run, device, qmp):
         "-kernel", f"{kernel}/vmlinuz", "-initrd", f"{run}/initramfs.cpio",
         "-append", " ".join(filter(None, append)),
         "-serial", f"file:{run}/console.log",
-        "-device", "pcie-root-port,id=port0,chassis=1",
+        # With room for the host-visible memory of a device that is plugged in later; below 4 GiB, as an
+        # emulated processor's other room is at the end of its 40 bits, which are called reserved.
+        "-device", "pcie-root-port,id=port0,chassis=1,pref32-reserve=512M",
     ]
     if args.interactive:
         command += ["-chardev", "stdio,id=tty,signal=off,mux=on", "-serial", "chardev:tty"]
@@ -315,15 +382,10 @@ def qemu_command(args, run, device, qmp):
         command = in_tree(tree("mesa"), command)
     if args.display:
         command += ["-device", "virtio-gpu-pci"]
-    if device:
-        gpu = ["vhost-user-test-device-pci,id=vgpu0,bus=port0,chardev=gpu1"] + GPU
-        # The device offers the feature, but QEMU has to agree.
-        options = shlex.split(args.device_args)
-        if "--access-platform" in options:
-            gpu += ["iommu_platform=on"]
-        if "--queue-size" in options:
-            gpu += [f"vq_size={options[options.index('--queue-size') + 1]}"]
-        command += ["-chardev", f"socket,id=gpu1,path={device.socket}",
+    if gpus and gpus.all:
+        gpu = ["vhost-user-test-device-pci,id=vgpu0,bus=port0,chardev=gpu1"]
+        gpu += [f"{key}={'on' if value is True else value}" for key, value in gpu_options(gpus.arguments).items()]
+        command += ["-chardev", f"socket,id=gpu1,path={gpus.last.socket}",
                     "-device", ",".join(gpu)]
     return command
 
@@ -339,14 +401,18 @@ def in_tree(folder, command):
             "/usr/bin/env", *environment, *command]
 
 
-def serve(word, device, qmp_path):
+def serve(word, gpus, qmp_path):
     """Does what the job asked for."""
+    word, _, rest = word.partition(" ")
     if word == "kill":
-        device.process.kill()
+        gpus.last.killed = True
+        gpus.last.process.kill()
     elif word == "stop":
-        device.process.send_signal(signal.SIGSTOP)
+        gpus.last.process.send_signal(signal.SIGSTOP)
     elif word == "cont":
-        device.process.send_signal(signal.SIGCONT)
+        gpus.last.process.send_signal(signal.SIGCONT)
+    elif word == "case":
+        gpus.case = rest
     elif word == "device_del":
         return Qmp(qmp_path).call("device_del", id="vgpu0")
     elif word == "device_add":
@@ -358,15 +424,18 @@ def serve(word, device, qmp_path):
             if time.monotonic() > deadline:
                 return {"error": "the old device does not go away"}
             time.sleep(0.1)
-        device.stop()
-        device.start()
-        name = f"gpu{device.count}"
+        if gpus.all:
+            # Its end of the connection, which is the end of the process.
+            qmp.call("chardev-remove", id=f"gpu{gpus.last.number}")
+            gpus.stop()
+        if rest:
+            gpus.arguments = "" if rest == "none" else rest
+        gpus.start()
+        name = f"gpu{gpus.last.number}"
         qmp.call("chardev-add", id=name, backend={"type": "socket", "data": {
-            "addr": {"type": "unix", "data": {"path": device.socket}}, "server": False}})
-        options = dict(o.split("=") for o in GPU)
-        options = {k: int(v) for k, v in options.items()}
+            "addr": {"type": "unix", "data": {"path": gpus.last.socket}}, "server": False}})
         return qmp.call("device_add", driver="vhost-user-test-device-pci", id="vgpu0", bus="port0",
-                        chardev=name, **options)
+                        chardev=name, **gpu_options(gpus.arguments))
     else:
         return {"error": f"unknown request {word}"}
     return "done"
@@ -406,16 +475,14 @@ def where_it_hangs(run, qmp_path):
     return "; ".join(parts)
 
 
-def check_events(run):
+def check_events(run, log):
     """Lets the device's own checker judge what the driver did."""
-    errors = []
-    for log in sorted(f for f in os.listdir(run) if f.startswith("events")):
-        p = subprocess.run([f"{TARGET}/virtgpu-device", "check-log", f"{run}/{log}"],
-                           stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        if p.returncode:
-            lines = p.stdout.splitlines() or [f"status {p.returncode}"]
-            errors += [f"check-log {log}: {line}" for line in lines[:20]]
-    return errors
+    p = subprocess.run([f"{TARGET}/virtgpu-device", "check-log", f"{run}/{log}"],
+                       stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    if not p.returncode:
+        return []
+    lines = p.stdout.splitlines() or [f"status {p.returncode}"]
+    return [f"check-log {log}: {line}" for line in lines[:20]]
 
 
 class Follower:
@@ -443,47 +510,82 @@ def keep_failed_start(run, attempt):
             os.rename(f"{run}/{f}", f"{run}/failed-start-{attempt}-{f}")
 
 
-def has_started(run):
-    """Whether a guest's first process was heard."""
-    try:
-        with open(f"{run}/console.log", errors="replace") as f:
-            return f"{MARKER}START" in f.read()
-    except OSError:
-        return False
+class Clock(threading.Thread):
+    """Sums up how long the machine stood still: nothing else delays a thread that only sleeps."""
+
+    def __init__(self):
+        super().__init__(daemon=True)
+        self.stood_still = 0.0
+        self.start()
+
+    def run(self):
+        while True:
+            before = time.monotonic()
+            time.sleep(0.5)
+            late = time.monotonic() - before - 0.5
+            if late > STALL_SECONDS:
+                self.stood_still += late
 
 
-def run_qemu(args, run, device, qmp):
-    """Runs a guest until it ends, or has to be ended. Returns the process, and for the latter what
-    the guest was doing."""
+class Phases:
+    """When a guest has said what: how long it took to boot, to work, and to end."""
+
+    def __init__(self, run):
+        self.follower, self.start, self.at = Follower(f"{run}/console.log"), time.monotonic(), {}
+
+    def look(self):
+        for line in self.follower.lines():
+            at = line.find(MARKER)
+            if at >= 0:
+                word = line[at + len(MARKER):].split(" ")[0]
+                if word in ("START", "JOB", "END"):
+                    self.at.setdefault(word, time.monotonic())
+
+    def seconds(self):
+        self.look()
+        end = time.monotonic()
+        job = self.at.get("JOB", end)
+        unload = max(self.at.get("END", end), job)
+        return {"boot": round(job - self.start, 1), "work": round(unload - job, 1),
+                "unload": round(end - unload, 1)}
+
+
+def run_qemu(args, run, gpus, qmp, clock):
+    """Runs a guest until it ends, or has to be ended. Returns the process, for the latter what
+    the guest was doing, and what its parts took."""
     timeout = args.timeout or (900 if args.kernel == "debug" else 400)
-    command = qemu_command(args, run, device, qmp)
+    command = qemu_command(args, run, gpus, qmp)
     with open(f"{run}/command", "w") as f:
         f.write(shlex.join(command) + "\n")
-    start = time.monotonic()
+    # While the machine stands still, so does the guest.
+    now = lambda: time.monotonic() - clock.stood_still
+    start = limit_from = now()
     with open(f"{run}/qemu.log", "wb") as log:
         qemu = subprocess.Popen(command, stderr=None if args.interactive else log,
                                 stdin=None if args.interactive else subprocess.DEVNULL)
-    follower, hang, started = Follower(f"{run}/job.log"), None, args.interactive
+    follower, hang, phases = Follower(f"{run}/job.log"), None, Phases(run)
     while True:
         running = qemu.poll() is None
         for line in follower.lines():
-            if line.startswith(HOST_REQUEST) and device:
-                answer = serve(line[len(HOST_REQUEST):].strip(), device, qmp)
+            if line.startswith(HOST_REQUEST) and gpus:
+                request = line[len(HOST_REQUEST):].strip()
+                answer = serve(request, gpus, qmp)
+                if request.startswith("case "):
+                    limit_from = now()
                 with open(f"{run}/host.log", "a") as f:
-                    f.write(f"{time.monotonic() - start:.1f} {line}: {answer}\n")
+                    f.write(f"{now() - start:.1f} {line}: {answer}\n")
             elif not args.quiet:
                 print(line, flush=True)
+        phases.look()
+        started = args.interactive or phases.at
         if not running:
-            if not args.interactive and not hang and not has_started(run):
+            if not hang and not started:
                 hang = NEVER_STARTED
-            return qemu, hang
-        elapsed = time.monotonic() - start
-        if not started and elapsed > START_SECONDS:
-            started = has_started(run)
-            if not started:
-                where_it_hangs(run, qmp)
-                hang = NEVER_STARTED
-        if not args.interactive and elapsed > timeout:
+            return qemu, hang, phases.seconds()
+        if not started and now() - start > START_SECONDS:
+            where_it_hangs(run, qmp)
+            hang = NEVER_STARTED
+        if not args.interactive and now() - limit_from > timeout:
             hang = f"killed after {timeout} s ({where_it_hangs(run, qmp)})"
         if hang:
             qemu.terminate()
@@ -491,12 +593,80 @@ def run_qemu(args, run, device, qmp):
                 qemu.wait(3)
             except subprocess.TimeoutExpired:
                 qemu.kill()
-        before = time.monotonic()
         time.sleep(0.1)
-        # While the machine stood still, so did the guest.
-        still = time.monotonic() - before
-        if still > 5:
-            start += still
+
+
+class Cases:
+    """What the guest's log says about each case, and to which case a line of it belongs."""
+
+    def __init__(self, names):
+        self.all = {name: {"name": name, "begun": False, "rc": None, "errors": []} for name in names}
+        self.current = self.last = None
+
+    def marker(self, word, rest):
+        name = rest.split(" ")[0]
+        if word == "CASE":
+            self.current = self.last = name
+            self.all[name]["begun"] = True
+        elif word == "CASE-END":
+            self.all[name]["rc"] = int(rest.partition("rc=")[2])
+        elif word == "END":
+            self.current = None
+
+    def add(self, case, error, others):
+        (self.all[case]["errors"] if case in self.all else others).append(error)
+
+
+def judge(args, run, qemu, hang, gpus):
+    """What the guest, its log, and its devices say."""
+    result = {"timed_out": hang is not None, "qemu": qemu.returncode, "marker": False, "rc": None,
+              "rmmod": None, "tainted": None, "errors": [], "scan": []}
+    cases = Cases(case.name for case in args.cases)
+    scan = subprocess.run([PROJECT + "/scripts/scan-log.sh", f"{run}/console.log"],
+                          stdout=subprocess.PIPE, text=True)
+    findings = scan.stdout.splitlines()
+    if scan.returncode and not findings:
+        result["errors"].append("the kernel log could not be scanned")
+    left = set(findings)
+    for line in open(f"{run}/console.log", errors="replace", newline="\n"):
+        line = line.rstrip("\r\n")
+        at = line.find(MARKER)
+        if at >= 0:
+            word, _, rest = line[at + len(MARKER):].strip().partition(" ")
+            cases.marker(word, rest)
+            if word == "DONE":
+                result["marker"], result["rc"] = True, int(rest.removeprefix("rc="))
+            elif word == "RMMOD":
+                if result["rmmod"] != "failed":
+                    result["rmmod"] = rest
+                if rest == "failed":
+                    cases.add(cases.current, "the module could not be unloaded", result["errors"])
+            elif word == "TAINTED":
+                result["tainted"] = int(rest)
+            elif word == "ERROR":
+                cases.add(cases.current, rest, result["errors"])
+        if line in findings:
+            cases.add(cases.current, line, result["scan"])
+            left.discard(line)
+    # What is said of the log as a whole, as of a taint, comes from the last case: after it nothing ran.
+    for line in findings:
+        if line in left:
+            cases.add(cases.last, line, result["scan"])
+    for device in gpus.all if gpus else []:
+        for problem in device.problems():
+            cases.add(device.case, problem, result["errors"])
+    # Guest and unload problems, apart from what the job itself returned.
+    if hang:
+        cases.add(cases.current, hang, result["errors"])
+    elif not result["marker"]:
+        cases.add(cases.current, "the guest did not print its completion marker", result["errors"])
+    elif qemu.returncode:
+        result["errors"].append(f"QEMU ended with status {qemu.returncode}, see qemu.log")
+    result["cases"] = [case for case in cases.all.values() if case["begun"]]
+    bad = result["errors"] + result["scan"] + [e for case in cases.all.values() for e in case["errors"]]
+    result["ok"] = bool(result["marker"] and result["rc"] == 0 and not bad
+                        and len(result["cases"]) == len(args.cases))
+    return result
 
 
 def main():
@@ -515,65 +685,41 @@ def main():
     os.unlink(f"{run}/job.cpio")
 
     qmp = f"{run}/qmp.sock" if args.monitor else tempfile.mktemp(prefix="qmp-")
-    start = time.monotonic()
+    start, clock = time.monotonic(), Clock()
     for starts in range(1, ATTEMPTS + 1):
         if starts > 1:
             keep_failed_start(run, starts - 1)
-        device = None if args.no_device or args.host_gpu in ("virgl", "venus") else Device(args, run)
-        if device:
-            device.start()
-        qemu, hang = run_qemu(args, run, device, qmp)
-        device_status = device.stop() if device else None
+        gpus = None if args.host_gpu in ("virgl", "venus") else Gpus(args, run)
+        if gpus and not args.no_device:
+            gpus.start()
+        qemu, hang, phases = run_qemu(args, run, gpus, qmp, clock)
+        if gpus:
+            gpus.stop()
         if hang != NEVER_STARTED:
             break
-    timed_out = hang is not None
     os.unlink(f"{run}/initramfs.cpio")
 
-    result = {"name": name, "kernel": args.kernel, "driver": args.driver, "seconds": round(time.monotonic() - start, 1),
-              "starts": starts, "timed_out": timed_out, "qemu": qemu.returncode, "device": device_status,
-              "marker": False, "rc": None, "rmmod": None, "tainted": None, "errors": []}
-    for line in open(f"{run}/console.log", errors="replace"):
-        at = line.find(MARKER)
-        if at < 0:
-            continue
-        word, _, rest = line[at + len(MARKER):].strip().partition(" ")
-        if word == "DONE":
-            result["marker"], result["rc"] = True, int(rest.removeprefix("rc="))
-        elif word == "RMMOD":
-            result["rmmod"] = rest
-        elif word == "TAINTED":
-            result["tainted"] = int(rest)
-        elif word == "ERROR":
-            result["errors"].append(rest)
-    scan = subprocess.run([PROJECT + "/scripts/scan-log.sh", f"{run}/console.log"],
-                          stdout=subprocess.PIPE, text=True)
-    result["scan"] = scan.stdout.splitlines()
-    if scan.returncode and not result["scan"]:
-        result["errors"].append("the kernel log could not be scanned")
-    if device:
-        result["errors"] += check_events(run)
-    # One of the ways to misbehave is to exit.
-    exits = "--adversary exit" in args.device_args
-    if device_status and device_status > 0 and not exits:
-        result["errors"].append(f"the device ended with status {device_status}, see device.log")
-    # Guest and unload problems, apart from what the job itself returned.
-    if timed_out:
-        result["errors"].append(hang)
-    elif not result["marker"]:
-        result["errors"].append("the guest did not print its completion marker")
-    elif qemu.returncode:
-        result["errors"].append(f"QEMU ended with status {qemu.returncode}, see qemu.log")
-    if result["rmmod"] == "failed":
-        result["errors"].append("the module could not be unloaded")
-    result["ok"] = bool(result["marker"] and result["rc"] == 0 and not result["errors"] and not result["scan"])
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    result = {"name": name, "kernel": args.kernel, "driver": args.driver,
+              "seconds": round(time.monotonic() - start, 1), "cpu": round(usage.ru_utime + usage.ru_stime, 1),
+              "stood_still": round(clock.stood_still, 1), "starts": starts, **phases,
+              "devices": [device.status for device in gpus.all] if gpus else [],
+              **judge(args, run, qemu, hang, gpus)}
     with open(f"{run}/result", "w") as f:
         json.dump(result, f, indent=1)
         f.write("\n")
     if not args.quiet:
+        for case in result["cases"]:
+            for problem in case["errors"]:
+                print(f"vm: {case['name']}: {problem}")
         for problem in result["errors"] + result["scan"]:
             print(f"vm: {problem}")
-        print(f"vm: {'ok' if result['ok'] else 'FAILED'}, job status {result['rc']}, "
-              f"{result['seconds']} s, logs in {run.replace(PROJECT + '/', '')}")
+        ran = f"{len(result['cases'])} of {len(args.cases)} cases, " if args.cases else ""
+        print(f"vm: {'ok' if result['ok'] else 'FAILED'}, job status {result['rc']}, {ran}"
+              f"{result['seconds']} s (boot {result['boot']}, work {result['work']}, unload {result['unload']}; "
+              f"CPU {result['cpu']}), logs in {run.replace(PROJECT + '/', '')}")
+        if result["stood_still"]:
+            print(f"vm: the machine stood still for {result['stood_still']} s")
     sys.exit(0 if result["ok"] else 1)
 
 

@@ -147,6 +147,9 @@ pub(crate) const FAMILIES: &[Family] = &[
     family("hostile_capset_count", "--adversary capset-count", PROBE),
 ];
 
+/// The module's parameters for these families: they mostly wait for what does not come.
+pub(crate) const PARAMETERS: &str = "ack_timeout_ms=2000";
+
 /// No ioctl may take longer, whatever the device does.
 pub(crate) const LIMIT: Duration = Duration::from_secs(60);
 
@@ -339,7 +342,7 @@ fn patient_until_closed(env: &Env) -> TestResult {
 
 /// With a limit for jobs, their fences signal with the file open.
 fn job_limit(env: &Env) -> TestResult {
-    gpu::reload(env, c"job_timeout_ms=3000 ack_timeout_ms=5000")?;
+    gpu::reload(env, c"job_timeout_ms=2000 ack_timeout_ms=3000")?;
     one_after_the_other(env, Jobs::End)
 }
 

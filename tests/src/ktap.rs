@@ -11,7 +11,7 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::panic;
 use std::time::{Duration, Instant};
 
-use crate::support::{gpu, leak, Env};
+use crate::support::{gpu, leak, pace, Env};
 
 /// Why a case did not pass.
 #[derive(Debug, PartialEq, Eq)]
@@ -145,6 +145,9 @@ pub(crate) struct Family {
 /// Runs families, and returns whether nothing failed.
 pub(crate) fn run(families: &[&Family], filter: Option<&str>, env: &Env) -> bool {
     println!("KTAP version 1");
+    if let Err(error) = pace::measure(env.debug) {
+        println!("# the pace of this machine is unknown: {error}");
+    }
     println!("1..{}", families.len());
     let mut all = true;
     for (index, family) in families.iter().enumerate() {
@@ -213,7 +216,7 @@ pub(crate) fn run_case(family: &Family, case: &Case, env: &Env) -> TestResult {
         child(case, env, writer);
     }
     drop(writer);
-    let finished = wait_with_limit(pid, case.limit);
+    let finished = wait_with_limit(pid, pace::limit(case.limit));
     // SAFETY: The group was made by the child; whatever is left of it must not disturb the next.
     unsafe { libc::kill(-pid, libc::SIGKILL) };
     let status = finished?;
@@ -341,7 +344,7 @@ fn stacks(pid: i32) -> String {
     text
 }
 
-fn pipe() -> std::io::Result<(fs::File, fs::File)> {
+pub(crate) fn pipe() -> std::io::Result<(fs::File, fs::File)> {
     let mut fds = [0; 2];
     // SAFETY: Room for two file descriptors.
     if unsafe { libc::pipe2(fds.as_mut_ptr(), libc::O_CLOEXEC) } != 0 {

@@ -2,8 +2,8 @@
 
 //! The guest tests: one program, so that it can be one file of a guest image.
 //!
-//! `virtgpu-tests list` prints one family a line: name, kernel (`any` or `debug`), driver (`ours`,
-//! `c` or `both`), arguments for the device. `virtgpu-tests run FAMILY… [--filter TEXT]` runs
+//! `virtgpu-tests list` prints one family a line, with tabs between: name, kernel (`any` or `debug`),
+//! driver (`ours`, `c` or `both`), arguments for the device, parameters of the module. `virtgpu-tests run FAMILY… [--filter TEXT]` runs
 //! families (of them only the cases whose `family.case` contains TEXT, or one of several with commas
 //! between) and reports in KTAP; `all` stands for those that need no arguments for the device.
 //! `VIRTGPU_TESTS_SCALE=N` (percent) shortens the loops that say so in their output.
@@ -92,8 +92,12 @@ fn families() -> impl Iterator<Item = &'static Family> {
         .iter()
         .copied()
         .chain(mirrored::FAMILIES)
-        .chain(hostile::FAMILIES)
-        .chain(mirrored::HOSTILE)
+        .chain(hostile())
+}
+
+/// Those for devices that misbehave towards everybody.
+fn hostile() -> impl Iterator<Item = &'static Family> {
+    hostile::FAMILIES.iter().chain(mirrored::HOSTILE)
 }
 
 fn main() -> ExitCode {
@@ -132,7 +136,14 @@ fn list() {
             Driver::C => "c",
             Driver::Both => "both",
         };
-        println!("{} {kernel} {driver} {}", family.name, family.device);
+        let module = match hostile().any(|other| other.name == family.name) {
+            true => hostile::PARAMETERS,
+            false => "",
+        };
+        println!(
+            "{}\t{kernel}\t{driver}\t{}\t{module}",
+            family.name, family.device
+        );
     }
 }
 

@@ -168,7 +168,7 @@ const SIZE: usize = 16 * PAGE;
 
 /// A driver that does not wait long.
 fn impatient(env: &Env) -> TestResult {
-    gpu::reload(env, c"ack_timeout_ms=4000 job_grace_ms=1000")
+    gpu::reload(env, c"ack_timeout_ms=2000 job_grace_ms=500")
 }
 
 /// What only fails if it hangs or the test itself is wrong.

@@ -1,0 +1,201 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: GPL-2.0
+"""Self-test of check.py and of what vm.py makes of a guest's log; prints KTAP itself."""
+
+import argparse
+import contextlib
+import io
+import json
+import os
+import sys
+import tempfile
+import types
+
+import check
+import vm
+from families import Family
+
+GUEST = {"name": "x", "starts": 1, "cpu": 1.0, "boot": 1, "work": 1, "unload": 1, "stood_still": 0, "marker": True,
+         "rc": 0, "errors": [], "scan": [], "cases": []}
+
+
+def document(*families, status="ok"):
+    """What virtgpu-tests prints for them."""
+    lines = []
+    for f in families:
+        lines += ["KTAP version 1", "1..1", "    1..1", f"    {status} 1 works", f"{status} 1 {f}"]
+    return lines
+
+
+def run(guests, run, build):
+    """Runs check.py with guests that say what they are told to; the names of what failed, the text, the commands."""
+    commands, guests = [], list(guests)
+
+    def feed(reader, report, suite, command, log, show=None):
+        commands.append(command)
+        lines, result = guests.pop(0)
+        for line in lines:
+            for r in reader.feed(line):
+                report.add(f"{suite}/{r.name}", r.status, r.seconds, r.reason, r.notes)
+        folder = f"{build}/logs/{command[2]}"
+        os.makedirs(folder, exist_ok=True)
+        if result is not None:
+            with open(f"{folder}/result", "w") as f:
+                json.dump(dict(GUEST, **result), f)
+        return 0
+
+    offered = {n: Family(f"{n}\tany\tours\t--x\t") for n in ("a", "b", "c")}
+    text = io.StringIO()
+    check.BUILD, check.feed, check.families = build, feed, lambda: offered
+    report = check.Report()
+    with contextlib.redirect_stdout(text):
+        check.run_guest(check.Part(report), "s", {"kernel": "stock"}, run)
+        report.finish()
+    assert not guests, "a guest was not started"
+    failed = {r.name for r in report.results if r.status == "not ok"}
+    return types.SimpleNamespace(failed=failed, names=[r.name for r in report.results], text=text.getvalue(),
+                                 commands=commands)
+
+
+def case(name, rc=0, errors=()):
+    return {"name": name, "begun": True, "rc": rc, "errors": list(errors)}
+
+
+ALL = {"name": "g", "each_device": ".", "families": ["a", "b", "c"]}
+ONE = {"name": "g", "job": "x"}
+LEAK = "BUG: KASAN: slab-use-after-free in foo+0x1/0x2"
+LOCKUP = "watchdog: BUG: soft lockup - CPU#0 stuck for 62s! [sh:1]"
+
+
+def all_in_one_guest(build):
+    r = run([(document("a", "b", "c"), {"cases": [case("a"), case("b"), case("c")]})], ALL, build)
+    return not r.failed and "s/b/guest_log_and_unload" in r.names
+
+
+def finding_names_its_case(build):
+    r = run([(document("a", "b", "c"), {"cases": [case("a"), case("b", 0, [LEAK]), case("c")]})], ALL, build)
+    return r.failed == {"s/b/guest_log_and_unload"}
+
+
+def the_rest_runs_in_the_next_guest(build):
+    r = run([(document("a"), {"rc": 1, "cases": [case("a"), case("b", None, ["the module could not be unloaded"])]}),
+             (document("c"), {"cases": [case("c")]})], ALL, build)
+    return (r.failed == {"s/b/guest_log_and_unload"} and "s/c/works" in r.names
+            and "--families=c" in r.commands[1])
+
+
+def no_family_is_lost(build):
+    r = run([([], {"marker": False, "errors": ["killed after 9 s"]})], ALL, build)
+    return {"s/a", "s/b", "s/c", "s/g/guest_log_and_unload"} <= r.failed
+
+
+def a_silent_family_fails(build):
+    r = run([(document("a", "c"), {"cases": [case("a"), case("b"), case("c")]})], ALL, build)
+    return r.failed == {"s/b/guest_log_and_unload"}
+
+
+def status_without_failure_fails(build):
+    r = run([(document("a", "b", "c"), {"rc": 1, "cases": [case("a"), case("b", 1), case("c")]})], ALL, build)
+    return "s/b/guest_log_and_unload" in r.failed
+
+
+def a_pause_does_not_fail(build):
+    r = run([(document("a", status="not ok"), {"stood_still": 30, "scan": [LOCKUP]}),
+             (document("a"), {})], ONE, build)
+    return not r.failed and "s/a/works" in r.text and "stood still for 30" in r.text
+
+
+def a_pause_hides_no_finding(build):
+    r = run([(document("a"), {"stood_still": 30, "scan": [LEAK, LOCKUP]}), (document("a"), {})], ONE, build)
+    return r.failed == {"s/g-paused/guest_log_and_unload"}
+
+
+def fails_twice(build):
+    r = run([(document("a"), {"stood_still": 30}), (document("a", status="not ok"), {"stood_still": 30})], ONE, build)
+    return r.failed == {"s/a/works"}
+
+
+def short_pauses_count(build):
+    r = run([(document("a", status="not ok"), {"stood_still": 9})], ONE, build)
+    return r.failed == {"s/a/works"}
+
+
+def no_result_fails(build):
+    r = run([([], None)], ONE, build)
+    return "s/g/guest_log_and_unload" in r.failed
+
+
+def two_hung_boots_fail(build):
+    report = check.Report()
+    report.guests = [dict(GUEST, starts=2)]
+    with contextlib.redirect_stdout(io.StringIO()):
+        report.finish()
+        one = [r.name for r in report.results]
+        report.guests *= 2
+        report.finish()
+    return not one and [r.name for r in report.results] == ["guests/boot"]
+
+
+def unchanged_guests_are_skipped(build):
+    os.environ["VIRTGPU_CHANGED"] = "1"
+    try:
+        first = run([(document("a"), {})], ONE, build)
+        again = run([], ONE, build)
+        other = run([(document("a", status="not ok"), {})], dict(ONE, job="y"), build)
+        failed_before = run([(document("a"), {})], dict(ONE, job="y"), build)
+    finally:
+        del os.environ["VIRTGPU_CHANGED"]
+    return (not first.failed and again.names == ["s/g/guest_log_and_unload"] and "has changed" in again.text
+            and other.failed and not failed_before.failed)
+
+
+CONSOLE = f"""VIRTGPU-GUEST-START
+VIRTGPU-GUEST-JOB
+VIRTGPU-GUEST-CASE a
+VIRTGPU-GUEST-RMMOD ok
+VIRTGPU-GUEST-CASE-END a rc=0
+VIRTGPU-GUEST-CASE b
+[    9.0] {LEAK}\r
+VIRTGPU-GUEST-RMMOD failed
+VIRTGPU-GUEST-END
+VIRTGPU-GUEST-TAINTED 12800
+VIRTGPU-GUEST-DONE rc=1
+"""
+
+
+def lines_belong_to_cases(build):
+    with open(f"{build}/console.log", "w") as f:
+        f.write(CONSOLE)
+    vm.PROJECT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    args = argparse.Namespace(cases=[Family(f"{n}\tany\tours\t\t") for n in ("a", "b", "c")])
+    result = vm.judge(args, build, types.SimpleNamespace(returncode=0), None, None)
+    a, b = result["cases"]
+    return (a == case("a") and b["rc"] is None and "the module could not be unloaded" in b["errors"]
+            and any("KASAN" in e for e in b["errors"]) and any("taint" in e for e in b["errors"])
+            and not result["scan"] and not result["ok"])
+
+
+TESTS = [all_in_one_guest, finding_names_its_case, the_rest_runs_in_the_next_guest, no_family_is_lost,
+         a_silent_family_fails, status_without_failure_fails, a_pause_does_not_fail, a_pause_hides_no_finding,
+         fails_twice, short_pauses_count, no_result_fails, two_hung_boots_fail, unchanged_guests_are_skipped,
+         lines_belong_to_cases]
+
+
+def main():
+    print("KTAP version 1")
+    print(f"1..{len(TESTS)}")
+    failed = 0
+    for number, test in enumerate(TESTS, 1):
+        with tempfile.TemporaryDirectory() as build:
+            try:
+                ok = test(build)
+            except Exception as error:  # one test, not all
+                print(f"# {error!r}")
+                ok = False
+        failed += not ok
+        print(f"{'ok' if ok else 'not ok'} {number} {test.__name__}")
+    sys.exit(1 if failed else 0)
+
+
+if __name__ == "__main__":
+    main()
