@@ -23,16 +23,12 @@ use crate::{
         DEBUG_NAME_LEN, //
     },
     resource::{
-        lifetime::{
-            keeps_id,
-            Lifetime, //
-        },
-        releases::Releases, //
+        releases::Releases,
+        Lifetime, //
     },
     transport::control::{
         Answer,
         Command,
-        Finish,
         JobOf,
         Request,
         Share, //
@@ -124,15 +120,6 @@ pub(crate) struct Context {
     destroy: Pin<KBox<Mutex<Option<ListArc<Command>>>>>,
 }
 
-/// Keeps the id of a context until the host has answered a command with it.
-struct KeepsContextId {
-    _id: Arc<Id>,
-}
-
-impl Finish for KeepsContextId {
-    fn finish(&mut self, _answer: &Answer) {}
-}
-
 impl Context {
     fn new(gpu: &Arc<Gpu>, share: &Arc<Share>, params: &ContextParams) -> Result<Self> {
         gpu.control.check_abandoned()?;
@@ -145,11 +132,11 @@ impl Context {
             debug_name: params.debug_name,
         };
         let mut create = Request::new(Header::new(command::CTX_CREATE, id.get()), &fixed);
-        create.finish = Some(KBox::new(KeepsContextId { _id: id.clone() }, GFP_KERNEL)?);
+        create.id = Some(id.clone());
         let create = create.build()?;
         let fixed = CtxDestroy::default();
         let mut destroy = Request::new(Header::new(command::CTX_DESTROY, id.get()), &fixed);
-        destroy.finish = Some(KBox::new(KeepsContextId { _id: id.clone() }, GFP_KERNEL)?);
+        destroy.id = Some(id.clone());
         let destroy = destroy.build()?;
         let slot = KBox::pin_init(new_mutex!(None, "Context::destroy"), GFP_KERNEL)?;
         let lost = Arc::new(AtomicFlag::new(false), GFP_KERNEL)?;
@@ -264,7 +251,7 @@ impl Context {
             ..Default::default()
         };
         let mut request = Request::new(Header::new(kind, self.id()), &fixed);
-        request.finish = Some(keeps_id(resource.clone())?);
+        request.id = Some(resource.clone());
         request.build()
     }
 

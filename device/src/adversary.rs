@@ -48,6 +48,8 @@ pub enum Kind {
     Body,
     /// The answer comes late.
     Delay,
+    /// The command is carried out late.
+    Late,
     /// The process ends.
     Exit,
     /// The command is refused.
@@ -105,6 +107,7 @@ const KINDS: &[Description] = &[
     describe(Kind::Abandon, "abandon", 0, "CTX_DESTROY is answered at once: the context's jobs that run go on to their end, those that are queued never begin, and none of them is ever answered; RESOURCE_UNREF still waits for those that run"),
     describe(Kind::Body, "body", 0, "N bytes follow the answer's header, cut off or filled up with zeroes, as far as the buffer goes"),
     describe(Kind::Delay, "delay", 100, "the answer comes N milliseconds late"),
+    describe(Kind::Late, "late", 5000, "the command is carried out and answered N milliseconds late, after others that came later"),
     describe(Kind::Exit, "exit", 1, "the process ends with exit status N instead of executing the command"),
     describe(Kind::Refuse, "refuse", response::ERR_OUT_OF_MEMORY as u64, "the command is not executed and the answer is error N; RESOURCE_CREATE_BLOB unless --adversary-on says otherwise; on the mirror queue it is status N, 3 if N is not below 256"),
     describe(Kind::CapsetSize, "capset-size", 0xffff_fff0, "GET_CAPSET_INFO says that a capability set has N bytes"),
@@ -436,6 +439,13 @@ impl Attack {
         delay
     }
 
+    /// How late the command is carried out; only the first call knows.
+    pub(crate) fn take_lateness(&mut self) -> Option<Duration> {
+        let late = self.number(Kind::Late).map(Duration::from_millis);
+        self.modes.retain(|m| m.kind != Kind::Late);
+        late
+    }
+
     /// The answer `bytes` to a buffer of `capacity` bytes at `head`, mistreated.
     pub(crate) fn twist(&self, mut bytes: Vec<u8>, capacity: u64, head: u16) -> Answer {
         let mut random = self.random;
@@ -494,6 +504,7 @@ impl Attack {
                 | Kind::Ignore
                 | Kind::Abandon
                 | Kind::Delay
+                | Kind::Late
                 | Kind::Exit
                 | Kind::Refuse
                 | Kind::CapsetCount
@@ -694,9 +705,11 @@ mod tests {
 
     #[test]
     fn delay_is_taken_once() {
-        let mut attack = attack(&["delay:3", "short:1"]);
+        let mut attack = attack(&["delay:3", "late:4", "short:1"]);
         assert_eq!(attack.take_delay(), Some(Duration::from_millis(3)));
         assert_eq!(attack.take_delay(), None);
+        assert_eq!(attack.take_lateness(), Some(Duration::from_millis(4)));
+        assert_eq!(attack.take_lateness(), None);
         assert_eq!(attack.name().as_deref(), Some("short"));
     }
 }

@@ -112,6 +112,16 @@ impl Answers {
         self.lock().vring = None;
     }
 
+    /// Whether the queue that the request came from is still open; otherwise it is forgotten.
+    pub(crate) fn is_open_for(&self, ticket: &Ticket) -> bool {
+        let inner = self.lock();
+        let open = inner.vring.is_some() && inner.generation == ticket.generation;
+        if !open {
+            self.log.write(|| Event::Dropped { req: ticket.req });
+        }
+        open
+    }
+
     /// Answers a request, unless something else is to happen to it.
     pub fn send(self: &Arc<Self>, ticket: &Ticket, answer: &Response) {
         let mut ticket = ticket.clone();

@@ -84,7 +84,7 @@ fn with_body<T: IntoBytes + Immutable>(kind: u32, body: &T) -> Outcome {
 
 impl Device {
     /// Carries out the request `bytes`. `start` is when it was taken from the queue.
-    pub(crate) fn handle(self: &Arc<Self>, ticket: Ticket, bytes: &[u8], start: Instant) {
+    pub(crate) fn handle(self: &Arc<Self>, mut ticket: Ticket, bytes: &[u8], start: Instant) {
         self.counters.commands.fetch_add(1, Ordering::Relaxed);
         let header = ticket.header;
         let kind = ticket.command();
@@ -107,6 +107,24 @@ impl Device {
             // Silent, too: this goes to the log.
             return self.answers.send(&ticket, &Response::ok());
         }
+        let Some(late) = ticket.attack.take_lateness() else {
+            return self.carry_out(ticket, bytes, start);
+        };
+        let (this, bytes) = (self.clone(), bytes.to_vec());
+        std::thread::spawn(move || {
+            std::thread::sleep(late);
+            // A reset comes before or after it.
+            let serve = this.serve.lock().unwrap_or_else(PoisonError::into_inner);
+            if this.answers.is_open_for(&ticket) {
+                this.carry_out(ticket, &bytes, start);
+            }
+            drop(serve);
+        });
+    }
+
+    fn carry_out(self: &Arc<Self>, ticket: Ticket, bytes: &[u8], start: Instant) {
+        let header = ticket.header;
+        let kind = ticket.command();
         let outcome = match ticket.attack.refusal() {
             Some(code) => Err(code),
             None => check_ring(&header).and_then(|()| self.command(&ticket, bytes)),

@@ -6,7 +6,8 @@
 use super::{
     guest,
     BlobParams,
-    Kind, //
+    Kind,
+    Lifetime, //
 };
 use crate::{
     driver::{
@@ -45,8 +46,13 @@ use kernel::{
     sync::aref::ARef, //
 };
 
-/// The command that creates resource `id`: a 3D one where the device has contexts, else a 2D one.
-fn create_command(file: &File, id: u32, args: &ResourceCreate) -> Result<ListArc<Command>> {
+/// The command that creates `resource`: a 3D one where the device has contexts, else a 2D one.
+fn create_command(
+    file: &File,
+    resource: &Lifetime,
+    args: &ResourceCreate,
+) -> Result<ListArc<Command>> {
+    let id = resource.id();
     // No context: it belongs to those that it is attached to.
     if file.gpu.features.virgl {
         let fixed = ResourceCreate3d {
@@ -63,7 +69,9 @@ fn create_command(file: &File, id: u32, args: &ResourceCreate) -> Result<ListArc
             flags: args.flags.into(),
             ..Default::default()
         };
-        Request::new(Header::new(command::RESOURCE_CREATE_3D, 0), &fixed).build()
+        let mut request = Request::new(Header::new(command::RESOURCE_CREATE_3D, 0), &fixed);
+        request.id = Some(resource.shared_id());
+        request.build()
     } else {
         let fixed = ResourceCreate2d {
             resource_id: id.into(),
@@ -72,7 +80,9 @@ fn create_command(file: &File, id: u32, args: &ResourceCreate) -> Result<ListArc
             height: args.height.into(),
             ..Default::default()
         };
-        Request::new(Header::new(command::RESOURCE_CREATE_2D, 0), &fixed).build()
+        let mut request = Request::new(Header::new(command::RESOURCE_CREATE_2D, 0), &fixed);
+        request.id = Some(resource.shared_id());
+        request.build()
     }
 }
 
@@ -95,7 +105,7 @@ pub(crate) fn create(
         ..Default::default()
     };
     let (object, entries, count) = guest::allocate(dev, gpu, params, Kind::Classic)?;
-    let create = create_command(file, object.id(), args)?;
+    let create = create_command(file, &object.lifetime, args)?;
 
     let fixed = ResourceAttachBacking {
         resource_id: object.id().into(),
@@ -104,6 +114,7 @@ pub(crate) fn create(
     };
     let mut attach = Request::new(Header::new(command::RESOURCE_ATTACH_BACKING, 0), &fixed);
     attach.payload = entries;
+    attach.id = Some(object.lifetime.shared_id());
     let fence = DriverFence::new::<Timeline>(allocate_timelines(1))?;
     let published = fence.fence().clone();
     attach.signals = Some(fence);

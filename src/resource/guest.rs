@@ -104,7 +104,7 @@ pub(super) fn create(
 ) -> Result<ARef<Object>> {
     let gpu = &file.gpu;
     let (object, entries, count) = allocate(dev, gpu, params, Kind::Guest)?;
-    let create = create_command(context, object.id(), &params, entries, count)?;
+    let create = create_command(context, &object.lifetime, &params, entries, count)?;
     let credit = gpu.control.credit(&file.share, create.descriptors())?;
     object.lifetime.set_sent(create.clone_arc());
     gpu.control

@@ -118,7 +118,7 @@ pub(super) fn create(
         Object::new_private(dev, size, data)?
     };
 
-    let create = create_command(context, object.id(), &params, Chunks::new(), 0)?;
+    let create = create_command(context, &object.lifetime, &params, Chunks::new(), 0)?;
     let showing = match &object.kind {
         Kind::Host(memory) if mappable && !params.defer_mapping => {
             Some((memory, Showing::new(gpu, &object)?))
@@ -169,6 +169,7 @@ impl Showing {
         };
         let mut map = Request::new(Header::new(command::RESOURCE_MAP_BLOB, 0), &fixed);
         map.answered_by::<ResponseMapInfo>(response::OK_MAP_INFO);
+        map.id = Some(object.lifetime.shared_id());
         let map = map.build()?;
 
         let fixed = ResourceCommand {
@@ -177,6 +178,7 @@ impl Showing {
         };
         let mut unmap = Request::new(Header::new(command::RESOURCE_UNMAP_BLOB, 0), &fixed);
         unmap.finish = Some(KBox::new(Unmapped { _range: range }, GFP_KERNEL)?);
+        unmap.id = Some(object.lifetime.shared_id());
         let unmap = unmap.build()?;
         Ok(Self { offset, map, unmap })
     }

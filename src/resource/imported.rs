@@ -8,7 +8,6 @@
 
 use super::{
     create_command,
-    lifetime::keeps_id,
     mapping::{
         Ending,
         Memory, //
@@ -187,7 +186,6 @@ impl WorkItem<1> for Revocation {
 /// The end of RESOURCE_DETACH_BACKING.
 struct Detached {
     view: Ending,
-    _id: KBox<dyn Finish>,
 }
 
 impl Finish for Detached {
@@ -247,9 +245,9 @@ pub(super) fn import(dev: &Device, buf: &Importable) -> Result<ARef<Object>> {
     let mut detach = Request::new(Header::new(command::RESOURCE_DETACH_BACKING, 0), &fixed);
     let detached = Detached {
         view: mapping.ending(),
-        _id: keeps_id(lifetime.shared_id())?,
     };
     detach.finish = Some(KBox::new(detached, GFP_KERNEL)?);
+    detach.id = Some(lifetime.shared_id());
     let mut detach = detach.build()?;
 
     let params = BlobParams {
@@ -274,7 +272,7 @@ pub(super) fn import(dev: &Device, buf: &Importable) -> Result<ARef<Object>> {
         },
     )?;
     object.entries.store(count, Relaxed);
-    let create = create_command(None, object.id(), &params, entries, count)?;
+    let create = create_command(None, &object.lifetime, &params, entries, count)?;
     let sent = create.clone_arc();
     Control::set_expect(&mut detach, Expect::SuccessUnlessFailed(sent.clone()));
     let slots = create.descriptors();

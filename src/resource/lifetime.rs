@@ -98,28 +98,10 @@ struct CarrierState {
     object: Option<Owned<Resource>>,
     /// Counts an object that is released by a worker.
     pending: Option<Pending>,
-    /// Free again when the host has forgotten the resource.
-    id: Option<Arc<Id>>,
     /// Somebody waits for the answer, and will drop the object.
     waiter: bool,
     /// How UNREF ended.
     ended: Option<Answer>,
-}
-
-/// Keeps a resource's id from being used again until a command is answered.
-struct KeepsId(#[expect(dead_code, reason = "held, not read")] Arc<Id>);
-
-impl Finish for KeepsId {
-    fn finish(&mut self, _answer: &Answer) {}
-}
-
-/// What keeps the id of a resource from being used again before a command with it is answered.
-///
-/// # Errors
-///
-/// [`ENOMEM`].
-pub(crate) fn keeps_id(id: Arc<Id>) -> Result<KBox<dyn Finish>> {
-    Ok(KBox::new(KeepsId(id), GFP_KERNEL)?)
 }
 
 /// The end of RESOURCE_UNREF.
@@ -129,11 +111,8 @@ impl Finish for Unreferenced {
     fn finish(&mut self, answer: &Answer) {
         let mut state = self.0.state.lock();
         state.ended = Some(*answer);
-        let id = state.id.take();
         let aborted = *answer == Answer::Aborted;
         if state.waiter && !aborted {
-            drop(state);
-            drop(id);
             return;
         }
         // Unpinning takes time that others must not wait for. A reset has unpinned it, or does.
@@ -142,7 +121,6 @@ impl Finish for Unreferenced {
             _ => None,
         };
         drop(state);
-        drop(id);
         match releases {
             Some(releases) => releases.drop_later(self.0.clone()),
             None => self.0.empty(),
@@ -185,13 +163,11 @@ impl Lifetime {
     /// [`ENOMEM`], [`ENOSPC`] if there are no more ids.
     pub(crate) fn new(gpu: &Arc<Gpu>) -> Result<Self> {
         let id = Arc::new(gpu.resource_ids.allocate()?, GFP_KERNEL)?;
-        let carried = id.clone();
         let carrier = Arc::pin_init(
             pin_init!(Carrier {
                 state <- new_spinlock!(CarrierState {
                     object: None,
                     pending: None,
-                    id: Some(carried),
                     waiter: false,
                     ended: None,
                 }, "Carrier::state"),
@@ -206,6 +182,7 @@ impl Lifetime {
         };
         let mut unref = Request::new(Header::new(command::RESOURCE_UNREF, 0), &fixed);
         unref.finish = Some(KBox::new(Unreferenced(carrier.clone()), GFP_KERNEL)?);
+        unref.id = Some(id.clone());
         let unref = unref.build()?;
         Ok(Self {
             gpu: gpu.clone(),
@@ -362,7 +339,7 @@ impl Lifetime {
         };
         let mut assign = Request::new(Header::new(command::RESOURCE_ASSIGN_UUID, 0), &fixed);
         assign.answered_by::<ResponseResourceUuid>(response::OK_RESOURCE_UUID);
-        assign.finish = Some(keeps_id(self.id.clone())?);
+        assign.id = Some(self.id.clone());
         let assign = assign.build()?;
         let sent = assign.clone_arc();
         let credit =

@@ -224,14 +224,14 @@ fn append(bytes: &mut Chunks, count: &mut u64, max_pieces: usize, run: Run) -> R
 /// [`ENOMEM`], [`E2BIG`].
 pub(crate) fn create_command(
     context: Option<&Context>,
-    resource_id: u32,
+    resource: &Lifetime,
     params: &BlobParams,
     entries: Chunks,
     count: u64,
 ) -> Result<ListArc<Command>> {
     let fixed = ResourceCreateBlob {
         hdr: Header::default(),
-        resource_id: resource_id.into(),
+        resource_id: resource.id().into(),
         blob_mem: params.mem.into(),
         blob_flags: params.flags.into(),
         nr_entries: u32::try_from(count).map_err(|_| E2BIG)?.into(),
@@ -244,6 +244,7 @@ pub(crate) fn create_command(
     );
     let mut request = Request::new(header, &fixed);
     request.payload = entries;
+    request.id = Some(resource.shared_id());
     request.build()
 }
 

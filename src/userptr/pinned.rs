@@ -127,7 +127,7 @@ pub(crate) fn register(
     };
     let (entries, count) = entries.finish()?;
 
-    let create = resource::create_command(context, lifetime.id(), &blob, entries, count)?;
+    let create = resource::create_command(context, &lifetime, &blob, entries, count)?;
     let attach = match context {
         Some(context) => Some(context.attachment(&lifetime, true)?),
         None => None,

@@ -22,7 +22,11 @@ use crate::support::memory::small_pages;
 use crate::support::{errno, eventually, procfs, Env, PAGE};
 use crate::{cases, check, check_eq, check_err};
 
-const fn family(name: &'static str, device: &'static str, cases: &'static [Case]) -> Family {
+pub(crate) const fn family(
+    name: &'static str,
+    device: &'static str,
+    cases: &'static [Case],
+) -> Family {
     Family {
         name,
         kernel: Kernel::Any,
@@ -83,17 +87,17 @@ pub(crate) const DEVIATING: Family = family(
 );
 
 /// Longer than anything here may take that does end.
-const LIMIT: Duration = Duration::from_secs(60);
+pub(crate) const LIMIT: Duration = Duration::from_secs(60);
 /// More than twice the driver's time limit.
 const LONG: Duration = Duration::from_secs(5);
 
 /// The driver anew, with a time limit of two seconds.
-fn short_limit(env: &Env) -> TestResult {
+pub(crate) fn short_limit(env: &Env) -> TestResult {
     gpu::reload(env, c"ack_timeout_ms=2000")
 }
 
 /// A file with a context that the host can tell from the others.
-fn neglected(env: &Env) -> TestResult<Device> {
+pub(crate) fn neglected(env: &Env) -> TestResult<Device> {
     let device = env.open()?;
     init_neglected(&device)?;
     Ok(device)
@@ -144,7 +148,7 @@ fn works(device: &Device) -> TestResult {
 }
 
 /// Somebody comes who was not there before.
-fn newcomer_works(env: &Env) -> TestResult {
+pub(crate) fn newcomer_works(env: &Env) -> TestResult {
     works(&env.compute()?)
 }
 

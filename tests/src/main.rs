@@ -11,6 +11,7 @@
 mod bad_input;
 mod bad_memory;
 mod basic;
+mod belated;
 mod cdriver;
 mod cow;
 mod faults;
@@ -70,6 +71,10 @@ const FAMILIES: &[&Family] = &[
     &isolation::SILENT_COMMANDS,
     &isolation::SILENT_CONTEXT,
     &isolation::DEVIATING,
+    &belated::LATE,
+    &belated::LATE_REFUSED,
+    &belated::SILENT_CREATION,
+    &belated::SILENT_MAPPING,
     &releases::FAMILY,
     &mappings::FAMILY,
     &remove::FAMILY,

@@ -43,7 +43,7 @@ fn sleep(kind: &str) -> TestResult<std::io::Result<()>> {
     Ok(result)
 }
 
-fn sleeps(kind: &str) -> TestResult {
+pub(crate) fn sleeps(kind: &str) -> TestResult {
     // What was closed a moment ago may still be known to the host.
     let mut last = Ok(Ok(()));
     eventually(job::LIMIT, || {

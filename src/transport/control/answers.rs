@@ -36,6 +36,7 @@ use crate::{
         }, //
     },
 };
+use core::ptr;
 use kernel::{
     list::{
         List,
@@ -59,9 +60,11 @@ use zerocopy::IntoBytes;
 enum Verdict {
     /// This is its `Shared::verdict`.
     Is(u32),
-    /// What it undoes is not done, but the device has not said that it never will be: only a reset
-    /// tells that the device is done with what the command holds.
-    TooEarly,
+    /// It was refused in this way, but what it undoes was not answered yet, and may still be done.
+    TooEarly(u32),
+    /// It was refused, and nothing says whether what it undoes was done: only a reset tells that the
+    /// device is done with what the command holds.
+    InDoubt,
     /// Nothing that the device says can be trusted any more.
     Broken,
 }
@@ -117,9 +120,23 @@ impl Control {
                         trace::answer(self.name(), &header, verdict);
                         // Before its fence is signalled, see `settle`.
                         inner.answered += 1;
+                        if command.shared.undone_early.load(Relaxed) {
+                            Self::look_at_early(inner, &command, &mut answered);
+                        }
                         answered.push_back(command);
                     }
-                    Verdict::TooEarly => {
+                    Verdict::TooEarly(kind) => {
+                        Self::note_end(inner, &command);
+                        let owned = Message::owned(&mut command);
+                        owned.refused = Some(kind);
+                        if let Expect::SuccessUnlessFailed(other) = &owned.expect {
+                            other.shared.undone_early.store(true, Relaxed);
+                        }
+                        let index = owned.index;
+                        drop(inner.in_flight[index].take());
+                        inner.early.push_back(command);
+                    }
+                    Verdict::InDoubt => {
                         Self::note_end(inner, &command);
                         let index = Message::owned(&mut command).index;
                         drop(inner.in_flight[index].take());
@@ -179,9 +196,61 @@ impl Control {
                 Some(Answer::Invalid) if kind == response::ERR_INVALID_RESOURCE_ID => {
                     Verdict::Is(kind)
                 }
-                None | Some(Answer::Invalid) => Verdict::TooEarly,
+                None => Verdict::TooEarly(kind),
+                Some(Answer::Invalid) => Verdict::InDoubt,
+                // It has contradicted itself before, but about this resource only.
+                Some(Answer::Ok(_)) if Message::owned(command).refused.is_some() => {
+                    Verdict::InDoubt
+                }
                 Some(Answer::Ok(_) | Answer::Aborted) => Verdict::Broken,
             },
+        }
+    }
+
+    /// Deals with the commands that undo things of the resource that `answered` is about, and were
+    /// refused too early: `answered` was answered now.
+    ///
+    /// If it has failed, so may what undoes it, which is over then. Otherwise that is sent again, in
+    /// the order in which it was sent before: the host takes a resource out of the window before it
+    /// forgets it.
+    fn look_at_early(inner: &mut Inner, answered: &Command, done: &mut List<Command>) {
+        let mut early = core::mem::replace(&mut inner.early, List::new());
+        let undoes = |command: &mut ListArc<Command>| match &Message::owned(command).expect {
+            Expect::SuccessUnlessFailed(other) => Some(other.clone()),
+            _ => None,
+        };
+        // Commands about the same resource hold the same id.
+        let mut id = None;
+        let mut kept = List::new();
+        while let Some(mut command) = early.pop_front() {
+            let is_it = undoes(&mut command).is_some_and(|other| ptr::eq(&*other, answered));
+            if is_it {
+                id = Message::owned(&mut command).id.clone();
+            }
+            kept.push_back(command);
+        }
+        let mut waits = false;
+        while let Some(mut command) = kept.pop_front() {
+            let owned = Message::owned(&mut command);
+            let same = match (&owned.id, &id) {
+                (Some(one), Some(other)) => Arc::ptr_eq(one, other),
+                _ => false,
+            };
+            let other = undoes(&mut command);
+            match other.and_then(|other| Self::ended(&other)).filter(|_| same) {
+                Some(Answer::Error(_)) => {
+                    if let Some(kind) = Message::owned(&mut command).refused {
+                        command.shared.verdict.store(kind, Release);
+                    }
+                    inner.answered += 1;
+                    done.push_back(command);
+                }
+                Some(_) if !waits => inner.backlog.push_back(command),
+                _ => {
+                    waits |= same;
+                    inner.early.push_back(command);
+                }
+            }
         }
     }
 
@@ -204,6 +273,7 @@ impl Control {
         if let Some(mut finish) = Message::owned(command).finish.take() {
             finish.finish(&answer);
         }
+        drop(Message::owned(command).id.take());
     }
 }
 

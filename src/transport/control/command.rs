@@ -6,6 +6,7 @@ use crate::{
     kapi::{
         dma::DriverFence,
         drm::event::ReservedEvent,
+        ida::Id,
         virtio::{
             Chunks,
             Message, //
@@ -67,6 +68,8 @@ pub(crate) struct Shared {
     pub(super) slots: Atomic<usize>,
     /// It is a job, and its context is gone from the host. Set under the control queue's lock.
     pub(super) abandoned: AtomicFlag,
+    /// What undoes it was refused, as it was not answered yet. Set under the control queue's lock.
+    pub(super) undone_early: AtomicFlag,
     /// Signalled when the answer comes. Protects the fence only.
     #[pin]
     fence: SpinLockIrq<Option<DriverFence>>,
@@ -149,6 +152,10 @@ pub(crate) struct Owned {
     /// The [`response`] that means success.
     pub(super) success: u32,
     pub(super) finish: Option<KBox<dyn Finish>>,
+    /// As [`Request::id`].
+    pub(super) id: Option<Arc<Id>>,
+    /// How the device has refused it too early, if it has.
+    pub(super) refused: Option<u32>,
 }
 
 /// Whether the device may refuse a command.
@@ -157,7 +164,8 @@ pub(crate) enum Expect {
     Anything,
     /// It may not: a device that does is not to be trusted.
     Success,
-    /// It may only if it has refused the other command, which this one undoes.
+    /// It may only if it has refused the other command, which this one undoes. If it has not yet
+    /// answered that one, this one is kept until it has, and sent again if need be.
     SuccessUnlessFailed(Arc<Command>),
 }
 
@@ -228,6 +236,8 @@ pub(crate) struct Request<'a> {
     pub(crate) expect: Expect,
     /// What is left to do then.
     pub(crate) finish: Option<KBox<dyn Finish>>,
+    /// The resource or context that it names, whose id is not used again before it is answered.
+    pub(crate) id: Option<Arc<Id>>,
 }
 
 impl<'a> Request<'a> {
@@ -247,6 +257,7 @@ impl<'a> Request<'a> {
             success: response::OK_NODATA,
             expect: Expect::Anything,
             finish: None,
+            id: None,
         }
     }
 
@@ -292,6 +303,7 @@ impl<'a> Request<'a> {
                 order: Atomic::new(0),
                 slots: Atomic::new(0),
                 abandoned: AtomicFlag::new(false),
+                undone_early: AtomicFlag::new(false),
                 fence <- new_spinlock_irq!(fence, "Command::fence"),
                 event,
                 landing,
@@ -304,6 +316,8 @@ impl<'a> Request<'a> {
                 expect: self.expect,
                 success: self.success,
                 finish: self.finish,
+                id: self.id,
+                refused: None,
             },
         )
     }

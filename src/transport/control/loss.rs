@@ -82,6 +82,9 @@ impl Control {
         let mut backlog = List::new();
         core::mem::swap(&mut backlog, &mut inner.backlog);
         inner.held.push_all_back(&mut backlog);
+        let mut early = List::new();
+        core::mem::swap(&mut early, &mut inner.early);
+        inner.held.push_all_back(&mut early);
         let _ = self.reset_workqueue.enqueue::<Arc<Self>, 2>(self.clone());
         let delay = msecs_to_jiffies(RESET_TIMEOUT_MS);
         let _ = self

@@ -149,6 +149,9 @@ struct Inner {
     in_flight: KVec<Option<Arc<Command>>>,
     /// Commands that take something away, waiting for descriptors.
     backlog: List<Command>,
+    /// Commands that were refused before what they undo was answered, in the order in which they
+    /// were sent.
+    early: List<Command>,
     /// Commands that must not be finished before the reset.
     held: List<Command>,
     /// Commands in the ring that are no jobs.
@@ -272,6 +275,7 @@ impl Control {
                     answered_fence: 0,
                     in_flight: KVec::new(),
                     backlog: List::new(),
+                    early: List::new(),
                     held: List::new(),
                     commands: 0,
                     abandoned: 0,

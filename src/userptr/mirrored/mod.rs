@@ -316,7 +316,7 @@ pub(crate) fn register(
     )?;
 
     let lifetime = Lifetime::new(gpu)?;
-    let create = resource::create_command(Some(context), lifetime.id(), &blob, Chunks::new(), 0)?;
+    let create = resource::create_command(Some(context), &lifetime, &blob, Chunks::new(), 0)?;
     let attach = context.attachment(&lifetime, true)?;
     let mapping = Mapping::new(
         gpu,
