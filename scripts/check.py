@@ -33,7 +33,7 @@ A suite is a file tests/suites/NAME.toml:
   env = "NAME=value"      # for the job
   host_env = ["NAME"]     # variables that the job gets from this environment, if set
   show = "REGEX"          # as with commands
-  kernel, driver, mem, cpus, timeout, device_args, module_args, append, display, host_gpu,
+  kernel, driver, device, mem, cpus, timeout, device_args, module_args, append, display, host_gpu,
   trees, files            # as the options of vm.sh
 
 Guests run JOBS at a time (one a core, if nothing else is said), and as many again of
@@ -50,6 +50,7 @@ With VIRTGPU_CHANGED=1 a guest is skipped that has passed before with the same
 inputs: kernel, module, device, programs, trees, scripts, and what its suite says.
 """
 
+import glob
 import hashlib
 import json
 import os
@@ -249,7 +250,7 @@ def run_guest(report, suite, spec, run):
         if variable in os.environ:
             job = f"export {variable}={shlex.quote(os.environ[variable])}; {job}"
     command = [PROJECT + "/scripts/vm.py", "--kernel", kernel, "--driver", driver]
-    for key in ("mem", "cpus", "timeout", "device_args", "module_args", "append", "host_gpu", "trees",
+    for key in ("device", "mem", "cpus", "timeout", "device_args", "module_args", "append", "host_gpu", "trees",
                 "files"):
         if option(key) is not None:
             command.append(f"--{key.replace('_', '-')}={option(key)}")
@@ -293,6 +294,8 @@ def inputs(command, job, wanted, run, driver):
     files = [f"{PROJECT}/scripts/{f}" for f in ("vm.py", "guest/init", "scan-log.sh", "check.py", "ktap.py",
                                                 "families.py")]
     files += run.get("files", "").split(",") if run.get("files") else []
+    if "--device=second" in command:
+        files += glob.glob(f"{PROJECT}/tests/second-device/*.py")
     # Of the programs, those that the job names; families need one only.
     programs = {"virtgpu-device"} | set(re.findall(r"virtgpu-[a-z]+", job))
     files += [f"{TARGET}/{p}" for p in programs if os.path.exists(f"{TARGET}/{p}")]

@@ -70,6 +70,8 @@ def arguments():
     p.add_argument("--mem", default="1536M", help="guest memory (default %(default)s)")
     p.add_argument("--cpus", type=int, default=2)
     p.add_argument("--device-args", default="", help="more arguments of virtgpu-device")
+    p.add_argument("--device", choices=["reference", "second"], default="reference",
+                   help="this project's device in Rust, or the second one, tests/second-device")
     p.add_argument("--no-device", action="store_true", help="no GPU in the guest")
     p.add_argument("--host-gpu", choices=["reference", "reference-virgl", "virgl", "venus"], default="reference",
                    help="this project's device, without or with OpenGL, or QEMU's virtio-gpu-gl-pci, which renders in software: "
@@ -227,15 +229,19 @@ def run_image(args, run):
 class Device:
     """A vhost-user process behind the guest's GPU."""
 
-    def __init__(self, run, number, arguments, renderer, case):
+    def __init__(self, run, number, arguments, kind, case):
         self.run, self.number, self.arguments, self.case = run, number, arguments, case
         self.socket = tempfile.mktemp(prefix="vgpu-", suffix=".sock")
         self.events = "events.jsonl" if number == 1 else f"events-{number}.jsonl"
         self.status = None  # its exit status, None if it had to be ended
         self.killed = False  # at the job's wish
         command = [f"{TARGET}/virtgpu-device", "--socket", self.socket, "--event-log", f"{run}/{self.events}"]
+        if kind == "second":
+            # It judges the driver by itself, and has no event log.
+            self.events = None
+            command = ["python3", "-B", f"{PROJECT}/tests/second-device", "--socket", self.socket]
         command += shlex.split(arguments)
-        if renderer:
+        if kind == "renderer":
             # It is a library of the tree.
             command[0] = f"{RENDER}/virtgpu-device"
             command = in_tree(tree("mesa"), command + ["--virgl-renderer"])
@@ -268,7 +274,7 @@ class Device:
 
     def problems(self):
         """What is wrong with how it ended, and what its own checker says of the driver."""
-        problems = check_events(self.run, self.events)
+        problems = check_events(self.run, self.events) if self.events else []
         # One of the ways to misbehave is to exit.
         exits = self.killed or "--adversary exit" in self.arguments
         if self.status and self.status > 0 and not exits:
@@ -280,11 +286,11 @@ class Gpus:
     """The devices that a guest has had; the last one is there."""
 
     def __init__(self, args, run):
-        self.run, self.renderer = run, args.host_gpu == "reference-virgl"
+        self.run, self.kind = run, "renderer" if args.host_gpu == "reference-virgl" else args.device
         self.arguments, self.case, self.all = args.device_args, None, []
 
     def start(self):
-        self.all.append(Device(self.run, len(self.all) + 1, self.arguments, self.renderer, self.case))
+        self.all.append(Device(self.run, len(self.all) + 1, self.arguments, self.kind, self.case))
 
     def stop(self):
         if self.all:
