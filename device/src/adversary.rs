@@ -44,6 +44,8 @@ pub enum Kind {
     Ignore,
     /// CTX_DESTROY forgets the jobs of the context.
     Abandon,
+    /// A job is carried out again and again.
+    Endless,
     /// What follows the answer's header has another length.
     Body,
     /// The answer comes late.
@@ -105,6 +107,7 @@ const KINDS: &[Description] = &[
     describe(Kind::Silence, "silence", 0, "the command is executed, but never answered"),
     describe(Kind::Ignore, "ignore", 0, "the command is neither executed nor answered"),
     describe(Kind::Abandon, "abandon", 0, "CTX_DESTROY is answered at once: the context's jobs that run go on to their end, those that are queued never begin, and none of them is ever answered; RESOURCE_UNREF still waits for those that run"),
+    describe(Kind::Endless, "endless", 0, "a job is carried out again and again, until its context is destroyed or, with abandon, until the device is reset"),
     describe(Kind::Body, "body", 0, "N bytes follow the answer's header, cut off or filled up with zeroes, as far as the buffer goes"),
     describe(Kind::Delay, "delay", 100, "the answer comes N milliseconds late"),
     describe(Kind::Late, "late", 5000, "the command is carried out and answered N milliseconds late, after others that came later"),
@@ -171,6 +174,7 @@ impl Mode {
             Kind::CapsetSize | Kind::CapsetDuplicate => Some(command::GET_CAPSET_INFO),
             Kind::MapInfo => Some(command::RESOURCE_MAP_BLOB),
             Kind::Abandon => Some(command::CTX_DESTROY),
+            Kind::Endless => Some(command::SUBMIT_3D),
             _ => None,
         }
     }
@@ -432,6 +436,11 @@ impl Attack {
         self.number(Kind::Abandon).is_some()
     }
 
+    /// Whether the job has no end.
+    pub(crate) fn is_endless(&self) -> bool {
+        self.number(Kind::Endless).is_some()
+    }
+
     /// How late the answer is; only the first call knows.
     pub(crate) fn take_delay(&mut self) -> Option<Duration> {
         let delay = self.number(Kind::Delay).map(Duration::from_millis);
@@ -503,6 +512,7 @@ impl Attack {
                 | Kind::Silence
                 | Kind::Ignore
                 | Kind::Abandon
+                | Kind::Endless
                 | Kind::Delay
                 | Kind::Late
                 | Kind::Exit

@@ -598,6 +598,12 @@ mod tests {
         };
         // Acknowledged, but still mapped.
         assert_eq!(without(1), [11]);
+        // Not done, and not said to be; but then, others overtake it.
+        let ignored = done.replace("\"used\":", "\"adversary\":\"body+ignore\",\"used\":");
+        let mut some = all.to_vec();
+        some[2] = &ignored;
+        some.remove(1);
+        assert_eq!(after(&lines, &some), [15]);
         // Gone with something in it; and then it is destroyed.
         assert_eq!(without(4), [14, 15]);
         // Not gone: it outlives both, its command and its resource.

@@ -21,6 +21,8 @@ use crate::state::{Item, Job, State, Timeline};
 
 /// The most worker threads.
 const MAX_WORKERS: usize = 256;
+/// Between two times that a job without end is carried out.
+const ENDLESS_PAUSE: Duration = Duration::from_millis(1);
 /// How long a worker waits for work before it ends.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -141,6 +143,7 @@ impl Device {
     }
 
     fn execute(&self, job: &mut Job) -> Result<(), Failure> {
+        let endless = job.ticket.as_ref().is_some_and(|t| t.attack.is_endless());
         let early = self.mirror.has(Mutant::AnswerBeforeLastWrite);
         let ticket = job.ticket.take_if(|_| early);
         let memory = |id| job.memory.get(&id).cloned();
@@ -151,10 +154,28 @@ impl Device {
             stat: &stat,
         };
         if !self.log.is_on() && !early {
-            return compute::execute(&job.ops, &environment);
+            compute::execute(&job.ops, &environment)?;
+        } else {
+            self.execute_each(job, ticket.as_ref(), &environment)?;
         }
+        while endless {
+            // The log has the first time.
+            job.cancel.sleep(ENDLESS_PAUSE);
+            compute::execute(&job.ops, &environment)?;
+        }
+        Ok(())
+    }
+
+    /// Executes one operation after the other, and writes them to the log. Answers `early` before
+    /// the last.
+    fn execute_each(
+        &self,
+        job: &Job,
+        early: Option<&Ticket>,
+        environment: &Environment<'_>,
+    ) -> Result<(), Failure> {
         for (index, op) in job.ops.iter().enumerate() {
-            if let Some(ticket) = ticket.as_ref().filter(|_| index + 1 == job.ops.len()) {
+            if let Some(ticket) = early.filter(|_| index + 1 == job.ops.len()) {
                 self.answers.send(ticket, &Response::ok());
                 job.cancel.sleep(mutant::WINDOW);
             }
@@ -170,7 +191,7 @@ impl Device {
                     whole: access.whole,
                 });
             }
-            compute::execute(std::slice::from_ref(op), &environment).map_err(|f| f.at(index))?;
+            compute::execute(std::slice::from_ref(op), environment).map_err(|f| f.at(index))?;
         }
         Ok(())
     }

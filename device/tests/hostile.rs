@@ -438,6 +438,58 @@ fn jobs_are_abandoned() {
     assert_eq!(violations, ["job 1 is abandoned", "job 4 is abandoned"]);
 }
 
+/// A job goes on writing whatever the guest asks for, until the device is reset.
+#[test]
+fn jobs_without_end() {
+    let mut vm = misbehave(&["endless", "abandon"], &[]);
+    vm.context(1);
+    vm.blob(1, 1, &[(FREE, 4096)]);
+    let rewritten = |vm: &Vm| {
+        vm.memory.write_obj(0u64, GuestAddress(FREE)).unwrap();
+        let start = Instant::now();
+        while vm.memory.read_obj::<u64>(GuestAddress(FREE)).unwrap() != 7 {
+            assert!(start.elapsed() < PATIENCE);
+        }
+    };
+    let request = vm.submit(1, Some(0), &[fill(1, 0, 8, 7)]);
+    let job = vm.post(&request);
+    rewritten(&vm);
+    vm.ok(&plain(command::CTX_DESTROY, 1));
+    let unref = vm.post(&resource_command(command::RESOURCE_UNREF, 0, 1));
+    rewritten(&vm);
+    assert!(vm.is_quiet(job) && vm.is_quiet(unref));
+    vm.stop();
+    vm.start();
+    vm.memory.write_obj(0u64, GuestAddress(FREE)).unwrap();
+    vm.context(1);
+    assert_eq!(
+        vm.memory.read_obj::<u64>(GuestAddress(FREE)).unwrap(),
+        0,
+        "after the reset"
+    );
+    let violations: Vec<String> = vm
+        .end_with_violations()
+        .into_iter()
+        .map(|(_, what)| what)
+        .collect();
+    assert_eq!(violations, ["job 1 is abandoned"]);
+}
+
+/// Without that, until its context is destroyed.
+#[test]
+fn jobs_end_with_their_context() {
+    let mut vm = misbehave(&["endless"], &[]);
+    vm.context(1);
+    vm.blob(1, 1, &[(FREE, 4096)]);
+    let request = vm.submit(1, Some(0), &[fill(1, 0, 8, 7)]);
+    let job = vm.post(&request);
+    assert!(vm.is_quiet(job));
+    vm.ok(&plain(command::CTX_DESTROY, 1));
+    vm.ok(&resource_command(command::RESOURCE_UNREF, 0, 1));
+    assert_eq!(kind(&vm.wait(job)), response::ERR_UNSPEC);
+    vm.end(true);
+}
+
 /// What is done wrong with a command of the mirror queue: used length and bytes of its answer.
 fn wrong_answer(modes: &[&str], on: u32) -> (u32, Vec<u8>) {
     let mut vm = misbehave(modes, &[on]);

@@ -113,7 +113,8 @@ impl VirtioGpu {
         };
 
         let mappings = Arc::new(Mappings::new()?, GFP_KERNEL)?;
-        let control = Control::new(binding, crate::timeouts(), mappings.clone())?;
+        let knobs = Arc::new(Knobs::new(), GFP_KERNEL)?;
+        let control = Control::new(binding, crate::timeouts(), mappings.clone(), knobs.clone())?;
         let mut stop = StopOnError(Some(control.clone()));
         control.start(queues, features.event_slots)?;
         features.settle_mirror(vdev)?;
@@ -133,7 +134,7 @@ impl VirtioGpu {
                 mapper,
                 mappings,
                 counters: Arc::new(Counters::new(), GFP_KERNEL)?,
-                knobs: Knobs::new(),
+                knobs,
             },
             GFP_KERNEL,
         )?;

@@ -69,7 +69,7 @@ pub(crate) struct Gpu {
     /// What has happened.
     pub(crate) counters: Arc<Counters>,
     /// What is made to happen.
-    pub(crate) knobs: Knobs,
+    pub(crate) knobs: Arc<Knobs>,
 }
 
 impl Gpu {

@@ -44,6 +44,7 @@ where
     });
     folder.number(c"exhaust_nodes", |data| &data.knobs().exhaust_nodes);
     folder.number(c"delay_map_ms", |data| &data.knobs().delay_map_ms);
+    folder.number(c"hold_reset", |data| &data.knobs().hold_reset);
 }
 
 /// The counters, as `name: value`.

@@ -19,6 +19,13 @@ use kernel::{
 #[cfg(CONFIG_DEBUG_FS)]
 const MAX_DELAY_MS: u32 = 1000;
 
+/// The longest that a reset is held up, in milliseconds, and how often it is looked whether it still
+/// is to be.
+#[cfg(CONFIG_DEBUG_FS)]
+const MAX_HOLD_MS: i64 = 60_000;
+#[cfg(CONFIG_DEBUG_FS)]
+const HOLD_STEP_MS: i64 = 10;
+
 /// The knobs of a device.
 pub(crate) struct Knobs {
     /// Looks at the tables in submission that are still to be taken for lost races.
@@ -33,6 +40,9 @@ pub(crate) struct Knobs {
     /// Milliseconds between the lookup of pages and their MAP.
     #[cfg(CONFIG_DEBUG_FS)]
     pub(super) delay_map_ms: Atomic<u32>,
+    /// Not 0: a device that was given up is not reset yet.
+    #[cfg(CONFIG_DEBUG_FS)]
+    pub(super) hold_reset: Atomic<u32>,
 }
 
 #[cfg(CONFIG_DEBUG_FS)]
@@ -44,6 +54,7 @@ impl Knobs {
             exhaust_invalidates: Atomic::new(0),
             exhaust_nodes: Atomic::new(0),
             delay_map_ms: Atomic::new(0),
+            hold_reset: Atomic::new(0),
         }
     }
 
@@ -76,6 +87,16 @@ impl Knobs {
             fsleep(Delta::from_millis(ms.min(MAX_DELAY_MS).into()));
         }
     }
+
+    /// Waits until the device may be reset.
+    pub(crate) fn wait_to_reset(&self) {
+        for _ in 0..MAX_HOLD_MS / HOLD_STEP_MS {
+            if self.hold_reset.load(Relaxed) == 0 {
+                return;
+            }
+            fsleep(Delta::from_millis(HOLD_STEP_MS));
+        }
+    }
 }
 
 #[cfg(not(CONFIG_DEBUG_FS))]
@@ -102,4 +123,7 @@ impl Knobs {
 
     /// Waits between the lookup of pages and their MAP.
     pub(crate) fn delay_map(&self) {}
+
+    /// Waits until the device may be reset.
+    pub(crate) fn wait_to_reset(&self) {}
 }

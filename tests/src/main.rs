@@ -28,6 +28,7 @@ mod observe;
 mod poll_rings;
 mod prime;
 mod probe;
+mod quarantine;
 mod read_only;
 mod releases;
 mod remove;
@@ -77,6 +78,8 @@ const FAMILIES: &[&Family] = &[
     &belated::SILENT_MAPPING,
     &releases::FAMILY,
     &mappings::FAMILY,
+    &quarantine::MIRRORED,
+    &quarantine::PINNED,
     &remove::FAMILY,
     &nomodeset::FAMILY,
     &probe::SMALL_RINGS,

@@ -41,6 +41,11 @@ pub(super) struct Lack {
     missing: Ranges,
 }
 
+/// Whether a command that was mistreated like this was not carried out and not given back.
+fn is_ignored(adversary: &str) -> bool {
+    adversary.split('+').any(|mode| mode == "ignore")
+}
+
 /// What the log says of the extension.
 #[derive(Default)]
 pub(super) struct Spaces {
@@ -219,6 +224,11 @@ impl Spaces {
                     mapped: None,
                 });
             }
+            // It was never taken back, nor carried out.
+            Event::Reply {
+                adversary: Some(adversary),
+                ..
+            } if is_ignored(adversary) => {}
             Event::Reply {
                 cmd,
                 status,

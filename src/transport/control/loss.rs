@@ -231,6 +231,7 @@ impl WorkItem<2> for Control {
     type Pointer = Arc<Self>;
 
     fn run(this: Arc<Self>) {
+        this.knobs.wait_to_reset();
         this.binding.reset();
         this.mirror.reset();
 

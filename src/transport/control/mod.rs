@@ -80,7 +80,10 @@ use crate::{
             QueueSetup, //
         },
     },
-    observe::trace,
+    observe::{
+        trace,
+        Knobs, //
+    },
     protocol::virtio_gpu::FLAG_FENCE,
 };
 use kernel::{
@@ -193,6 +196,7 @@ pub(crate) struct Control {
     timeouts: Timeouts,
     epoch: Instant<Monotonic>,
     on_reset: Arc<dyn OnReset>,
+    knobs: Arc<Knobs>,
     lost: AtomicFlag,
     /// Protects the ring and the counts. Taken in the interrupt; the innermost lock but for
     /// [`Shared::fence`] and `done`.
@@ -253,6 +257,7 @@ impl Control {
         binding: &Arc<Binding>,
         timeouts: Timeouts,
         on_reset: Arc<dyn OnReset>,
+        knobs: Arc<Knobs>,
     ) -> Result<Arc<Self>> {
         let workqueue = Workqueue::new(c"virtgpu-control")?;
         let reset_workqueue = Workqueue::new(c"virtgpu-reset")?;
@@ -263,6 +268,7 @@ impl Control {
                 timeouts,
                 epoch: Instant::now(),
                 on_reset,
+                knobs,
                 lost: AtomicFlag::new(false),
                 inner <- new_spinlock_irq!(Inner {
                     state: State::Running,

@@ -14,11 +14,12 @@ pub(crate) struct Knobs {
     folder: PathBuf,
 }
 
-const ALL: [&str; 4] = [
+const ALL: [&str; 5] = [
     "force_retries",
     "exhaust_invalidates",
     "exhaust_nodes",
     "delay_map_ms",
+    "hold_reset",
 ];
 
 impl Knobs {

@@ -65,6 +65,39 @@ pub(crate) fn frames(address: usize, pages: usize) -> TestResult<Vec<Option<u64>
         .collect())
 }
 
+/// Bits of /proc/kpageflags.
+pub(crate) mod kernel_page {
+    /// Free, in the buddy allocator.
+    pub(crate) const BUDDY: u64 = 1 << 10;
+    /// Anonymous memory.
+    pub(crate) const ANON: u64 = 1 << 12;
+}
+
+fn of_pages(file: &str, frames: &[u64]) -> TestResult<Vec<u64>> {
+    let file = File::open(file)?;
+    let read = |frame: &u64| -> TestResult<u64> {
+        let mut word = [0; 8];
+        file.read_exact_at(&mut word, frame * 8)?;
+        Ok(u64::from_ne_bytes(word))
+    };
+    frames.iter().map(read).collect()
+}
+
+/// What the kernel uses pages for: bits of [`kernel_page`] and others.
+pub(crate) fn page_flags(frames: &[u64]) -> TestResult<Vec<u64>> {
+    of_pages("/proc/kpageflags", frames)
+}
+
+/// How often pages are mapped by processes.
+pub(crate) fn page_mapped(frames: &[u64]) -> TestResult<Vec<u64>> {
+    of_pages("/proc/kpagecount", frames)
+}
+
+/// Has the processors let go of the pages that they are about to put into lists.
+pub(crate) fn drain_pages() -> TestResult {
+    Ok(fs::write("/proc/sys/vm/drop_caches", "1")?)
+}
+
 /// The fewest memory entries that `length` bytes at `address` need.
 pub(crate) fn minimal_runs(address: usize, length: usize) -> TestResult<u64> {
     let mut merger = Merger::new();
