@@ -142,7 +142,7 @@ impl Context {
         let lost = Arc::new(AtomicFlag::new(false), GFP_KERNEL)?;
 
         let sent = create.clone_arc();
-        let credit = gpu.control.credit(share, create.descriptors())?;
+        let credit = gpu.control.credit(share, [&create])?;
         gpu.control.add(create, credit)?;
         gpu.control.kick();
         let answer = gpu.control.wait_killable(&sent);
@@ -263,7 +263,7 @@ impl Context {
     fn attach(&self, share: &Arc<Share>, resource: &Arc<Id>) -> Result {
         let control = &self.gpu.control;
         let attach = self.attachment_of(resource, true)?;
-        let credit = control.credit(share, attach.descriptors())?;
+        let credit = control.credit(share, [&attach])?;
         control.add(attach, credit)?;
         control.kick();
         Ok(())

@@ -44,7 +44,7 @@
 //! 9. `Outbox::due`, `EventQueue::file` (spinlocks, never both; inside are locks of the kernel)
 //! 10. `Control::inner`, `Mirror::inner`, `Events::inner` (spinlocks, interrupts off, one at a
 //!     time)
-//! 11. `Control::done`, `Command::fence` (spinlocks, interrupts off)
+//! 11. `Control::done`, `Command::fence`, those of wait queues (spinlocks, interrupts off)
 //!
 //! `Mirrored::outer` is taken with none of 2 to 4 held, and its end takes the notifier away with
 //! nothing held that a callback takes.

@@ -45,6 +45,9 @@ where
     folder.number(c"exhaust_nodes", |data| &data.knobs().exhaust_nodes);
     folder.number(c"delay_map_ms", |data| &data.knobs().delay_map_ms);
     folder.number(c"hold_reset", |data| &data.knobs().hold_reset);
+    folder.number(c"exhaust_descriptors", |data| {
+        &data.knobs().exhaust_descriptors
+    });
 }
 
 /// The counters, as `name: value`.

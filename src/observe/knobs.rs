@@ -43,6 +43,22 @@ pub(crate) struct Knobs {
     /// Not 0: a device that was given up is not reset yet.
     #[cfg(CONFIG_DEBUG_FS)]
     pub(super) hold_reset: Atomic<u32>,
+    /// Attempts to put a command into the control ring that are still to find no descriptors.
+    #[cfg(CONFIG_DEBUG_FS)]
+    pub(super) exhaust_descriptors: Atomic<u32>,
+}
+
+/// Counts down. Returns whether there was something left.
+#[cfg(CONFIG_DEBUG_FS)]
+fn use_one(number: &Atomic<u32>) -> bool {
+    let mut left = number.load(Relaxed);
+    while left > 0 {
+        match number.cmpxchg(left, left - 1, Relaxed) {
+            Ok(_) => return true,
+            Err(now) => left = now,
+        }
+    }
+    false
 }
 
 #[cfg(CONFIG_DEBUG_FS)]
@@ -55,19 +71,18 @@ impl Knobs {
             exhaust_nodes: Atomic::new(0),
             delay_map_ms: Atomic::new(0),
             hold_reset: Atomic::new(0),
+            exhaust_descriptors: Atomic::new(0),
         }
     }
 
     /// Whether this look at the tables is to be taken for a lost race.
     pub(crate) fn loses_race(&self) -> bool {
-        let mut left = self.force_retries.load(Relaxed);
-        while left > 0 {
-            match self.force_retries.cmpxchg(left, left - 1, Relaxed) {
-                Ok(_) => return true,
-                Err(now) => left = now,
-            }
-        }
-        false
+        use_one(&self.force_retries)
+    }
+
+    /// Whether this attempt to put a command into the control ring is to find no descriptors.
+    pub(crate) fn lacks_descriptors(&self) -> bool {
+        use_one(&self.exhaust_descriptors)
     }
 
     /// Whether commands for INVALIDATE are to be had in the first pass.
@@ -108,6 +123,11 @@ impl Knobs {
 
     /// Whether this look at the tables is to be taken for a lost race.
     pub(crate) fn loses_race(&self) -> bool {
+        false
+    }
+
+    /// Whether this attempt to put a command into the control ring is to find no descriptors.
+    pub(crate) fn lacks_descriptors(&self) -> bool {
         false
     }
 

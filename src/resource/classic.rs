@@ -19,7 +19,7 @@ use crate::{
     kapi::{
         dma::{
             fence::allocate_timelines,
-            DriverFence, //
+            UnpublishedFence, //
         },
         drm::reservation::Reservation, //
     },
@@ -115,17 +115,12 @@ pub(crate) fn create(
     let mut attach = Request::new(Header::new(command::RESOURCE_ATTACH_BACKING, 0), &fixed);
     attach.payload = entries;
     attach.id = Some(object.lifetime.shared_id());
-    let fence = DriverFence::new::<Timeline>(allocate_timelines(1))?;
-    let published = fence.fence().clone();
-    attach.signals = Some(fence);
     let attach = attach.build()?;
+    let fence = UnpublishedFence::new::<Timeline>(allocate_timelines(1))?;
 
     // One credit for both: who holds one must not wait for another.
-    let attach_slots = attach.descriptors();
-    let mut credit = gpu
-        .control
-        .credit(&file.share, create.descriptors() + attach_slots)?;
-    let attach_credit = credit.split(attach_slots)?;
+    let mut credit = gpu.control.credit(&file.share, [&create, &attach])?;
+    let attach_credit = credit.split(&attach)?;
     let locked = [object.clone()];
     let reservation = Reservation::lock(&locked)?;
     object.lifetime.set_sent(create.clone_arc());
@@ -133,8 +128,9 @@ pub(crate) fn create(
         .add(create, credit)
         .inspect_err(|_| object.lifetime.set_not_sent())?;
     object.lifetime.set_backing(attach.clone_arc());
-    gpu.control.add(attach, attach_credit)?;
-    reservation.add_writer(&published);
-    gpu.control.kick();
+    let (fence, notification) = gpu.control.send_fenced(attach, fence, attach_credit)?;
+    reservation.add_writer(&fence);
+    // An exit to the host, hence without the locks.
+    drop(notification);
     Ok(object)
 }

@@ -105,7 +105,7 @@ pub(super) fn create(
     let gpu = &file.gpu;
     let (object, entries, count) = allocate(dev, gpu, params, Kind::Guest)?;
     let create = create_command(context, &object.lifetime, &params, entries, count)?;
-    let credit = gpu.control.credit(&file.share, create.descriptors())?;
+    let credit = gpu.control.credit(&file.share, [&create])?;
     object.lifetime.set_sent(create.clone_arc());
     gpu.control
         .add(create, credit)

@@ -126,16 +126,15 @@ pub(super) fn create(
         _ => None,
     };
     // One credit for both: who holds one must not wait for another.
-    let map_slots = showing.as_ref().map_or(0, |(_, s)| s.map.descriptors());
-    let mut credit = gpu
-        .control
-        .credit(&file.share, create.descriptors() + map_slots)?;
-    let map_credit = credit.split(map_slots)?;
+    let map = showing.as_ref().map(|(_, showing)| &showing.map);
+    let commands = Iterator::chain(core::iter::once(&create), map);
+    let mut credit = gpu.control.credit(&file.share, commands)?;
+    let map_credit = map.map(|map| credit.split(map)).transpose()?;
     object.lifetime.set_sent(create.clone_arc());
     gpu.control
         .add(create, credit)
         .inspect_err(|_| object.lifetime.set_not_sent())?;
-    if let Some((memory, showing)) = showing {
+    if let (Some((memory, showing)), Some(map_credit)) = (showing, map_credit) {
         *memory.mapping.lock() = Some(showing.send(gpu, map_credit)?);
     }
     gpu.control.kick();
@@ -207,7 +206,7 @@ impl HostMemory {
             return Ok(());
         }
         let showing = Showing::new(gpu, object)?;
-        let credit = gpu.control.credit(&self.share, showing.map.descriptors())?;
+        let credit = gpu.control.credit(&self.share, [&showing.map])?;
         *mapping = Some(showing.send(gpu, credit)?);
         Ok(())
     }

@@ -275,10 +275,9 @@ pub(super) fn import(dev: &Device, buf: &Importable) -> Result<ARef<Object>> {
     let create = create_command(None, &object.lifetime, &params, entries, count)?;
     let sent = create.clone_arc();
     Control::set_expect(&mut detach, Expect::SuccessUnlessFailed(sent.clone()));
-    let slots = create.descriptors();
     let credit = gpu
         .control
-        .credit_within(&gpu.share, slots, PRIME_WAIT_MS)?;
+        .credit_within(&gpu.share, [&create], PRIME_WAIT_MS)?;
     object.lifetime.set_sent(sent);
     gpu.control
         .add(create, credit)

@@ -342,10 +342,10 @@ impl Lifetime {
         assign.id = Some(self.id.clone());
         let assign = assign.build()?;
         let sent = assign.clone_arc();
-        let credit =
-            self.gpu
-                .control
-                .credit_within(&self.gpu.share, assign.descriptors(), PRIME_WAIT_MS)?;
+        let credit = self
+            .gpu
+            .control
+            .credit_within(&self.gpu.share, [&assign], PRIME_WAIT_MS)?;
         self.gpu.control.add(assign, credit)?;
         self.gpu.control.kick();
         // Of two that were asked for at the same time either will do: the host has one.

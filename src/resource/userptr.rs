@@ -144,14 +144,17 @@ pub(crate) fn create_on_host(
     let created = create.clone_arc();
     let attached = attach.as_ref().map(|attach| attach.clone_arc());
     // One credit for both: who holds one must not wait for another.
-    let attach_slots = attach.as_ref().map_or(0, |attach| attach.descriptors());
-    let mut credit = control.credit(&file.share, create.descriptors() + attach_slots)?;
-    let attach_credit = credit.split(attach_slots)?;
+    let commands = Iterator::chain(core::iter::once(&create), attach.as_ref());
+    let mut credit = control.credit(&file.share, commands)?;
+    let attach = match attach {
+        Some(attach) => Some((credit.split(&attach)?, attach)),
+        None => None,
+    };
     object.lifetime.set_sent(created.clone());
     control
         .add(create, credit)
         .inspect_err(|_| object.lifetime.set_not_sent())?;
-    if let Some(attach) = attach {
+    if let Some((attach_credit, attach)) = attach {
         control.add(attach, attach_credit)?;
     }
     control.kick();

@@ -10,8 +10,12 @@ use crate::{
     kapi::{
         dma::{
             fence::ChainNode,
-            sync_file,
-            Fence, //
+            sync_file::{
+                self,
+                PendingSyncFile, //
+            },
+            Fence,
+            UnpublishedFence, //
         },
         drm::syncobj::{
             self,
@@ -27,7 +31,6 @@ use crate::{
 use kernel::{
     fs::file::FileDescriptorReservation,
     prelude::*,
-    sync::aref::ARef,
     uaccess::{
         UserPtr,
         UserSlice, //
@@ -157,26 +160,22 @@ impl OutFences {
     /// # Errors
     ///
     /// [`ENOMEM`].
-    pub(super) fn sync_file(&self, fence: &Fence) -> Result<Option<ARef<kernel::fs::File>>> {
+    pub(super) fn sync_file(&self, fence: &UnpublishedFence) -> Result<Option<PendingSyncFile>> {
         match &self.fd {
-            Some(_) => sync_file::create(fence).map(Some),
+            Some(_) => PendingSyncFile::new(fence).map(Some),
             None => Ok(None),
         }
     }
 
     /// Hands the fence of a queued job out. Returns the descriptor of the sync_file.
-    pub(super) fn publish(
-        self,
-        fence: &Fence,
-        file: Option<ARef<kernel::fs::File>>,
-    ) -> Option<i32> {
+    pub(super) fn publish(self, fence: &Fence, file: Option<PendingSyncFile>) -> Option<i32> {
         for (syncobj, point, node) in self.syncobjs {
             match node {
                 Some(node) => syncobj.add_point(node, fence, point),
                 None => syncobj.replace_fence(Some(fence)),
             }
         }
-        let (fd, file) = (self.fd?, file?);
+        let (fd, file) = (self.fd?, file?.publish(fence).ok()?);
         let number = fd.reserved_fd();
         fd.fd_install(file);
         Some(number as i32)

@@ -30,7 +30,7 @@ use crate::{
         Timeline, //
     },
     kapi::{
-        dma::DriverFence,
+        dma::UnpublishedFence,
         drm::{
             event::{
                 Payload,
@@ -56,6 +56,7 @@ use crate::{
         Answer,
         Command,
         Finish,
+        HostFence,
         Request, //
     },
     userptr::mirrored::{
@@ -79,8 +80,8 @@ use kernel::{
 
 /// Most buffers in one job.
 const MAX_BUFFERS: u32 = 1 << 16;
-/// Pieces of a command, so that a job takes few descriptors even without indirect ones.
-const MAX_COMMAND_PIECES: usize = 16;
+/// Most bytes of a command.
+const MAX_COMMAND: usize = 64 << 20;
 /// Most bytes of the command that may come with RESOURCE_CREATE_BLOB.
 const MAX_INLINE_COMMAND: u32 = 1 << 20;
 
@@ -160,25 +161,22 @@ pub(crate) fn submit(file: &File, args: &mut ExecBuffer) -> Result {
     let ins = InFences::wait(file, args, timeline)?;
 
     // Also where nobody waits for it: without fence the host answers when it has read the job.
-    let fence = DriverFence::new::<Timeline>(timeline)?;
-    let published = fence.fence().clone();
+    let fence = UnpublishedFence::new::<Timeline>(timeline)?;
     let event = fence_event(file, &context, ring)?;
     // Dropped after the job, and the event with it.
     let mut room = RoomGivenBack(event.as_ref().map(|_| file));
-    let out_file = out.sync_file(&published)?;
+    let out_file = out.sync_file(&fence)?;
 
     // Locking needs the list, and the job keeps it.
     let locked = clone_list(&buffers)?;
-    let job = job(gpu, &context, payload, (fence, ring), event, buffers)?;
+    let job = job(gpu, &context, payload, ring, event, buffers)?;
 
     let moves = locked.iter().any(|object| mirrored(object).is_some());
     let mut deadline = None;
-    loop {
+    let published = loop {
         make_ready(file, &locked)?;
         // Not kept while pages are faulted in, which may take any time.
-        let credit = gpu
-            .control
-            .credit_patiently(&file.share, job.descriptors())?;
+        let credit = gpu.control.credit_patiently(&file.share, &job)?;
         let reservation = if locked.is_empty() {
             None
         } else {
@@ -192,21 +190,21 @@ pub(crate) fn submit(file: &File, args: &mut ExecBuffer) -> Result {
             context.check()?;
             // Between the look at the pages and the attached fence there is nothing that sleeps:
             // a notifier callback comes before both, or after both.
-            let notification = gpu.control.send(job, credit)?;
+            let (published, notification) = gpu.control.send_fenced(job, fence, credit)?;
             if let Some(reservation) = reservation {
                 reservation.add_writer(&published);
             }
             drop(commits);
             // An exit to the host, hence without the locks.
             drop(notification);
-            break;
+            break published;
         }
         drop(commits);
         drop(reservation);
         drop(credit);
         gpu.counters.lost_races.add(1);
         deadline.get_or_insert_with(Deadline::new).next_try_ms()?;
-    }
+    };
 
     room.0 = None;
     ins.reset();
@@ -228,15 +226,11 @@ pub(crate) fn submit_inline(file: &File, context: &Arc<Context>, addr: u64, size
     let gpu = &file.gpu;
     gpu.control.check()?;
     let payload = command_bytes(gpu, addr, size)?;
-    let fence = DriverFence::new::<Timeline>(context.own_timeline())?;
-    let job = job(gpu, context, payload, (fence, None), None, KVVec::new())?;
-    let credit = gpu
-        .control
-        .credit_patiently(&file.share, job.descriptors())?;
+    let fence = UnpublishedFence::new::<Timeline>(context.own_timeline())?;
+    let job = job(gpu, context, payload, None, None, KVVec::new())?;
+    let credit = gpu.control.credit_patiently(&file.share, &job)?;
     context.check()?;
-    gpu.control.add(job, credit)?;
-    gpu.control.kick();
-    Ok(())
+    gpu.control.send_fenced(job, fence, credit).map(drop)
 }
 
 /// The command that submits a job of `context` with this payload, and keeps the buffers that the job
@@ -249,7 +243,7 @@ fn job(
     gpu: &Gpu,
     context: &Arc<Context>,
     payload: Chunks,
-    (fence, ring): (DriverFence, Option<u8>),
+    ring: Option<u8>,
     event: Option<ReservedEvent>,
     buffers: KVVec<ARef<Object>>,
 ) -> Result<ListArc<Command>> {
@@ -259,7 +253,7 @@ fn job(
     };
     let mut request = Request::new(Header::new(command::SUBMIT_3D, context.id()), &fixed);
     request.payload = payload;
-    request.fence = Some((fence, ring));
+    request.fence = ring.map_or(HostFence::Common, HostFence::Ring);
     request.event = event;
     // With a mirror queue, this error says that the job has touched what it may not.
     let lost_on_error = gpu.features.mirror.is_some();
@@ -325,8 +319,10 @@ fn is_ready(buffers: &[ARef<Object>], commits: &Commits) -> bool {
 /// A copy of the command.
 fn command_bytes(gpu: &Gpu, addr: u64, size: u32) -> Result<Chunks> {
     let size = size as usize;
-    let pieces = MAX_COMMAND_PIECES.min(gpu.control.max_descriptors() - 2);
-    let mut chunks = Chunks::zeroed(size, pieces)?;
+    if size > MAX_COMMAND {
+        return Err(ENOMEM);
+    }
+    let mut chunks = Chunks::zeroed(size, gpu.control.max_descriptors() - 2)?;
     let addr = usize::try_from(addr)?;
     let mut reader = UserSlice::new(UserPtr::from_addr(addr), size).reader();
     for piece in chunks.pieces_mut() {

@@ -15,8 +15,7 @@ use crate::{
     kapi::{
         dma::{
             fence::allocate_timelines,
-            DriverFence,
-            Fence, //
+            UnpublishedFence, //
         },
         drm::reservation::Reservation, //
     },
@@ -42,6 +41,7 @@ use crate::{
         Answer,
         Command,
         Finish,
+        HostFence,
         Request, //
     },
 };
@@ -93,13 +93,13 @@ fn cuboid(region: &Box3d) -> Cuboid {
     }
 }
 
-/// The command, and the fence that is signalled when it is done.
+/// The command, and the fence to be signalled when it is done.
 fn command_3d(
     kind: u32,
     context: Arc<Context>,
     object: &ARef<Object>,
     args: &Transfer,
-) -> Result<(ListArc<Command>, ARef<Fence>)> {
+) -> Result<(ListArc<Command>, UnpublishedFence)> {
     let fixed = TransferHost3d {
         region: cuboid(&args.region),
         offset: u64::from(args.offset).into(),
@@ -111,9 +111,8 @@ fn command_3d(
     };
     let mut request = Request::new(Header::new(kind, context.id()), &fixed);
     // After the jobs before it, which may be what it shows.
-    let fence = DriverFence::new::<Timeline>(context.own_timeline())?;
-    let published = fence.fence().clone();
-    request.fence = Some((fence, None));
+    let fence = UnpublishedFence::new::<Timeline>(context.own_timeline())?;
+    request.fence = HostFence::Common;
     request.job = Some(context.job());
     if let (command::TRANSFER_FROM_HOST_3D, Some(mapping)) = (kind, &object.mapping) {
         if mapping.needs_sync() {
@@ -125,11 +124,14 @@ fn command_3d(
         _buffer: object.clone(),
     };
     request.finish = Some(KBox::new(held, GFP_KERNEL)?);
-    Ok((request.build()?, published))
+    Ok((request.build()?, fence))
 }
 
 /// The same for a device without contexts, which knows one direction and one plane.
-fn command_2d(object: &ARef<Object>, args: &Transfer) -> Result<(ListArc<Command>, ARef<Fence>)> {
+fn command_2d(
+    object: &ARef<Object>,
+    args: &Transfer,
+) -> Result<(ListArc<Command>, UnpublishedFence)> {
     let fixed = TransferToHost2d {
         rect: Rect {
             x: args.region.x.into(),
@@ -143,15 +145,13 @@ fn command_2d(object: &ARef<Object>, args: &Transfer) -> Result<(ListArc<Command
     };
     let mut request = Request::new(Header::new(command::TRANSFER_TO_HOST_2D, 0), &fixed);
     // Without jobs there is nothing that the host would have to wait for.
-    let fence = DriverFence::new::<Timeline>(allocate_timelines(1))?;
-    let published = fence.fence().clone();
-    request.signals = Some(fence);
+    let fence = UnpublishedFence::new::<Timeline>(allocate_timelines(1))?;
     let held = Held {
         _context: None,
         _buffer: object.clone(),
     };
     request.finish = Some(KBox::new(held, GFP_KERNEL)?);
-    Ok((request.build()?, published))
+    Ok((request.build()?, fence))
 }
 
 /// Queues a transfer of `object`, which is busy until it is done.
@@ -159,7 +159,7 @@ fn queue(
     file: &File,
     object: ARef<Object>,
     command: ListArc<Command>,
-    published: &Fence,
+    fence: UnpublishedFence,
 ) -> Result {
     let control = &file.gpu.control;
     let locked = [object];
@@ -172,14 +172,14 @@ fn queue(
             // on is as late as if it came after the transfer.
             mapping.sync_for_device();
         }
-        let credit = control.credit_patiently(&file.share, command.descriptors())?;
+        let credit = control.credit_patiently(&file.share, &command)?;
         let reservation = Reservation::lock(&locked)?;
         // The memory changes hands as a whole: the device must not have it yet.
         if unsynced.is_some() && !object.is_idle() {
             continue;
         }
-        let notification = control.send(command, credit)?;
-        reservation.add_writer(published);
+        let (published, notification) = control.send_fenced(command, fence, credit)?;
+        reservation.add_writer(&published);
         drop(notification);
         return Ok(());
     }
@@ -199,8 +199,8 @@ fn wait_idle(file: &File, object: &Object) -> Result {
 fn transfer_3d(file: &File, kind: u32, object: ARef<Object>, args: &Transfer) -> Result {
     let context = file.ensure_context()?.ok_or(ENOSYS)?;
     context.check()?;
-    let (command, published) = command_3d(kind, context, &object, args)?;
-    queue(file, object, command, &published)
+    let (command, fence) = command_3d(kind, context, &object, args)?;
+    queue(file, object, command, fence)
 }
 
 /// TRANSFER_TO_HOST: copies from the guest pages to the host.
@@ -218,8 +218,8 @@ pub(crate) fn to_host(file: &File, args: &Transfer) -> Result {
     if file.gpu.features.virgl {
         return transfer_3d(file, command::TRANSFER_TO_HOST_3D, object, args);
     }
-    let (command, published) = command_2d(&object, args)?;
-    queue(file, object, command, &published)
+    let (command, fence) = command_2d(&object, args)?;
+    queue(file, object, command, fence)
 }
 
 /// TRANSFER_FROM_HOST: copies from the host to the guest pages.

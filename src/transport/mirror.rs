@@ -613,7 +613,7 @@ impl MirrorQueue {
         }
         Message::patch_request(&mut command, 0, request.as_bytes());
         let outcome = match inner.queue.as_mut() {
-            Some(queue) => queue.add(command).map(|()| queue.kick_prepare()),
+            Some(queue) => queue.add(command).map(|_| queue.kick_prepare()),
             None => Err((command, ENODEV)),
         };
         let (mut command, _) = match outcome {

@@ -130,19 +130,29 @@ impl<T: TimelineNames> Ops<T> {
     }
 }
 
-/// A fence that this driver promises to signal.
+/// A fence that nobody but its maker knows, without a place in its timeline.
 ///
-/// Dropping it signals it with `-ECANCELED`.
+/// Who compares two fences reads their numbers, so a fence must have its own before anybody else sees
+/// it. There is no way to a [`Fence`] but [`UnpublishedFence::publish`], which takes the number:
+///
+/// ```compile_fail,E0382
+/// let (promise, fence) = unpublished.publish(1);
+/// unpublished.publish(2); // error[E0382]: use of moved value: `unpublished`
+/// ```
+///
+/// Dropping it drops the fence, for which nobody can wait.
 ///
 /// # Invariants
 ///
-/// Not signalled. Nobody else may signal it.
-pub(crate) struct DriverFence {
+/// Not signalled. The other references, if any, belong to a [`PendingSyncFile`], whose file nobody has.
+///
+/// [`PendingSyncFile`]: super::sync_file::PendingSyncFile
+pub(crate) struct UnpublishedFence {
     fence: ARef<Fence>,
 }
 
-impl DriverFence {
-    /// A fence on timeline `context`, without sequence number.
+impl UnpublishedFence {
+    /// A fence on timeline `context`.
     ///
     /// # Errors
     ///
@@ -157,26 +167,42 @@ impl DriverFence {
         unsafe {
             bindings::dma_fence_init64(raw, const { &Ops::<T>::OPS }, ptr::null_mut(), context, 0)
         };
-        // INVARIANT: New fences are not signalled.
+        // INVARIANT: New fences are not signalled, and nobody else has them.
         // SAFETY: A new fence has one reference, which is ours, and is not null.
         let fence = unsafe { ARef::from_raw(NonNull::new_unchecked(raw.cast())) };
         Ok(Self { fence })
     }
 
-    /// Gives the fence its place in its timeline.
+    /// Gives the fence its place in its timeline. Returns the promise to signal it, and the fence, to
+    /// hand on to those who wait. Does not sleep.
     ///
-    /// The caller must do so before anybody can compare the fence with others: before it is added
-    /// to a reservation or a syncobj.
-    pub(crate) fn set_sequence(&mut self, seqno: u64) {
-        // SAFETY: The fence is valid, and by the rule above nobody reads the number.
-        unsafe { (*self.fence.as_raw()).seqno = seqno }
+    /// Numbers must ascend in a timeline, in the order in which its fences are signalled.
+    pub(crate) fn publish(self, seqno: u64) -> (DriverFence, ARef<Fence>) {
+        // SAFETY: The fence is valid, and by the type invariant nobody else reads the number.
+        unsafe { (*self.fence.as_raw()).seqno = seqno };
+        let published = self.fence.clone();
+        // INVARIANT: Not signalled, by the invariant of `self`, which was the only one that might.
+        (DriverFence { fence: self.fence }, published)
     }
 
-    /// The fence, to hand on to those who wait.
-    pub(crate) fn fence(&self) -> &ARef<Fence> {
-        &self.fence
+    /// The fence, for code that keeps it from everybody until it is published.
+    pub(super) fn as_raw(&self) -> *mut bindings::dma_fence {
+        self.fence.as_raw()
     }
+}
 
+/// A fence that this driver promises to signal.
+///
+/// Dropping it signals it with `-ECANCELED`.
+///
+/// # Invariants
+///
+/// Not signalled. Nobody else may signal it.
+pub(crate) struct DriverFence {
+    fence: ARef<Fence>,
+}
+
+impl DriverFence {
     /// Signals the fence. May be called in any context.
     pub(crate) fn signal(self, outcome: Result) {
         let this = core::mem::ManuallyDrop::new(self);
@@ -214,8 +240,7 @@ impl Drop for DriverFence {
 ///
 /// [`EOPNOTSUPP`] if a signalled fence still refers to the module, [`ENOMEM`].
 pub(crate) fn check_independence<T: TimelineNames>() -> Result {
-    let fence = DriverFence::new::<T>(allocate_timelines(1))?;
-    let kept = fence.fence().clone();
+    let (fence, kept) = UnpublishedFence::new::<T>(allocate_timelines(1))?.publish(1);
     fence.signal(Ok(()));
     if kept.needs_module() {
         return Err(EOPNOTSUPP);
@@ -307,8 +332,7 @@ mod tests {
 
     #[test]
     fn signalled_fences_are_independent() -> Result {
-        let fence = DriverFence::new::<Names>(allocate_timelines(1))?;
-        let kept = fence.fence().clone();
+        let (fence, kept) = UnpublishedFence::new::<Names>(allocate_timelines(1))?.publish(1);
         assert!(kept.needs_module());
         fence.signal(Err(EIO));
         assert!(!kept.needs_module());
@@ -318,8 +342,7 @@ mod tests {
     /// What the check finds: a fence with a function of its own for waiting keeps its table.
     #[test]
     fn others_are_not() -> Result {
-        let fence = DriverFence::new::<Names>(allocate_timelines(1))?;
-        let kept = fence.fence().clone();
+        let (fence, kept) = UnpublishedFence::new::<Names>(allocate_timelines(1))?.publish(1);
         // SAFETY: Nobody else has the fence, and the table is static.
         unsafe { (*kept.as_raw()).ops = const { &WITH_WAIT } };
         fence.signal(Ok(()));

@@ -11,7 +11,8 @@ pub(crate) use self::{
     fence::{
         DriverFence,
         Fence,
-        TimelineNames, //
+        TimelineNames,
+        UnpublishedFence, //
     },
     resv::Resv, //
 };

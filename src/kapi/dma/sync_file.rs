@@ -4,29 +4,65 @@
 //!
 //! C header: [`include/linux/sync_file.h`](srctree/include/linux/sync_file.h)
 
-use super::fence::Fence;
+use super::fence::{
+    Fence,
+    UnpublishedFence, //
+};
 use crate::kapi::bindings;
-use core::ptr::NonNull;
+use core::ptr::{
+    self,
+    NonNull, //
+};
 use kernel::{
     fs::File,
     prelude::*,
     sync::aref::ARef, //
 };
 
-/// Makes a file that becomes readable when `fence` is signalled.
+/// The file of a fence that is not published yet, made ahead, as making it may fail.
 ///
-/// # Errors
+/// # Invariants
 ///
-/// [`ENOMEM`].
-pub(crate) fn create(fence: &Fence) -> Result<ARef<File>> {
-    // SAFETY: The fence is valid; the file takes a reference of its own.
-    let sync_file = unsafe { bindings::sync_file_create(fence.as_raw()) };
-    let sync_file = NonNull::new(sync_file).ok_or(ENOMEM)?;
-    // SAFETY: A new `sync_file` has a valid file with one reference, which is ours. It was never
-    // in a descriptor table, so no thread uses its position.
-    unsafe {
-        let file = NonNull::new((*sync_file.as_ptr()).file).ok_or(ENOMEM)?;
-        Ok(ARef::from_raw(file.cast()))
+/// `file` is that of a `sync_file` of `fence`, to which it has a reference. Nobody else has the file.
+pub(crate) struct PendingSyncFile {
+    file: ARef<File>,
+    fence: *const bindings::dma_fence,
+}
+
+impl PendingSyncFile {
+    /// Makes a file that becomes readable when `fence` is signalled.
+    ///
+    /// # Errors
+    ///
+    /// [`ENOMEM`].
+    pub(crate) fn new(fence: &UnpublishedFence) -> Result<Self> {
+        // SAFETY: The fence is valid; the file takes a reference of its own.
+        let sync_file = unsafe { bindings::sync_file_create(fence.as_raw()) };
+        let sync_file = NonNull::new(sync_file).ok_or(ENOMEM)?;
+        // SAFETY: A new `sync_file` has a valid file with one reference, which is ours. It was never
+        // in a descriptor table, so no thread uses its position.
+        let file = unsafe {
+            let file = NonNull::new((*sync_file.as_ptr()).file).ok_or(ENOMEM)?;
+            ARef::from_raw(file.cast())
+        };
+        // INVARIANT: Just made.
+        Ok(Self {
+            file,
+            fence: fence.as_raw(),
+        })
+    }
+
+    /// The file, now that its fence is published.
+    ///
+    /// # Errors
+    ///
+    /// [`EINVAL`] if `fence` is another one.
+    pub(crate) fn publish(self, fence: &Fence) -> Result<ARef<File>> {
+        // The file has a reference, so no other fence has this address.
+        if !ptr::eq(self.fence, fence.as_raw()) {
+            return Err(EINVAL);
+        }
+        Ok(self.file)
     }
 }
 

@@ -15,6 +15,7 @@ use kernel::{
         ListArc,
         ListLinks, //
     },
+    page::PAGE_SIZE,
     prelude::*, //
 };
 
@@ -23,14 +24,17 @@ pub(crate) const REQUEST_MAX: usize = 128;
 /// Most bytes of the fixed part of an answer.
 pub(crate) const RESPONSE_MAX: usize = 64;
 
-/// The largest piece that is tried, and a piece that the page allocator gives even when memory is
-/// fragmented (`PAGE_ALLOC_COSTLY_ORDER`).
+/// The largest piece that is tried, and one that is to be had with some reclaim
+/// (`PAGE_ALLOC_COSTLY_ORDER`), for a list of which nobody knows how long it gets.
 const CHUNK_MAX: usize = 4 << 20;
 const CHUNK_EASY: usize = 32 << 10;
 /// The first piece of a growing list: most are short.
 const CHUNK_MIN: usize = 256;
 
 /// Bytes in a few physically contiguous pieces.
+///
+/// Large pieces are taken if they are there for the asking. If not, pieces are as small as their number
+/// allows, down to a page, and for those memory is reclaimed: what is low but can be reclaimed suffices.
 ///
 /// # Invariants
 ///
@@ -71,37 +75,43 @@ impl Chunks {
         let mut want = CHUNK_MAX;
         let mut left = len;
         while left > 0 {
-            let take = left.min(want);
-            match Self::piece(take) {
-                Ok(mut piece) => {
-                    piece.resize(take, 0, GFP_KERNEL)?;
-                    this.pieces.push(piece, GFP_KERNEL)?;
-                    left -= take;
-                }
-                Err(_) if take > CHUNK_EASY => {
-                    want = (want / 2).max(CHUNK_EASY);
-                    continue;
-                }
-                Err(e) => return Err(e.into()),
-            }
-            if left > 0 && this.pieces.len() == max_pieces {
-                return Err(ENOMEM);
-            }
+            let pieces = max_pieces.saturating_sub(this.pieces.len());
+            let needed = Self::needed(left, pieces).ok_or(ENOMEM)?;
+            let mut piece = Self::piece(left.min(want), needed)?;
+            let take = piece.capacity().min(left);
+            want = take;
+            piece.resize(take, 0, GFP_KERNEL)?;
+            this.pieces.push(piece, GFP_KERNEL)?;
+            left -= take;
         }
         this.len = len;
         Ok(this)
     }
 
-    fn piece(len: usize) -> Result<KVec<u8>, kernel::alloc::AllocError> {
-        KVec::with_capacity(
-            len,
-            if len > CHUNK_EASY {
-                // Not worth reclaim: smaller pieces do.
-                GFP_NOWAIT | __GFP_NOWARN
-            } else {
-                GFP_KERNEL_ACCOUNT
-            },
-        )
+    /// The size that pieces must have so that `len` bytes are no more than `pieces`.
+    fn needed(len: usize, pieces: usize) -> Option<usize> {
+        if pieces == 0 {
+            return None;
+        }
+        let size = len.div_ceil(pieces).checked_next_power_of_two()?;
+        (size <= CHUNK_MAX).then(|| size.max(PAGE_SIZE))
+    }
+
+    /// A piece of `want` bytes, or of a smaller power of two, but not less than `needed` if that is
+    /// less.
+    fn piece(want: usize, needed: usize) -> Result<KVec<u8>> {
+        let mut want = want;
+        loop {
+            // Not worth reclaim: smaller pieces do.
+            let easily = GFP_NOWAIT | __GFP_NOWARN | (GFP_KERNEL_ACCOUNT & !GFP_KERNEL);
+            if want <= needed {
+                return Ok(KVec::with_capacity(want, GFP_KERNEL_ACCOUNT)?);
+            }
+            if let Ok(piece) = KVec::with_capacity(want, easily) {
+                return Ok(piece);
+            }
+            want = (want.next_power_of_two() / 2).max(needed);
+        }
     }
 
     /// Appends `bytes`, growing by pieces that double in size up to 4 MiB.
@@ -121,18 +131,17 @@ impl Chunks {
                 return Err(E2BIG);
             }
             let missing = self.expected.saturating_sub(self.len);
-            let mut want = self
+            let want = self
                 .len
                 .max(missing)
                 .next_power_of_two()
                 .clamp(CHUNK_MIN, CHUNK_MAX);
-            let piece = loop {
-                match Self::piece(want) {
-                    Ok(piece) => break piece,
-                    Err(_) if want > CHUNK_EASY => want /= 2,
-                    Err(e) => return Err(e.into()),
-                }
+            let needed = match missing {
+                // Longer than expected.
+                0 => CHUNK_EASY,
+                _ => Self::needed(missing, max_pieces - self.pieces.len()).unwrap_or(CHUNK_MAX),
             };
+            let piece = Self::piece(want, needed)?;
             self.pieces.push(piece, GFP_KERNEL)?;
         }
         if let Some(piece) = self.pieces.last_mut() {
@@ -435,6 +444,21 @@ mod tests {
         assert_eq!(outcome, Err(E2BIG));
         assert_eq!(chunks.count(), 2);
         Ok(())
+    }
+
+    #[test]
+    fn pieces_are_small_if_they_may() {
+        assert_eq!(Chunks::needed(1, 1), Some(PAGE_SIZE));
+        assert_eq!(Chunks::needed(100 * PAGE_SIZE, 100), Some(PAGE_SIZE));
+        assert_eq!(
+            Chunks::needed(100 * PAGE_SIZE + 1, 100),
+            Some(2 * PAGE_SIZE)
+        );
+        assert_eq!(Chunks::needed(1 << 20, 126), Some(16 << 10));
+        assert_eq!(Chunks::needed(126 * CHUNK_MAX, 126), Some(CHUNK_MAX));
+        assert_eq!(Chunks::needed(126 * CHUNK_MAX + 1, 126), None);
+        assert_eq!(Chunks::needed(1, 0), None);
+        assert_eq!(Chunks::needed(usize::MAX, 1), None);
     }
 
     #[test]

@@ -373,17 +373,18 @@ impl<S: Send + Sync, O: Send> Queue<S, O> {
 
     /// Hands a message to the device; [`Queue::kick_prepare`] makes it visible.
     ///
-    /// Takes at most [`Message::descriptors`] descriptors, one where the device has indirect ones
-    /// and there is memory for a table. Does not sleep.
+    /// Returns how many descriptors it takes: at most [`Message::descriptors`], one where the device
+    /// has indirect ones and there is memory for a table. Does not sleep.
     ///
     /// # Errors
     ///
-    /// The message comes back with [`ENODEV`] if the device has been reset, [`ENOSPC`] if the ring
-    /// is full, [`EIO`] if it is broken, [`ENOMEM`] if the memory cannot be mapped for the device.
+    /// The message comes back with [`ENODEV`] if the device has been reset, [`ENOSPC`] if there are too
+    /// few descriptors, for want of memory also where one would do, [`EIO`] if the ring is broken,
+    /// [`ENOMEM`] if the memory cannot be mapped for the device.
     pub(crate) fn add(
         &mut self,
         mut message: ListArc<Message<S, O>>,
-    ) -> Result<(), (ListArc<Message<S, O>>, Error)> {
+    ) -> Result<usize, (ListArc<Message<S, O>>, Error)> {
         let Some(_guard) = self.set.enter(LIVE, LIVE) else {
             return Err((message, ENODEV));
         };
@@ -395,6 +396,9 @@ impl<S: Send + Sync, O: Send> Queue<S, O> {
             [table, ptr::null_mut()]
         };
         let token = ListArc::into_raw(message);
+        // SAFETY: The queue is valid as long as the guard lives, and `&mut self` excludes others.
+        let free = || unsafe { (*self.vq.as_ptr()).num_free as usize };
+        let free_before = free();
 
         // INVARIANT: The new token is a `ListArc`.
         // SAFETY: The queue is valid as long as the guard lives, and `&mut self` excludes others. The
@@ -410,10 +414,11 @@ impl<S: Send + Sync, O: Send> Queue<S, O> {
                 bindings::GFP_ATOMIC,
             )
         });
-        added.map_err(|e| {
+        match added {
+            Ok(()) => Ok(free_before - free()),
             // SAFETY: On failure the queue has not taken the token, which came from `into_raw`.
-            (unsafe { ListArc::from_raw(token) }, e)
-        })
+            Err(e) => Err((unsafe { ListArc::from_raw(token) }, e)),
+        }
     }
 
     /// Makes new messages visible to the device. Returns what is left to do, unless the device does

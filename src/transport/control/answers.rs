@@ -107,14 +107,12 @@ impl Control {
             while let Some((mut command, len)) =
                 inner.queue.as_mut().and_then(|queue| queue.take_used())
             {
-                self.return_slots(inner, Message::owned(&mut command));
+                self.return_slots(inner, &mut command);
                 inner.quiet_since = self.now();
                 match Self::judge(&mut command, len) {
                     Verdict::Is(verdict) => {
                         let header = Message::owned(&mut command).header;
-                        Self::note_end(inner, &command);
-                        let index = Message::owned(&mut command).index;
-                        drop(inner.in_flight[index].take());
+                        Self::note_end(inner, &mut command);
                         command.shared.verdict.store(verdict, Release);
                         inner.answered_fence = inner.answered_fence.max(header.fence_id.get());
                         trace::answer(self.name(), &header, verdict);
@@ -126,20 +124,16 @@ impl Control {
                         answered.push_back(command);
                     }
                     Verdict::TooEarly(kind) => {
-                        Self::note_end(inner, &command);
+                        Self::note_end(inner, &mut command);
                         let owned = Message::owned(&mut command);
                         owned.refused = Some(kind);
                         if let Expect::SuccessUnlessFailed(other) = &owned.expect {
                             other.shared.undone_early.store(true, Relaxed);
                         }
-                        let index = owned.index;
-                        drop(inner.in_flight[index].take());
                         inner.early.push_back(command);
                     }
                     Verdict::InDoubt => {
-                        Self::note_end(inner, &command);
-                        let index = Message::owned(&mut command).index;
-                        drop(inner.in_flight[index].take());
+                        Self::note_end(inner, &mut command);
                         inner.held.push_back(command);
                     }
                     Verdict::Broken => {
@@ -256,7 +250,12 @@ impl Control {
 
     /// Keeps count when a command has come back, and abandons the jobs of a context that the host
     /// has destroyed.
-    fn note_end(inner: &mut Inner, command: &Command) {
+    fn note_end(inner: &mut Inner, command: &mut ListArc<Command>) {
+        let index = Message::owned(command).index;
+        if inner.in_flight[index].take().is_some() {
+            // There is room for all places.
+            let _ = inner.places.push_within_capacity(index);
+        }
         if command.shared.job.is_none() {
             inner.commands -= 1;
         }
@@ -310,7 +309,7 @@ impl QueueHandler for Control {
         let (mut answered, sane) = this.collect(&mut inner);
         let mut notification = None;
         if sane {
-            notification = this.send_backlog(&mut inner);
+            notification = this.go_on(&mut inner);
         } else if inner.state == State::Running {
             dev_err!(this.vdev, "device lost: it broke the protocol\n");
             this.lose_locked(&mut inner);
@@ -336,9 +335,9 @@ impl QueueHandler for Control {
                 Answer::Ok(_) => Ok(()),
                 _ => Err(EIO),
             });
+            command.shared.wait.wake_all();
             done.push_back(command);
         }
-        this.wait.wake_all();
         if !done.is_empty() {
             this.done.lock().push_all_back(&mut done);
             let _ = this.workqueue.enqueue::<Arc<Self>, 1>(this.clone());

@@ -7,6 +7,7 @@ use crate::{
         dma::DriverFence,
         drm::event::ReservedEvent,
         ida::Id,
+        sync::WaitQueue,
         virtio::{
             Chunks,
             Message, //
@@ -36,7 +37,10 @@ use kernel::{
 };
 use zerocopy::IntoBytes;
 
-use super::credit::Share;
+use super::credit::{
+    Part,
+    Share, //
+};
 
 /// `Shared::verdict` of a command that is on its way.
 pub(super) const PENDING: u32 = 0;
@@ -64,12 +68,15 @@ pub(crate) struct Shared {
     /// The number of the command's fence, or, without one, that of the next one: whether another
     /// command was before it. Set under the control queue's lock, when it goes into the ring.
     pub(super) order: Atomic<u64>,
-    /// Descriptors that it has in the ring. Set as `order`.
+    /// Descriptors that it has, or that are kept for it. Set as `order`.
     pub(super) slots: Atomic<usize>,
     /// It is a job, and its context is gone from the host. Set under the control queue's lock.
     pub(super) abandoned: AtomicFlag,
     /// What undoes it was refused, as it was not answered yet. Set under the control queue's lock.
     pub(super) undone_early: AtomicFlag,
+    /// Who waits for the answer.
+    #[pin]
+    pub(super) wait: WaitQueue,
     /// Signalled when the answer comes. Protects the fence only.
     #[pin]
     fence: SpinLockIrq<Option<DriverFence>>,
@@ -80,11 +87,10 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
-    /// Gives the fence, if there is one, its place in its timeline.
-    pub(super) fn set_sequence(&self, seqno: u64) {
-        if let Some(fence) = &mut *self.fence.lock() {
-            fence.set_sequence(seqno);
-        }
+    /// Has `fence` signalled when the answer comes.
+    pub(super) fn set_fence(&self, fence: DriverFence) {
+        // There was none.
+        let _ = self.fence.lock().replace(fence);
     }
 
     /// The device has answered: what it has written is there for the CPU. May be called in any
@@ -142,10 +148,8 @@ impl JobOf {
 /// What goes with a command to its end.
 pub(crate) struct Owned {
     pub(super) header: Header,
-    /// Descriptors taken from the ring.
-    pub(super) slots: usize,
-    /// Where they are counted, unless the command takes something away.
-    pub(super) share: Option<Arc<Share>>,
+    /// Where its descriptors are counted, unless the command takes something away.
+    pub(super) taken_from: Option<(Arc<Share>, Part)>,
     /// The place in [`Inner::in_flight`].
     pub(super) index: usize,
     pub(super) expect: Expect,
@@ -156,6 +160,16 @@ pub(crate) struct Owned {
     pub(super) id: Option<Arc<Id>>,
     /// How the device has refused it too early, if it has.
     pub(super) refused: Option<u32>,
+}
+
+/// What the host knows of the fence of a command.
+pub(crate) enum HostFence {
+    /// Nothing: it answers when it has carried the command out, or, for a job, when it has read it.
+    Unknown,
+    /// It signals it when all is done that came before, on the device's common timeline.
+    Common,
+    /// The same on this ring of the context.
+    Ring(u8),
 }
 
 /// Whether the device may refuse a command.
@@ -219,11 +233,8 @@ pub(crate) struct Request<'a> {
     pub(crate) response_len: usize,
     /// The variable part of the answer.
     pub(crate) reply: Chunks,
-    /// A fence to signal when the answer comes, and the ring of the context it belongs to.
-    pub(crate) fence: Option<(DriverFence, Option<u8>)>,
-    /// A fence to signal when the answer comes, of which the host knows nothing: it answers when it
-    /// has carried the command out. Not together with `fence`.
-    pub(crate) signals: Option<DriverFence>,
+    /// What the host knows of the fence; [`Control::send_fenced`] gives the command one.
+    pub(crate) fence: HostFence,
     /// An event to send when the fence is signalled.
     pub(crate) event: Option<ReservedEvent>,
     /// Memory that the device has written when it answers.
@@ -249,8 +260,7 @@ impl<'a> Request<'a> {
             payload: Chunks::new(),
             response_len: size_of::<Header>(),
             reply: Chunks::new(),
-            fence: None,
-            signals: None,
+            fence: HostFence::Unknown,
             event: None,
             landing: None,
             job: None,
@@ -274,17 +284,17 @@ impl<'a> Request<'a> {
     /// [`ENOMEM`].
     pub(crate) fn build(self) -> Result<ListArc<Command>> {
         let mut header = self.header;
-        let fence = self.fence.map(|(fence, ring)| {
-            header.flags = (header.flags.get() | FLAG_FENCE).into();
-            if let Some(ring) = ring {
-                header.flags = (header.flags.get() | FLAG_INFO_RING_IDX).into();
+        let flags = match self.fence {
+            HostFence::Unknown => 0,
+            HostFence::Common => FLAG_FENCE,
+            HostFence::Ring(ring) => {
                 header.ring_idx = ring;
+                FLAG_FENCE | FLAG_INFO_RING_IDX
             }
-            fence
-        });
-        let fence = fence.or(self.signals);
+        };
+        header.flags = (header.flags.get() | flags).into();
         let job = self.job.map(|job| JobOf {
-            on_ring: header.flags.get() & FLAG_INFO_RING_IDX != 0,
+            on_ring: matches!(self.fence, HostFence::Ring(_)),
             ..job
         });
         let destroys = (header.kind.get() == command::CTX_DESTROY).then(|| header.ctx_id.get());
@@ -304,14 +314,14 @@ impl<'a> Request<'a> {
                 slots: Atomic::new(0),
                 abandoned: AtomicFlag::new(false),
                 undone_early: AtomicFlag::new(false),
-                fence <- new_spinlock_irq!(fence, "Command::fence"),
+                wait <- WaitQueue::new(),
+                fence <- new_spinlock_irq!(None, "Command::fence"),
                 event,
                 landing,
             }),
             Owned {
                 header,
-                slots: 0,
-                share: None,
+                taken_from: None,
                 index: 0,
                 expect: self.expect,
                 success: self.success,

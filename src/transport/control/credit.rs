@@ -1,39 +1,487 @@
 // SPDX-License-Identifier: GPL-2.0
 
 //! Room in the ring, taken ahead.
+//!
+//! A command takes one descriptor of a ring with indirect descriptors, and otherwise as many as it has
+//! parts. The ring has three parts: one for commands that take something away, an eighth for files that
+//! have nothing in the ring, and the rest. A file gets a quarter of the ring at most.
+//!
+//! As long as there is room nobody takes a lock for it. Who finds none waits in line: the commands of
+//! one file in their order, and the files in turns. When it is a file's turn, what it waits for is not
+//! given to others, however long it takes to gather; only files with nothing in the ring get their
+//! eighth meanwhile. A file that has its quarter loses its turn until it has less.
 
 use super::{
+    command::Command,
     Control,
     Inner,
-    Owned,
     TEARDOWN_RESERVE, //
 };
+use crate::kapi::{
+    sync::WaitQueue,
+    virtio::Message, //
+};
+use core::cell::Cell;
 use kernel::{
+    list::{
+        impl_list_arc_safe,
+        impl_list_item,
+        AtomicTracker,
+        List,
+        ListArc,
+        ListLinks,
+        TryNewListArc, //
+    },
     prelude::*,
+    rbtree::{
+        RBTree,
+        RBTreeNodeReservation, //
+    },
     sync::{
         atomic::{
-            ordering::Relaxed,
-            Atomic, //
+            ordering::{
+                Acquire,
+                Relaxed,
+                Release, //
+            },
+            Atomic,
+            AtomicFlag, //
         },
         Arc, //
     },
 };
 
+/// Most descriptors that a command may take where it takes one as a rule. A table for so many is a
+/// page, which is to be had in any context but for a short time; without it the command takes them
+/// from the ring.
+const MAX_INDIRECT: usize = 128;
+
+/// Shares without waiters that may be in line besides as many as there are waiters.
+const SWEPT_AT: usize = 64;
+
 /// A file's part of the ring.
+#[pin_data]
 pub(crate) struct Share {
-    /// Descriptors in use; changed under the control queue's lock.
+    /// Descriptors in use. Grows without a lock, falls under that of the control queue.
     used: Atomic<usize>,
+    /// Commands in line; changed under the control queue's lock.
+    waiting: Atomic<usize>,
+    #[pin]
+    in_turns: AtomicTracker<0>,
+    #[pin]
+    in_idle: AtomicTracker<1>,
+    #[pin]
+    turns: ListLinks<0>,
+    #[pin]
+    idle: ListLinks<1>,
+}
+
+impl_list_arc_safe! {
+    impl ListArcSafe<0> for Share { tracked_by in_turns: AtomicTracker<0>; }
+    impl ListArcSafe<1> for Share { tracked_by in_idle: AtomicTracker<1>; }
+}
+impl_list_item! {
+    impl ListItem<0> for Share { using ListLinks { self.turns }; }
+    impl ListItem<1> for Share { using ListLinks { self.idle }; }
 }
 
 impl Share {
     /// An unused share.
+    ///
+    /// # Errors
+    ///
+    /// [`ENOMEM`].
     pub(crate) fn new() -> Result<Arc<Self>> {
-        Ok(Arc::new(
-            Self {
+        Arc::pin_init(
+            try_pin_init!(Self {
                 used: Atomic::new(0),
-            },
+                waiting: Atomic::new(0),
+                in_turns <- AtomicTracker::new(),
+                in_idle <- AtomicTracker::new(),
+                turns <- ListLinks::new(),
+                idle <- ListLinks::new(),
+            }),
             GFP_KERNEL,
-        )?)
+        )
+    }
+
+    /// Takes `slots`, if that makes no more than `limit`. Returns what was taken before.
+    fn take(&self, slots: usize, limit: usize) -> Option<usize> {
+        let mut used = self.used.load(Relaxed);
+        loop {
+            if used + slots > limit {
+                return None;
+            }
+            match self.used.cmpxchg(used, used + slots, Relaxed) {
+                Ok(before) => return Some(before),
+                Err(now) => used = now,
+            }
+        }
+    }
+
+    /// Takes `slots` if nothing was taken.
+    fn take_first(&self, slots: usize) -> bool {
+        self.used.cmpxchg(0, slots, Relaxed).is_ok()
+    }
+
+    fn give(&self, slots: usize) {
+        let _ = self.used.fetch_sub(slots, Relaxed);
+    }
+}
+
+/// The part of the ring that descriptors are taken from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Part {
+    /// That of all files.
+    Common,
+    /// That of files with nothing in the ring.
+    First,
+}
+
+/// Free descriptors: below zero if more were taken than there were.
+struct Pool(Atomic<isize>);
+
+impl Pool {
+    const fn new() -> Self {
+        Self(Atomic::new(0))
+    }
+
+    fn take(&self, slots: usize) -> bool {
+        let slots = slots as isize;
+        let mut free = self.0.load(Relaxed);
+        while free >= slots {
+            match self.0.cmpxchg(free, free - slots, Relaxed) {
+                Ok(_) => return true,
+                Err(now) => free = now,
+            }
+        }
+        false
+    }
+
+    fn overdraw(&self, slots: usize) {
+        let _ = self.0.fetch_sub(slots as isize, Relaxed);
+    }
+
+    fn give(&self, slots: usize) {
+        let _ = self.0.fetch_add(slots as isize, Relaxed);
+    }
+}
+
+/// [`Waiter::got`] of one in line.
+const WAITING: u32 = 0;
+const GOT_COMMON: u32 = 1;
+const GOT_FIRST: u32 = 2;
+
+/// A command in line for room.
+#[pin_data]
+struct Waiter {
+    slots: usize,
+    got: Atomic<u32>,
+    #[pin]
+    wait: WaitQueue,
+}
+
+impl Waiter {
+    fn new(slots: usize) -> Result<Arc<Self>> {
+        Arc::pin_init(
+            pin_init!(Self {
+                slots,
+                got: Atomic::new(WAITING),
+                wait <- WaitQueue::new(),
+            }),
+            GFP_KERNEL,
+        )
+    }
+
+    fn got(&self) -> Option<Part> {
+        match self.got.load(Acquire) {
+            WAITING => None,
+            GOT_FIRST => Some(Part::First),
+            _ => Some(Part::Common),
+        }
+    }
+}
+
+/// The place of a waiter: the address of its share, and a number that grows.
+type Place = (usize, u64);
+
+/// Who waits for room.
+///
+/// A share with waiters is in `turns`, unless it has its quarter of the ring. Either list may also have
+/// shares for which that is not so any more.
+pub(super) struct Line {
+    waiters: RBTree<Place, Arc<Waiter>>,
+    /// How many.
+    waiting: usize,
+    /// Shares whose last waiter has left, at most, since the lists were swept.
+    left: usize,
+    next: u64,
+    turns: List<Share, 0>,
+    /// Shares that may have nothing in the ring.
+    idle: List<Share, 1>,
+}
+
+impl Line {
+    pub(super) fn new() -> Self {
+        Self {
+            waiters: RBTree::new(),
+            waiting: 0,
+            left: 0,
+            next: 0,
+            turns: List::new(),
+            idle: List::new(),
+        }
+    }
+
+    /// The first waiter of a share.
+    fn head(&self, share: &Arc<Share>) -> Option<(Place, Arc<Waiter>)> {
+        let id = Arc::as_ptr(share) as usize;
+        let cursor = self.waiters.cursor_lower_bound(&(id, 0))?;
+        let (place, waiter) = cursor.current();
+        (place.0 == id).then(|| (*place, waiter.clone()))
+    }
+
+    /// A share has got a waiter, or room for one more command.
+    fn line_up(&mut self, share: &Arc<Share>) {
+        if share.waiting.load(Relaxed) == 0 {
+            return;
+        }
+        if let Some(share) = ListArc::try_from_arc_or_drop(share.clone()) {
+            self.turns.push_back(share);
+        }
+        if share.used.load(Relaxed) == 0 {
+            if let Some(share) = ListArc::try_from_arc_or_drop(share.clone()) {
+                self.idle.push_back(share);
+            }
+        }
+    }
+
+    fn remove(&mut self, share: &Share, place: Place) {
+        if self.waiters.remove(&place).is_some() {
+            self.waiting -= 1;
+            let _ = share.waiting.fetch_sub(1, Relaxed);
+        }
+    }
+
+    /// Takes shares without waiters out of the lists, if they may be more than the others: whoever
+    /// joins the line and leaves it again must not fill memory.
+    fn sweep(&mut self) {
+        self.left += 1;
+        if self.left <= self.waiting + SWEPT_AT {
+            return;
+        }
+        self.left = 0;
+        let mut turns = List::new();
+        while let Some(share) = self.turns.pop_front() {
+            if share.waiting.load(Relaxed) != 0 {
+                turns.push_back(share);
+            }
+        }
+        self.turns.push_all_back(&mut turns);
+        let mut idle = List::new();
+        while let Some(share) = self.idle.pop_front() {
+            if share.waiting.load(Relaxed) != 0 {
+                idle.push_back(share);
+            }
+        }
+        self.idle.push_all_back(&mut idle);
+    }
+
+    fn grant(&mut self, share: &Share, place: Place, waiter: &Waiter, part: Part) {
+        self.remove(share, place);
+        let got = match part {
+            Part::Common => GOT_COMMON,
+            Part::First => GOT_FIRST,
+        };
+        waiter.got.store(got, Release);
+        waiter.wait.wake_all();
+    }
+
+    /// Has all waiters look again.
+    pub(super) fn wake_all(&self) {
+        for waiter in self.waiters.values() {
+            waiter.wait.wake_all();
+        }
+    }
+}
+
+/// The descriptors of a ring. They are taken at any time, and given back under the control queue's lock.
+pub(super) struct Room {
+    size: Atomic<usize>,
+    indirect: AtomicFlag,
+    common: Pool,
+    first: Pool,
+    /// Somebody waits for room in the common part.
+    crowded: AtomicFlag,
+}
+
+impl Room {
+    pub(super) const fn new() -> Self {
+        Self {
+            size: Atomic::new(0),
+            indirect: AtomicFlag::new(false),
+            common: Pool::new(),
+            first: Pool::new(),
+            crowded: AtomicFlag::new(false),
+        }
+    }
+
+    /// The ring is empty, and has `size` descriptors.
+    pub(super) fn start(&self, size: usize, indirect: bool) {
+        let first = size / 8;
+        self.size.store(size, Relaxed);
+        self.indirect.store(indirect, Relaxed);
+        self.first.0.store(first as isize, Relaxed);
+        let common = size - first - TEARDOWN_RESERVE;
+        self.common.0.store(common as isize, Relaxed);
+    }
+
+    /// Descriptors in the ring.
+    pub(super) fn size(&self) -> usize {
+        self.size.load(Relaxed)
+    }
+
+    /// The most that one file may have.
+    fn limit(&self) -> usize {
+        self.size() / 4
+    }
+
+    /// The most parts that one command may have.
+    pub(super) fn max_descriptors(&self) -> usize {
+        if self.indirect.load(Relaxed) {
+            self.size().min(MAX_INDIRECT)
+        } else {
+            self.limit()
+        }
+    }
+
+    /// What a command takes.
+    pub(super) fn slots(&self, command: &Command) -> usize {
+        if self.indirect.load(Relaxed) {
+            1
+        } else {
+            command.descriptors()
+        }
+    }
+
+    /// Takes room that is there. If there is none, says how many slots of the share are to be given
+    /// back, under the lock.
+    fn try_take(&self, share: &Share, slots: usize) -> Result<Part, usize> {
+        if share.waiting.load(Relaxed) != 0 {
+            return Err(0);
+        }
+        let before = share.take(slots, self.limit()).ok_or(0usize)?;
+        if !self.crowded.load(Relaxed) && self.common.take(slots) {
+            Ok(Part::Common)
+        } else if before == 0 && self.first.take(slots) {
+            Ok(Part::First)
+        } else {
+            Err(slots)
+        }
+    }
+
+    /// Takes room for commands that take something away, beyond what is kept for them: not all of it,
+    /// and not what others wait for.
+    pub(super) fn take_for_teardown(&self, slots: usize) -> bool {
+        let kept = self.size() / 8;
+        if self.crowded.load(Relaxed) || !self.common.take(slots + kept) {
+            return false;
+        }
+        self.common.give(kept);
+        true
+    }
+
+    /// Gives back room that was not a share's.
+    fn give(&self, slots: usize) {
+        self.common.give(slots);
+    }
+
+    /// A command has taken more than its room. Nothing is given out until that is back.
+    pub(super) fn overdraw(&self, share: Option<&Share>, slots: usize) {
+        self.common.overdraw(slots);
+        if let Some(share) = share {
+            let _ = share.used.fetch_add(slots, Relaxed);
+        }
+    }
+
+    /// Gives back a share's room. [`Room::serve`] is to follow.
+    fn give_back(&self, line: &mut Line, share: &Arc<Share>, slots: usize, part: Part) {
+        match part {
+            Part::Common => self.common.give(slots),
+            Part::First => self.first.give(slots),
+        }
+        share.give(slots);
+        line.line_up(share);
+    }
+
+    /// Puts a waiter in line. [`Room::serve`] is to follow.
+    fn queue(
+        &self,
+        line: &mut Line,
+        share: &Arc<Share>,
+        waiter: Arc<Waiter>,
+        node: RBTreeNodeReservation<Place, Arc<Waiter>>,
+    ) -> Place {
+        let place = (Arc::as_ptr(share) as usize, line.next);
+        line.next += 1;
+        let _ = line.waiters.insert(node.into_node(place, waiter));
+        line.waiting += 1;
+        let _ = share.waiting.fetch_add(1, Relaxed);
+        line.line_up(share);
+        place
+    }
+
+    /// Takes a waiter that has got nothing out of the line. [`Room::serve`] is to follow.
+    fn leave(&self, line: &mut Line, share: &Arc<Share>, place: Place) {
+        line.remove(share, place);
+        // The next one may want less.
+        line.line_up(share);
+        if share.waiting.load(Relaxed) == 0 {
+            line.sweep();
+        }
+    }
+
+    /// Gives the room that there is to those in line.
+    pub(super) fn serve(&self, line: &mut Line) {
+        while let Some(idle) = line.idle.pop_front() {
+            let share = idle.as_arc().clone();
+            let Some((place, waiter)) = line.head(&share) else {
+                continue;
+            };
+            // So large a command waits for its turn.
+            if waiter.slots > self.size() / 8 || !share.take_first(waiter.slots) {
+                continue;
+            }
+            if !self.first.take(waiter.slots) {
+                share.give(waiter.slots);
+                line.idle.push_front(idle);
+                break;
+            }
+            line.grant(&share, place, &waiter, Part::First);
+        }
+
+        let mut crowded = false;
+        while let Some(next) = line.turns.pop_front() {
+            let share = next.as_arc().clone();
+            let Some((place, waiter)) = line.head(&share) else {
+                continue;
+            };
+            if share.take(waiter.slots, self.limit()).is_none() {
+                // Until it has less in the ring.
+                continue;
+            }
+            if !self.common.take(waiter.slots) {
+                share.give(waiter.slots);
+                line.turns.push_front(next);
+                crowded = true;
+                break;
+            }
+            line.grant(&share, place, &waiter, Part::Common);
+            if share.waiting.load(Relaxed) != 0 {
+                line.turns.push_back(next);
+            }
+        }
+        self.crowded.store(crowded, Relaxed);
     }
 }
 
@@ -42,57 +490,144 @@ pub(crate) struct Credit {
     control: Arc<Control>,
     share: Arc<Share>,
     slots: usize,
+    part: Part,
 }
 
 impl Credit {
-    /// Splits off a credit for `slots` of the descriptors.
+    /// Splits off a credit for `command`.
     ///
     /// # Errors
     ///
-    /// [`EINVAL`] if it has fewer.
-    pub(crate) fn split(&mut self, slots: usize) -> Result<Self> {
+    /// [`EINVAL`] if it has not enough.
+    pub(crate) fn split(&mut self, command: &Command) -> Result<Self> {
+        let slots = self.control.room.slots(command);
         self.slots = self.slots.checked_sub(slots).ok_or(EINVAL)?;
         Ok(Self {
             control: self.control.clone(),
             share: self.share.clone(),
             slots,
+            part: self.part,
         })
     }
 
     /// Turns the credit into descriptors in use.
-    pub(super) fn spend(mut self) -> (usize, Arc<Share>) {
-        (core::mem::take(&mut self.slots), self.share.clone())
+    pub(super) fn spend(mut self) -> (usize, Arc<Share>, Part) {
+        let slots = core::mem::take(&mut self.slots);
+        (slots, self.share.clone(), self.part)
     }
 }
 
 impl Drop for Credit {
     fn drop(&mut self) {
         if self.slots > 0 {
-            let mut inner = self.control.inner.lock();
-            inner.free += self.slots;
-            self.share
-                .used
-                .store(self.share.used.load(Relaxed) - self.slots, Relaxed);
-            let notification = self.control.send_backlog(&mut inner);
+            let control = &self.control;
+            let mut inner = control.inner.lock();
+            control
+                .room
+                .give_back(&mut inner.line, &self.share, self.slots, self.part);
+            let notification = control.go_on(&mut inner);
             drop(inner);
             drop(notification);
-            self.control.wait.wake_all();
         }
     }
 }
 
+/// A place in line. Dropping it leaves the line.
+struct InLine<'a> {
+    control: &'a Arc<Control>,
+    share: &'a Arc<Share>,
+    waiter: Arc<Waiter>,
+    place: Place,
+    /// The credit was given, and taken.
+    served: Cell<bool>,
+}
+
+impl<'a> InLine<'a> {
+    /// Joins the line; `taken` slots of the share are to be given back.
+    fn join(
+        control: &'a Arc<Control>,
+        share: &'a Arc<Share>,
+        slots: usize,
+        taken: usize,
+    ) -> Result<Self> {
+        let new = || -> Result<_> {
+            let waiter = Waiter::new(slots)?;
+            Ok((waiter, RBTreeNodeReservation::new(GFP_KERNEL)?))
+        };
+        let new = new();
+        let mut inner = control.inner.lock();
+        if taken != 0 {
+            share.give(taken);
+            inner.line.line_up(share);
+        }
+        let joined = new.map(|(waiter, node)| Self {
+            control,
+            share,
+            place: control
+                .room
+                .queue(&mut inner.line, share, waiter.clone(), node),
+            waiter,
+            served: Cell::new(false),
+        });
+        let notification = control.go_on(&mut inner);
+        drop(inner);
+        drop(notification);
+        joined
+    }
+
+    /// Waits for `ms` milliseconds at most.
+    fn wait(&self, ms: u32) -> Result<Credit> {
+        let waiter = &self.waiter;
+        let ready = || waiter.got().is_some() || self.control.is_lost();
+        let waited = waiter.wait.wait_killable_timeout(ready, ms);
+        self.take().ok_or_else(|| waited.err().unwrap_or(ENODEV))
+    }
+
+    /// The credit, if it was given, once.
+    fn take(&self) -> Option<Credit> {
+        let part = self.waiter.got()?;
+        (!self.served.replace(true)).then(|| Credit {
+            control: self.control.clone(),
+            share: self.share.clone(),
+            slots: self.waiter.slots,
+            part,
+        })
+    }
+}
+
+impl Drop for InLine<'_> {
+    fn drop(&mut self) {
+        if self.served.get() {
+            return;
+        }
+        let mut inner = self.control.inner.lock();
+        self.control
+            .room
+            .leave(&mut inner.line, self.share, self.place);
+        let notification = self.control.go_on(&mut inner);
+        drop(inner);
+        drop(notification);
+        // It may have been given after the last look.
+        drop(self.take());
+    }
+}
+
 impl Control {
-    /// Waits for room for a command of `slots` descriptors.
+    /// Waits for room for `commands`, not longer than for an answer.
     ///
     /// Must be called before any lock is taken that the end of a job may need.
     ///
     /// # Errors
     ///
     /// [`ENODEV`] if the device is lost, [`ERESTARTSYS`] on a fatal signal, [`EBUSY`] if jobs kept
-    /// the ring full for the time of a whole time-out, [`E2BIG`] if `slots` is more than a file
-    /// gets.
-    pub(crate) fn credit(self: &Arc<Self>, share: &Arc<Share>, slots: usize) -> Result<Credit> {
-        self.credit_within(share, slots, self.timeouts.answer_ms)
+    /// the ring full for the time of a whole time-out, [`E2BIG`] if it is more than a file gets,
+    /// [`ENOMEM`].
+    pub(crate) fn credit<'a>(
+        self: &Arc<Self>,
+        share: &Arc<Share>,
+        commands: impl IntoIterator<Item = &'a ListArc<Command>>,
+    ) -> Result<Credit> {
+        self.credit_within(share, commands, self.timeouts.answer_ms)
     }
 
     /// As [`Control::credit`], but waits for `ms` milliseconds at most.
@@ -100,62 +635,305 @@ impl Control {
     /// # Errors
     ///
     /// As there.
-    pub(crate) fn credit_within(
+    pub(crate) fn credit_within<'a>(
         self: &Arc<Self>,
         share: &Arc<Share>,
-        slots: usize,
+        commands: impl IntoIterator<Item = &'a ListArc<Command>>,
         ms: u32,
     ) -> Result<Credit> {
-        if slots > self.max_descriptors() {
+        self.credit_while(share, commands, ms, || false)
+    }
+
+    /// As [`Control::credit_within`]; when the time is over, `goes_on` says whether to wait again.
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub(super) fn credit_while<'a>(
+        self: &Arc<Self>,
+        share: &Arc<Share>,
+        commands: impl IntoIterator<Item = &'a ListArc<Command>>,
+        ms: u32,
+        mut goes_on: impl FnMut() -> bool,
+    ) -> Result<Credit> {
+        let mut slots = 0;
+        for command in commands {
+            if command.descriptors() > self.room.max_descriptors() {
+                return Err(E2BIG);
+            }
+            slots += self.room.slots(command);
+        }
+        if slots > self.room.limit() {
             return Err(E2BIG);
         }
-        let mut taken = false;
-        let waited = self.wait.wait_killable_timeout(
-            || {
-                taken = taken || self.try_credit(share, slots);
-                taken || self.is_lost()
-            },
-            ms,
-        );
-        if !taken {
-            waited?;
-            return Err(ENODEV);
+        let taken = match self.room.try_take(share, slots) {
+            Ok(part) => {
+                return Ok(Credit {
+                    control: self.clone(),
+                    share: share.clone(),
+                    slots,
+                    part,
+                })
+            }
+            Err(taken) => taken,
+        };
+        let in_line = InLine::join(self, share, slots, taken)?;
+        loop {
+            match in_line.wait(ms) {
+                Err(e) if e == EBUSY && goes_on() => continue,
+                other => return other,
+            }
         }
-        Ok(Credit {
-            control: self.clone(),
-            share: share.clone(),
-            slots,
-        })
     }
 
-    fn try_credit(&self, share: &Share, slots: usize) -> bool {
-        let mut inner = self.inner.lock();
-        let used = share.used.load(Relaxed);
-        // The last part is for those who have nothing in the ring: a few files full of jobs that
-        // never end must not keep all others from sending anything.
-        let kept = if used == 0 { 0 } else { inner.ring_size / 8 };
-        if inner.free < slots + kept || used + slots > inner.ring_size / 4 {
-            return false;
-        }
-        inner.free -= slots;
-        share.used.store(used + slots, Relaxed);
-        true
-    }
-
-    pub(super) fn return_slots(&self, inner: &mut Inner, owned: &mut Owned) {
-        let slots = core::mem::take(&mut owned.slots);
-        match owned.share.take() {
-            Some(share) => {
-                inner.free += slots;
-                // The owner of the command holds a reference elsewhere or is gone; either way the
-                // last one may be dropped here, which frees nothing but the counter.
-                share.used.store(share.used.load(Relaxed) - slots, Relaxed);
+    /// Gives back the descriptors of a command that is not in the ring any more. [`Room::serve`] is
+    /// to follow.
+    pub(super) fn return_slots(&self, inner: &mut Inner, command: &mut ListArc<Command>) {
+        let slots = command.shared.slots.load(Relaxed);
+        match Message::owned(command).taken_from.take() {
+            Some((share, part)) => {
+                self.room.give_back(&mut inner.line, &share, slots, part);
             }
             None => {
                 let reserve = (TEARDOWN_RESERVE - inner.reserve).min(slots);
                 inner.reserve += reserve;
-                inner.free += slots - reserve;
+                self.room.give(slots - reserve);
             }
         }
+    }
+}
+
+#[kunit_tests(virtgpu_userptr_credit)]
+mod tests {
+    use super::*;
+
+    /// A ring, and who waits for room in it.
+    struct Ring {
+        room: Room,
+        line: Line,
+    }
+
+    /// Somebody in line.
+    struct Joined {
+        waiter: Arc<Waiter>,
+        place: Place,
+    }
+
+    impl Joined {
+        fn served(&self) -> bool {
+            self.waiter.got().is_some()
+        }
+    }
+
+    impl Ring {
+        /// A ring of 256: 208 descriptors for all, 32 for files with nothing in it, 16 are kept. A
+        /// file gets 64.
+        fn new() -> Self {
+            let room = Room::new();
+            room.start(256, false);
+            Self {
+                room,
+                line: Line::new(),
+            }
+        }
+
+        fn join(&mut self, share: &Arc<Share>, slots: usize) -> Result<Joined> {
+            let waiter = Waiter::new(slots)?;
+            let node = RBTreeNodeReservation::new(GFP_KERNEL)?;
+            let place = self.room.queue(&mut self.line, share, waiter.clone(), node);
+            self.room.serve(&mut self.line);
+            Ok(Joined { waiter, place })
+        }
+
+        fn give_back(&mut self, share: &Arc<Share>, slots: usize) {
+            self.room
+                .give_back(&mut self.line, share, slots, Part::Common);
+            self.room.serve(&mut self.line);
+        }
+
+        /// Files that fill the common part of the ring.
+        fn fill(&self) -> Result<[Arc<Share>; 4]> {
+            let files = [Share::new()?, Share::new()?, Share::new()?, Share::new()?];
+            for (file, slots) in files.iter().zip([64, 64, 64, 16]) {
+                for _ in 0..slots {
+                    assert_eq!(self.room.try_take(file, 1), Ok(Part::Common));
+                }
+            }
+            Ok(files)
+        }
+    }
+
+    #[test]
+    fn a_file_has_a_quarter() -> Result {
+        let mut ring = Ring::new();
+        let file = Share::new()?;
+        assert_eq!(ring.room.try_take(&file, 64), Ok(Part::Common));
+        assert_eq!(ring.room.try_take(&file, 1), Err(0));
+        let waiting = ring.join(&file, 1)?;
+        assert!(!waiting.served());
+        // Others are not concerned.
+        let other = Share::new()?;
+        assert_eq!(ring.room.try_take(&other, 3), Ok(Part::Common));
+        ring.give_back(&file, 1);
+        assert!(waiting.served());
+        Ok(())
+    }
+
+    /// What a large command waits for is not given to small ones that come later.
+    #[test]
+    fn large_is_not_starved() -> Result {
+        let mut ring = Ring::new();
+        let files = ring.fill()?;
+        let (large, small) = (Share::new()?, Share::new()?);
+        assert_eq!(ring.room.try_take(&large, 40), Err(40));
+        large.give(40);
+        let first = ring.join(&large, 40)?;
+        // It may have something in the ring, and so does not get what is kept for others.
+        assert_eq!(ring.room.try_take(&small, 1), Ok(Part::First));
+        assert_eq!(ring.room.try_take(&small, 1), Err(1));
+        small.give(1);
+        let second = ring.join(&small, 1)?;
+        for _ in 0..39 {
+            ring.give_back(&files[0], 1);
+            assert!(!first.served() && !second.served());
+        }
+        ring.give_back(&files[0], 1);
+        assert!(first.served() && !second.served());
+        ring.give_back(&files[1], 1);
+        assert!(second.served());
+        Ok(())
+    }
+
+    /// The commands of one file in their order, and files in turns.
+    #[test]
+    fn order() -> Result {
+        let mut ring = Ring::new();
+        let files = ring.fill()?;
+        let (a, b) = (Share::new()?, Share::new()?);
+        for file in [&a, &b] {
+            assert_eq!(ring.room.try_take(file, 1), Ok(Part::First));
+        }
+        let joined = [
+            ring.join(&a, 2)?,
+            ring.join(&a, 1)?,
+            ring.join(&a, 1)?,
+            ring.join(&b, 1)?,
+        ];
+        let expected = [
+            [false, false, false, false],
+            [true, false, false, false],
+            [true, false, false, true],
+            [true, true, false, true],
+            [true, true, true, true],
+        ];
+        for expected in expected {
+            ring.give_back(&files[0], 1);
+            assert_eq!(joined.each_ref().map(Joined::served), expected);
+        }
+        Ok(())
+    }
+
+    /// A file at its limit loses its turn, and gets it back.
+    #[test]
+    fn others_go_first() -> Result {
+        let mut ring = Ring::new();
+        let files = ring.fill()?;
+        let other = Share::new()?;
+        assert_eq!(ring.room.try_take(&other, 1), Ok(Part::First));
+        let full = ring.join(&files[0], 1)?;
+        let waits = ring.join(&other, 1)?;
+        assert!(!full.served() && !waits.served());
+        ring.give_back(&files[1], 1);
+        assert!(!full.served() && waits.served());
+        ring.give_back(&files[0], 1);
+        assert!(full.served());
+        Ok(())
+    }
+
+    /// A ring full of jobs that never end still has room for who has nothing in it.
+    #[test]
+    fn first_of_a_file() -> Result {
+        let mut ring = Ring::new();
+        let files = ring.fill()?;
+        assert_eq!(ring.room.try_take(&files[3], 1), Err(1));
+        files[3].give(1);
+        let busy = ring.join(&files[3], 1)?;
+        let mut news = KVec::new();
+        for _ in 0..32 {
+            let file = Share::new()?;
+            assert_eq!(ring.room.try_take(&file, 1), Ok(Part::First));
+            news.push(file, GFP_KERNEL)?;
+        }
+        let late = Share::new()?;
+        let waits = ring.join(&late, 1)?;
+        assert!(!busy.served() && !waits.served());
+        let Ring { room, line } = &mut ring;
+        room.give_back(line, &news[0], 1, Part::First);
+        room.serve(line);
+        assert!(!busy.served() && waits.served());
+        Ok(())
+    }
+
+    #[test]
+    fn gives_up() -> Result {
+        let mut ring = Ring::new();
+        let files = ring.fill()?;
+        let (large, small) = (Share::new()?, Share::new()?);
+        for file in [&large, &small] {
+            assert_eq!(ring.room.try_take(file, 1), Ok(Part::First));
+        }
+        let first = ring.join(&large, 40)?;
+        let next = ring.join(&large, 1)?;
+        let second = ring.join(&small, 1)?;
+        ring.give_back(&files[0], 2);
+        assert!(!first.served() && !next.served() && !second.served());
+        ring.room.leave(&mut ring.line, &large, first.place);
+        ring.room.serve(&mut ring.line);
+        assert!(next.served() && second.served());
+        assert!(ring.line.waiters.is_empty());
+        Ok(())
+    }
+
+    /// Those who have left the line do not stay in memory behind one who waits for long.
+    #[test]
+    fn left() -> Result {
+        let mut ring = Ring::new();
+        let files = ring.fill()?;
+        let large = Share::new()?;
+        assert_eq!(ring.room.try_take(&large, 1), Ok(Part::First));
+        let first = ring.join(&large, 40)?;
+        for _ in 0..1000 {
+            let file = Share::new()?;
+            assert_eq!(ring.room.try_take(&file, 33), Err(33));
+            file.give(33);
+            let joined = ring.join(&file, 33)?;
+            ring.room.leave(&mut ring.line, &file, joined.place);
+        }
+        let (turns, idle) = (
+            ring.line.turns.iter().count(),
+            ring.line.idle.iter().count(),
+        );
+        assert!(turns + idle <= 2 * (SWEPT_AT + 2));
+        ring.give_back(&files[0], 40);
+        assert!(first.served());
+        assert_eq!(ring.line.waiting, 0);
+        Ok(())
+    }
+
+    /// A command that took more than its room takes it from those who come later.
+    #[test]
+    fn overdrawn() -> Result {
+        let mut ring = Ring::new();
+        let files = ring.fill()?;
+        ring.room.overdraw(Some(&files[3]), 2);
+        let other = Share::new()?;
+        assert_eq!(ring.room.try_take(&other, 1), Ok(Part::First));
+        let waits = ring.join(&other, 1)?;
+        ring.give_back(&files[0], 2);
+        assert!(!waits.served());
+        ring.give_back(&files[3], 3);
+        assert!(waits.served());
+        assert_eq!(files[3].used.load(Relaxed), 15);
+        Ok(())
     }
 }

@@ -15,10 +15,7 @@ use crate::{
     kapi::{
         dma::fence::Signalling,
         sync::cancel_delayed_sync,
-        virtio::{
-            Message,
-            QueueSetup, //
-        },
+        virtio::QueueSetup, //
     },
     protocol::mirror::{
         device_state,
@@ -66,25 +63,26 @@ impl Control {
         }
         dev_err!(self.vdev, "device lost: {}\n", why);
         self.lose_locked(&mut inner);
-        drop(inner);
-        self.wake_all();
     }
 
     /// Has everybody who waits for the device look again.
-    pub(super) fn wake_all(&self) {
-        self.wait.wake_all();
+    fn wake_all(&self, inner: &Inner) {
+        inner.line.wake_all();
+        for command in inner.in_flight.iter().flatten() {
+            command.shared.wait.wake_all();
+        }
+        // What is not in the ring, or was answered as it cannot be.
+        for command in inner.held.iter() {
+            command.shared.wait.wake_all();
+        }
         self.mirror.wake();
     }
 
     pub(super) fn lose_locked(self: &Arc<Self>, inner: &mut Inner) {
         inner.state = State::Lost;
         self.lost.store(true, Release);
-        let mut backlog = List::new();
-        core::mem::swap(&mut backlog, &mut inner.backlog);
-        inner.held.push_all_back(&mut backlog);
-        let mut early = List::new();
-        core::mem::swap(&mut early, &mut inner.early);
-        inner.held.push_all_back(&mut early);
+        self.hold_unsent(inner);
+        self.wake_all(inner);
         let _ = self.reset_workqueue.enqueue::<Arc<Self>, 2>(self.clone());
         let delay = msecs_to_jiffies(RESET_TIMEOUT_MS);
         let _ = self
@@ -98,8 +96,6 @@ impl Control {
         if inner.state == State::Running {
             self.lose_locked(&mut inner);
         }
-        drop(inner);
-        self.wake_all();
     }
 
     /// Ends all use of the device: on return it has been reset, all
@@ -186,7 +182,6 @@ impl Control {
     #[cfg(CONFIG_PM_SLEEP)]
     fn retire_asleep(self: &Arc<Self>) {
         self.lose_locked(&mut self.inner.lock());
-        self.wake_all();
     }
 
     /// Gives up on a command that the device never answered, and never will: whoever waits for it
@@ -194,6 +189,7 @@ impl Control {
     pub(super) fn abort(command: &Command) {
         command.shared.verdict.store(ABORTED, Release);
         command.shared.signal(Err(ENODEV));
+        command.shared.wait.wake_all();
     }
 }
 
@@ -242,7 +238,7 @@ impl WorkItem<2> for Control {
             while let Some(mut command) =
                 inner.queue.as_mut().and_then(|queue| queue.detach_unused())
             {
-                this.return_slots(&mut inner, Message::owned(&mut command));
+                this.return_slots(&mut inner, &mut command);
                 unanswered.push_back(command);
             }
             unanswered.push_all_back(&mut inner.held);
@@ -258,7 +254,6 @@ impl WorkItem<2> for Control {
                 aborted.push_back(command);
             }
         }
-        this.wait.wake_all();
         for index in 0..places {
             let command = this.inner.lock().in_flight[index].take();
             drop(command);
@@ -270,7 +265,7 @@ impl WorkItem<2> for Control {
             Self::finish(&mut command);
         }
         this.on_reset.reset();
-        this.wake_all();
+        this.wake_all(&this.inner.lock());
     }
 }
 
@@ -284,7 +279,7 @@ impl WorkItem<3> for Control {
             if inner.state != State::Lost {
                 return;
             }
-            inner.ring_size
+            inner.in_flight.len()
         };
         dev_err!(
             this.vdev,

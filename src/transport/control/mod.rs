@@ -47,6 +47,7 @@ pub(crate) use self::{
         Command,
         Expect,
         Finish,
+        HostFence,
         JobOf,
         Request, //
     },
@@ -57,9 +58,15 @@ pub(crate) use self::{
     loss::OnReset,
 };
 
-use self::command::{
-    Owned,
-    Shared, //
+use self::{
+    command::{
+        Owned,
+        Shared, //
+    },
+    credit::{
+        Line,
+        Room, //
+    }, //
 };
 use super::{
     event::Events,
@@ -67,12 +74,17 @@ use super::{
 };
 use crate::{
     kapi::{
+        dma::{
+            Fence,
+            UnpublishedFence, //
+        },
         sync::{
             WaitQueue,
             Workqueue, //
         },
         virtio::{
             self,
+            device::F_INDIRECT_DESC,
             Binding,
             Message,
             Notification,
@@ -139,17 +151,19 @@ struct Inner {
     queue: Option<Queue<Shared, Owned>>,
     /// Never used, but the device counts on it.
     cursor: Option<Queue<Shared, Owned>>,
-    /// Descriptors for ordinary commands.
-    free: usize,
+    /// Who waits for room.
+    line: Line,
     /// Descriptors for commands that take something away.
     reserve: usize,
-    /// Descriptors in the ring.
-    ring_size: usize,
     next_fence: u64,
     /// The highest fence that was answered.
     answered_fence: u64,
-    /// The commands in the ring; as many places as the ring has descriptors.
+    /// The commands in the ring, and in `pending`; as many places as the ring has descriptors.
     in_flight: KVec<Option<Arc<Command>>>,
+    /// The free places.
+    places: KVec<usize>,
+    /// Commands that have their numbers, but found no descriptors. No other command overtakes them.
+    pending: List<Command>,
     /// Commands that take something away, waiting for descriptors.
     backlog: List<Command>,
     /// Commands that were refused before what they undo was answered, in the order in which they
@@ -210,9 +224,8 @@ pub(crate) struct Control {
     /// Waiters for `finished`.
     #[pin]
     finish_wait: WaitQueue,
-    /// Waiters for credits and answers.
-    #[pin]
-    wait: WaitQueue,
+    /// The descriptors of the ring.
+    room: Room,
     /// The mirror queue; without ring if the device has none.
     #[pin]
     pub(super) mirror: Mirror,
@@ -274,12 +287,13 @@ impl Control {
                     state: State::Running,
                     queue: None,
                     cursor: None,
-                    free: 0,
+                    line: Line::new(),
                     reserve: 0,
-                    ring_size: 0,
                     next_fence: 1,
                     answered_fence: 0,
                     in_flight: KVec::new(),
+                    places: KVec::new(),
+                    pending: List::new(),
                     backlog: List::new(),
                     early: List::new(),
                     held: List::new(),
@@ -296,7 +310,7 @@ impl Control {
                 done <- new_spinlock_irq!(List::new(), "Control::done"),
                 finished: Atomic::new(0),
                 finish_wait <- WaitQueue::new(),
-                wait <- WaitQueue::new(),
+                room: Room::new(),
                 mirror <- Mirror::new(),
                 events <- Events::new(),
                 changed: AtomicFlag::new(false),
@@ -335,21 +349,27 @@ impl Control {
             return Err(EINVAL);
         }
         let mut in_flight = KVec::with_capacity(ring_size, GFP_KERNEL)?;
-        for _ in 0..ring_size {
+        let mut places = KVec::with_capacity(ring_size, GFP_KERNEL)?;
+        for place in 0..ring_size {
             in_flight.push(None, GFP_KERNEL)?;
+            places.push(place, GFP_KERNEL)?;
         }
         let probe = Self::new_probe()?;
         {
             let mut inner = self.inner.lock();
             inner.queue = Some(queue);
             inner.cursor = Some(cursor);
-            inner.in_flight = in_flight;
-            inner.ring_size = ring_size;
-            inner.free = ring_size - TEARDOWN_RESERVE;
+            let before = (
+                core::mem::replace(&mut inner.in_flight, in_flight),
+                core::mem::replace(&mut inner.places, places),
+                inner.probe.replace(probe),
+                inner.probed.take(),
+            );
+            let indirect = self.vdev.has_feature(F_INDIRECT_DESC);
+            self.room.start(ring_size, indirect);
             inner.reserve = TEARDOWN_RESERVE;
             inner.commands = 0;
             inner.abandoned = 0;
-            let before = (inner.probe.replace(probe), inner.probed.take());
             inner.state = State::Running;
             drop(inner);
             drop(before);
@@ -359,9 +379,9 @@ impl Control {
         Ok(())
     }
 
-    /// The most descriptors that one command may take: a file's part of the ring.
+    /// The most parts that one command may have, request and answer included.
     pub(crate) fn max_descriptors(&self) -> usize {
-        self.inner.lock().ring_size / 4
+        self.room.max_descriptors()
     }
 
     /// The highest fence that the device has answered, and the highest that it was sent.
@@ -402,17 +422,17 @@ impl Control {
     /// Puts a command into the ring; the device is told when what is returned is dropped, which
     /// must be after all locks. Does not sleep.
     ///
-    /// Its fence, if it has one, gets its number here, so that numbers ascend in each timeline.
-    ///
     /// # Errors
     ///
-    /// [`ENODEV`] if the device is lost. The command then is dropped unseen by the device.
+    /// [`ENODEV`] if the device is lost, [`ENOMEM`] if its memory cannot be mapped for the device. The
+    /// command then is dropped unseen by the device.
     pub(crate) fn send(
         self: &Arc<Self>,
         command: ListArc<Command>,
         credit: Credit,
     ) -> Result<Option<Notification>> {
-        self.add_and(command, credit, |queue| queue.kick_prepare())
+        let sent = self.add_and(command, credit, |_, _| (), |queue| queue.kick_prepare());
+        sent.map(|((), notification)| notification)
     }
 
     /// As [`Control::send`] for one of several commands; [`Control::kick`] tells the device of all.
@@ -421,79 +441,154 @@ impl Control {
     ///
     /// As there.
     pub(crate) fn add(self: &Arc<Self>, command: ListArc<Command>, credit: Credit) -> Result {
-        self.add_and(command, credit, |_| None).map(drop)
+        self.add_and(command, credit, |_, _| (), |_| None).map(drop)
     }
 
-    fn add_and(
+    /// As [`Control::send`]; `fence` is signalled when the answer comes. It gets its number here, so
+    /// that numbers ascend in each timeline, and only then others can have it.
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub(crate) fn send_fenced(
+        self: &Arc<Self>,
+        command: ListArc<Command>,
+        fence: UnpublishedFence,
+        credit: Credit,
+    ) -> Result<(ARef<Fence>, Option<Notification>)> {
+        let publish = |shared: &Shared, number| {
+            let (promise, published) = fence.publish(number);
+            shared.set_fence(promise);
+            published
+        };
+        self.add_and(command, credit, publish, |queue| queue.kick_prepare())
+    }
+
+    /// Puts a command into the ring, and does `then` before others can add to it. `publish` gets the
+    /// command's number; what it returns is dropped if the command is.
+    fn add_and<R>(
         self: &Arc<Self>,
         command: ListArc<Command>,
         credit: Credit,
+        publish: impl FnOnce(&Shared, u64) -> R,
         then: impl FnOnce(&mut Queue<Shared, Owned>) -> Option<Notification>,
-    ) -> Result<Option<Notification>> {
+    ) -> Result<(R, Option<Notification>)> {
         let mut command = command;
-        let (slots, share) = credit.spend();
-        let owned = Message::owned(&mut command);
-        owned.slots = slots;
-        owned.share = Some(share);
+        let (slots, share, part) = credit.spend();
+        command.shared.slots.store(slots, Relaxed);
+        Message::owned(&mut command).taken_from = Some((share, part));
 
         let mut inner = self.inner.lock();
-        let outcome = self
-            .add_locked(&mut inner, command)
-            .map(|()| inner.queue.as_mut().and_then(then));
-        drop(inner);
-        outcome.map_err(|(mut command, e)| {
-            self.return_slots(&mut self.inner.lock(), Message::owned(&mut command));
-            self.wait.wake_all();
-            // Dropping the command may free memory of others, hence not under the lock.
-            drop(command);
-            e
-        })
+        match self.accept(&mut inner, command, publish) {
+            Ok(published) => {
+                let notification = inner.queue.as_mut().and_then(then);
+                Ok((published, notification))
+            }
+            Err((mut command, e)) => {
+                self.return_slots(&mut inner, &mut command);
+                let notification = self.go_on(&mut inner);
+                drop(inner);
+                drop(notification);
+                // Dropping the command may free memory of others, hence not under the lock.
+                drop(command);
+                Err(e)
+            }
+        }
     }
 
-    fn add_locked(
+    /// Gives a command its numbers and puts it into the ring, or behind those that wait for it. Either
+    /// way it is sent.
+    fn accept<R>(
         self: &Arc<Self>,
         inner: &mut Inner,
         mut command: ListArc<Command>,
-    ) -> Result<(), (ListArc<Command>, Error)> {
+        publish: impl FnOnce(&Shared, u64) -> R,
+    ) -> Result<R, (ListArc<Command>, Error)> {
         if inner.state != State::Running || inner.queue.is_none() {
             return Err((command, ENODEV));
         }
-        let Some(index) = inner.in_flight.iter().position(Option::is_none) else {
+        // Each has taken a descriptor, so there are enough places.
+        let Some(index) = inner.places.pop() else {
             return Err((command, ENOSPC));
         };
 
+        let number = inner.next_fence;
         let owned = Message::owned(&mut command);
         owned.index = index;
-        let slots = owned.slots;
-        let mut header = owned.header;
-        command.shared.order.store(inner.next_fence, Relaxed);
-        command.shared.slots.store(slots, Relaxed);
-        if header.flags.get() & FLAG_FENCE != 0 {
-            header.fence_id = inner.next_fence.into();
-            Message::owned(&mut command).header = header;
-            command.shared.set_sequence(inner.next_fence);
+        let fenced = owned.header.flags.get() & FLAG_FENCE != 0;
+        if fenced {
+            owned.header.fence_id = number.into();
         }
+        let header = owned.header;
         Message::patch_request(&mut command, 0, header.as_bytes());
+        command.shared.order.store(number, Relaxed);
+        let published = publish(&command.shared, number);
 
         let reference = command.clone_arc();
-        let Some(queue) = inner.queue.as_mut() else {
-            return Err((command, ENODEV));
+        let added = if inner.pending.is_empty() {
+            self.put(inner, command)
+        } else {
+            Err((command, ENOSPC))
         };
-        if let Err((command, e)) = queue.add(command) {
-            if e == ENOMEM || e == ENOSPC {
-                return Err((command, e));
+        match added {
+            Ok(()) => {}
+            // There was no memory for a table of descriptors, here or for one before, and there are
+            // not enough others. It goes in turn, as soon as there are.
+            Err((command, e)) if e == ENOSPC => {
+                inner.pending.push_back(command);
+                self.arm_watchdog(inner);
             }
-            dev_err!(self.vdev, "device lost: its ring is broken\n");
-            self.lose_locked(inner);
-            return Err((command, ENODEV));
+            Err(refused) => {
+                // There is room: it was just taken from there.
+                let _ = inner.places.push_within_capacity(index);
+                return Err(refused);
+            }
         }
-        trace::command(self.name(), &header, reference.descriptors());
-        if header.flags.get() & FLAG_FENCE != 0 {
+        if fenced {
             inner.next_fence += 1;
         }
         self.note_sent(inner, &reference);
         inner.in_flight[index] = Some(reference);
-        Ok(())
+        Ok(published)
+    }
+
+    /// Puts a command that has its numbers into the ring.
+    ///
+    /// Where it takes more descriptors than were taken for it, because there was no memory for a
+    /// table, others get so many fewer until it is answered.
+    fn put(
+        self: &Arc<Self>,
+        inner: &mut Inner,
+        command: ListArc<Command>,
+    ) -> Result<(), (ListArc<Command>, Error)> {
+        let Some(queue) = inner.queue.as_mut() else {
+            return Err((command, ENODEV));
+        };
+        if self.knobs.lacks_descriptors() {
+            return Err((command, ENOSPC));
+        }
+        let reference = command.clone_arc();
+        let mut command = command;
+        let owned = Message::owned(&mut command);
+        let (header, share) = (owned.header, owned.taken_from.as_ref());
+        let share = share.map(|(share, _)| share.clone());
+        match queue.add(command) {
+            Ok(taken) => {
+                let slots = reference.shared.slots.load(Relaxed);
+                if taken > slots {
+                    self.room.overdraw(share.as_deref(), taken - slots);
+                    reference.shared.slots.store(taken, Relaxed);
+                }
+                trace::command(self.name(), &header, reference.descriptors());
+                Ok(())
+            }
+            Err((command, e)) if e == ENOMEM || e == ENOSPC => Err((command, e)),
+            Err((command, _)) => {
+                dev_err!(self.vdev, "device lost: its ring is broken\n");
+                self.lose_locked(inner);
+                Err((command, ENODEV))
+            }
+        }
     }
 
     /// Milliseconds since the device was found.
@@ -518,7 +613,7 @@ impl Control {
             State::Running => {
                 self.note_waiting(&mut inner);
                 inner.backlog.push_back(command);
-                let notification = self.send_backlog(&mut inner);
+                let notification = self.go_on(&mut inner);
                 drop(inner);
                 drop(notification);
             }
@@ -534,31 +629,59 @@ impl Control {
         }
     }
 
-    /// Sends what waits for descriptors, as far as there are any. Returns what is left to do when
-    /// the lock is dropped.
-    fn send_backlog(self: &Arc<Self>, inner: &mut Inner) -> Option<Notification> {
+    /// Sends what waits for descriptors, as far as there are any, and gives others room. Returns what
+    /// is left to do when the lock is dropped.
+    fn go_on(self: &Arc<Self>, inner: &mut Inner) -> Option<Notification> {
         if inner.state != State::Running {
             return None;
         }
+        let mut added = self.send_pending(inner);
+        if inner.pending.is_empty() {
+            added |= self.send_backlog(inner);
+        }
+        self.room.serve(&mut inner.line);
+        let queue = inner.queue.as_mut().filter(|_| added);
+        queue.and_then(|queue| queue.kick_prepare())
+    }
+
+    /// Sends what has its numbers. Returns whether it has sent anything.
+    fn send_pending(self: &Arc<Self>, inner: &mut Inner) -> bool {
         let mut added = false;
-        while let Some(mut command) = inner.backlog.pop_front() {
-            let slots = command.descriptors();
+        while let Some(command) = inner.pending.pop_front() {
+            let Err((command, _)) = self.put(inner, command) else {
+                added = true;
+                continue;
+            };
+            inner.pending.push_front(command);
+            // The next answer, or the watchdog, tries again.
+            if inner.state == State::Running {
+                self.arm_watchdog(inner);
+            } else {
+                self.hold_unsent(inner);
+            }
+            break;
+        }
+        added
+    }
+
+    /// Sends what takes something away. Returns whether it has sent anything.
+    fn send_backlog(self: &Arc<Self>, inner: &mut Inner) -> bool {
+        let mut added = false;
+        while let Some(command) = inner.backlog.pop_front() {
+            let slots = self.room.slots(&command);
             if inner.reserve >= slots {
                 inner.reserve -= slots;
-            } else if inner.free >= slots + inner.ring_size / 8 {
-                // Not all of it: whoever has something to send must get room now and then.
-                inner.free -= slots;
-            } else {
+            } else if !self.room.take_for_teardown(slots) {
                 inner.backlog.push_front(command);
                 break;
             }
-            Message::owned(&mut command).slots = slots;
-            match self.add_locked(inner, command) {
+            command.shared.slots.store(slots, Relaxed);
+            match self.accept(inner, command, |_, _| ()) {
                 Ok(()) => added = true,
                 Err((mut command, _)) => {
                     // No memory to map it for the device: the next answer, or the watchdog, tries
                     // again.
-                    self.return_slots(inner, Message::owned(&mut command));
+                    self.return_slots(inner, &mut command);
                     if inner.state == State::Running {
                         inner.backlog.push_front(command);
                         self.arm_watchdog(inner);
@@ -568,8 +691,24 @@ impl Control {
                     break;
                 }
             }
+            if !inner.pending.is_empty() {
+                break;
+            }
         }
-        let queue = inner.queue.as_mut().filter(|_| added);
-        queue.and_then(|queue| queue.kick_prepare())
+        added
+    }
+
+    /// The device is lost: what it does not have is held until the reset.
+    fn hold_unsent(&self, inner: &mut Inner) {
+        while let Some(mut command) = inner.pending.pop_front() {
+            self.return_slots(inner, &mut command);
+            inner.held.push_back(command);
+        }
+        let mut backlog = List::new();
+        core::mem::swap(&mut backlog, &mut inner.backlog);
+        inner.held.push_all_back(&mut backlog);
+        let mut early = List::new();
+        core::mem::swap(&mut early, &mut inner.early);
+        inner.held.push_all_back(&mut early);
     }
 }

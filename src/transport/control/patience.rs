@@ -84,7 +84,8 @@ impl Control {
     /// everything in the command.
     pub(crate) fn wait(&self, command: &Command) -> Result<Answer> {
         let done = || Self::answered(command) || self.is_lost();
-        if !self.wait.wait_timeout(done, self.timeouts.answer_ms) {
+        let wait = &command.shared.wait;
+        if !wait.wait_timeout(done, self.timeouts.answer_ms) {
             return Err(EBUSY);
         }
         Self::ended_by_answer(command)
@@ -97,8 +98,8 @@ impl Control {
     /// As [`Control::wait`], and [`ERESTARTSYS`] on a fatal signal.
     pub(crate) fn wait_killable(&self, command: &Command) -> Result<Answer> {
         let done = || Self::answered(command) || self.is_lost();
-        self.wait
-            .wait_killable_timeout(done, self.timeouts.answer_ms)?;
+        let wait = &command.shared.wait;
+        wait.wait_killable_timeout(done, self.timeouts.answer_ms)?;
         Self::ended_by_answer(command)
     }
 
@@ -134,14 +135,14 @@ impl Control {
         command: ListArc<Command>,
     ) -> Result<Arc<Command>> {
         let reference = command.clone_arc();
-        let credit = self.credit(share, command.descriptors())?;
+        let credit = self.credit(share, [&command])?;
         drop(self.send(command, credit)?);
         self.wait_killable(&reference)?.to_result()?;
         Ok(reference)
     }
 
-    /// Waits for room for a job of `slots` descriptors, as long as jobs run, which take any time, or
-    /// the device answers anything. A fatal signal ends the wait.
+    /// Waits for room for a job, as long as jobs run, which take any time, or the device answers
+    /// anything. A fatal signal ends the wait.
     ///
     /// # Errors
     ///
@@ -150,17 +151,14 @@ impl Control {
     pub(crate) fn credit_patiently(
         self: &Arc<Self>,
         share: &Arc<Share>,
-        slots: usize,
+        job: &ListArc<Command>,
     ) -> Result<Credit> {
         let mut starved = None;
-        loop {
-            match self.credit(share, slots) {
-                Err(e) if e == EBUSY && (starved.is_none() || self.may_go_on()) => {
-                    starved.get_or_insert_with(|| Starved::new(self));
-                }
-                other => return other,
-            }
-        }
+        self.credit_while(share, [job], self.timeouts.answer_ms, || {
+            let goes_on = starved.is_none() || self.may_go_on();
+            starved.get_or_insert_with(|| Starved::new(self));
+            goes_on
+        })
     }
 
     /// Whether jobs run, or the device has answered anything within the time limit.
@@ -196,7 +194,7 @@ impl Control {
         let overdue: usize = Self::overdue(&inner, now)
             .map(|command| command.shared.slots.load(Relaxed))
             .sum();
-        if inner.abandoned + overdue > inner.ring_size / 4 {
+        if inner.abandoned + overdue > inner.in_flight.len() / 4 {
             return Err(EBUSY);
         }
         Ok(())
@@ -382,7 +380,7 @@ impl WorkItem<4> for Control {
                 return;
             }
             // In case there was no memory for it, and no answer came since.
-            notifications[0] = this.send_backlog(&mut inner);
+            notifications[0] = this.go_on(&mut inner);
 
             answered = inner.probed.take_if(|probed| Self::answered(probed));
             let now = this.now();
@@ -402,7 +400,7 @@ impl WorkItem<4> for Control {
                     inner.probed = Some(probe.clone_arc());
                     inner.probed_at = now;
                     inner.backlog.push_front(probe);
-                    notifications[1] = this.send_backlog(&mut inner);
+                    notifications[1] = this.go_on(&mut inner);
                     // The device has not begun to be quiet just now.
                     inner.quiet_since = quiet_since;
                 }
@@ -411,15 +409,13 @@ impl WorkItem<4> for Control {
             wants_probe = inner.probe.is_none() && inner.probed.is_none();
             inner.watching = false;
             let limited = runs && this.timeouts.job_ms != 0;
-            if !silent && (limited || wants_probe || waits) {
+            let pending = !inner.pending.is_empty();
+            if !silent && (limited || wants_probe || waits || pending) {
                 this.arm_watchdog(&mut inner);
             }
         }
         drop(notifications);
         drop(answered);
-        if silent {
-            this.wake_all();
-        }
         if let Some(job) = overdue {
             this.lose_context_of(&job);
         }
