@@ -64,11 +64,19 @@ kconfig)
 	[ "$(echo "$options" | wc -w)" -ge 8 ]
 	exit $status
 	;;
+compile-fail)
+	read -ra args <"$kernel/make-args"
+	mkdir -p build/module/compile-fail
+	# The compiler is called once more as it was for this.
+	make -C "$kernel/build" "${args[@]}" M=/project MO=/project/build/module/compile-fail \
+		-j"$(nproc)" modules >&2
+	python3 scripts/compile-fail.py build/module/compile-fail
+	;;
 shell)
 	shellcheck -x -S warning -P scripts scripts/*.sh scripts/in-root .ci/run
 	;;
 *)
-	echo "usage: lint.sh rustfmt-module|rustfmt-workspace|clippy-module|clippy-workspace|checkpatch|kconfig|shell" >&2
+	echo "usage: lint.sh rustfmt-module|rustfmt-workspace|clippy-module|clippy-workspace|checkpatch|kconfig|compile-fail|shell" >&2
 	exit 1
 	;;
 esac

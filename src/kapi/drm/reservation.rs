@@ -70,8 +70,10 @@ impl<'a, O: DriverObject> Reservation<'a, O> {
     /// There is room for one fence, so it takes the reservation:
     ///
     /// ```compile_fail,E0382
-    /// reservation.add_writer(&fence);
-    /// reservation.add_writer(&other);
+    /// fn add_two<O: DriverObject>(reservation: Reservation<'_, O>, fence: &Fence, other: &Fence) {
+    ///     reservation.add_writer(fence);
+    ///     reservation.add_writer(other); // error[E0382]: use of moved value: `reservation`
+    /// }
     /// ```
     pub(crate) fn add_writer(self, fence: &Fence) {
         for object in self.objects {

@@ -178,8 +178,8 @@ extern "C" fn callback<H: QueueHandler>(vq: *mut bindings::virtqueue) {
 ///
 /// Queues cannot be found twice:
 ///
-/// ```compile_fail
-/// fn probe(setup: QueueSetup<'_>, one: Arc<Handler>, other: Arc<Handler>) -> Result {
+/// ```compile_fail,E0382
+/// fn probe<H: QueueHandler>(setup: QueueSetup<'_>, one: Arc<H>, other: Arc<H>) -> Result {
 ///     let _ = setup.find(one, [c"control"])?;
 ///     let _ = setup.find(other, [c"control"])?; // error[E0382]: use of moved value: `setup`
 ///     Ok(())
