@@ -30,7 +30,8 @@
 //! 3. `HostMemory::mapping` (mutex; held while a mapping is requested)
 //! 4. `Mappings::live`, `Shared::held`, `Capsets::cache`, `RangeAllocator::lock`,
 //!    `Context::destroy`, `Space::destroy`, `Events::owners`, `Bound::registration` (mutexes, one at
-//!    a time; some are held across an allocation, `Shared::held` also while MAP is answered)
+//!    a time; some are held across an allocation, `Shared::held` also while MAP is answered).
+//!    Inside of them `Mapper::live` (mutex; held while memory is mapped for DMA or unmapped)
 //! 5. `Mirrored::outer` (killable mutex, one at a time; held while pages are faulted in, hence
 //!    outside `mmap_lock`, and while MAP is answered)
 //!    Inside of it `Residents::evicting`, then `Residents::ranges` (mutexes, one each per file; the

@@ -84,11 +84,7 @@ impl VirtioGpu {
     ) -> Result<(Arc<Gpu>, drm::Registration<GpuDriver>)> {
         let mut features = Features::new(vdev)?;
         vdev.unlimit_segments();
-        let mapper = if features.dma {
-            Some(vdev.dma_mapper()?)
-        } else {
-            None
-        };
+        let mapper = features.dma.then(|| binding.mapper().clone());
         let capset_count = if features.virgl {
             vdev.config().read32(offset_of!(Config, num_capsets))?
         } else {
@@ -112,7 +108,7 @@ impl VirtioGpu {
             None => None,
         };
 
-        let mappings = Arc::new(Mappings::new()?, GFP_KERNEL)?;
+        let mappings = Arc::new(Mappings::new(mapper.clone())?, GFP_KERNEL)?;
         let knobs = Arc::new(Knobs::new(), GFP_KERNEL)?;
         let control = Control::new(binding, crate::timeouts(), mappings.clone(), knobs.clone())?;
         let mut stop = StopOnError(Some(control.clone()));

@@ -63,7 +63,7 @@ pub(crate) struct Gpu {
     /// The window for host blobs, if the device has one.
     pub(crate) host_visible: Option<HostVisible>,
     /// Translates addresses, if the device wants that.
-    pub(crate) mapper: Option<Mapper>,
+    pub(crate) mapper: Option<Arc<Mapper>>,
     /// What it can reach.
     pub(crate) mappings: Arc<Mappings>,
     /// What has happened.

@@ -32,6 +32,7 @@
 #include <linux/sched/mm.h>
 #include <linux/sched/signal.h>
 #include <linux/shmem_fs.h>
+#include <linux/swiotlb.h>
 #include <linux/uaccess.h>
 #include <linux/virtio.h>
 #include <linux/virtio_config.h>
@@ -696,21 +697,29 @@ u64 kapi_dma_map_phys(struct device *dev, phys_addr_t phys, size_t size,
 {
 	dma_addr_t addr = dma_map_phys(dev, phys, size,
 				       write ? DMA_BIDIRECTIONAL : DMA_TO_DEVICE,
-				       0);
+				       DMA_ATTR_NO_WARN);
 
 	*ok = !dma_mapping_error(dev, addr);
 	return addr;
 }
 
-void kapi_dma_unmap_phys(struct device *dev, u64 addr, size_t size, bool write)
+void kapi_dma_unmap_phys(struct device *dev, u64 addr, size_t size, bool write,
+			 bool sync)
 {
 	dma_unmap_phys(dev, addr, size,
-		       write ? DMA_BIDIRECTIONAL : DMA_TO_DEVICE, 0);
+		       write ? DMA_BIDIRECTIONAL : DMA_TO_DEVICE,
+		       sync ? 0 : DMA_ATTR_SKIP_CPU_SYNC);
 }
 
-bool kapi_dma_is_direct(struct device *dev)
+size_t kapi_dma_bounce_pool(struct device *dev)
 {
-	return dma_max_mapping_size(dev) == SIZE_MAX;
+#ifdef CONFIG_SWIOTLB
+	struct io_tlb_mem *pool = dev->dma_io_tlb_mem;
+
+	if (pool)
+		return (size_t)READ_ONCE(pool->nslabs) << IO_TLB_SHIFT;
+#endif
+	return 0;
 }
 
 void kapi_get_dma_buf(struct dma_buf *buf)
@@ -776,5 +785,5 @@ void kapi_dma_sync_for_cpu(struct device *dev, u64 addr, size_t size)
 
 bool kapi_dma_is_physical(struct device *dev)
 {
-	return kapi_dma_is_direct(dev) && !device_iommu_mapped(dev);
+	return dma_max_mapping_size(dev) == SIZE_MAX && !device_iommu_mapped(dev);
 }

@@ -250,9 +250,11 @@ void kapi_page_let_go(u64 phys);
 /* linux/dma-mapping.h */
 u64 kapi_dma_map_phys(struct device *dev, phys_addr_t phys, size_t size,
 		      bool write, bool *ok);
-void kapi_dma_unmap_phys(struct device *dev, u64 addr, size_t size, bool write);
-/* No bounce buffers: a mapping of any size shows the device the memory itself. */
-bool kapi_dma_is_direct(struct device *dev);
+/* @sync: the CPU is to see what the device has written since the last time. */
+void kapi_dma_unmap_phys(struct device *dev, u64 addr, size_t size, bool write,
+			 bool sync);
+/* Bytes of the bounce buffers that @dev uses together with others; 0 if unknown. */
+size_t kapi_dma_bounce_pool(struct device *dev);
 
 /* linux/dma-buf.h */
 void kapi_get_dma_buf(struct dma_buf *buf);

@@ -4,12 +4,10 @@
 
 use super::{
     create_command,
-    mapping::Memory,
     BlobParams,
     Entries,
     Kind,
     Lifetime,
-    Mapping,
     Resource, //
 };
 use crate::{
@@ -49,7 +47,7 @@ const MAX_PAGES: usize = i32::MAX as usize / size_of::<usize>();
 /// # Errors
 ///
 /// [`EINVAL`] if the size wraps, [`ENOMEM`], [`ENOSPC`] if there are no more ids, [`E2BIG`] if the
-/// pages are too scattered.
+/// pages are too scattered, [`ENODEV`].
 pub(super) fn allocate(
     dev: &Device,
     gpu: &Arc<Gpu>,
@@ -64,28 +62,25 @@ pub(super) fn allocate(
         return Err(ENOMEM);
     }
     let lifetime = Lifetime::new(gpu)?;
-    // Physical addresses need no upkeep.
-    let mapping = match gpu.mapper {
-        Some(_) => Some(Mapping::new(gpu, lifetime.id(), true, Memory::Kept)?),
-        None => None,
-    };
     let object = Object::new_shmem(
         dev,
         size,
         Resource {
             lifetime,
             params,
-            mapping,
+            mapping: None,
             kind,
             entries: Atomic::new(0),
         },
     )?;
 
     let mut entries = Entries::new(gpu, 0);
-    object.for_each_run(|phys, len| match &object.mapping {
-        Some(mapping) => mapping.push(phys, len, &mut entries),
-        None => entries.push(phys, len),
-    })?;
+    match &gpu.mapper {
+        Some(mapper) => object
+            .map_for(mapper)?
+            .for_each(|addr, len| entries.push(addr, len))?,
+        None => object.for_each_run(|phys, len| entries.push(phys, len))?,
+    }
     let (entries, count) = entries.finish()?;
     object.entries.store(count, Relaxed);
     Ok((object, entries, count))

@@ -235,7 +235,7 @@ pub(super) fn import(dev: &Device, buf: &Importable) -> Result<ARef<Object>> {
         return Err(EINVAL);
     }
     let (entries, count) = entries.finish()?;
-    let mapping = Mapping::new(gpu, lifetime.id(), true, Memory::Imported(mapped))?;
+    let mapping = Mapping::new(gpu, lifetime.id(), Memory::Imported(mapped))?;
     drop(entered);
 
     let fixed = ResourceCommand {

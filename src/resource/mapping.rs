@@ -38,6 +38,8 @@ use kernel::{
 
 /// What a device can reach, by resource id.
 pub(crate) struct Mappings {
+    /// Has mapped memory for it, if it wants that.
+    mapper: Option<Arc<Mapper>>,
     /// Protects the tree only; nothing is taken inside. `None` once the device has been reset.
     live: Pin<KBox<Mutex<Live>>>,
 }
@@ -51,17 +53,11 @@ struct Shared {
 }
 
 struct Held {
-    mapper: Option<Mapper>,
-    write: bool,
-    /// Address and length in bytes of each mapping.
-    mapped: KVVec<(u64, usize)>,
     memory: Memory,
 }
 
 /// What the view is of, as far as it must be given back.
 pub(crate) enum Memory {
-    /// Memory that others keep.
-    Kept,
     /// Pinned pages.
     Pinned(Pinned),
     /// Pages that move.
@@ -72,12 +68,6 @@ pub(crate) enum Memory {
 
 impl Drop for Held {
     fn drop(&mut self) {
-        // The addresses go before the pages do.
-        if let Some(mapper) = &self.mapper {
-            for &(addr, len) in &self.mapped {
-                mapper.unmap(addr, len, self.write);
-            }
-        }
         if let Memory::Mirrored(range) = &self.memory {
             range.disconnect();
         }
@@ -85,13 +75,15 @@ impl Drop for Held {
 }
 
 impl Mappings {
-    /// Nothing can be reached.
+    /// Nothing can be reached, of a device for which `mapper` maps memory if it is not to see physical
+    /// addresses.
     ///
     /// # Errors
     ///
     /// [`ENOMEM`].
-    pub(crate) fn new() -> Result<Self> {
+    pub(crate) fn new(mapper: Option<Arc<Mapper>>) -> Result<Self> {
         Ok(Self {
+            mapper,
             live: KBox::pin_init(
                 new_mutex!(Some(RBTree::new()), "Mappings::live"),
                 GFP_KERNEL,
@@ -107,6 +99,10 @@ impl OnReset for Mappings {
         for (_, shared) in live.iter().flatten() {
             // Under the lock, so that nobody believes it was done before it is.
             *shared.held.lock() = None;
+        }
+        // What is left is memory of the driver's own.
+        if let Some(mapper) = &self.mapper {
+            mapper.end();
         }
     }
 
@@ -129,7 +125,6 @@ impl OnReset for Mappings {
             };
             if let Some(Held {
                 memory: Memory::Mirrored(range),
-                ..
             }) = &*shared.held.lock()
             {
                 range.tell_loss();
@@ -150,23 +145,13 @@ pub(crate) struct Mapping {
 }
 
 impl Mapping {
-    /// A view of `memory` for resource `resource_id`; the device may write only with `write`.
+    /// A view of `memory` for resource `resource_id`.
     ///
     /// # Errors
     ///
     /// [`ENOMEM`], [`ENODEV`] if the device is gone.
-    pub(crate) fn new(
-        gpu: &Arc<Gpu>,
-        resource_id: u32,
-        write: bool,
-        memory: Memory,
-    ) -> Result<Self> {
-        let held = Held {
-            mapper: gpu.mapper.clone(),
-            write,
-            mapped: KVVec::new(),
-            memory,
-        };
+    pub(crate) fn new(gpu: &Arc<Gpu>, resource_id: u32, memory: Memory) -> Result<Self> {
+        let held = Held { memory };
         let shared = Arc::new(
             Shared {
                 held: KBox::pin_init(new_mutex!(Some(held), "Shared::held"), GFP_KERNEL)?,
@@ -186,58 +171,23 @@ impl Mapping {
         Ok(this)
     }
 
-    /// Adds `len` bytes of memory at `phys` to the view, and their address to `entries`.
+    /// Adds the addresses of the pinned pages to `entries`.
     ///
     /// # Errors
     ///
-    /// [`ENOMEM`], [`E2BIG`], [`ENODEV`] if the device is gone.
-    pub(crate) fn push(&self, phys: u64, len: u64, entries: &mut Entries) -> Result {
-        if self.gpu.mapper.is_none() {
-            return entries.push(phys, len);
-        }
-        let bytes = usize::try_from(len)?;
-        let mut guard = self.shared.held.lock();
-        let Some(held) = &mut *guard else {
-            return Err(ENODEV);
-        };
-        let Some(mapper) = &held.mapper else {
-            return Err(ENODEV);
-        };
-        held.mapped.reserve(1, GFP_KERNEL)?;
-        let addr = mapper.map(phys, bytes, held.write)?;
-        held.mapped.push((addr, bytes), GFP_KERNEL)?;
-        drop(guard);
-        entries.push(addr, len)
-    }
-
-    /// Adds the runs of the pinned pages to the view, and their addresses to `entries`.
-    ///
-    /// # Errors
-    ///
-    /// As [`Mapping::push`].
+    /// [`ENOMEM`], [`E2BIG`], [`ENODEV`] if the device is gone, those of [`Pinned::map_for`].
     pub(crate) fn push_pinned(&self, entries: &mut Entries) -> Result {
         let mut guard = self.shared.held.lock();
-        let Some(held) = &mut *guard else {
+        let Some(Held {
+            memory: Memory::Pinned(pinned),
+        }) = &mut *guard
+        else {
             return Err(ENODEV);
         };
-        let Memory::Pinned(pinned) = &held.memory else {
-            return Err(EINVAL);
-        };
-        let runs = pinned.runs();
-        for run in runs {
-            let addr = match &held.mapper {
-                Some(mapper) => {
-                    let len = usize::try_from(run.len)?;
-                    held.mapped.reserve(1, GFP_KERNEL)?;
-                    let addr = mapper.map(run.phys, len, held.write)?;
-                    held.mapped.push((addr, len), GFP_KERNEL)?;
-                    addr
-                }
-                None => run.phys,
-            };
-            entries.push(addr, run.len)?;
+        if let Some(mapper) = &self.gpu.mapper {
+            pinned.map_for(mapper)?;
         }
-        Ok(())
+        pinned.for_each_address(|addr, len| entries.push(addr, len))
     }
 
     /// Maps the runs of the pinned pages into `space`; returns how many entries that took.
@@ -249,55 +199,11 @@ impl Mapping {
         let guard = self.shared.held.lock();
         let Some(Held {
             memory: Memory::Pinned(pinned),
-            ..
         }) = &*guard
         else {
             return Err(ENODEV);
         };
         space.map_fixed(pinned.runs().iter().map(|run| (run.phys, run.len)))
-    }
-
-    /// Whether CPU and device see the same memory only after it was synchronized.
-    pub(crate) fn needs_sync(&self) -> bool {
-        self.gpu.mapper.as_ref().is_some_and(Mapper::needs_sync)
-    }
-
-    /// Lets the device see what the CPU has written.
-    pub(crate) fn sync_for_device(&self) {
-        let guard = self.shared.held.lock();
-        if let Some(Held {
-            mapper: Some(mapper),
-            mapped,
-            ..
-        }) = &*guard
-        {
-            for &(addr, len) in mapped {
-                mapper.sync_for_device(addr, len);
-            }
-        }
-    }
-
-    /// What lets the CPU see what the device is going to write; usable in an interrupt.
-    ///
-    /// # Errors
-    ///
-    /// [`ENOMEM`], [`ENODEV`] if the device is gone.
-    pub(crate) fn landing(&self) -> Result<Landing> {
-        let guard = self.shared.held.lock();
-        let Some(Held {
-            mapper: Some(mapper),
-            mapped,
-            ..
-        }) = &*guard
-        else {
-            return Err(ENODEV);
-        };
-        let mut copy = KVVec::with_capacity(mapped.len(), GFP_KERNEL)?;
-        copy.extend_from_slice(mapped, GFP_KERNEL)?;
-        Ok(Landing {
-            mapper: mapper.clone(),
-            mapped: copy,
-        })
     }
 
     /// What ends the view before the resource goes.
@@ -308,21 +214,6 @@ impl Mapping {
     /// Whether the device can still reach the memory.
     pub(crate) fn is_live(&self) -> bool {
         self.shared.held.lock().is_some()
-    }
-}
-
-/// Mapped memory to which the device writes. As long as it does, somebody keeps the mapping.
-pub(crate) struct Landing {
-    mapper: Mapper,
-    mapped: KVVec<(u64, usize)>,
-}
-
-impl Landing {
-    /// Lets the CPU see what the device has written. May be called in any context.
-    pub(crate) fn sync_for_cpu(&self) {
-        for &(addr, len) in &self.mapped {
-            self.mapper.sync_for_cpu(addr, len);
-        }
     }
 }
 

@@ -15,6 +15,7 @@ use crate::{
     kapi::{
         dma::{
             fence::allocate_timelines,
+            map::DmaMap,
             UnpublishedFence, //
         },
         drm::reservation::Reservation, //
@@ -42,6 +43,7 @@ use crate::{
         Command,
         Finish,
         HostFence,
+        Landing,
         Request, //
     },
 };
@@ -66,6 +68,22 @@ struct Held {
 impl Finish for Held {
     // What the host thinks of the box is what the fence says.
     fn finish(&mut self, _answer: &Answer) {}
+}
+
+/// The pages of a buffer that the device writes to, where that must be synchronized.
+struct Pages(ARef<Object>);
+
+impl Landing for Pages {
+    fn land(&self) {
+        if let Some(dma) = self.0.dma() {
+            dma.sync_for_cpu();
+        }
+    }
+}
+
+/// The device's view of a buffer, where CPU and device see the same only after a synchronization.
+fn unsynced(object: &Object) -> Option<&DmaMap> {
+    object.dma().filter(|dma| dma.needs_sync())
 }
 
 /// The buffer, if it has both guest pages and storage on the host.
@@ -114,10 +132,8 @@ fn command_3d(
     let fence = UnpublishedFence::new::<Timeline>(context.own_timeline())?;
     request.fence = HostFence::Common;
     request.job = Some(context.job());
-    if let (command::TRANSFER_FROM_HOST_3D, Some(mapping)) = (kind, &object.mapping) {
-        if mapping.needs_sync() {
-            request.landing = Some(mapping.landing()?);
-        }
+    if kind == command::TRANSFER_FROM_HOST_3D && unsynced(object).is_some() {
+        request.landing = Some(KBox::new(Pages(object.clone()), GFP_KERNEL)?);
     }
     let held = Held {
         _context: Some(context),
@@ -164,19 +180,19 @@ fn queue(
     let control = &file.gpu.control;
     let locked = [object];
     let object = &locked[0];
-    let unsynced = object.mapping.as_ref().filter(|m| m.needs_sync());
     loop {
-        if let Some(mapping) = unsynced {
+        if unsynced(object).is_some() {
             wait_idle(file, object)?;
-            // Before the reservation is locked: those who undo mappings lock it. Who writes from now
-            // on is as late as if it came after the transfer.
-            mapping.sync_for_device();
         }
         let credit = control.credit_patiently(&file.share, &command)?;
         let reservation = Reservation::lock(&locked)?;
-        // The memory changes hands as a whole: the device must not have it yet.
-        if unsynced.is_some() && !object.is_idle() {
-            continue;
+        if let Some(dma) = unsynced(object) {
+            // The memory changes hands as a whole: the device must not have it yet, and gets it before
+            // anybody else. Also for a transfer from the host, which may write parts of it only.
+            if !object.is_idle() {
+                continue;
+            }
+            dma.sync_for_device();
         }
         let (published, notification) = control.send_fenced(command, fence, credit)?;
         reservation.add_writer(&published);

@@ -13,10 +13,13 @@ use crate::{
         File,
         Object, //
     },
-    kapi::mm::{
-        PinnedVm,
-        Pins,
-        Run, //
+    kapi::{
+        dma::map::Mapper,
+        mm::{
+            PinnedVm,
+            Pins,
+            Run, //
+        },
     },
     resource::{
         self,
@@ -40,7 +43,8 @@ use kernel::{
         atomic::{
             ordering::Relaxed,
             Atomic, //
-        }, //
+        },
+        Arc, //
     },
 };
 
@@ -82,6 +86,30 @@ impl Pinned {
     pub(crate) fn runs(&self) -> &[Run] {
         self.pins.runs()
     }
+
+    /// Maps the memory for a device that does not see physical addresses.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Pins::map_for`].
+    pub(crate) fn map_for(&mut self, mapper: &Arc<Mapper>) -> Result {
+        self.pins.map_for(mapper)
+    }
+
+    /// Passes the memory to `emit`, as addresses that the device sees and bytes.
+    ///
+    /// # Errors
+    ///
+    /// Those of `emit`.
+    pub(crate) fn for_each_address(&self, mut emit: impl FnMut(u64, u64) -> Result) -> Result {
+        match self.pins.dma() {
+            Some(dma) => dma.for_each(emit),
+            None => self
+                .runs()
+                .iter()
+                .try_for_each(|run| emit(run.phys, run.len)),
+        }
+    }
 }
 
 /// Registers memory and has the host confirm it; returns the object, without handle.
@@ -117,7 +145,7 @@ pub(crate) fn register(
     let pinned = Pinned::new(params, enforced)?;
     let lifetime = Lifetime::new(gpu)?;
     let (pages, runs) = (params.len >> PAGE_SHIFT, pinned.runs().len());
-    let mapping = Mapping::new(gpu, lifetime.id(), params.write, Memory::Pinned(pinned))?;
+    let mapping = Mapping::new(gpu, lifetime.id(), Memory::Pinned(pinned))?;
     let mut entries = Entries::new(gpu, runs);
     let space = if enforced {
         Some(Space::new(gpu, false)?)

@@ -25,7 +25,13 @@ use super::{
 };
 use crate::kapi::{
     bindings,
-    dma::Resv, //
+    dma::{
+        map::{
+            DmaMap,
+            Mapper, //
+        },
+        Resv, //
+    },
 };
 use core::{
     marker::PhantomData,
@@ -57,6 +63,7 @@ use kernel::{
             AtomicFlag, //
         },
         Arc,
+        SetOnce, //
     },
     types::Opaque, //
 };
@@ -157,6 +164,8 @@ pub(crate) struct Object<O: DriverObject> {
     io_base: Atomic<u64>,
     /// The pages are pinned, once, until the object is released.
     pinned: AtomicFlag,
+    /// The pages as the device sees them, if they were mapped for it.
+    dma: SetOnce<DmaMap>,
     /// The reservation, if it is not the object's own.
     resv: Option<Arc<Resv>>,
     /// The dma-buf whose memory it is.
@@ -362,6 +371,7 @@ impl<O: DriverObject> Object<O> {
             (&raw mut (*raw).kind).write(kind);
             (&raw mut (*raw).io_base).write(Atomic::new(0));
             (&raw mut (*raw).pinned).write(AtomicFlag::new(false));
+            (&raw mut (*raw).dma).write(SetOnce::new());
             (&raw mut (*raw).resv).write(None);
             (&raw mut (*raw).import).write(None);
             (&raw mut (*raw).dev).write(dev.into());
@@ -514,6 +524,27 @@ impl<O: DriverObject> Object<O> {
             }
         }
         Ok(())
+    }
+
+    /// Maps the memory of a shmem object for the device, until the object is released or the driver is
+    /// unbound. To be done once.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Object::for_each_run`] and [`DmaMap::new`]; [`EBUSY`] if it was done before.
+    pub(crate) fn map_for(&self, mapper: &Arc<Mapper>) -> Result<&DmaMap> {
+        // SAFETY: The pages stay as long as the object is not released, and the mapping is dropped
+        // before.
+        let dma = unsafe { DmaMap::new(mapper, true, |emit| self.for_each_run(emit)) }?;
+        if !self.dma.populate(dma) {
+            return Err(EBUSY);
+        }
+        self.dma.as_ref().ok_or(EBUSY)
+    }
+
+    /// The memory of a shmem object as the device sees it, if it was mapped for it.
+    pub(crate) fn dma(&self) -> Option<&DmaMap> {
+        self.dma.as_ref()
     }
 
     /// Waits until the jobs that write the object are done, for `ms` milliseconds at most.
@@ -692,9 +723,10 @@ impl<O: DriverObject> Drop for Owned<O> {
     fn drop(&mut self) {
         let raw = self.as_raw();
         // SAFETY: By the type invariant the object is initialized, and nobody else uses it. The
-        // data goes first: it may have mapped the memory.
+        // device's view of the pages goes before they do.
         unsafe {
             ptr::drop_in_place(&raw mut (*self.0.as_ptr()).data);
+            ptr::drop_in_place(&raw mut (*self.0.as_ptr()).dma);
             match self.kind {
                 Kind::Shmem => {
                     if self.pinned.load(Acquire) {

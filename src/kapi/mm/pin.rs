@@ -6,7 +6,13 @@
 //! [`include/linux/memfd.h`](srctree/include/linux/memfd.h); see
 //! `Documentation/core-api/pin_user_pages.rst`.
 
-use crate::kapi::bindings;
+use crate::kapi::{
+    bindings,
+    dma::map::{
+        DmaMap,
+        Mapper, //
+    },
+};
 use core::ptr;
 use kernel::{
     fs::LocalFile,
@@ -14,7 +20,8 @@ use kernel::{
         PAGE_SHIFT,
         PAGE_SIZE, //
     },
-    prelude::*, //
+    prelude::*,
+    sync::Arc, //
 };
 
 /// Pages pinned by one call: what fits a page of pointers.
@@ -40,6 +47,8 @@ pub(crate) struct Run {
 pub(crate) struct Pins {
     runs: KVVec<Run>,
     write: bool,
+    /// The pages as a device sees them, if they were mapped for one.
+    dma: Option<DmaMap>,
 }
 
 /// Memory for one batch.
@@ -63,6 +72,7 @@ impl Pins {
         Self {
             runs: KVVec::new(),
             write,
+            dma: None,
         }
     }
 
@@ -218,10 +228,35 @@ impl Pins {
     pub(crate) fn runs(&self) -> &[Run] {
         &self.runs
     }
+
+    /// Maps the memory for a device, until this is dropped or its driver is unbound. The device may
+    /// write what was pinned for writing.
+    ///
+    /// # Errors
+    ///
+    /// [`EOPNOTSUPP`] if the device would be shown copies; those of [`DmaMap::new`].
+    pub(crate) fn map_for(&mut self, mapper: &Arc<Mapper>) -> Result {
+        if mapper.bounces() {
+            return Err(EOPNOTSUPP);
+        }
+        let runs = |emit: &mut dyn FnMut(u64, u64) -> Result| {
+            self.runs.iter().try_for_each(|run| emit(run.phys, run.len))
+        };
+        // SAFETY: The pages stay as long as they are pinned, and the mapping is dropped before.
+        let dma = unsafe { DmaMap::new(mapper, self.write, runs) }?;
+        self.dma = Some(dma);
+        Ok(())
+    }
+
+    /// The memory as a device sees it, if it was mapped for one.
+    pub(crate) fn dma(&self) -> Option<&DmaMap> {
+        self.dma.as_ref()
+    }
 }
 
 impl Drop for Pins {
     fn drop(&mut self) {
+        drop(self.dma.take());
         // SAFETY: By the type invariant the pages are pinned; pins are dropped where one may sleep.
         // All pages are dirty, as nobody says which of them the device wrote.
         unsafe { bindings::kapi_unpin_runs(self.runs.as_ptr().cast(), self.runs.len(), self.write) }

@@ -9,7 +9,10 @@ use super::{
     device::Device,
     queue::QueueSet, //
 };
-use crate::kapi::bindings;
+use crate::kapi::{
+    bindings,
+    dma::map::Mapper, //
+};
 use kernel::{
     device::Core,
     new_mutex,
@@ -33,12 +36,14 @@ struct Queues {
 /// It owns the device's queues. When the driver is unbound, when its probe fails and when the
 /// machine goes to sleep the bus resets the device, takes the queues down and drops the messages
 /// that are still in them, whatever the driver has kept: a [`Queue`](super::Queue) of queues that
-/// are gone refuses messages and has none.
+/// are gone refuses messages and has none. What the driver has mapped for the device is unmapped when
+/// the driver is unbound or its probe fails.
 ///
 /// Drivers may keep references for as long as they like.
 #[pin_data]
 pub(crate) struct Binding {
     vdev: ARef<Device>,
+    mapper: Arc<Mapper>,
     /// Whether the driver is bound; held while the configuration space is read.
     #[pin]
     config: Mutex<bool>,
@@ -54,9 +59,14 @@ impl Binding {
     ///
     /// [`ENOMEM`].
     pub(super) fn new(vdev: &Device<Core<'_>>) -> Result<Arc<Self>> {
+        // SAFETY: The parent is the transport's device, which stays bound to the transport's driver
+        // for longer than the driver of the virtio device is bound. Whoever binds that calls
+        // `revoke` before it is unbound; without a binding nothing is mapped.
+        let mapper = unsafe { Mapper::new(vdev.parent()) }?;
         Arc::pin_init(
             pin_init!(Self {
                 vdev: vdev.into(),
+                mapper,
                 config <- new_mutex!(true, "Binding::config"),
                 queues <- new_mutex!(Queues {
                     bound: true,
@@ -70,6 +80,11 @@ impl Binding {
     /// The device.
     pub(crate) fn device(&self) -> &Device {
         &self.vdev
+    }
+
+    /// Maps memory for a device with [`F_ACCESS_PLATFORM`](super::device::F_ACCESS_PLATFORM).
+    pub(crate) fn mapper(&self) -> &Arc<Mapper> {
+        &self.mapper
     }
 
     /// The little-endian 32-bit field at byte `offset` of the configuration space.
@@ -140,6 +155,7 @@ impl Binding {
         *self.config.lock() = false;
         self.leave_queues();
         self.queues.lock().bound = false;
+        self.mapper.end();
     }
 
     /// Has `find` set up the queues.

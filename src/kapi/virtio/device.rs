@@ -5,10 +5,7 @@
 //! C headers: [`include/linux/virtio.h`](srctree/include/linux/virtio.h),
 //! [`include/linux/virtio_config.h`](srctree/include/linux/virtio_config.h)
 
-use crate::kapi::{
-    bindings,
-    dma::map::Mapper, //
-};
+use crate::kapi::bindings;
 use core::{
     marker::PhantomData,
     ptr::NonNull, //
@@ -197,17 +194,6 @@ impl Device<device::Core<'_>> {
         };
         // INVARIANT: The context says that the driver is bound, and stays so meanwhile.
         ConfigSpace { vdev, len }
-    }
-
-    /// Maps memory for a device with [`F_ACCESS_PLATFORM`].
-    ///
-    /// # Errors
-    ///
-    /// [`EOPNOTSUPP`] if the device would be shown copies.
-    pub(crate) fn dma_mapper(&self) -> Result<Mapper> {
-        // SAFETY: The parent is the transport's device, which stays bound to the transport's
-        // driver for as long as the virtio device exists, and longer than this driver is bound.
-        unsafe { Mapper::new(self.parent()) }
     }
 
     /// Claims a shared memory region for the driver until it is unbound. Returns whether nobody

@@ -20,7 +20,6 @@ use crate::{
         FLAG_FENCE,
         FLAG_INFO_RING_IDX, //
     },
-    resource::mapping::Landing,
 };
 use kernel::{
     list::ListArc,
@@ -83,7 +82,7 @@ pub(crate) struct Shared {
     /// Sent when the fence is signalled.
     event: Option<ReservedEvent>,
     /// Memory that the device has written when it answers.
-    landing: Option<Landing>,
+    landing: Option<KBox<dyn Landing>>,
 }
 
 impl Shared {
@@ -97,7 +96,7 @@ impl Shared {
     /// context, before the fence is signalled.
     pub(super) fn land(&self) {
         if let Some(landing) = &self.landing {
-            landing.sync_for_cpu();
+            landing.land();
         }
     }
 
@@ -192,6 +191,13 @@ pub(crate) trait Finish: Send {
     fn finish(&mut self, answer: &Answer);
 }
 
+/// Memory to which the device writes as long as it has not answered.
+pub(crate) trait Landing: Send + Sync {
+    /// Lets the CPU see what the device has written. Called in any context, before the command's
+    /// fence is signalled.
+    fn land(&self);
+}
+
 /// How a command ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Answer {
@@ -238,7 +244,7 @@ pub(crate) struct Request<'a> {
     /// An event to send when the fence is signalled.
     pub(crate) event: Option<ReservedEvent>,
     /// Memory that the device has written when it answers.
-    pub(crate) landing: Option<Landing>,
+    pub(crate) landing: Option<KBox<dyn Landing>>,
     /// Whose job it is, if it is one.
     pub(crate) job: Option<JobOf>,
     /// The [`response`] that means success.

@@ -49,6 +49,7 @@ pub(crate) use self::{
         Finish,
         HostFence,
         JobOf,
+        Landing,
         Request, //
     },
     credit::{
