@@ -173,7 +173,7 @@ impl Capsets {
         let size = info.max_size as usize;
         let mut request = Request::new(Header::new(command::GET_CAPSET, 0), &fixed);
         request.answered_by::<Header>(response::OK_CAPSET);
-        request.reply = Chunks::zeroed(size, control.max_descriptors() - 2)?;
+        request.reply = Chunks::zeroed(size, control.pieces(2))?;
         let answered = control.call(share, request.build()?)?;
         let mut bytes = KVVec::from_elem(0, size, GFP_KERNEL)?;
         answered.read_reply(&mut bytes);

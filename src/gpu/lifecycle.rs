@@ -146,6 +146,12 @@ impl VirtioGpu {
             features.context_init,
             features.mirror.is_some()
         );
+        if gpu.bounces() {
+            dev_info!(
+                vdev.as_ref(),
+                "no user memory and no guest blobs: the device sees memory through bounce buffers\n"
+            );
+        }
         stop.0 = None;
         Ok((gpu, registration))
     }

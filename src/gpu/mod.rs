@@ -73,9 +73,15 @@ pub(crate) struct Gpu {
 }
 
 impl Gpu {
+    /// Whether the device works on copies of guest memory, which are brought up to date by transfers
+    /// only, so that nothing can be shared with it.
+    pub(crate) fn bounces(&self) -> bool {
+        self.mapper.as_ref().is_some_and(|mapper| mapper.bounces())
+    }
+
     /// Whether user memory can be registered.
     pub(crate) fn has_userptr(&self) -> bool {
-        self.features.blob
+        self.features.blob && !self.bounces()
     }
 }
 

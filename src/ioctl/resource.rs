@@ -115,6 +115,10 @@ fn blob_params(gpu: &Gpu, args: &uapi::ResourceCreateBlob) -> Result<BlobParams>
     if args.blob_mem == blob_mem::HOST3D && mappable && gpu.host_visible.is_none() {
         return Err(EINVAL);
     }
+    // Jobs would work on a copy. What has storage on the host besides is transferred from and to.
+    if !host && gpu.bounces() {
+        return Err(EOPNOTSUPP);
+    }
     Ok(BlobParams {
         mem: args.blob_mem,
         flags: args.blob_flags,
@@ -138,6 +142,9 @@ impl Ioctl<GpuDriver> for ResourceCreateBlob {
         }
         if args.blob_flags & BLOB_FLAG_USE_USERPTR != 0 {
             let params = Params::from_blob(args, &gpu.features)?;
+            if !gpu.has_userptr() {
+                return Err(EOPNOTSUPP);
+            }
             let (handle, object) = register(dev, file, &params)?;
             args.bo_handle = handle;
             args.res_handle = object.id();

@@ -44,6 +44,7 @@ impl Show<GpuDriver> for Features {
             ("context init", features.context_init),
             ("mirror", features.mirror.is_some()),
             ("access platform", features.dma),
+            ("bounce buffers", gpu.bounces()),
         ] {
             let value = if value { "yes" } else { "no" };
             seq_print!(out, "{:<16} : {}\n", name, value);

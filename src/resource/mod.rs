@@ -39,7 +39,10 @@ use crate::{
             },
             prime::Importable, //
         },
-        virtio::Chunks, //
+        virtio::{
+            Chunks,
+            Pieces, //
+        },
     },
     protocol::{
         runs::{
@@ -168,7 +171,7 @@ pub(crate) struct Entries {
     merger: Merger,
     bytes: Chunks,
     count: u64,
-    max_pieces: usize,
+    pieces: Pieces,
 }
 
 impl Entries {
@@ -180,7 +183,7 @@ impl Entries {
             count: 0,
             // The header and the answer take a descriptor each, and so does each part of a command
             // that is sent together with this one.
-            max_pieces: gpu.control.max_descriptors() - 4,
+            pieces: gpu.control.pieces(4),
         }
     }
 
@@ -190,7 +193,7 @@ impl Entries {
     ///
     /// [`ENOMEM`], [`E2BIG`] if the list cannot be sent in one command.
     pub(crate) fn push(&mut self, addr: u64, len: u64) -> Result {
-        let (bytes, count, max) = (&mut self.bytes, &mut self.count, self.max_pieces);
+        let (bytes, count, max) = (&mut self.bytes, &mut self.count, self.pieces);
         self.merger
             .push(addr, len, |run| append(bytes, count, max, run))
     }
@@ -201,20 +204,20 @@ impl Entries {
     ///
     /// As [`Entries::push`].
     pub(crate) fn finish(mut self) -> Result<(Chunks, u64)> {
-        let (bytes, count, max) = (&mut self.bytes, &mut self.count, self.max_pieces);
+        let (bytes, count, max) = (&mut self.bytes, &mut self.count, self.pieces);
         self.merger.flush(|run| append(bytes, count, max, run))?;
         Ok((self.bytes, self.count))
     }
 }
 
-fn append(bytes: &mut Chunks, count: &mut u64, max_pieces: usize, run: Run) -> Result {
+fn append(bytes: &mut Chunks, count: &mut u64, pieces: Pieces, run: Run) -> Result {
     let entry = MemEntry {
         addr: run.addr.into(),
         length: run.length.into(),
         padding: 0.into(),
     };
     *count += 1;
-    bytes.append(entry.as_bytes(), max_pieces)
+    bytes.append(entry.as_bytes(), pieces)
 }
 
 /// The command that creates a blob.

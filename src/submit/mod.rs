@@ -322,7 +322,7 @@ fn command_bytes(gpu: &Gpu, addr: u64, size: u32) -> Result<Chunks> {
     if size > MAX_COMMAND {
         return Err(ENOMEM);
     }
-    let mut chunks = Chunks::zeroed(size, gpu.control.max_descriptors() - 2)?;
+    let mut chunks = Chunks::zeroed(size, gpu.control.pieces(2))?;
     let addr = usize::try_from(addr)?;
     let mut reader = UserSlice::new(UserPtr::from_addr(addr), size).reader();
     for piece in chunks.pieces_mut() {

@@ -20,6 +20,7 @@ use crate::{
             Chunks,
             Message,
             Notification,
+            Pieces,
             Queue, //
         },
     },
@@ -450,7 +451,7 @@ impl MirrorQueue {
             padding: 0.into(),
         };
         let mut payload = Chunks::expecting(size_of_val(entries));
-        payload.append(entries.as_bytes(), 1)?;
+        payload.append(entries.as_bytes(), Pieces::new(1, usize::MAX))?;
         message(request.as_bytes(), payload, true)
     }
 

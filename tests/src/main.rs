@@ -12,6 +12,7 @@ mod bad_input;
 mod bad_memory;
 mod basic;
 mod belated;
+mod bounce;
 mod cdriver;
 mod cow;
 mod faults;
@@ -46,6 +47,7 @@ use ktap::{Driver, Family, Kernel};
 
 const FAMILIES: &[&Family] = &[
     &basic::FAMILY,
+    &bounce::FAMILY,
     &cdriver::FAMILY,
     &poll_rings::FAMILY,
     &prime::FAMILY,

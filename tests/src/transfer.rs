@@ -100,7 +100,7 @@ fn cuboid(from: [u32; 3], sides: [u32; 3]) -> Box3d {
     }
 }
 
-fn created(env: &Env) -> TestResult {
+pub(crate) fn created(env: &Env) -> TestResult {
     let device = env.compute()?;
     for (size, rounded) in [(0, PAGE), (1, PAGE), (PAGE, PAGE), (PAGE + 1, 2 * PAGE)] {
         let mut create = uapi::ResourceCreate {
@@ -165,7 +165,7 @@ impl Length for BlobMap {
     }
 }
 
-fn picture(env: &Env) -> TestResult {
+pub(crate) fn picture(env: &Env) -> TestResult {
     let device = env.compute()?;
     for (width, height) in [(1, 1), (16, 16), (100, 7), (64, 300)] {
         let image = device.create_picture(width, height)?;
@@ -228,7 +228,7 @@ fn moved(
     Ok(())
 }
 
-fn boxes(env: &Env) -> TestResult {
+pub(crate) fn boxes(env: &Env) -> TestResult {
     let device = env.compute()?;
     let image = device.create_picture(32, 32)?;
     let map = image.map()?;
@@ -256,7 +256,7 @@ fn boxes(env: &Env) -> TestResult {
     Ok(())
 }
 
-fn levels(env: &Env) -> TestResult {
+pub(crate) fn levels(env: &Env) -> TestResult {
     let device = env.compute()?;
     let image = device.create_image(&mut uapi::ResourceCreate {
         last_level: 4,
@@ -291,7 +291,7 @@ fn levels(env: &Env) -> TestResult {
     Ok(())
 }
 
-fn layers(env: &Env) -> TestResult {
+pub(crate) fn layers(env: &Env) -> TestResult {
     let device = env.compute()?;
     for (what, create, layers) in [
         (
@@ -352,7 +352,7 @@ fn layers(env: &Env) -> TestResult {
     Ok(())
 }
 
-fn buffer(env: &Env) -> TestResult {
+pub(crate) fn buffer(env: &Env) -> TestResult {
     let device = env.compute()?;
     let image = device.create_buffer(3 * PAGE as u32)?;
     let map = image.map()?;
@@ -376,7 +376,7 @@ fn buffer(env: &Env) -> TestResult {
     Ok(())
 }
 
-fn many_pages(env: &Env) -> TestResult {
+pub(crate) fn many_pages(env: &Env) -> TestResult {
     let device = env.compute()?;
     let image = device.create_picture(1024, 2048)?;
     let map = image.map()?;
@@ -401,7 +401,7 @@ fn many_pages(env: &Env) -> TestResult {
     Ok(())
 }
 
-fn formats(env: &Env) -> TestResult {
+pub(crate) fn formats(env: &Env) -> TestResult {
     let device = env.compute()?;
     for (format, pixel) in [
         (format::R8_UNORM, 1),
@@ -572,7 +572,7 @@ fn wrong_boxes(env: &Env) -> TestResult {
 }
 
 /// A transfer comes after the jobs before it, and WAIT waits for it.
-fn in_order(env: &Env) -> TestResult {
+pub(crate) fn in_order(env: &Env) -> TestResult {
     let device = env.compute()?;
     let image = device.create_picture(16, 16)?;
     device.wait(image.handle())?;
@@ -594,7 +594,7 @@ fn in_order(env: &Env) -> TestResult {
     Ok(())
 }
 
-fn closed_at_once(env: &Env) -> TestResult {
+pub(crate) fn closed_at_once(env: &Env) -> TestResult {
     let device = env.compute()?;
     for _ in 0..env.iterations(100) {
         let image = device.create_picture(64, 64)?;

@@ -136,8 +136,10 @@ impl<T: TimelineNames> Ops<T> {
 /// it. There is no way to a [`Fence`] but [`UnpublishedFence::publish`], which takes the number:
 ///
 /// ```compile_fail,E0382
-/// let (promise, fence) = unpublished.publish(1);
-/// unpublished.publish(2); // error[E0382]: use of moved value: `unpublished`
+/// fn publish_twice(unpublished: UnpublishedFence) {
+///     let _ = unpublished.publish(1);
+///     let _ = unpublished.publish(2); // error[E0382]: use of moved value: `unpublished`
+/// }
 /// ```
 ///
 /// Dropping it drops the fence, for which nobody can wait.

@@ -43,6 +43,8 @@ struct Queues {
 #[pin_data]
 pub(crate) struct Binding {
     vdev: ARef<Device>,
+    /// Most bytes of a piece of a message.
+    max_piece: usize,
     mapper: Arc<Mapper>,
     /// Whether the driver is bound; held while the configuration space is read.
     #[pin]
@@ -66,6 +68,8 @@ impl Binding {
         Arc::pin_init(
             pin_init!(Self {
                 vdev: vdev.into(),
+                // SAFETY: The device is valid, and bound as long as it is probed.
+                max_piece: unsafe { bindings::virtio_max_dma_size(vdev.as_raw()) },
                 mapper,
                 config <- new_mutex!(true, "Binding::config"),
                 queues <- new_mutex!(Queues {
@@ -85,6 +89,12 @@ impl Binding {
     /// Maps memory for a device with [`F_ACCESS_PLATFORM`](super::device::F_ACCESS_PLATFORM).
     pub(crate) fn mapper(&self) -> &Arc<Mapper> {
         &self.mapper
+    }
+
+    /// Most bytes of a [`Message`](super::Message) that lie in one piece: what the platform maps at
+    /// once.
+    pub(crate) fn max_piece(&self) -> usize {
+        self.max_piece
     }
 
     /// The little-endian 32-bit field at byte `offset` of the configuration space.

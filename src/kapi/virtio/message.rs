@@ -31,6 +31,37 @@ const CHUNK_EASY: usize = 32 << 10;
 /// The first piece of a growing list: most are short.
 const CHUNK_MIN: usize = 256;
 
+/// How many pieces the bytes of a message may have, and how long each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Pieces {
+    count: usize,
+    len: usize,
+}
+
+impl Pieces {
+    /// At most `count` pieces of at most `len` bytes, as [`Binding::max_piece`] has it; no less than
+    /// [`CHUNK_MIN`].
+    ///
+    /// [`Binding::max_piece`]: super::Binding::max_piece
+    pub(crate) const fn new(count: usize, len: usize) -> Self {
+        let len = if len < CHUNK_MIN { CHUNK_MIN } else { len };
+        // Records fill pieces, see `Chunks::append`.
+        let len = 1 << len.ilog2();
+        Self {
+            count,
+            len: if len < CHUNK_MAX { len } else { CHUNK_MAX },
+        }
+    }
+
+    /// What is left when there are `used` pieces.
+    fn left(self, used: usize) -> Self {
+        Self {
+            count: self.count.saturating_sub(used),
+            ..self
+        }
+    }
+}
+
 /// Bytes in a few physically contiguous pieces.
 ///
 /// Large pieces are taken if they are there for the asking. If not, pieces are as small as their number
@@ -69,14 +100,13 @@ impl Chunks {
     ///
     /// # Errors
     ///
-    /// [`ENOMEM`] if `max_pieces` do not suffice.
-    pub(crate) fn zeroed(len: usize, max_pieces: usize) -> Result<Self> {
+    /// [`ENOMEM`] if it would take more than `max`.
+    pub(crate) fn zeroed(len: usize, max: Pieces) -> Result<Self> {
         let mut this = Self::new();
-        let mut want = CHUNK_MAX;
+        let mut want = max.len;
         let mut left = len;
         while left > 0 {
-            let pieces = max_pieces.saturating_sub(this.pieces.len());
-            let needed = Self::needed(left, pieces).ok_or(ENOMEM)?;
+            let needed = Self::needed(left, max.left(this.pieces.len())).ok_or(ENOMEM)?;
             let mut piece = Self::piece(left.min(want), needed)?;
             let take = piece.capacity().min(left);
             want = take;
@@ -88,13 +118,13 @@ impl Chunks {
         Ok(this)
     }
 
-    /// The size that pieces must have so that `len` bytes are no more than `pieces`.
-    fn needed(len: usize, pieces: usize) -> Option<usize> {
-        if pieces == 0 {
+    /// The size that pieces must have so that `len` bytes are no more than `max`.
+    fn needed(len: usize, max: Pieces) -> Option<usize> {
+        if max.count == 0 {
             return None;
         }
-        let size = len.div_ceil(pieces).checked_next_power_of_two()?;
-        (size <= CHUNK_MAX).then(|| size.max(PAGE_SIZE))
+        let size = len.div_ceil(max.count).checked_next_power_of_two()?;
+        (size <= max.len).then(|| size.max(PAGE_SIZE).min(max.len))
     }
 
     /// A piece of `want` bytes, or of a smaller power of two, but not less than `needed` if that is
@@ -114,20 +144,23 @@ impl Chunks {
         }
     }
 
-    /// Appends `bytes`, growing by pieces that double in size up to 4 MiB.
+    /// Appends `bytes`, which must fit a piece, growing by pieces that double in size up to 4 MiB.
     ///
     /// A record that is appended whole is never split between pieces if its length divides 256.
     ///
     /// # Errors
     ///
-    /// [`ENOMEM`] if there is no memory, [`E2BIG`] if it would take more than `max_pieces`.
-    pub(crate) fn append(&mut self, bytes: &[u8], max_pieces: usize) -> Result {
+    /// [`ENOMEM`] if there is no memory, [`E2BIG`] if it would take more than `max`.
+    pub(crate) fn append(&mut self, bytes: &[u8], max: Pieces) -> Result {
+        if bytes.len() > max.len {
+            return Err(E2BIG);
+        }
         let full = match self.pieces.last() {
             Some(piece) => piece.capacity() - piece.len() < bytes.len(),
             None => true,
         };
         if full {
-            if self.pieces.len() >= max_pieces {
+            if self.pieces.len() >= max.count {
                 return Err(E2BIG);
             }
             let missing = self.expected.saturating_sub(self.len);
@@ -135,11 +168,11 @@ impl Chunks {
                 .len
                 .max(missing)
                 .next_power_of_two()
-                .clamp(CHUNK_MIN, CHUNK_MAX);
+                .clamp(CHUNK_MIN, max.len);
             let needed = match missing {
                 // Longer than expected.
-                0 => CHUNK_EASY,
-                _ => Self::needed(missing, max_pieces - self.pieces.len()).unwrap_or(CHUNK_MAX),
+                0 => CHUNK_EASY.min(max.len),
+                _ => Self::needed(missing, max.left(self.pieces.len())).unwrap_or(max.len),
             };
             let piece = Self::piece(want, needed)?;
             self.pieces.push(piece, GFP_KERNEL)?;
@@ -411,13 +444,36 @@ impl<S, O> Message<S, O> {
 mod tests {
     use super::*;
 
+    const SHORT: usize = 64 << 10;
+
+    #[test]
+    fn pieces_are_as_long_as_may_be() -> Result {
+        // As long as the platform maps at once, however much memory there is.
+        let chunks = Chunks::zeroed(10 * SHORT + 1, Pieces::new(20, SHORT + 5))?;
+        assert_eq!(chunks.len(), 10 * SHORT + 1);
+        assert!(chunks.pieces().all(|piece| piece.len() <= SHORT));
+        let mut chunks = Chunks::expecting(10 * SHORT);
+        for _ in 0..10 * SHORT / 16 {
+            chunks.append(&[1; 16], Pieces::new(20, SHORT))?;
+        }
+        assert!(chunks.pieces().all(|piece| piece.len() <= SHORT));
+        assert_eq!(
+            chunks.append(&[1; 2 * SHORT], Pieces::new(20, SHORT)),
+            Err(E2BIG)
+        );
+        // At least so that something can be said.
+        assert_eq!(Pieces::new(1, 0), Pieces::new(1, CHUNK_MIN));
+        assert_eq!(Pieces::new(1, usize::MAX), Pieces::new(1, CHUNK_MAX));
+        Ok(())
+    }
+
     #[test]
     fn append_keeps_records_whole() -> Result {
         let mut chunks = Chunks::new();
         for i in 0..5000u32 {
             let mut record = [0; 16];
             record[..4].copy_from_slice(&i.to_ne_bytes());
-            chunks.append(&record, 62)?;
+            chunks.append(&record, Pieces::new(62, usize::MAX))?;
         }
         assert_eq!(chunks.len(), 80_000);
         assert!(chunks.pieces().all(|piece| piece.len() % 16 == 0));
@@ -436,7 +492,7 @@ mod tests {
         let mut outcome = Ok(());
         // Two pieces hold a few hundred bytes.
         for _ in 0..100_000 {
-            outcome = chunks.append(&[0; 16], 2);
+            outcome = chunks.append(&[0; 16], Pieces::new(2, usize::MAX));
             if outcome.is_err() {
                 break;
             }
@@ -448,26 +504,41 @@ mod tests {
 
     #[test]
     fn pieces_are_small_if_they_may() {
-        assert_eq!(Chunks::needed(1, 1), Some(PAGE_SIZE));
-        assert_eq!(Chunks::needed(100 * PAGE_SIZE, 100), Some(PAGE_SIZE));
         assert_eq!(
-            Chunks::needed(100 * PAGE_SIZE + 1, 100),
+            Chunks::needed(1, Pieces::new(1, usize::MAX)),
+            Some(PAGE_SIZE)
+        );
+        assert_eq!(
+            Chunks::needed(100 * PAGE_SIZE, Pieces::new(100, usize::MAX)),
+            Some(PAGE_SIZE)
+        );
+        assert_eq!(
+            Chunks::needed(100 * PAGE_SIZE + 1, Pieces::new(100, usize::MAX)),
             Some(2 * PAGE_SIZE)
         );
-        assert_eq!(Chunks::needed(1 << 20, 126), Some(16 << 10));
-        assert_eq!(Chunks::needed(126 * CHUNK_MAX, 126), Some(CHUNK_MAX));
-        assert_eq!(Chunks::needed(126 * CHUNK_MAX + 1, 126), None);
-        assert_eq!(Chunks::needed(1, 0), None);
-        assert_eq!(Chunks::needed(usize::MAX, 1), None);
+        assert_eq!(
+            Chunks::needed(1 << 20, Pieces::new(126, usize::MAX)),
+            Some(16 << 10)
+        );
+        assert_eq!(
+            Chunks::needed(126 * CHUNK_MAX, Pieces::new(126, usize::MAX)),
+            Some(CHUNK_MAX)
+        );
+        assert_eq!(
+            Chunks::needed(126 * CHUNK_MAX + 1, Pieces::new(126, usize::MAX)),
+            None
+        );
+        assert_eq!(Chunks::needed(1, Pieces::new(0, usize::MAX)), None);
+        assert_eq!(Chunks::needed(usize::MAX, Pieces::new(1, usize::MAX)), None);
     }
 
     #[test]
     fn zeroed() -> Result {
-        let chunks = Chunks::zeroed(100_000, 4)?;
+        let chunks = Chunks::zeroed(100_000, Pieces::new(4, usize::MAX))?;
         assert_eq!(chunks.len(), 100_000);
         assert!(chunks.count() <= 4);
         assert!(chunks.pieces().flatten().all(|&byte| byte == 0));
-        assert_eq!(Chunks::zeroed(0, 0)?.count(), 0);
+        assert_eq!(Chunks::zeroed(0, Pieces::new(0, usize::MAX))?.count(), 0);
         Ok(())
     }
 

@@ -28,7 +28,8 @@ pub(crate) use self::{
     },
     message::{
         Chunks,
-        Message, //
+        Message,
+        Pieces, //
     },
     queue::{
         Notification,

@@ -89,6 +89,7 @@ use crate::{
             Binding,
             Message,
             Notification,
+            Pieces,
             Queue,
             QueueSetup, //
         },
@@ -383,6 +384,13 @@ impl Control {
     /// The most parts that one command may have, request and answer included.
     pub(crate) fn max_descriptors(&self) -> usize {
         self.room.max_descriptors()
+    }
+
+    /// How many pieces the variable parts of a command may have that takes `others` descriptors
+    /// besides, and how long they may be.
+    pub(crate) fn pieces(&self, others: usize) -> Pieces {
+        let count = self.max_descriptors().saturating_sub(others);
+        Pieces::new(count, self.binding.max_piece())
     }
 
     /// The highest fence that the device has answered, and the highest that it was sent.

@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use virtgpu_client::protocol::compute::Operand;
-use virtgpu_client::{compute, BlobOptions, Bytes, Device, Exec};
+use virtgpu_client::{compute, Blob, BlobOptions, Bytes, Device, Errno, Exec};
 
 use crate::ktap::TestResult;
 
@@ -21,9 +21,18 @@ pub(crate) fn run(device: &Device, stream: &compute::Stream, handles: &[u32]) ->
     Ok(())
 }
 
+/// Memory that CPU and device see at the same time: of the guest, or of the host where the device sees
+/// copies of the guest's.
+pub(crate) fn shared_blob(device: &Device, size: usize) -> TestResult<Blob<'_>> {
+    match device.create_blob(&BlobOptions::guest(size as u64)) {
+        Err(Errno::OPNOTSUPP) => Ok(device.create_blob(&BlobOptions::host3d(size as u64, 1))?),
+        other => Ok(other?),
+    }
+}
+
 /// The device's CRC32C of `length` bytes at `source`.
 pub(crate) fn crc(device: &Device, source: Operand, length: u64, handle: u32) -> TestResult<u32> {
-    let blob = device.create_blob(&BlobOptions::guest(4096))?;
+    let blob = shared_blob(device, 4096)?;
     let map = blob.map()?;
     let mut stream = compute::Stream::new();
     stream.crc32c(blob.at(0), source, length);

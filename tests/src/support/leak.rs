@@ -35,7 +35,7 @@ static BEFORE: Mutex<Option<State>> = Mutex::new(None);
 fn now(env: &Env) -> TestResult<State> {
     let device = env.compute()?;
     // As large as any device of the tests wants blobs to be.
-    let blob = device.create_blob(&virtgpu_client::BlobOptions::guest(65536))?;
+    let blob = job::shared_blob(&device, 65536)?;
     let map = blob.map()?;
     let mut stream = compute::Stream::new();
     stream.stat(blob.at(0));

@@ -6,7 +6,7 @@ use std::fs;
 use std::time::Duration;
 
 use virtgpu_client::protocol::uapi;
-use virtgpu_client::{compute, BlobMap, BlobOptions, Bytes, Device, Errno};
+use virtgpu_client::{compute, BlobMap, Bytes, Device, Errno};
 
 use crate::ktap::{Outcome, TestResult};
 use crate::support::errno::{describe, name};
@@ -45,7 +45,7 @@ pub(crate) struct Refusing {
 impl Refusing {
     pub(crate) fn new(env: &Env) -> TestResult<Self> {
         let device = env.compute()?;
-        let blob = device.create_blob(&BlobOptions::guest(4096))?;
+        let blob = job::shared_blob(&device, 4096)?;
         let report = blob.map()?;
         let resource = blob.resource();
         let handle = blob.into_handle();
@@ -59,7 +59,7 @@ impl Refusing {
 
     fn state(&self) -> TestResult<State> {
         // The kernel gives the lowest free handle.
-        let probe = self.device.create_blob(&BlobOptions::guest(4096))?;
+        let probe = job::shared_blob(&self.device, 4096)?;
         let next_handle = probe.handle();
         drop(probe);
         let mut stream = compute::Stream::new();
