@@ -167,7 +167,7 @@ def lines_belong_to_cases(build):
     with open(f"{build}/console.log", "w") as f:
         f.write(CONSOLE)
     vm.PROJECT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    args = argparse.Namespace(cases=[Family(f"{n}\tany\tours\t\t") for n in ("a", "b", "c")])
+    args = argparse.Namespace(kernel="stock", cases=[Family(f"{n}\tany\tours\t\t") for n in ("a", "b", "c")])
     result = vm.judge(args, build, types.SimpleNamespace(returncode=0), None, None)
     a, b = result["cases"]
     return (a == case("a") and b["rc"] is None and "the module could not be unloaded" in b["errors"]
@@ -175,10 +175,57 @@ def lines_belong_to_cases(build):
             and not result["scan"] and not result["ok"])
 
 
+GOOD_LOG = """VIRTGPU-GUEST-START
+[    9.0] virtgpu_userptr virtio0: device lost: it does not answer
+VIRTGPU-GUEST-TAINTED 12288
+VIRTGPU-GUEST-DONE rc=0
+"""
+
+
+def device(arguments="", status=0, killed=False):
+    d = vm.Device.__new__(vm.Device)
+    d.run, d.events, d.arguments, d.case = "", "events.jsonl", arguments, None
+    d.status, d.killed, d.stopped = status, killed, False
+    return d
+
+
+def errors(build, devices, kernel="stock", log=GOOD_LOG):
+    """What is wrong with a guest whose log is this and that has had these devices."""
+    with open(f"{build}/console.log", "w") as f:
+        f.write(log)
+    vm.PROJECT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    vm.check_events = lambda run, log: []
+    args = argparse.Namespace(cases=[], kernel=kernel)
+    gpus = types.SimpleNamespace(all=devices)
+    return vm.judge(args, build, types.SimpleNamespace(returncode=0), None, gpus)["errors"]
+
+
+def good_devices_are_not_given_up(build):
+    given_up = lambda *devices: any("given up" in e for e in errors(build, devices))
+    return (given_up(device()) and not given_up(device("--adversary silence"))
+            and not given_up(device(status=-9, killed=True)))
+
+
+def devices_end_well(build):
+    log = GOOD_LOG.replace("device lost", "device found")
+    bad = lambda d: bool(errors(build, [d], log=log))
+    return (not bad(device()) and bad(device(status=1)) and bad(device(status=-6)) and bad(device(status=None))
+            and not bad(device("--adversary exit --adversary-from 40", 1)) and bad(device("--adversary exit", 0))
+            and bad(device("--adversary exit", -6)) and not bad(device("--adversary exit:7", 7))
+            and not bad(device(status=-9, killed=True)) and bad(device(status=-6, killed=True)))
+
+
+def lockdep_is_looked_at(build):
+    log = GOOD_LOG.replace("device lost", "device found")
+    on = log.replace("VIRTGPU-GUEST-TAINTED", "VIRTGPU-GUEST-LOCKDEP on\nVIRTGPU-GUEST-TAINTED")
+    return (errors(build, [device()], "debug", log) and not errors(build, [device()], "debug", on)
+            and not errors(build, [device()], "stock", log))
+
+
 TESTS = [all_in_one_guest, finding_names_its_case, the_rest_runs_in_the_next_guest, no_family_is_lost,
          a_silent_family_fails, status_without_failure_fails, a_pause_does_not_fail, a_pause_hides_no_finding,
          fails_twice, short_pauses_count, no_result_fails, two_hung_boots_fail, unchanged_guests_are_skipped,
-         lines_belong_to_cases]
+         lines_belong_to_cases, good_devices_are_not_given_up, devices_end_well, lockdep_is_looked_at]
 
 
 def main():

@@ -50,6 +50,10 @@ samples=$(cat <<'LIST'
 [    1.0] rust_kernel: panicked at src/main.rs:1:2:
 [    1.0] Kernel stack overflow: Corrupted stack end detected inside scheduler
 [    1.0] Call Trace:
+[    1.0] turning off the locking correctness validator.
+[    1.0] kmemleak: Kernel memory leak detector disabled
+[    1.0] Out of memory: Killed process 153 (virtgpu-tests) total-vm:8kB, anon-rss:4kB
+VIRTGPU-GUEST-LOCKDEP off
 VIRTGPU-GUEST-ERROR insmod failed
 VIRTGPU-GUEST-RMMOD failed
 LIST
@@ -63,6 +67,8 @@ healthy=$(cat <<'LIST'
 [    1.0] DMA-API: preallocated 65536 debug entries
 [    1.0] DMA-API: debugging enabled by kernel config
 [    1.0] Freeing unused kernel image (initmem) memory: 4664K
+[    1.0] Memory cgroup out of memory: Killed process 153 (virtgpu-tests)
+VIRTGPU-GUEST-LOCKDEP on
 VIRTGPU-GUEST-TAINTED 12288
 VIRTGPU-GUEST-DONE rc=0
 LIST

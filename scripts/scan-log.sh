@@ -52,11 +52,18 @@ double free
 rust_kernel: panicked|panicked at
 stack-protector|kernel stack overflow|Corrupted stack
 Call Trace:
+turning off the locking correctness validator
+detector disabled
+(^|[] ])Out of memory: Killed process
+VIRTGPU-GUEST-LOCKDEP off
 VIRTGPU-GUEST-ERROR
 VIRTGPU-GUEST-RMMOD failed
 LIST
 )
 
+# A group of processes that has had too much memory is killed because a test wants that; a kernel
+# without memory is not wanted by any test.
+#
 # What an otherwise healthy guest prints and what none of this project's code
 # can cause. Each with its reason.
 #  - "Kernel command line:" repeats what we passed (hung_task_panic, …).

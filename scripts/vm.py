@@ -52,10 +52,14 @@ RENDER = BUILD + "/target-dynamic/x86_64-unknown-linux-gnu/release"
 RENDER_BINARIES = ["virtgpu-gles", "virtgpu-vulkan"]
 MARKER = "VIRTGPU-GUEST-"
 HOST_REQUEST = "VIRTGPU-HOST: "
+# What the driver says when it gives a device up.
+LOST = "device lost: "
 # A guest whose first process is not heard before it has loaded the driver has hung in booting, or
 # has no interrupts of its serial ports, as happens when the machine stands still while the kernel
 # finds them. It tells nothing of what is tested, and is started once more, which is said.
 START_SECONDS = 240
+# How long a device may take to end when QEMU is gone.
+END_SECONDS = 30
 # A thread that sleeps and wakes up later than this has stood still with the whole machine.
 STALL_SECONDS = 2
 ATTEMPTS = 2
@@ -234,7 +238,7 @@ class Device:
         self.socket = tempfile.mktemp(prefix="vgpu-", suffix=".sock")
         self.events = "events.jsonl" if number == 1 else f"events-{number}.jsonl"
         self.status = None  # its exit status, None if it had to be ended
-        self.killed = False  # at the job's wish
+        self.killed = self.stopped = False  # at the job's wish
         command = [f"{TARGET}/virtgpu-device", "--socket", self.socket, "--event-log", f"{run}/{self.events}"]
         if kind == "second":
             # It judges the driver by itself, and has no event log.
@@ -259,26 +263,27 @@ class Device:
 
     def stop(self):
         """Ends it, unless it ends by itself, as it does when QEMU has let go of it."""
-        try:
-            self.status = self.process.wait(1)
-            return
-        except subprocess.TimeoutExpired:
-            pass
         self.process.send_signal(signal.SIGCONT)
-        self.process.terminate()
         try:
-            self.process.wait(5)
+            self.status = self.process.wait(END_SECONDS)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
+
+    def misbehaves(self):
+        """Whether it may be lost."""
+        return "--adversary" in self.arguments or "--mutant" in self.arguments
 
     def problems(self):
         """What is wrong with how it ended, and what its own checker says of the driver."""
         problems = check_events(self.run, self.events) if self.events else []
         # One of the ways to misbehave is to exit.
-        exits = self.killed or "--adversary exit" in self.arguments
-        if self.status and self.status > 0 and not exits:
-            problems.append(f"the device ended with status {self.status}, see device.log")
+        exits = re.search(r"--adversary[ =]exit(?::(\d+))?", self.arguments)
+        expected = -signal.SIGKILL if self.killed else int(exits[1] or 1) if exits else 0
+        if self.status is None:
+            problems.append(f"the device did not end within {END_SECONDS} s")
+        elif self.status != expected:
+            problems.append(f"the device ended with status {self.status}, not {expected}, see device.log")
         return problems
 
 
@@ -414,6 +419,7 @@ def serve(word, gpus, qmp_path):
         gpus.last.killed = True
         gpus.last.process.kill()
     elif word == "stop":
+        gpus.last.stopped = True
         gpus.last.process.send_signal(signal.SIGSTOP)
     elif word == "cont":
         gpus.last.process.send_signal(signal.SIGCONT)
@@ -633,7 +639,8 @@ def judge(args, run, qemu, hang, gpus):
     findings = scan.stdout.splitlines()
     if scan.returncode and not findings:
         result["errors"].append("the kernel log could not be scanned")
-    left = set(findings)
+    checked = False
+    left, lost = set(findings), {}
     for line in open(f"{run}/console.log", errors="replace", newline="\n"):
         line = line.rstrip("\r\n")
         at = line.find(MARKER)
@@ -649,8 +656,12 @@ def judge(args, run, qemu, hang, gpus):
                     cases.add(cases.current, "the module could not be unloaded", result["errors"])
             elif word == "TAINTED":
                 result["tainted"] = int(rest)
+            elif word == "LOCKDEP":
+                checked = True
             elif word == "ERROR":
                 cases.add(cases.current, rest, result["errors"])
+        if LOST in line:
+            lost.setdefault(cases.current, []).append(line)
         if line in findings:
             cases.add(cases.current, line, result["scan"])
             left.discard(line)
@@ -658,6 +669,16 @@ def judge(args, run, qemu, hang, gpus):
     for line in findings:
         if line in left:
             cases.add(cases.last, line, result["scan"])
+    # A driver gives up a device that misbehaves, or that a test kills or stops. It must get along
+    # with the others.
+    for case, lines in lost.items():
+        devices = [d for d in gpus.all if d.case == case] if gpus else []
+        if not any(device.misbehaves() for device in devices):
+            allowed = sum(device.killed or device.stopped for device in devices)
+            for line in lines[allowed:]:
+                cases.add(case, f"a good device was given up: {line}", result["errors"])
+    if args.kernel == "debug" and result["marker"] and not checked:
+        result["errors"].append("the guest did not say whether lockdep was still on")
     for device in gpus.all if gpus else []:
         for problem in device.problems():
             cases.add(device.case, problem, result["errors"])
