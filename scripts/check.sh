@@ -87,6 +87,9 @@ for t in $trees; do
 	export "VIRTGPU_TREE_${t^^}=/cache/${tree##*/}"
 done
 
+# Suite `sample` goes by it.
+VIRTGPU_COMMIT=$(git -C "$TOP" rev-parse HEAD 2>/dev/null) || VIRTGPU_COMMIT=
+export VIRTGPU_COMMIT
 trap - EXIT
 # shellcheck disable=SC2086
 exec "$TOP/scripts/in-root" python3 scripts/check.py $suites

@@ -26,6 +26,7 @@ the guest is not as before is the last one that it runs; the result says which t
 """
 
 import argparse
+import collections
 import hashlib
 import json
 import os
@@ -66,6 +67,10 @@ ATTEMPTS = 2
 NEVER_STARTED = "the guest's first process was not heard"
 
 
+# What is done with a device of its own; families of virtgpu-tests are such cases, too.
+Case = collections.namedtuple("Case", "name module device")
+
+
 def arguments():
     p = argparse.ArgumentParser(prog="vm.sh", description="Run a job in a guest.")
     p.add_argument("--kernel", choices=["stock", "debug", "release"], default="stock")
@@ -92,6 +97,9 @@ def arguments():
     p.add_argument("--files", default="", help="files to put into the guest's /root, a,b,…")
     p.add_argument("--families", default="",
                    help="families of virtgpu-tests, a,b,…: one after the other, each with a device of its own")
+    p.add_argument("--case", action="append", default=[], metavar="NAME|PARAMETERS|DEVICE",
+                   help="likewise, what the job does with VIRTGPU_CASE=NAME: with these parameters of the module, "
+                        "on a device with these arguments; may be repeated")
     p.add_argument("--interactive", action="store_true", help="a shell instead of a job")
     p.add_argument("--monitor", action="store_true", help="QMP socket build/logs/RUN/qmp.sock")
     p.add_argument("--quiet", action="store_true", help="do not repeat the job's output")
@@ -103,9 +111,10 @@ def arguments():
         if name not in families():
             p.error(f"virtgpu-tests knows no family {name}")
         args.cases.append(families()[name])
+    args.cases += [Case(*case.split("|")) for case in args.case]
     if args.cases:
         if args.driver != "ours" or args.host_gpu != "reference" or args.device_args:
-            p.error("--families is for this project's module and device")
+            p.error("--families and --case are for this project's module and device")
         args.no_device = True
         args.job = args.job or 'virtgpu-tests run "$VIRTGPU_CASE"'
     if not args.job and not args.interactive:

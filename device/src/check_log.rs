@@ -319,7 +319,6 @@ impl Checker {
             | Event::Mapped { .. }
             | Event::Unmapped { .. }
             | Event::Hammer { .. }
-            | Event::Stray { .. }
             | Event::Told { .. } => {}
             Event::End {
                 resources,
@@ -650,8 +649,6 @@ mod tests {
         let done = reply(2, "null");
         let more = [hammer, &invalidate, UNMAPPED, &done];
         assert_eq!(after(&lines, &more), [13]);
-        let stray = r#"stray "space":1,"start":0,"length":4096"#;
-        assert_eq!(after(&lines, &[UNMAPPED, stray]), [11]);
     }
 
     #[test]

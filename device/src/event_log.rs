@@ -177,8 +177,6 @@ pub enum Event {
         length: u64,
         on: bool,
     },
-    /// Memory that was mapped there is about to be written past the mapping.
-    Stray { space: u32, start: u64, length: u64 },
     /// An event was written for the guest.
     Told {
         kind: u32,

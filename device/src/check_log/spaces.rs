@@ -308,18 +308,6 @@ impl Spaces {
                     false => hammered.remove(*start, end),
                 }
             }
-            Event::Stray {
-                space,
-                start,
-                length,
-            } => {
-                let end = start.saturating_add(*length);
-                let mapped = self.mapped.get(space).cloned().unwrap_or_default();
-                let good = mapped.lacking(*start, end, access::WRITE).is_empty();
-                self.expect(good, || {
-                    format!("space {space} is written past its mapping")
-                });
-            }
             Event::Told {
                 kind,
                 space,

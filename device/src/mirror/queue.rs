@@ -212,16 +212,11 @@ impl Mirror {
         let command::Command::Invalidate { space, start, last } = command else {
             return None;
         };
-        let (start, area) = self.alias(space, start, last)?;
+        let area = self.alias(space, start, last)?;
         let mut before = vec![0; PAGE as usize];
         area.read(0, &mut before).ok()?;
-        let (log, replies) = (self.log.clone(), self.replies.clone());
+        let replies = self.replies.clone();
         Some(move || {
-            log.write(|| Event::Stray {
-                space,
-                start,
-                length: PAGE,
-            });
             for _ in 0..2000 {
                 if !replies.is_open() {
                     return;

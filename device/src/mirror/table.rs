@@ -425,17 +425,17 @@ impl Mirror {
     }
 
     /// Another mapping of the first page between `start` and `last` that can be written.
-    pub(super) fn alias(&self, id: u32, start: u64, last: u64) -> Option<(u64, Area)> {
+    pub(super) fn alias(&self, id: u32, start: u64, last: u64) -> Option<Area> {
         let mut table = self.table();
         let runs = &mut table.spaces.get_mut(&id)?.runs;
         let found = runs.cut(start, last.checked_add(1)?);
         for (at, run) in &found {
             runs.insert(*at, run.clone());
         }
-        let (at, run) = found.into_iter().find(|(_, run)| run.write)?;
+        let (_, run) = found.into_iter().find(|(_, run)| run.write)?;
         let area = Area::new(PAGE, Usage::default()).ok()?;
         area.map(0, PAGE, &run.file, run.offset, true).ok()?;
-        Some((at, area))
+        Some(area)
     }
 }
 
