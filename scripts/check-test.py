@@ -151,13 +151,15 @@ def unchanged_guests_are_skipped(build):
 
 CONSOLE = f"""VIRTGPU-GUEST-START
 VIRTGPU-GUEST-JOB
-VIRTGPU-GUEST-CASE a
+VIRTGPU-GUEST-CASE a jiffies=4294900000
 VIRTGPU-GUEST-RMMOD ok
 VIRTGPU-GUEST-CASE-END a rc=0
-VIRTGPU-GUEST-CASE b
+VIRTGPU-GUEST-CASE b jiffies=4294910000
 [    9.0] {LEAK}\r
 VIRTGPU-GUEST-RMMOD failed
 VIRTGPU-GUEST-END
+unreferenced object 0xffff888004ab8400 (size 192):
+  comm "insmod", pid 93, jiffies 4294909999
 VIRTGPU-GUEST-TAINTED 12800
 VIRTGPU-GUEST-DONE rc=1
 """
@@ -170,7 +172,7 @@ def lines_belong_to_cases(build):
     args = argparse.Namespace(kernel="stock", cases=[Family(f"{n}\tany\tours\t\t") for n in ("a", "b", "c")])
     result = vm.judge(args, build, types.SimpleNamespace(returncode=0), None, None)
     a, b = result["cases"]
-    return (a == case("a") and b["rc"] is None and "the module could not be unloaded" in b["errors"]
+    return (a == case("a", 0, ["unreferenced object 0xffff888004ab8400 (size 192):"]) and b["rc"] is None and "the module could not be unloaded" in b["errors"]
             and any("KASAN" in e for e in b["errors"]) and any("taint" in e for e in b["errors"])
             and not result["scan"] and not result["ok"])
 

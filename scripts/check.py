@@ -33,8 +33,8 @@ A suite is a file tests/suites/NAME.toml:
   env = "NAME=value"      # for the job
   host_env = ["NAME"]     # variables that the job gets from this environment, if set
   show = "REGEX"          # as with commands
-  kernel, driver, device, mem, cpus, timeout, device_args, module_args, append, display, host_gpu,
-  trees, files            # as the options of vm.sh
+  kernel, driver, device, mem, cpus, timeout, device_args, module_args, append, display,
+  iommu, host_gpu, trees, files  # as the options of vm.sh
 
 Guests run JOBS at a time (one a core, if nothing else is said), and as many again of
 those that mostly wait; those in the debug kernel first, then those with the longest time
@@ -254,8 +254,7 @@ def run_guest(report, suite, spec, run):
                 "files"):
         if option(key) is not None:
             command.append(f"--{key.replace('_', '-')}={option(key)}")
-    if option("display"):
-        command.append("--display")
+    command += [f"--{flag}" for flag in ("display", "iommu") if option(flag)]
     key = inputs(command, job, wanted, run, driver)
     passed = f"{BUILD}/passed/{key}"
     if os.environ.get("VIRTGPU_CHANGED") and os.path.exists(passed):

@@ -27,6 +27,7 @@ samples=$(cat <<'LIST'
 [    1.0] kmemleak: 2 new suspected memory leaks (see /sys/kernel/debug/kmemleak)
 [    1.0] refcount_t: underflow; use-after-free.
 [    1.0] DMA-API: virtio-pci 0000:01:00.0: device driver has pending DMA allocations
+[    1.0] DMAR: [DMA Read NO_PASID] Request device [01:00.0] fault addr 0x1000 [fault reason 0x06] PTE Read access is not set
 [    1.0] INFO: task cat:123 blocked for more than 120 seconds.
 [    1.0] INFO: task cat:123 blocked in I/O wait for more than 120 seconds.
 [    1.0] watchdog: BUG: soft lockup - CPU#0 stuck for 22s! [sh:1]

@@ -28,6 +28,7 @@ unreferenced object 0x
 kmemleak: [0-9]+ new suspected
 refcount_t:
 DMA-API:
+DMAR: .*[Ff]ault
 blocked for more than [0-9]+ seconds
 blocked in I/O wait for more than
 soft lockup
