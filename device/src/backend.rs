@@ -88,11 +88,13 @@ impl GpuBackend {
     fn offered(&self) -> u64 {
         let mut bits = vec![
             VIRTIO_F_VERSION_1,
-            VIRTIO_RING_F_INDIRECT_DESC,
             VIRTIO_RING_F_EVENT_IDX,
             feature::RESOURCE_UUID,
             feature::RESOURCE_BLOB,
         ];
+        if self.device.options.indirect {
+            bits.push(VIRTIO_RING_F_INDIRECT_DESC);
+        }
         if self.device.options.virgl {
             bits.extend([feature::VIRGL, feature::CONTEXT_INIT]);
         }

@@ -66,6 +66,10 @@ pub struct RunArgs {
     #[arg(long)]
     pub access_platform: bool,
 
+    /// Do not offer RING_INDIRECT_DESC: each part of a command takes a descriptor of the ring.
+    #[arg(long)]
+    pub no_indirect: bool,
+
     /// Most descriptors of a queue: a power of two. QEMU's device needs vq_size.
     #[arg(long, value_name = "N", default_value_t = QUEUE_SIZE as u16, value_parser = parse_queue_size)]
     pub queue_size: u16,
@@ -218,6 +222,7 @@ impl RunArgs {
             capsets,
             blob_alignment: self.blob_alignment.unwrap_or(0),
             access_platform: self.access_platform,
+            indirect: !self.no_indirect,
             queue_size: self.queue_size.into(),
             mirror: (!self.no_mirror).then(|| Limits {
                 max_entries: self.mirror_entries,

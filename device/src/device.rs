@@ -42,6 +42,8 @@ pub struct Options {
     pub blob_alignment: u32,
     /// Offer `ACCESS_PLATFORM`.
     pub access_platform: bool,
+    /// Offer `RING_INDIRECT_DESC`.
+    pub indirect: bool,
     /// Most descriptors of a queue.
     pub queue_size: usize,
     /// What the mirror extension offers, if it is offered.

@@ -34,6 +34,7 @@ mod read_only;
 mod releases;
 mod remove;
 mod revoked;
+mod ring;
 mod sleep;
 mod support;
 mod transfer;
@@ -78,6 +79,8 @@ const FAMILIES: &[&Family] = &[
     &belated::LATE_REFUSED,
     &belated::SILENT_CREATION,
     &belated::SILENT_MAPPING,
+    &ring::FAMILY,
+    &ring::DIRECT,
     &releases::FAMILY,
     &mappings::FAMILY,
     &quarantine::MIRRORED,

@@ -90,6 +90,7 @@ pub fn options() -> Options {
         capsets: vec![Capset::compute()],
         blob_alignment: 0,
         access_platform: false,
+        indirect: true,
         queue_size: virtgpu_device::backend::QUEUE_SIZE,
         mirror: Some(Limits::default()),
         hammer: false,

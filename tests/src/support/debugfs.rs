@@ -14,12 +14,13 @@ pub(crate) struct Knobs {
     folder: PathBuf,
 }
 
-const ALL: [&str; 5] = [
+const ALL: [&str; 6] = [
     "force_retries",
     "exhaust_invalidates",
     "exhaust_nodes",
     "delay_map_ms",
     "hold_reset",
+    "exhaust_descriptors",
 ];
 
 impl Knobs {
