@@ -52,6 +52,8 @@ pub enum Kind {
     Delay,
     /// The command is carried out late.
     Late,
+    /// The command takes long, and those behind it wait.
+    Slow,
     /// The process ends.
     Exit,
     /// The command is refused.
@@ -111,6 +113,7 @@ const KINDS: &[Description] = &[
     describe(Kind::Body, "body", 0, "N bytes follow the answer's header, cut off or filled up with zeroes, as far as the buffer goes"),
     describe(Kind::Delay, "delay", 100, "the answer comes N milliseconds late"),
     describe(Kind::Late, "late", 5000, "the command is carried out and answered N milliseconds late, after others that came later"),
+    describe(Kind::Slow, "slow", 100, "the command takes N milliseconds more, at most 10000, in which the queue stands still"),
     describe(Kind::Exit, "exit", 1, "the process ends with exit status N instead of executing the command"),
     describe(Kind::Refuse, "refuse", response::ERR_OUT_OF_MEMORY as u64, "the command is not executed and the answer is error N; RESOURCE_CREATE_BLOB unless --adversary-on says otherwise; on the mirror queue it is status N, 3 if N is not below 256"),
     describe(Kind::CapsetSize, "capset-size", 0xffff_fff0, "GET_CAPSET_INFO says that a capability set has N bytes"),
@@ -455,6 +458,13 @@ impl Attack {
         late
     }
 
+    /// Waits as long as the command takes more.
+    pub(crate) fn slow_down(&self) {
+        if let Some(milliseconds) = self.number(Kind::Slow) {
+            std::thread::sleep(Duration::from_millis(milliseconds.min(10_000)));
+        }
+    }
+
     /// The answer `bytes` to a buffer of `capacity` bytes at `head`, mistreated.
     pub(crate) fn twist(&self, mut bytes: Vec<u8>, capacity: u64, head: u16) -> Answer {
         let mut random = self.random;
@@ -515,6 +525,7 @@ impl Attack {
                 | Kind::Endless
                 | Kind::Delay
                 | Kind::Late
+                | Kind::Slow
                 | Kind::Exit
                 | Kind::Refuse
                 | Kind::CapsetCount

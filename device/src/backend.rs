@@ -3,6 +3,7 @@
 //! The vhost-user side of the device: features, configuration space, queues.
 
 use std::io;
+use std::num::Wrapping;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
@@ -32,7 +33,7 @@ use crate::adversary::Attack;
 use crate::device::Device;
 use crate::event_log::Event;
 use crate::frontend::Channel;
-use crate::mirror::queue;
+use crate::mirror::{queue, Serving};
 use crate::ram::Memory;
 use crate::request::{Ticket, MAX_REQUEST};
 use crate::state::Window;
@@ -227,7 +228,8 @@ impl GpuBackend {
     fn serve_mirror(&self, vring: &Vring) {
         let device = &self.device;
         let serve = device.mirror.serve.lock();
-        let mut buffer = serve.unwrap_or_else(PoisonError::into_inner);
+        let mut serve = serve.unwrap_or_else(PoisonError::into_inner);
+        let Serving { buffer, backlog } = &mut *serve;
         let going = || self.is_mirroring(vring);
         let Some(generation) = device.mirror.replies.open(vring, going) else {
             return;
@@ -243,6 +245,8 @@ impl GpuBackend {
                 // What was read might be a command, but is not the one that was sent.
                 Err(_) => &[],
             };
+            let (ring, more) = self.waiting(vring);
+            device.mirror.note(backlog, bytes, ring, more);
             let ticket = queue::Ticket {
                 cmd: device.mirror.begin(bytes),
                 generation,
@@ -254,6 +258,16 @@ impl GpuBackend {
             device.mirror_command(ticket, bytes);
             self.after(&attack, queue::space(bytes));
         });
+    }
+
+    /// Descriptors of a queue, and chains that are in it.
+    fn waiting(&self, vring: &Vring) -> (u16, u16) {
+        let memory = self.device.memory.memory();
+        let state = vring.get_ref();
+        let queue = state.get_queue();
+        let next = Wrapping(queue.next_avail());
+        let end = queue.avail_idx(&*memory, Ordering::Acquire);
+        (queue.size(), end.map_or(0, |end| (end - next).0))
     }
 
     /// Calls `f` with each chain of a queue, and the time it was taken, until there is none or not

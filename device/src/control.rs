@@ -107,6 +107,7 @@ impl Device {
             // Silent, too: this goes to the log.
             return self.answers.send(&ticket, &Response::ok());
         }
+        ticket.attack.slow_down();
         let Some(late) = ticket.attack.take_lateness() else {
             return self.carry_out(ticket, bytes, start);
         };

@@ -20,6 +20,7 @@ use crate::answers::Answers;
 use crate::capsets::Capset;
 use crate::event_log::{Event, EventLog};
 use crate::hostmem::HostMemory;
+use crate::mirror::backlog::Backlog;
 use crate::mirror::{Limits, Mirror};
 use crate::mutant::Mutant;
 use crate::ram::{GuestRam, Memory};
@@ -206,6 +207,8 @@ impl Device {
             maps: counter(&self.mirror.counters.maps),
             invalidates: counter(&self.mirror.counters.invalidates),
             mapped_pages: counter(&self.mirror.counters.mapped_pages),
+            mirror_ring: counter(&self.mirror.counters.ring),
+            maps_ahead: counter(&self.mirror.counters.maps_ahead),
         }
     }
 
@@ -273,7 +276,8 @@ impl Device {
         let open = self.mirror.replies.close();
         // The queue is not ready, so the thread that serves it lets go after the command at hand.
         let serve = self.mirror.serve.lock();
-        let serve = serve.unwrap_or_else(PoisonError::into_inner);
+        let mut serve = serve.unwrap_or_else(PoisonError::into_inner);
+        serve.backlog = Backlog::default();
         self.mirror.revoke_all("stopped");
         if open {
             // Without the control queue having been stopped before, there may be jobs.

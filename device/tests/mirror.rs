@@ -7,6 +7,7 @@ mod common;
 use std::time::{Duration, Instant};
 
 use common::*;
+use virtgpu_device::adversary::Adversary;
 use virtgpu_device::device::Options;
 use virtgpu_device::mirror::Limits;
 use virtgpu_protocol::compute::{op, Op};
@@ -50,6 +51,47 @@ fn configuration() {
     });
     assert_eq!(vm.config(32, 32), [0; 32]);
     vm.end(false);
+}
+
+#[test]
+fn maps_ahead_of_an_invalidation_are_counted() {
+    let mut vm = Vm::mirrored(Options {
+        adversary: Adversary {
+            modes: vec!["slow:300".parse().unwrap()],
+            on: vec![mirror::command::MAP],
+            count: 1,
+            ..Adversary::default()
+        },
+        ..options()
+    });
+    for ctx in 1..=3 {
+        vm.context(ctx);
+        vm.space(ctx, ctx, 8 * PAGE);
+    }
+    vm.blob(1, 9, &[(FREE + 64 * PAGE, 8192)]);
+    let ahead = |vm: &mut Vm| vm.stat(1, 9, FREE + 64 * PAGE).maps_ahead.get();
+    assert_eq!(ahead(&mut vm), 0);
+    let map = |space, page| mirror_map(space, page * PAGE, &[(FREE + page * PAGE, 4096, 3)]);
+    // The first one keeps the others waiting.
+    let maps = [(1, 0), (1, 1), (2, 2), (1, 3), (3, 4)];
+    let heads = maps.map(|(space, page)| vm.post_command(&map(space, page), 4));
+    let own = vm.post_command(&invalidate(1, 0, PAGE - 1), 0);
+    let others = vm.post_command(&invalidate(3, 0, PAGE - 1), 0);
+    for head in heads {
+        assert_eq!(vm.wait_command(head).0, 4);
+    }
+    for head in [own, others] {
+        assert_eq!(vm.wait_command(head).0, 0);
+    }
+    let stat = vm.stat(1, 9, FREE + 64 * PAGE);
+    // Space 1's, before the INVALIDATE of space 3: the first may have been alone in the queue.
+    let most = stat.maps_ahead.get();
+    assert!((2..=3).contains(&most), "{most} MAPs");
+    assert_ne!(stat.mirror_ring.get(), 0);
+    // What is over is not counted again.
+    vm.done(&invalidate(3, 0, u64::MAX));
+    assert_eq!(ahead(&mut vm), most);
+    vm.end(true);
 }
 
 #[test]

@@ -187,6 +187,11 @@ pub struct Stat {
     pub invalidates: U64,
     /// Pages of 4096 bytes that are mapped in spaces.
     pub mapped_pages: U64,
+    /// Descriptors of the mirror queue, once it was used.
+    pub mirror_ring: U64,
+    /// Most `MAP`s of one context that were in the mirror queue before an `INVALIDATE` of another
+    /// context, since the device was started.
+    pub maps_ahead: U64,
 }
 
 /// The longest [`op::DELAY_US`] and [`op::SPIN_UNTIL`], in microseconds.
@@ -196,5 +201,5 @@ const _: () = {
     assert!(size_of::<Capset>() == 24);
     assert!(size_of::<Operand>() == 16);
     assert!(size_of::<Op>() == 80);
-    assert!(size_of::<Stat>() == 96);
+    assert!(size_of::<Stat>() == 112);
 };

@@ -516,6 +516,6 @@ class Device:
         entries = [s for s in storages if isinstance(s, Entries)]
         host = sum(s.size for s in storages if isinstance(s, HostMemory))
         with self.turn:
-            return struct.pack("<12Q", len(storages), contexts, self.commands, sum(s.size for s in entries),
+            return struct.pack("<14Q", len(storages), contexts, self.commands, sum(s.size for s in entries),
                                sum(len(s.entries) for s in entries), host, 0, 0, len(self.spaces.spaces),
-                               self.spaces.maps, self.spaces.invalidates, self.spaces.mapped_pages())
+                               self.spaces.maps, self.spaces.invalidates, self.spaces.mapped_pages(), 0, 0)

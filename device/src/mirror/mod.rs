@@ -11,6 +11,7 @@
 //! take resources away take it inside the device's state.
 
 pub(crate) mod area;
+pub(crate) mod backlog;
 pub(crate) mod command;
 pub(crate) mod events;
 pub(crate) mod hammer;
@@ -22,7 +23,7 @@ mod usage;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use virtgpu_protocol::mirror::{device_state, MirrorConfig, VERSION};
+use virtgpu_protocol::mirror::{self as wire, device_state, MirrorConfig, VERSION};
 use vm_memory::GuestMemoryAtomic;
 use zerocopy::little_endian::U32;
 
@@ -35,6 +36,7 @@ use crate::ram::{GuestRam, Memory};
 use crate::request::RequestBuffer;
 
 use area::Area;
+use backlog::Backlog;
 use events::Events;
 use hammer::Hammer;
 use queue::Replies;
@@ -81,6 +83,17 @@ pub(crate) struct Counters {
     pub(crate) invalidates: AtomicU64,
     /// Pages that are mapped.
     pub(crate) mapped_pages: AtomicU64,
+    /// Descriptors of the queue.
+    pub(crate) ring: AtomicU64,
+    /// Most MAPs of one context that were before an INVALIDATE of another.
+    pub(crate) maps_ahead: AtomicU64,
+}
+
+/// What it takes to serve the queue.
+#[derive(Debug, Default)]
+pub(crate) struct Serving {
+    pub(crate) buffer: RequestBuffer,
+    pub(crate) backlog: Backlog,
 }
 
 /// The extension.
@@ -92,7 +105,7 @@ pub(crate) struct Mirror {
     log: Arc<EventLog>,
     table: Mutex<Table>,
     /// Held while the queue is served.
-    pub(crate) serve: Mutex<RequestBuffer>,
+    pub(crate) serve: Mutex<Serving>,
     /// Commands so far.
     commands: AtomicU64,
     pub(crate) replies: Arc<Replies>,
@@ -248,6 +261,27 @@ impl Mirror {
         drop(table);
         self.events.clear();
         self.state.store(device_state::OK, Ordering::Relaxed);
+    }
+
+    /// The context whose space a command names.
+    pub(crate) fn client_of(&self, bytes: &[u8]) -> Option<u32> {
+        self.table().client_of(command::space(bytes))
+    }
+
+    /// Takes note of a command that was taken from a queue of `ring` descriptors, in which `more`
+    /// are.
+    pub(crate) fn note(&self, backlog: &mut Backlog, bytes: &[u8], ring: u16, more: u16) {
+        let kind = command::kind(bytes);
+        let counted = matches!(kind, wire::command::MAP | wire::command::INVALIDATE);
+        let client = if counted { self.client_of(bytes) } else { None };
+        let map = client.filter(|_| kind == wire::command::MAP);
+        let since = backlog.take(more.min(ring), map);
+        let counters = &self.counters;
+        counters.ring.store(ring.into(), Ordering::Relaxed);
+        if let Some(client) = client.filter(|_| map.is_none()) {
+            let ahead = backlog.maps_since(since, client);
+            counters.maps_ahead.fetch_max(ahead, Ordering::Relaxed);
+        }
     }
 
     /// Carries out a command; returns the status, of those that have one.

@@ -147,6 +147,7 @@ impl Device {
             // Silent, too: this goes to the log.
             return mirror.replies.send(ticket, None);
         }
+        ticket.attack.slow_down();
         let (kind, space) = (command::kind(bytes), command::space(bytes));
         let status = match ticket.attack.refused_status() {
             Some(code) if names::has_status(kind) => Some(code),

@@ -87,6 +87,12 @@ impl Table {
         self.owners.get(&resource)?.space
     }
 
+    /// The context that a space counts for.
+    pub(crate) fn client_of(&self, space: u32) -> Option<u32> {
+        let space = self.spaces.get(&space)?;
+        Some(space.area.usage().client())
+    }
+
     /// All of them.
     pub(crate) fn spaces(&self) -> Vec<u32> {
         self.spaces.keys().copied().collect()

@@ -18,11 +18,18 @@ const SPLIT: usize = 8;
 /// Mappings that a client has, and those of all clients.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Usage {
+    /// Its context.
+    ctx: u32,
     own: Arc<AtomicUsize>,
     all: Arc<AtomicUsize>,
 }
 
 impl Usage {
+    /// The context of the client.
+    pub(crate) fn client(&self) -> u32 {
+        self.ctx
+    }
+
     /// There are `count` more.
     pub(crate) fn add(&self, count: usize) {
         self.own.fetch_add(count, Ordering::Relaxed);
@@ -88,6 +95,7 @@ impl Budget {
             self.enough = 16 + 2 * self.clients.len();
         }
         Usage {
+            ctx,
             own: self.clients.entry(ctx).or_default().clone(),
             all: self.all.clone(),
         }
