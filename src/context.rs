@@ -26,12 +26,15 @@ use crate::{
         releases::Releases,
         Lifetime, //
     },
-    transport::control::{
-        Answer,
-        Command,
-        JobOf,
-        Request,
-        Share, //
+    transport::{
+        control::{
+            Answer,
+            Command,
+            JobOf,
+            Request,
+            Share, //
+        },
+        mirror::MirrorShare, //
     },
     userptr::mirrored::{
         NotifierLock,
@@ -298,6 +301,8 @@ pub(crate) struct FileData {
     pub(crate) gpu: Arc<Gpu>,
     /// The file's part of the control queue.
     pub(crate) share: Arc<Share>,
+    /// Its part of the mirror queue.
+    pub(crate) mirror_share: Arc<MirrorShare>,
     /// The lock of its memory that moves.
     notifier_lock: Arc<NotifierLock>,
     /// Its user memory that a worker releases.
@@ -318,6 +323,7 @@ impl FileData {
     /// [`ENOMEM`].
     pub(crate) fn new(gpu: &Arc<Gpu>) -> Result<Pin<KBox<Self>>> {
         let share = Share::new()?;
+        let mirror_share = MirrorShare::new(&gpu.control)?;
         let notifier_lock = NotifierLock::new()?;
         let releases = Releases::new()?;
         let outbox = Outbox::new()?;
@@ -325,6 +331,7 @@ impl FileData {
             try_pin_init!(Self {
                 gpu: gpu.clone(),
                 share,
+                mirror_share,
                 notifier_lock,
                 releases,
                 outbox,

@@ -148,7 +148,7 @@ pub(crate) fn register(
     let mapping = Mapping::new(gpu, lifetime.id(), Memory::Pinned(pinned))?;
     let mut entries = Entries::new(gpu, runs);
     let space = if enforced {
-        Some(Space::new(gpu, false)?)
+        Some(Space::new(gpu, &file.mirror_share, false)?)
     } else {
         mapping.push_pinned(&mut entries)?;
         None

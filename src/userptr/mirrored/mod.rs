@@ -306,14 +306,7 @@ pub(crate) fn register(
         .event
         .map(|cookie| Notice::new(file, addr as u64, pages, cookie))
         .transpose()?;
-    let range = MirroredRange::new(
-        gpu,
-        context.clone(),
-        file.notifier_lock(),
-        addr,
-        params,
-        notice,
-    )?;
+    let range = MirroredRange::new(file, context.clone(), addr, params, notice)?;
 
     let lifetime = Lifetime::new(gpu)?;
     let create = resource::create_command(Some(context), &lifetime, &blob, Chunks::new(), 0)?;

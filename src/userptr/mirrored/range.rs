@@ -15,6 +15,7 @@ use super::{
 };
 use crate::{
     context::Context,
+    driver::File,
     gpu::Gpu,
     kapi::{
         dma::Resv,
@@ -114,23 +115,23 @@ pub(crate) struct MirroredRange {
 }
 
 impl MirroredRange {
-    /// The range at `addr` that `params` describe, of which nothing is mapped.
+    /// The range at `addr` of memory of `file`'s that `params` describe, of which nothing is mapped.
     ///
     /// # Errors
     ///
     /// [`ENOMEM`], [`ENOSPC`] if there are no more spaces.
     pub(super) fn new(
-        gpu: &Arc<Gpu>,
+        file: &File,
         context: Arc<Context>,
-        lock: &Arc<NotifierLock>,
         addr: usize,
         params: &Params,
         notice: Option<Arc<Notice>>,
     ) -> Result<Arc<Self>> {
+        let (gpu, lock) = (&file.gpu, file.notifier_lock());
         let pages = params.len >> PAGE_SHIFT;
         let (write, sparse) = (params.write, params.sparse);
         let node = FinishNode::new()?;
-        let space = Space::new(gpu, write)?;
+        let space = Space::new(gpu, &file.mirror_share, write)?;
         let layout = Layout::new(addr >> PAGE_SHIFT, pages);
         let resv = Resv::new()?;
         Arc::pin_init(

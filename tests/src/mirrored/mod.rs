@@ -6,6 +6,7 @@
 mod basic;
 mod events;
 mod fences;
+mod flood;
 mod hammer;
 mod hmm_tests;
 mod hostile;
@@ -58,6 +59,7 @@ pub(crate) const FAMILIES: &[Family] = &[
     mutant_killers::SLOW,
     scarce::FAMILY,
     scarce::LOST,
+    flood::FAMILY,
 ];
 
 /// Those for devices that misbehave.

@@ -438,6 +438,20 @@ impl<'a> Mirror<'a> {
     }
 }
 
+/// Memory in which hardly any page is beside its neighbour.
+pub(crate) fn scattered(pages: usize) -> TestResult<Place> {
+    let place = Place::base(pages * PAGE)?;
+    let mut order: Vec<usize> = (0..pages).collect();
+    let mut random = Random(7);
+    for at in (1..pages).rev() {
+        order.swap(at, random.below(at as u64 + 1) as usize);
+    }
+    for page in order {
+        place.write_u64(page * PAGE, 1);
+    }
+    Ok(place)
+}
+
 /// The next event, which must be about user memory.
 pub(crate) fn next_event(device: &Device) -> TestResult<Vec<uapi::UserptrEvent>> {
     device

@@ -7,8 +7,20 @@
 //! allocated with the queue, descriptors are kept for them, and an answer is taken in the
 //! interrupt. One command is one descriptor, and the used entry is the whole answer.
 //!
+//! Who waits is woken for what it waits for, and not for what others do: there are places for each
+//! command that is on its way and for each who wants room ([`room`]), although not one of its own for
+//! each.
+//!
 //! The end of the device is the control queue's matter; see [`super::control`].
 
+mod room;
+
+pub(crate) use self::room::MirrorShare;
+
+use self::room::{
+    NewWaiter,
+    Room, //
+};
 use super::{
     control::Control,
     event::SpaceOwner, //
@@ -49,6 +61,7 @@ use kernel::{
         atomic::{
             ordering::{
                 Acquire,
+                Relaxed,
                 Release, //
             },
             Atomic, //
@@ -66,6 +79,8 @@ const RESERVED: usize = RESERVED_DESCRIPTORS as usize;
 const DESTROYS: usize = RESERVED - INVALIDATES;
 /// Most INVALIDATE commands that can be on their way, if the ring has room.
 const MAX_INVALIDATES: usize = 128;
+/// Places to wait at for answers to other commands, and for room.
+const PLACES: usize = 32;
 /// Most entries of a MAP, however many the device takes: what fits a page with the rest.
 pub(crate) const MAX_ENTRIES: usize = 252;
 
@@ -86,16 +101,82 @@ pub(crate) struct Shared {
     /// A [`status`], [`PENDING`] or [`ABORTED`]. Judged once, because the device can change its
     /// answer afterwards.
     verdict: Atomic<u32>,
+    /// The number of one that is no INVALIDATE, which says where its answer is waited for. Set when it
+    /// is put into the ring.
+    number: Atomic<u64>,
+}
+
+/// Whose the descriptors of a command are.
+enum Source {
+    /// It is not on its way.
+    Nowhere,
+    /// Those of a file's share.
+    Share(Arc<MirrorShare>),
+    /// Those kept for commands that end a space.
+    Destroys,
+    /// Those kept for INVALIDATE.
+    Invalidates,
+    /// One that MAP has left.
+    Room,
 }
 
 /// What goes with a command.
 pub(crate) struct Owned {
-    /// Descriptors of the ring, and whether they are those kept for commands that take something
-    /// away.
+    /// Descriptors of the ring.
     slots: usize,
-    reserved: bool,
+    source: Source,
     /// The place in [`Inner::invalidates`].
     place: Option<usize>,
+}
+
+/// Those who wait for something of a kind, at one of `N` places, 128 at most.
+#[pin_data]
+struct Crowd<const N: usize> {
+    #[pin]
+    places: [WaitQueue; N],
+}
+
+impl<const N: usize> Crowd<N> {
+    fn new() -> impl PinInit<Self> {
+        pin_init!(Self {
+            places <- pin_init::pin_init_array_from_fn(|_| WaitQueue::new()),
+        })
+    }
+
+    /// Where number `number` is waited for.
+    fn at(&self, number: u64) -> &WaitQueue {
+        &self.places[(number % N as u64) as usize]
+    }
+
+    /// The set of that place.
+    fn place(number: u64) -> u128 {
+        const { assert!(N <= 128) };
+        1 << (number % N as u64)
+    }
+
+    /// Makes those at the places of a set look again.
+    fn wake(&self, mut places: u128) {
+        while places != 0 {
+            self.at(places.trailing_zeros().into()).wake_all();
+            places &= places - 1;
+        }
+    }
+
+    /// Makes all look again.
+    fn wake_all(&self) {
+        self.places.iter().for_each(WaitQueue::wake_all);
+    }
+}
+
+/// Who is to look again when the lock is free.
+#[derive(Default)]
+struct Woken {
+    /// Places of [`Mirror::acknowledgements`], [`Mirror::answers`] and [`Mirror::room`].
+    acknowledgements: u128,
+    answers: u128,
+    room: u128,
+    /// Those who wait for a command or a descriptor that is kept.
+    kept: bool,
 }
 
 /// An INVALIDATE on its way.
@@ -115,9 +196,8 @@ struct Place {
 struct Inner {
     /// `None` before the start and after the removal.
     queue: Option<Queue<Shared, Owned>>,
-    /// Descriptors for MAP and SPACE_CREATE in all, and those that are free.
-    capacity: usize,
-    free: usize,
+    /// Descriptors for MAP and SPACE_CREATE.
+    room: Room,
     /// Descriptors for commands that end a space.
     reserve: usize,
     /// Descriptors for INVALIDATE.
@@ -128,6 +208,8 @@ struct Inner {
     next_number: u64,
     /// Commands on their way that are no INVALIDATEs.
     others: usize,
+    /// Commands that the device has used, ever.
+    used: u64,
 }
 
 /// The mirror queue of a device, as part of its [`Control`].
@@ -137,9 +219,18 @@ pub(super) struct Mirror {
     /// callbacks.
     #[pin]
     inner: SpinLockIrq<Inner>,
-    /// Waiters for room and answers.
+    /// Waiters for acknowledgements of INVALIDATE, by the place of the command.
     #[pin]
-    wait: WaitQueue,
+    acknowledgements: Crowd<MAX_INVALIDATES>,
+    /// Waiters for the used entries of other commands, by their numbers.
+    #[pin]
+    answers: Crowd<PLACES>,
+    /// Waiters for credits, by their numbers.
+    #[pin]
+    room: Crowd<PLACES>,
+    /// Waiters for an INVALIDATE or a descriptor that is kept.
+    #[pin]
+    kept: WaitQueue,
 }
 
 fn message(request: &[u8], payload: Chunks, answered: bool) -> Result<ListArc<MirrorCommand>> {
@@ -150,10 +241,11 @@ fn message(request: &[u8], payload: Chunks, answered: bool) -> Result<ListArc<Mi
         Chunks::new(),
         pin_init!(Shared {
             verdict: Atomic::new(PENDING),
+            number: Atomic::new(0),
         }),
         Owned {
             slots: 0,
-            reserved: false,
+            source: Source::Nowhere,
             place: None,
         },
     )
@@ -164,16 +256,19 @@ impl Mirror {
         pin_init!(Self {
             inner <- new_spinlock_irq!(Inner {
                 queue: None,
-                capacity: 0,
-                free: 0,
+                room: Room::new(),
                 reserve: 0,
                 invalidate_reserve: 0,
                 invalidates: KVec::new(),
                 free_places: KVec::new(),
                 next_number: 1,
                 others: 0,
+                used: 0,
             }, "Mirror::inner"),
-            wait <- WaitQueue::new(),
+            acknowledgements <- Crowd::new(),
+            answers <- Crowd::new(),
+            room <- Crowd::new(),
+            kept <- WaitQueue::new(),
         })
     }
 
@@ -201,8 +296,7 @@ impl Mirror {
             free_places.push(place, GFP_KERNEL)?;
         }
         let mut inner = self.inner.lock();
-        inner.capacity = size - RESERVED;
-        inner.free = inner.capacity;
+        inner.room.set(size - RESERVED);
         inner.reserve = DESTROYS;
         inner.invalidate_reserve = INVALIDATES;
         inner.invalidates = invalidates;
@@ -213,22 +307,43 @@ impl Mirror {
 
     /// The device is lost: waiters look again.
     pub(super) fn wake(&self) {
-        self.wait.wake_all();
+        self.acknowledgements.wake_all();
+        self.answers.wake_all();
+        self.room.wake_all();
+        self.kept.wake_all();
+    }
+
+    fn wake_some(&self, woken: &Woken) {
+        self.acknowledgements.wake(woken.acknowledgements);
+        self.answers.wake(woken.answers);
+        self.room.wake(woken.room);
+        if woken.kept {
+            self.kept.wake_all();
+        }
+    }
+
+    /// Calls `with` with the lock held, and has those look again afterwards who are to.
+    fn change<R>(&self, with: impl FnOnce(&mut Inner, &mut Woken) -> R) -> R {
+        let mut woken = Woken::default();
+        let outcome = with(&mut self.inner.lock(), &mut woken);
+        self.wake_some(&woken);
+        outcome
     }
 
     /// The device has been reset: gives up on what it never answered.
     pub(super) fn reset(&self) {
         let mut unanswered: List<MirrorCommand> = List::new();
         let mut inner = self.inner.lock();
+        let mut woken = Woken::default();
         while let Some(mut command) = inner.queue.as_mut().and_then(|q| q.detach_unused()) {
             command.shared.verdict.store(ABORTED, Release);
-            match inner.give_back(Message::owned(&mut command)) {
+            match inner.give_back(&mut command, &mut woken) {
                 Some(place) => inner.put_back(place, command),
                 None => unanswered.push_back(command),
             }
         }
         drop(inner);
-        self.wait.wake_all();
+        self.wake();
         drop(unanswered);
     }
 
@@ -241,6 +356,7 @@ impl Mirror {
     pub(super) fn used(&self) -> bool {
         let mut sane = true;
         let mut answered: List<MirrorCommand> = List::new();
+        let mut woken = Woken::default();
         let mut inner = self.inner.lock();
         loop {
             let Some(queue) = inner.queue.as_mut() else {
@@ -250,7 +366,8 @@ impl Mirror {
             while let Some((mut command, len)) = inner.queue.as_mut().and_then(|q| q.take_used()) {
                 let verdict = Self::judge(&command, len);
                 sane &= verdict.is_some();
-                let place = inner.give_back(Message::owned(&mut command));
+                inner.used += 1;
+                let place = inner.give_back(&mut command, &mut woken);
                 command
                     .shared
                     .verdict
@@ -278,8 +395,9 @@ impl Mirror {
                 break;
             }
         }
+        inner.give_out(&mut woken);
         drop(inner);
-        self.wait.wake_all();
+        self.wake_some(&woken);
         drop(answered);
         sane
     }
@@ -301,18 +419,47 @@ impl Mirror {
 }
 
 impl Inner {
-    /// Returns the descriptors of a command; says where it belongs if it is kept.
-    fn give_back(&mut self, owned: &mut Owned) -> Option<usize> {
+    /// Returns the descriptors of a command, and notes who waits for them and for it; says where it
+    /// belongs if it is kept. [`Inner::give_out`] is to be called before the lock is free.
+    fn give_back(
+        &mut self,
+        command: &mut ListArc<MirrorCommand>,
+        woken: &mut Woken,
+    ) -> Option<usize> {
+        let number = command.shared.number.load(Relaxed);
+        let owned = Message::owned(command);
         let slots = core::mem::take(&mut owned.slots);
-        if owned.place.is_none() {
-            self.others -= 1;
+        let source = core::mem::replace(&mut owned.source, Source::Nowhere);
+        let place = owned.place;
+        match place {
+            Some(place) => {
+                woken.acknowledgements |= Crowd::<MAX_INVALIDATES>::place(place as u64);
+                woken.kept = true;
+            }
+            None => {
+                self.others -= 1;
+                woken.answers |= Crowd::<PLACES>::place(number);
+            }
         }
-        match (owned.reserved, owned.place) {
-            (false, _) => self.free += slots,
-            (true, None) => self.reserve += slots,
-            (true, Some(_)) => self.invalidate_reserve += slots,
+        match source {
+            Source::Nowhere => {}
+            // The last reference, if it is, frees nothing but the counts.
+            Source::Share(share) => self.take_back(&share, slots),
+            Source::Destroys => {
+                self.reserve += slots;
+                woken.kept = true;
+            }
+            Source::Invalidates => self.invalidate_reserve += slots,
+            Source::Room => self.room.put_one(),
         }
-        owned.place
+        place
+    }
+
+    /// Gives room that has become free to those who wait for it.
+    fn give_out(&mut self, woken: &mut Woken) {
+        self.grant(&mut woken.room);
+        // What nobody waits in line for is for INVALIDATE, if its own descriptors are in use.
+        woken.kept |= self.invalidate_reserve == 0 && self.room.free() > 0;
     }
 
     /// Keeps the command of an INVALIDATE for the next.
@@ -341,9 +488,10 @@ impl MirrorCredit {
 impl Drop for MirrorCredit {
     fn drop(&mut self) {
         if self.slots > 0 {
-            let mirror = self.queue.mirror();
-            mirror.inner.lock().free += self.slots;
-            mirror.wait.wake_all();
+            self.queue.mirror().change(|inner, woken| {
+                inner.take_back(&self.queue.share, self.slots);
+                inner.give_out(woken);
+            });
         }
     }
 }
@@ -358,17 +506,19 @@ pub(crate) enum Posted {
     Lost,
 }
 
-/// The mirror queue of a device that has one.
+/// The mirror queue of a device that has one, as a file uses it.
 #[derive(Clone)]
 pub(crate) struct MirrorQueue {
     control: Arc<Control>,
+    share: Arc<MirrorShare>,
 }
 
 impl MirrorQueue {
-    /// The queue of `control`, which was started with one.
-    pub(crate) fn new(control: &Arc<Control>) -> Self {
+    /// The queue of `control`, which was started with one, for the file that `share` is of.
+    pub(crate) fn new(control: &Arc<Control>, share: &Arc<MirrorShare>) -> Self {
         Self {
             control: control.clone(),
+            share: share.clone(),
         }
     }
 
@@ -376,9 +526,9 @@ impl MirrorQueue {
         &self.control.mirror
     }
 
-    /// Most descriptors of a [`MirrorQueue::credit`].
-    pub(crate) fn capacity(&self) -> usize {
-        self.mirror().inner.lock().capacity
+    /// Most descriptors of a [`MirrorQueue::credit`]: a file's share.
+    pub(crate) fn share(&self) -> usize {
+        self.mirror().inner.lock().room.most()
     }
 
     /// Has `owner` be told if the device gives space `space_id` up.
@@ -462,29 +612,51 @@ impl MirrorQueue {
     /// # Errors
     ///
     /// [`ENODEV`] if the device is lost, [`ERESTARTSYS`] on a fatal signal, [`EBUSY`] if there was
-    /// none for the time of a whole time-out.
+    /// none for the time of a whole time-out in which the device has not done anything, [`ENOMEM`],
+    /// [`E2BIG`] if `slots` is more than a file's share.
     pub(crate) fn credit(&self, slots: usize) -> Result<MirrorCredit> {
         let mirror = self.mirror();
-        let mut taken = false;
-        let waited = mirror.wait.wait_killable_timeout(
-            || {
-                let mut inner = mirror.inner.lock();
-                if !taken && inner.free >= slots {
-                    inner.free -= slots;
-                    taken = true;
-                }
-                taken || self.control.is_lost()
-            },
-            self.control.answer_timeout_ms(),
-        );
-        if !taken {
-            waited?;
-            return Err(ENODEV);
-        }
-        Ok(MirrorCredit {
+        let credit = || MirrorCredit {
             queue: self.clone(),
             slots,
-        })
+        };
+        {
+            let mut inner = mirror.inner.lock();
+            if slots > inner.room.most() {
+                return Err(E2BIG);
+            }
+            self.control.check()?;
+            if inner.take(&self.share, slots) {
+                drop(inner);
+                return Ok(credit());
+            }
+        }
+        let new = NewWaiter::new(slots)?;
+        let waiter = new.waiter().clone();
+        let (number, mut used) = mirror.change(|inner, woken| {
+            let number = inner.wait_in_line(&self.share, new, &mut woken.room);
+            (number, inner.used)
+        });
+        let outcome = loop {
+            let waited = mirror.room.at(number).wait_killable_timeout(
+                || waiter.is_granted() || self.control.is_lost(),
+                self.control.answer_timeout_ms(),
+            );
+            // The line may be long.
+            let now = mirror.inner.lock().used;
+            if waited != Err(EBUSY) || core::mem::replace(&mut used, now) == now {
+                break waited;
+            }
+        };
+        if !waiter.is_granted() {
+            mirror.change(|inner, woken| inner.leave(&self.share, number, &mut woken.room));
+        }
+        // At the last moment, perhaps.
+        if waiter.is_granted() {
+            return Ok(credit());
+        }
+        outcome?;
+        Err(ENODEV)
     }
 
     /// Sends a command, and tells the device. Does not sleep.
@@ -512,7 +684,7 @@ impl MirrorQueue {
         let slots = credit.spend(&command)?;
         let owned = Message::owned(&mut command);
         owned.slots = slots;
-        owned.reserved = false;
+        owned.source = Source::Share(self.share.clone());
         self.put(command)
     }
 
@@ -530,6 +702,8 @@ impl MirrorQueue {
     fn put(&self, command: ListArc<MirrorCommand>) -> Result {
         let mut inner = self.mirror().inner.lock();
         inner.others += 1;
+        command.shared.number.store(inner.next_number, Relaxed);
+        inner.next_number += 1;
         let outcome = match inner.queue.as_mut() {
             Some(queue) if !self.control.is_lost() => queue.add(command),
             _ => Err((command, ENODEV)),
@@ -537,8 +711,11 @@ impl MirrorQueue {
         let Err((mut command, e)) = outcome else {
             return Ok(());
         };
-        inner.give_back(Message::owned(&mut command));
+        let mut woken = Woken::default();
+        inner.give_back(&mut command, &mut woken);
+        inner.give_out(&mut woken);
         drop(inner);
+        self.mirror().wake_some(&woken);
         if e != ENODEV {
             // There is room, by the credit. Without memory to map the command for the device it
             // would be another's fault, but nothing can be promised any more.
@@ -555,18 +732,22 @@ impl MirrorQueue {
     /// [`ENODEV`] if the device is lost.
     pub(crate) fn wait(&self, command: &MirrorCommand) -> Result<u32> {
         let verdict = || command.shared.verdict.load(Acquire);
-        self.wait_for(|| verdict() != PENDING)?;
+        let place = self
+            .mirror()
+            .answers
+            .at(command.shared.number.load(Relaxed));
+        self.wait_for(place, || verdict() != PENDING)?;
         match verdict() {
             PENDING | ABORTED => Err(ENODEV),
             status => Ok(status),
         }
     }
 
-    fn wait_for(&self, done: impl Fn() -> bool) -> Result {
+    fn wait_for(&self, queue: &WaitQueue, done: impl Fn() -> bool) -> Result {
         let control = &self.control;
         let condition = || done() || control.is_lost();
         let limit = control.answer_timeout_ms();
-        if !self.mirror().wait.wait_timeout(condition, limit) {
+        if !queue.wait_timeout(condition, limit) {
             // It need not have said so, if it has not answered all.
             let sane = self.mirror().used();
             if !sane || !done() {
@@ -592,7 +773,7 @@ impl MirrorQueue {
         if self.control.is_lost() || inner.queue.is_none() {
             return Posted::Lost;
         }
-        if inner.invalidate_reserve + inner.free == 0 {
+        if inner.invalidate_reserve + inner.room.free() == 0 {
             return Posted::Full;
         }
         let Some(place) = inner.free_places.pop() else {
@@ -606,12 +787,13 @@ impl MirrorQueue {
         inner.next_number += 1;
         let owned = Message::owned(&mut command);
         owned.slots = 1;
-        owned.reserved = inner.invalidate_reserve > 0;
-        if owned.reserved {
+        owned.source = if inner.invalidate_reserve > 0 {
             inner.invalidate_reserve -= 1;
+            Source::Invalidates
         } else {
-            inner.free -= 1;
-        }
+            inner.room.take_one();
+            Source::Room
+        };
         Message::patch_request(&mut command, 0, request.as_bytes());
         let outcome = match inner.queue.as_mut() {
             Some(queue) => queue.add(command).map(|_| queue.kick_prepare()),
@@ -625,7 +807,8 @@ impl MirrorQueue {
             }
             Err(refused) => refused,
         };
-        if let Some(place) = inner.give_back(Message::owned(&mut command)) {
+        let mut woken = Woken::default();
+        if let Some(place) = inner.give_back(&mut command, &mut woken) {
             inner.put_back(place, command);
         }
         drop(inner);
@@ -659,9 +842,9 @@ impl MirrorQueue {
     ///
     /// As [`MirrorQueue::invalidate`].
     pub(crate) fn wait_for_place(&self) -> Result {
-        self.wait_for(|| {
+        self.wait_for(&self.mirror().kept, || {
             let inner = self.mirror().inner.lock();
-            let room = inner.invalidate_reserve + inner.free > 0;
+            let room = inner.invalidate_reserve + inner.room.free() > 0;
             room && !inner.free_places.is_empty()
         })
     }
@@ -678,7 +861,8 @@ impl MirrorQueue {
             let place = inner.invalidates.get(ticket.place);
             place.is_none_or(|place| place.number != ticket.number)
         };
-        self.wait_for(acknowledged)
+        let place = self.mirror().acknowledgements.at(ticket.place as u64);
+        self.wait_for(place, acknowledged)
     }
 
     /// Sends commands that end spaces, as many at a time as there are descriptors kept for them, and
@@ -708,7 +892,7 @@ impl MirrorQueue {
             taken > 0 || self.control.is_lost()
         };
         let limit = self.control.answer_timeout_ms();
-        if !mirror.wait.wait_timeout(reserve, limit) {
+        if !mirror.kept.wait_timeout(reserve, limit) {
             self.control
                 .lose(c"it did not answer a mirror command in time");
         }
@@ -723,7 +907,7 @@ impl MirrorQueue {
             };
             let owned = Message::owned(&mut command);
             owned.slots = 1;
-            owned.reserved = true;
+            owned.source = Source::Destroys;
             let reference = command.clone_arc();
             // Also after a failure, which gives the descriptor back.
             match self.put(command) {
