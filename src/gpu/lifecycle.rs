@@ -108,7 +108,9 @@ impl VirtioGpu {
             None => None,
         };
 
-        let mappings = Arc::new(Mappings::new(mapper.clone())?, GFP_KERNEL)?;
+        let counters = Arc::new(Counters::new(), GFP_KERNEL)?;
+        let mappings = Mappings::new(mapper.clone(), counters.clone())?;
+        let mappings = Arc::new(mappings, GFP_KERNEL)?;
         let knobs = Arc::new(Knobs::new(), GFP_KERNEL)?;
         let control = Control::new(binding, crate::timeouts(), mappings.clone(), knobs.clone())?;
         let mut stop = StopOnError(Some(control.clone()));
@@ -129,7 +131,7 @@ impl VirtioGpu {
                 host_visible,
                 mapper,
                 mappings,
-                counters: Arc::new(Counters::new(), GFP_KERNEL)?,
+                counters,
                 knobs,
             },
             GFP_KERNEL,

@@ -82,7 +82,8 @@ pub(crate) struct Counters {
     pub(crate) let_go_pages: Counter,
     /// Most words and granules of a table that were looked at while the lock of the tables was held.
     pub(crate) longest_look: Counter,
-    /// Spaces that the device was told of, and those of them that were ended.
+    /// Spaces that the device was told of, and those of them that were ended. After a reset more may
+    /// have ended than there were.
     pub(crate) spaces: Counter,
     pub(crate) ended_spaces: Counter,
 }
@@ -111,6 +112,12 @@ impl Counters {
     /// A notification has hit pages which the device could reach.
     pub(crate) fn invalidated(&self, change: Change) {
         self.invalidations[change as usize].add(1);
+    }
+
+    /// The device has been reset, and has no spaces; there will be none any more.
+    pub(crate) fn forget_spaces(&self) {
+        #[cfg(CONFIG_DEBUG_FS)]
+        self.ended_spaces.raise(self.spaces.get());
     }
 
     #[cfg(CONFIG_DEBUG_FS)]

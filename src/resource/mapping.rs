@@ -17,6 +17,7 @@ use crate::{
         dma::map::Mapper,
         drm::prime::Mapped, //
     },
+    observe::Counters,
     transport::control::OnReset,
     userptr::{
         mirrored::MirroredRange,
@@ -40,6 +41,8 @@ use kernel::{
 pub(crate) struct Mappings {
     /// Has mapped memory for it, if it wants that.
     mapper: Option<Arc<Mapper>>,
+    /// Told of the end of what there was.
+    counters: Arc<Counters>,
     /// Protects the tree only; nothing is taken inside. `None` once the device has been reset.
     live: Pin<KBox<Mutex<Live>>>,
 }
@@ -75,15 +78,16 @@ impl Drop for Held {
 }
 
 impl Mappings {
-    /// Nothing can be reached, of a device for which `mapper` maps memory if it is not to see physical
-    /// addresses.
+    /// Nothing can be reached, of a device with these counters, for which `mapper` maps memory if it is
+    /// not to see physical addresses.
     ///
     /// # Errors
     ///
     /// [`ENOMEM`].
-    pub(crate) fn new(mapper: Option<Arc<Mapper>>) -> Result<Self> {
+    pub(crate) fn new(mapper: Option<Arc<Mapper>>, counters: Arc<Counters>) -> Result<Self> {
         Ok(Self {
             mapper,
+            counters,
             live: KBox::pin_init(
                 new_mutex!(Some(RBTree::new()), "Mappings::live"),
                 GFP_KERNEL,
@@ -104,6 +108,7 @@ impl OnReset for Mappings {
         if let Some(mapper) = &self.mapper {
             mapper.end();
         }
+        self.counters.forget_spaces();
     }
 
     /// Has those told who use memory that moves; that will not be done by `reset` for a long time.

@@ -158,8 +158,11 @@ impl Space {
         // Also for a space whose creation is never answered.
         *self.destroy.lock() = Some(destroy);
         self.counters.spaces.add(1);
-        self.queue.add(create, &mut credit)?;
-        let outcome = to_result(self.queue.wait(&created)?);
+        let told = self.queue.add(create, &mut credit);
+        let outcome = match told {
+            Ok(()) => to_result(self.queue.wait(&created)?),
+            Err(e) => Err(e),
+        };
         if outcome.is_err() {
             let destroy = self.destroy.lock().take();
             drop(destroy);
@@ -254,10 +257,10 @@ impl Space {
         let Some(first) = spaces.clone().next() else {
             return Ok(());
         };
-        let ended = first.queue.destroy(commands);
-        // Not before the device has ended them, or is lost, and then has none.
+        first.queue.destroy(commands)?;
+        // Not before the device has ended them. A lost one has them until it is reset.
         first.counters.ended_spaces.add(count);
-        ended
+        Ok(())
     }
 }
 

@@ -45,6 +45,7 @@ const LOST: &[Case] = cases![
     memory_is_not_used_again: 400,
     kept_until_the_reset: 400,
     nothing_is_said_to_be_pinned: 400,
+    no_space_is_counted_any_more: 400,
     side_by_side: 400,
     exit_in_the_middle: 400,
     given_back: 200,
@@ -486,6 +487,26 @@ fn nothing_is_said_to_be_pinned(env: &Env) -> TestResult {
         resident()
     );
     check_eq!(procfs::vm_pin()?, 0, "VmPin");
+    Ok(())
+}
+
+/// A device that was reset has no spaces, whoever has registrations still.
+fn no_space_is_counted_any_more(env: &Env) -> TestResult {
+    impatient(env)?;
+    let device = open(env)?;
+    let place = Place::base(SIZE)?;
+    let mirrors = [WHOLE, SPARSE, READ_ONLY].map(|options| device.register(&place, options));
+    let pinned = device.register(&place, RegisterOptions::pinned().read_only())?;
+    let spaces = || -> TestResult<u64> { Knobs::open(env)?.counters()?.get("spaces_now") };
+    check_eq!(spaces()?, 4, "spaces of a device that works");
+    provoke(env)?;
+    check!(
+        eventually(LIMIT, || spaces().is_ok_and(|spaces| spaces == 0)),
+        "{:?} spaces are counted for a device that was reset",
+        spaces()
+    );
+    drop((mirrors, pinned));
+    check_eq!(spaces()?, 0, "spaces after the last registration");
     Ok(())
 }
 
