@@ -34,8 +34,9 @@
 //!    Inside of them `Mapper::live` (mutex; held while memory is mapped for DMA or unmapped)
 //! 5. `Mirrored::outer` (killable mutex, one at a time; held while pages are faulted in, hence
 //!    outside `mmap_lock`, and while MAP is answered)
-//!    Inside of it `Residents::evicting`, then `Residents::ranges` (mutexes, one each per file; the
-//!    first is held while INVALIDATE is acknowledged, the second across an allocation)
+//!    Inside of it `Residents::evicting`, then `Residents::ranges` (a killable mutex and a mutex, one
+//!    each per file; the first is held while INVALIDATE is acknowledged, the second across an
+//!    allocation)
 //! 6. `dma_resv` of the buffers of a job (ww mutexes; held while the job is queued, never across a
 //!    wait for the device)
 //! 7. `NotifierLock::commits` (mutex, one per file; taken by notifier callbacks, hence by memory

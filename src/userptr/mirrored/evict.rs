@@ -18,7 +18,10 @@ use super::{
     table::Having, //
 };
 use crate::{
-    kapi::task::check_not_killed,
+    kapi::{
+        sync::KillableMutex,
+        task::check_not_killed, //
+    },
     transport::mirror::Posted, //
 };
 use kernel::{
@@ -38,6 +41,9 @@ use kernel::{
     }, //
 };
 
+/// Ranges by the time when they were used last, and by space.
+pub(super) type Oldest = RBTree<(u64, u32), Arc<MirroredRange>>;
+
 /// The mirrored ranges of a file that have a space, and the time that tells which was used last.
 #[pin_data]
 pub(crate) struct Residents {
@@ -46,7 +52,7 @@ pub(crate) struct Residents {
     /// Held while pages are taken back, by one thread at a time: an acknowledgement must not be taken
     /// for that of another INVALIDATE.
     #[pin]
-    evicting: Mutex<()>,
+    evicting: KillableMutex<()>,
     /// By space. Protects the list only; memory is allocated with it held.
     #[pin]
     ranges: Mutex<RBTree<u32, Arc<MirroredRange>>>,
@@ -56,7 +62,11 @@ impl Residents {
     pub(super) fn new() -> impl PinInit<Self> {
         pin_init!(Self {
             clock: Atomic::new(1),
-            evicting <- new_mutex!((), "Residents::evicting"),
+            evicting <- KillableMutex::new(
+                (),
+                c"Residents::evicting",
+                kernel::static_lock_class!(),
+            ),
             ranges <- new_mutex!(RBTree::new(), "Residents::ranges"),
         })
     }
@@ -87,12 +97,14 @@ impl Residents {
     /// Takes `pages` pages back, or as many as there are, of ranges that were last used before
     /// `since`: the least recently used first. Returns how many. Waits for the device.
     ///
+    /// `oldest`, which is empty, gets references to the ranges. They may be the last ones when it is
+    /// dropped, so that it must outlive all locks of the caller.
+    ///
     /// # Errors
     ///
-    /// [`ENODEV`] if the device is lost, [`ENOMEM`].
-    pub(super) fn evict(&self, since: u64, pages: usize) -> Result<usize> {
-        let _evicting = self.evicting.lock();
-        let mut oldest = RBTree::new();
+    /// [`ENODEV`] if the device is lost, [`ENOMEM`], [`EINTR`] on a fatal signal.
+    pub(super) fn evict(&self, since: u64, pages: usize, oldest: &mut Oldest) -> Result<usize> {
+        let _evicting = self.evicting.lock()?;
         {
             let ranges = self.ranges.lock();
             for range in ranges.values() {

@@ -29,7 +29,15 @@ pub(crate) use self::{
     range::MirroredRange, //
 };
 
-use self::{event::Notice, evict::Residents, fault::Wish, invalidate::Handler};
+use self::{
+    event::Notice,
+    evict::{
+        Oldest,
+        Residents, //
+    },
+    fault::Wish,
+    invalidate::Handler, //
+};
 use super::params::{
     Params,
     Source, //
@@ -216,6 +224,8 @@ impl Mirrored {
     }
 
     fn map(&self, first: usize, pages: usize, wish: Wish) -> (usize, Result) {
+        // Dropped when the locks are free.
+        let mut oldest = [Oldest::new(), Oldest::new()];
         let outer = match self.outer.lock() {
             Ok(outer) => outer,
             Err(e) => return (0, Err(e)),
@@ -228,12 +238,12 @@ impl Mirrored {
         let (mut end, mut outcome) = self.range.map_stale(notifier, which.clone(), wish);
         // As much as is needed, then all there is: runs of pages, not pages, are what the device is
         // short of.
-        for most in [pages, usize::MAX] {
+        for (most, oldest) in [pages, usize::MAX].into_iter().zip(&mut oldest) {
             if outcome.is_ok() || !self.range.refused.xchg(false, Relaxed) {
                 break;
             }
             let since = self.range.used.load(Relaxed);
-            match self.range.lock.residents.evict(since, most) {
+            match self.range.lock.residents.evict(since, most, oldest) {
                 Ok(0) => break,
                 Ok(_) => (end, outcome) = self.range.map_stale(notifier, which.clone(), wish),
                 Err(_) => break,

@@ -9,11 +9,12 @@ use std::time::{Duration, Instant};
 use virtgpu_client::protocol::uapi;
 use virtgpu_client::{compute, Device, Errno, Exec};
 
-use super::support::{family, open, Mirror, SPARSE, WHOLE};
+use super::support::{family, open, scattered, Mirror, SPARSE, WHOLE};
 use crate::ktap::{Family, Outcome, TestResult};
+use crate::support::debugfs::Knobs;
 use crate::support::memcg::Group;
 use crate::support::place::{Pages, Place};
-use crate::support::{child, swap, Env, PAGE};
+use crate::support::{child, swap, Env, HUGE, PAGE};
 use crate::{cases, check};
 
 pub(crate) const FAMILY: Family = family(
@@ -25,6 +26,12 @@ pub(crate) const FAMILY: Family = family(
         killed_at_the_limit: 300,
     ],
 );
+
+/// A device that is soon full and takes its time to make room.
+pub(crate) const EVICTING: Family = Family {
+    device: "--mirror-mappings 600 --adversary slow:50 --adversary-on INVALIDATE",
+    ..family("mm_kill_evicting", cases![killed_while_making_room: 300])
+};
 
 /// What is faulted in if nothing ends it.
 const SIZE: usize = 512 << 20;
@@ -156,4 +163,34 @@ fn killed_at_the_limit(env: &Env) -> TestResult {
         }
     };
     kill_in(env, start, |_| Ok(hits()? > 100))
+}
+
+/// Each granule of two megabytes that is taken back is a round trip to the device.
+fn killed_while_making_room(env: &Env) -> TestResult {
+    const GRANULES: usize = 120;
+    const MORE: usize = 400;
+    let knobs = Knobs::open(env)?;
+    let acknowledged = || knobs.counters()?.get("acknowledgements");
+    let before = acknowledged()?;
+    let start = || -> TestResult {
+        let device = open(env)?;
+        let first = Place::base(GRANULES * HUGE)?;
+        let old = device.register(&first, SPARSE)?;
+        for granule in 0..GRANULES {
+            old.prefetch((granule * HUGE) as u64, PAGE as u64)?;
+        }
+        // So many runs that all has to go for them.
+        let second = scattered(MORE)?;
+        let new = device.register(&second, SPARSE)?;
+        let _ = new.prefetch(0, (MORE * PAGE) as u64);
+        Ok(())
+    };
+    kill_in(env, start, |_| Ok(acknowledged()? >= before + 5))?;
+    let done = acknowledged()? - before;
+    println!("    # {done} of {GRANULES} acknowledgements when it was gone");
+    check!(
+        done < GRANULES as u64 / 2,
+        "a killed process has made room to the end"
+    );
+    Ok(())
 }

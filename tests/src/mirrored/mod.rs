@@ -60,6 +60,7 @@ pub(crate) const FAMILIES: &[Family] = &[
     scarce::FAMILY,
     scarce::LOST,
     flood::FAMILY,
+    mm_kill::EVICTING,
 ];
 
 /// Those for devices that misbehave.
