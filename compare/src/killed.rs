@@ -66,6 +66,9 @@ pub(crate) fn run(
 /// How often the kernel's log says that this driver has lost a device.
 fn losses() -> Result<usize> {
     let output = Command::new("dmesg").output()?;
+    if !output.status.success() || output.stdout.is_empty() {
+        return Err(format!("dmesg: {}", String::from_utf8_lossy(&output.stderr)).into());
+    }
     let text = String::from_utf8_lossy(&output.stdout);
     Ok(text.lines().filter(|line| line.contains(LOST)).count())
 }

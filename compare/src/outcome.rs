@@ -47,18 +47,13 @@ pub(crate) enum Comparison {
 
 /// Compares two runs of the same tests; each test is in the result once, in the order of the runs.
 pub(crate) fn compare(theirs: &[Outcome], ours: &[Outcome]) -> Vec<(String, Comparison)> {
-    let find = |run: &[Outcome], name: &str| {
-        run.iter()
-            .find(|outcome| outcome.name == name)
-            .map(|outcome| outcome.verdict.clone())
-    };
     let mut results: Vec<(String, Comparison)> = Vec::new();
     for outcome in theirs.iter().chain(ours) {
         if results.iter().any(|(name, _)| *name == outcome.name) {
             continue;
         }
-        let pair = (find(theirs, &outcome.name), find(ours, &outcome.name));
-        results.push((outcome.name.clone(), judge(pair.0, pair.1)));
+        let [theirs, ours] = [theirs, ours].map(|run| worst(run, &outcome.name).cloned());
+        results.push((outcome.name.clone(), judge(theirs, ours)));
     }
     // Otherwise nobody would notice that the programs do not run at all.
     if !theirs
@@ -71,13 +66,23 @@ pub(crate) fn compare(theirs: &[Outcome], ours: &[Outcome]) -> Vec<(String, Comp
     results
 }
 
+/// How the test of this name ended; one that is there several times, when it went worst.
+fn worst<'a>(run: &'a [Outcome], name: &str) -> Option<&'a Verdict> {
+    let same = run.iter().filter(|outcome| outcome.name == name);
+    same.map(|outcome| &outcome.verdict)
+        .min_by_key(|verdict| match verdict {
+            Verdict::Fail(_) => 0,
+            Verdict::Skip(_) => 1,
+            Verdict::Pass(_) => 2,
+        })
+}
+
 /// The same for tests that must not fail on either.
 pub(crate) fn strict(theirs: &[Outcome], ours: &[Outcome]) -> Vec<(String, Comparison)> {
     let mut results = compare(theirs, ours);
     for (name, comparison) in &mut results {
         for (run, driver) in [(theirs, "Linux's driver"), (ours, "this driver")] {
-            let outcome = run.iter().find(|outcome| outcome.name == *name);
-            if let Some(Verdict::Fail(reason)) = outcome.map(|outcome| &outcome.verdict) {
+            if let Some(Verdict::Fail(reason)) = worst(run, name) {
                 *comparison = Comparison::Differs(format!("on {driver}: {reason}"));
             }
         }
@@ -223,6 +228,24 @@ mod tests {
             matches!(results.last(), Some((name, Comparison::Differs(_))) if name == "baseline")
         );
         assert_eq!(compare(&[], &[]).len(), 1);
+    }
+
+    #[test]
+    fn the_worst_of_several_counts() {
+        let once = [Outcome::pass("a")];
+        for (twice, differs) in [
+            ([Outcome::pass("a"), Outcome::new("a", fail())], true),
+            ([Outcome::new("a", skip()), Outcome::pass("a")], true),
+            ([Outcome::pass("a"), Outcome::pass("a")], false),
+        ] {
+            let results = compare(&once, &twice);
+            assert_eq!(results.len(), 1);
+            assert_eq!(matches!(results[0].1, Comparison::Differs(_)), differs);
+            assert_eq!(
+                matches!(strict(&once, &twice)[0].1, Comparison::Differs(_)),
+                differs
+            );
+        }
     }
 
     #[test]
