@@ -57,7 +57,7 @@ fn configuration() {
 fn maps_ahead_of_an_invalidation_are_counted() {
     let mut vm = Vm::mirrored(Options {
         adversary: Adversary {
-            modes: vec!["slow:300".parse().unwrap()],
+            modes: vec!["slow:2000".parse().unwrap()],
             on: vec![mirror::command::MAP],
             count: 1,
             ..Adversary::default()

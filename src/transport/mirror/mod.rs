@@ -175,8 +175,9 @@ struct Woken {
     acknowledgements: u128,
     answers: u128,
     room: u128,
-    /// Those who wait for a command or a descriptor that is kept.
-    kept: bool,
+    /// Those of [`Mirror::places`] and [`Mirror::destroys`].
+    places: bool,
+    destroys: bool,
 }
 
 /// An INVALIDATE on its way.
@@ -205,6 +206,8 @@ struct Inner {
     invalidates: KVec<Place>,
     /// Those of them with a command.
     free_places: KVec<usize>,
+    /// INVALIDATEs for which there was no place, or no descriptor.
+    invalidates_waiting: usize,
     next_number: u64,
     /// Commands on their way that are no INVALIDATEs.
     others: usize,
@@ -228,9 +231,12 @@ pub(super) struct Mirror {
     /// Waiters for credits, by their numbers.
     #[pin]
     room: Crowd<PLACES>,
-    /// Waiters for an INVALIDATE or a descriptor that is kept.
+    /// Waiters for a place of an INVALIDATE and its descriptor.
     #[pin]
-    kept: WaitQueue,
+    places: WaitQueue,
+    /// Waiters for a descriptor of those that end a space.
+    #[pin]
+    destroys: WaitQueue,
 }
 
 fn message(request: &[u8], payload: Chunks, answered: bool) -> Result<ListArc<MirrorCommand>> {
@@ -261,6 +267,7 @@ impl Mirror {
                 invalidate_reserve: 0,
                 invalidates: KVec::new(),
                 free_places: KVec::new(),
+                invalidates_waiting: 0,
                 next_number: 1,
                 others: 0,
                 used: 0,
@@ -268,7 +275,8 @@ impl Mirror {
             acknowledgements <- Crowd::new(),
             answers <- Crowd::new(),
             room <- Crowd::new(),
-            kept <- WaitQueue::new(),
+            places <- WaitQueue::new(),
+            destroys <- WaitQueue::new(),
         })
     }
 
@@ -310,15 +318,19 @@ impl Mirror {
         self.acknowledgements.wake_all();
         self.answers.wake_all();
         self.room.wake_all();
-        self.kept.wake_all();
+        self.places.wake_all();
+        self.destroys.wake_all();
     }
 
     fn wake_some(&self, woken: &Woken) {
         self.acknowledgements.wake(woken.acknowledgements);
         self.answers.wake(woken.answers);
         self.room.wake(woken.room);
-        if woken.kept {
-            self.kept.wake_all();
+        if woken.places {
+            self.places.wake_all();
+        }
+        if woken.destroys {
+            self.destroys.wake_all();
         }
     }
 
@@ -434,7 +446,6 @@ impl Inner {
         match place {
             Some(place) => {
                 woken.acknowledgements |= Crowd::<MAX_INVALIDATES>::place(place as u64);
-                woken.kept = true;
             }
             None => {
                 self.others -= 1;
@@ -447,7 +458,7 @@ impl Inner {
             Source::Share(share) => self.take_back(&share, slots),
             Source::Destroys => {
                 self.reserve += slots;
-                woken.kept = true;
+                woken.destroys = true;
             }
             Source::Invalidates => self.invalidate_reserve += slots,
             Source::Room => self.room.put_one(),
@@ -458,8 +469,12 @@ impl Inner {
     /// Gives room that has become free to those who wait for it.
     fn give_out(&mut self, woken: &mut Woken) {
         self.grant(&mut woken.room);
-        // What nobody waits in line for is for INVALIDATE, if its own descriptors are in use.
-        woken.kept |= self.invalidate_reserve == 0 && self.room.free() > 0;
+        woken.places |= self.invalidates_waiting > 0 && self.has_place();
+    }
+
+    /// Whether an INVALIDATE can be sent.
+    fn has_place(&self) -> bool {
+        self.invalidate_reserve + self.room.free() > 0 && !self.free_places.is_empty()
     }
 
     /// Keeps the command of an INVALIDATE for the next.
@@ -496,10 +511,30 @@ impl Drop for MirrorCredit {
     }
 }
 
+/// An INVALIDATE for which there was no place: as long as this is there, those who have a share of
+/// the ring leave a descriptor for it.
+struct InvalidateWaits<'a>(&'a Mirror);
+
+impl<'a> InvalidateWaits<'a> {
+    fn new(mirror: &'a Mirror) -> Self {
+        mirror.inner.lock().invalidates_waiting += 1;
+        Self(mirror)
+    }
+}
+
+impl Drop for InvalidateWaits<'_> {
+    fn drop(&mut self) {
+        self.0.change(|inner, woken| {
+            inner.invalidates_waiting -= 1;
+            inner.give_out(woken);
+        });
+    }
+}
+
 /// What became of an INVALIDATE.
 pub(crate) enum Posted {
-    /// It is on its way.
-    Sent(Ticket),
+    /// It is on its way, and the device may have to be told.
+    Sent(Ticket, Option<Notification>),
     /// All commands are on their way.
     Full,
     /// The device is lost.
@@ -611,9 +646,9 @@ impl MirrorQueue {
     ///
     /// # Errors
     ///
-    /// [`ENODEV`] if the device is lost, [`ERESTARTSYS`] on a fatal signal, [`EBUSY`] if there was
-    /// none for the time of a whole time-out in which the device has not done anything, [`ENOMEM`],
-    /// [`E2BIG`] if `slots` is more than a file's share.
+    /// [`ENODEV`] if the device is lost, [`ERESTARTSYS`] on a fatal signal, [`ENOMEM`], [`E2BIG`] if
+    /// `slots` is more than a file's share, [`EBUSY`] if the device has not done anything for a whole
+    /// time-out, or nothing of this file's where only its own share is in the way.
     pub(crate) fn credit(&self, slots: usize) -> Result<MirrorCredit> {
         let mirror = self.mirror();
         let credit = || MirrorCredit {
@@ -633,9 +668,9 @@ impl MirrorQueue {
         }
         let new = NewWaiter::new(slots)?;
         let waiter = new.waiter().clone();
-        let (number, mut used) = mirror.change(|inner, woken| {
+        let (number, mut before) = mirror.change(|inner, woken| {
             let number = inner.wait_in_line(&self.share, new, &mut woken.room);
-            (number, inner.used)
+            (number, inner.progress(&self.share))
         });
         let outcome = loop {
             let waited = mirror.room.at(number).wait_killable_timeout(
@@ -643,8 +678,8 @@ impl MirrorQueue {
                 self.control.answer_timeout_ms(),
             );
             // The line may be long.
-            let now = mirror.inner.lock().used;
-            if waited != Err(EBUSY) || core::mem::replace(&mut used, now) == now {
+            let now = mirror.inner.lock().progress(&self.share);
+            if waited != Err(EBUSY) || core::mem::replace(&mut before, now) == now {
                 break waited;
             }
         };
@@ -761,8 +796,8 @@ impl MirrorQueue {
         }
     }
 
-    /// Sends INVALIDATE for bytes `first` to `last` of a space, and tells the device. Does not
-    /// sleep, allocates nothing.
+    /// Sends INVALIDATE for bytes `first` to `last` of a space. Does not sleep, allocates nothing. The
+    /// device is told when the caller drops the notification, after its locks.
     pub(crate) fn post_invalidate(&self, space_id: u32, first: u64, last: u64) -> Posted {
         let request = Invalidate {
             hdr: Header::new(command::INVALIDATE, space_id),
@@ -773,7 +808,7 @@ impl MirrorQueue {
         if self.control.is_lost() || inner.queue.is_none() {
             return Posted::Lost;
         }
-        if inner.invalidate_reserve + inner.room.free() == 0 {
+        if !inner.has_place() {
             return Posted::Full;
         }
         let Some(place) = inner.free_places.pop() else {
@@ -800,11 +835,7 @@ impl MirrorQueue {
             None => Err((command, ENODEV)),
         };
         let (mut command, _) = match outcome {
-            Ok(notification) => {
-                drop(inner);
-                drop(notification);
-                return Posted::Sent(Ticket { place, number });
-            }
+            Ok(notification) => return Posted::Sent(Ticket { place, number }, notification),
             Err(refused) => refused,
         };
         let mut woken = Woken::default();
@@ -816,22 +847,27 @@ impl MirrorQueue {
         Posted::Lost
     }
 
-    /// Waits until INVALIDATE can be sent, and sends it.
+    /// Waits until INVALIDATE can be sent, sends it, and tells the device.
     ///
     /// # Errors
     ///
-    /// [`ENODEV`] if the device is lost, which it is when it answers none of those on their way in
-    /// time.
+    /// [`ENODEV`] if the device is lost, which it is when it answers nothing in time.
     pub(crate) fn invalidate(&self, space_id: u32, first: u64, last: u64) -> Result<Ticket> {
-        let mut ticket = None;
+        // Others leave a descriptor until it is sent.
+        let mut waits = None;
         loop {
             match self.post_invalidate(space_id, first, last) {
-                Posted::Sent(sent) => ticket = Some(sent),
+                Posted::Sent(ticket, notification) => {
+                    drop(notification);
+                    return Ok(ticket);
+                }
                 Posted::Lost => return Err(ENODEV),
-                Posted::Full => self.wait_for_place()?,
-            }
-            if let Some(ticket) = ticket {
-                return Ok(ticket);
+                Posted::Full => {
+                    waits.get_or_insert_with(|| InvalidateWaits::new(self.mirror()));
+                    self.wait_while_answering(&self.mirror().places, || {
+                        self.mirror().inner.lock().has_place()
+                    })?;
+                }
             }
         }
     }
@@ -842,11 +878,32 @@ impl MirrorQueue {
     ///
     /// As [`MirrorQueue::invalidate`].
     pub(crate) fn wait_for_place(&self) -> Result {
-        self.wait_for(&self.mirror().kept, || {
-            let inner = self.mirror().inner.lock();
-            let room = inner.invalidate_reserve + inner.room.free() > 0;
-            room && !inner.free_places.is_empty()
-        })
+        let mirror = self.mirror();
+        let _waits = InvalidateWaits::new(mirror);
+        self.wait_while_answering(&mirror.places, || mirror.inner.lock().has_place())
+    }
+
+    /// Waits uninterruptibly for what the device's answers to others bring about. Each of those has
+    /// a time limit and somebody who waits for it, so there is none here as long as it answers.
+    ///
+    /// # Errors
+    ///
+    /// [`ENODEV`] if the device is lost, which it is when it answers nothing in time.
+    fn wait_while_answering(&self, queue: &WaitQueue, mut done: impl FnMut() -> bool) -> Result {
+        let (mirror, control) = (self.mirror(), &self.control);
+        let mut used = mirror.inner.lock().used;
+        loop {
+            let condition = || control.is_lost() || done();
+            if queue.wait_timeout(condition, control.answer_timeout_ms()) {
+                return control.check();
+            }
+            // It need not have said so, if it has not answered all.
+            let sane = mirror.used();
+            let now = mirror.inner.lock().used;
+            if !sane || core::mem::replace(&mut used, now) == now {
+                control.lose(c"it did not answer a mirror command in time");
+            }
+        }
     }
 
     /// Waits until the device has acknowledged an INVALIDATE, uninterruptibly but not longer than
@@ -883,21 +940,17 @@ impl MirrorQueue {
         let mut taken = 0;
         let wanted = commands.iter().take(DESTROYS).count();
         // Who has one does not wait for more.
-        let reserve = || {
+        let waited = self.wait_while_answering(&mirror.destroys, || {
             let mut inner = mirror.inner.lock();
             if taken == 0 {
                 taken = inner.reserve.min(wanted);
                 inner.reserve -= taken;
             }
-            taken > 0 || self.control.is_lost()
-        };
-        let limit = self.control.answer_timeout_ms();
-        if !mirror.kept.wait_timeout(reserve, limit) {
-            self.control
-                .lose(c"it did not answer a mirror command in time");
-        }
+            taken > 0
+        });
+        // The device may have been lost since, of which `put` takes care.
         if taken == 0 {
-            return Err(ENODEV);
+            return waited.and(Err(ENODEV));
         }
         let mut sent: [Option<Arc<MirrorCommand>>; DESTROYS] = [const { None }; DESTROYS];
         let mut outcome = Ok(());

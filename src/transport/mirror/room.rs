@@ -94,6 +94,8 @@ impl NewWaiter {
 struct Line {
     /// Descriptors in use, and those of credits.
     used: usize,
+    /// How often some of them came back.
+    returned: u64,
     /// Those who wait, in the order in which they came.
     waiting: RBTree<u64, Arc<Waiter>>,
 }
@@ -128,6 +130,7 @@ impl MirrorShare {
     pub(super) fn of(mirror: &Mirror) -> Result<Arc<Self>> {
         let line = Line {
             used: 0,
+            returned: 0,
             waiting: RBTree::new(),
         };
         Arc::pin_init(
@@ -192,9 +195,32 @@ impl Room {
 
 /// Who gets room.
 impl Inner {
+    /// Descriptors that are free for files: not those that INVALIDATEs wait for. All that are on their
+    /// way or wait for one have no more than their places.
+    fn left(&self) -> usize {
+        let claimed = self.invalidates_waiting.min(self.free_places.len());
+        self.room.free.saturating_sub(claimed)
+    }
+
+    /// Changes whenever the device does something that those who wait in `share`'s line profit from:
+    /// anything, unless nothing but what the file itself has in the ring is in their way.
+    pub(super) fn progress(&mut self, share: &MirrorShare) -> (bool, u64) {
+        let (most, used) = (self.room.most(), self.used);
+        let line = share.line.access_mut(self);
+        let (mut wanted, returned) = (line.used, line.returned);
+        if let Some(first) = line.waiting.cursor_front_mut() {
+            wanted += first.current().1.slots;
+        }
+        if wanted > most {
+            (true, returned)
+        } else {
+            (false, used)
+        }
+    }
+
     /// Takes `slots` descriptors for `share`, if nobody is to have them before.
     pub(super) fn take(&mut self, share: &MirrorShare, slots: usize) -> bool {
-        let (free, most) = (self.room.free, self.room.most());
+        let (free, most) = (self.left(), self.room.most());
         let others_wait = !self.room.turns.is_empty();
         let line = share.line.access_mut(self);
         if others_wait || !line.waiting.is_empty() || line.used + slots > most || slots > free {
@@ -234,7 +260,9 @@ impl Inner {
 
     /// Takes `slots` descriptors of `share` back; [`Inner::grant`] gives them to others.
     pub(super) fn take_back(&mut self, share: &Arc<MirrorShare>, slots: usize) {
-        share.line.access_mut(self).used -= slots;
+        let line = share.line.access_mut(self);
+        line.used -= slots;
+        line.returned += 1;
         self.room.free += slots;
         self.have_turns(share);
     }
@@ -254,7 +282,7 @@ impl Inner {
     /// set of places of [`Mirror::room`].
     pub(super) fn grant(&mut self, granted: &mut u128) {
         while let Some(share) = self.room.turns.pop_front() {
-            let (free, most) = (self.room.free, self.room.most());
+            let (free, most) = (self.left(), self.room.most());
             let line = share.line.access_mut(self);
             let Some(first) = line.waiting.cursor_front_mut() else {
                 continue;
@@ -483,6 +511,50 @@ mod tests {
         inner.room.put_one();
         inner.grant(&mut granted);
         assert!(granted != 0 && waiting.has_it());
+        Ok(())
+    }
+
+    #[test]
+    fn what_an_invalidation_waits_for_is_left() -> Result {
+        let ring = Ring::new(CAPACITY)?;
+        ring.fill();
+        let waiting = ring.wait(4, 2)?;
+        {
+            let mut inner = ring.mirror.inner.lock();
+            inner.invalidates_waiting = 3;
+            // There are commands for two of them.
+            inner.free_places.push(0, GFP_ATOMIC)?;
+            inner.free_places.push(1, GFP_ATOMIC)?;
+        }
+        assert_eq!(ring.give_back(0, 3), 0);
+        assert!(!ring.take(5, 1) && ring.free() == 3);
+        assert!(ring.give_back(0, 1) != 0 && waiting.has_it());
+        assert_eq!(ring.free(), 2);
+        ring.mirror.inner.lock().invalidates_waiting = 0;
+        assert!(ring.take(5, 2));
+        Ok(())
+    }
+
+    #[test]
+    fn progress_is_what_helps() -> Result {
+        let ring = Ring::new(CAPACITY)?;
+        let progress = |file: usize| ring.mirror.inner.lock().progress(&ring.files[file]);
+        assert!(ring.take(0, MOST));
+        let _own = ring.wait(0, 3)?;
+        let before = progress(0);
+        // What the device does for others does not make room in this share.
+        ring.mirror.inner.lock().used += 1;
+        assert!(ring.take(1, 3));
+        ring.give_back(1, 3);
+        assert!(progress(0) == before);
+        ring.give_back(0, 1);
+        assert!(progress(0) != before);
+        // Where the ring is full, all does.
+        (1..4).for_each(|file| assert!(ring.take(file, MOST)));
+        let _other = ring.wait(4, 6)?;
+        let before = progress(4);
+        ring.mirror.inner.lock().used += 1;
+        assert!(progress(4) != before);
         Ok(())
     }
 }

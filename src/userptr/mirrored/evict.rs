@@ -149,9 +149,13 @@ impl MirroredRange {
             };
             let (first, last) = self.bytes(&part);
             match self.space.post_invalidate(first, last) {
-                Posted::Sent(ticket) => {
-                    done += self.look(&mut guard, |table| table.evict(part.clone()));
+                Posted::Sent(ticket, notification) => {
+                    let evicted = self.look(&mut guard, |table| table.evict(part.clone()));
                     drop(guard);
+                    // An exit to the host, for which nobody else waits.
+                    drop(notification);
+                    done += evicted;
+                    self.gpu.counters.evicted_pages.add(evicted as u64);
                     count(&self.counters.invalidations, 1);
                     self.wait_acknowledged(ticket)?;
                     self.retire_evicted(part.clone());
@@ -164,7 +168,6 @@ impl MirroredRange {
                 Posted::Lost => return Err(ENODEV),
             }
         }
-        self.gpu.counters.evicted_pages.add(done as u64);
         Ok(done)
     }
 }

