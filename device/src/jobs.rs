@@ -158,10 +158,12 @@ impl Device {
         } else {
             self.execute_each(job, ticket.as_ref(), &environment)?;
         }
-        while endless {
-            // The log has the first time.
-            job.cancel.sleep(ENDLESS_PAUSE);
-            compute::execute(&job.ops, &environment)?;
+        if endless {
+            // Until it is cancelled. The log has the first time.
+            loop {
+                job.cancel.sleep(ENDLESS_PAUSE);
+                compute::execute(&job.ops, &environment)?;
+            }
         }
         Ok(())
     }

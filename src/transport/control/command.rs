@@ -69,6 +69,8 @@ pub(crate) struct Shared {
     pub(super) order: Atomic<u64>,
     /// Descriptors that it has, or that are kept for it. Set as `order`.
     pub(super) slots: Atomic<usize>,
+    /// How many of them are beyond the room that was taken for it. Under the control queue's lock.
+    pub(super) overdrawn: Atomic<usize>,
     /// It is a job, and its context is gone from the host. Set under the control queue's lock.
     pub(super) abandoned: AtomicFlag,
     /// What undoes it was refused, as it was not answered yet. Set under the control queue's lock.
@@ -318,6 +320,7 @@ impl<'a> Request<'a> {
                 destroys,
                 order: Atomic::new(0),
                 slots: Atomic::new(0),
+                overdrawn: Atomic::new(0),
                 abandoned: AtomicFlag::new(false),
                 undone_early: AtomicFlag::new(false),
                 wait <- WaitQueue::new(),

@@ -266,7 +266,6 @@ impl Line {
     /// Takes shares without waiters out of the lists, if they may be more than the others: whoever
     /// joins the line and leaves it again must not fill memory.
     fn sweep(&mut self) {
-        self.left += 1;
         if self.left <= self.waiting + SWEPT_AT {
             return;
         }
@@ -289,6 +288,8 @@ impl Line {
 
     fn grant(&mut self, share: &Share, place: Place, waiter: &Waiter, part: Part) {
         self.remove(share, place);
+        // It may be in the other list still.
+        self.left += usize::from(share.waiting.load(Relaxed) == 0);
         let got = match part {
             Part::Common => GOT_COMMON,
             Part::First => GOT_FIRST,
@@ -404,6 +405,14 @@ impl Room {
         }
     }
 
+    /// Such a command is over. Its own room is given back by [`Room::give_back`].
+    fn settle_overdraft(&self, share: Option<&Share>, slots: usize) {
+        self.common.give(slots);
+        if let Some(share) = share {
+            share.give(slots);
+        }
+    }
+
     /// Gives back a share's room. [`Room::serve`] is to follow.
     fn give_back(&self, line: &mut Line, share: &Arc<Share>, slots: usize, part: Part) {
         match part {
@@ -437,6 +446,7 @@ impl Room {
         // The next one may want less.
         line.line_up(share);
         if share.waiting.load(Relaxed) == 0 {
+            line.left += 1;
             line.sweep();
         }
     }
@@ -482,6 +492,7 @@ impl Room {
             }
         }
         self.crowded.store(crowded, Relaxed);
+        line.sweep();
     }
 }
 
@@ -689,8 +700,14 @@ impl Control {
     /// Gives back the descriptors of a command that is not in the ring any more. [`Room::serve`] is
     /// to follow.
     pub(super) fn return_slots(&self, inner: &mut Inner, command: &mut ListArc<Command>) {
-        let slots = command.shared.slots.load(Relaxed);
-        match Message::owned(command).taken_from.take() {
+        // What it has taken beyond its room was taken from what is for all, whatever part it is of.
+        let overdrawn = command.shared.overdrawn.load(Relaxed);
+        command.shared.overdrawn.store(0, Relaxed);
+        let slots = command.shared.slots.load(Relaxed) - overdrawn;
+        let taken_from = Message::owned(command).taken_from.take();
+        let share = taken_from.as_ref().map(|(share, _)| &**share);
+        self.room.settle_overdraft(share, overdrawn);
+        match taken_from {
             Some((share, part)) => {
                 self.room.give_back(&mut inner.line, &share, slots, part);
             }
@@ -931,9 +948,29 @@ mod tests {
         let waits = ring.join(&other, 1)?;
         ring.give_back(&files[0], 2);
         assert!(!waits.served());
-        ring.give_back(&files[3], 3);
+        ring.room.settle_overdraft(Some(&files[3]), 2);
+        ring.give_back(&files[3], 1);
         assert!(waits.served());
         assert_eq!(files[3].used.load(Relaxed), 15);
+        Ok(())
+    }
+
+    /// What was kept for a file with nothing in the ring does not grow by what its command took from
+    /// others.
+    #[test]
+    fn overdrawn_by_the_first() -> Result {
+        let mut ring = Ring::new();
+        let _files = ring.fill()?;
+        let before = ring.room.first.0.load(Relaxed);
+        let other = Share::new()?;
+        assert_eq!(ring.room.try_take(&other, 1), Ok(Part::First));
+        ring.room.overdraw(Some(&other), 4);
+        let common = ring.room.common.0.load(Relaxed);
+        ring.room.settle_overdraft(Some(&other), 4);
+        ring.room.give_back(&mut ring.line, &other, 1, Part::First);
+        assert_eq!(ring.room.first.0.load(Relaxed), before);
+        assert_eq!(ring.room.common.0.load(Relaxed), common + 4);
+        assert_eq!(other.used.load(Relaxed), 0);
         Ok(())
     }
 }

@@ -516,6 +516,11 @@ impl Control {
         if inner.state != State::Running || inner.queue.is_none() {
             return Err((command, ENODEV));
         }
+        // Under the lock, by which `cancel_jobs` finds those that are accepted.
+        let job = command.shared.job.as_ref();
+        if job.is_some_and(|job| job.lost.load(Acquire)) {
+            return Err((command, EIO));
+        }
         // Each has taken a descriptor, so there are enough places.
         let Some(index) = inner.places.pop() else {
             return Err((command, ENOSPC));
@@ -587,6 +592,7 @@ impl Control {
                 if taken > slots {
                     self.room.overdraw(share.as_deref(), taken - slots);
                     reference.shared.slots.store(taken, Relaxed);
+                    reference.shared.overdrawn.store(taken - slots, Relaxed);
                 }
                 trace::command(self.name(), &header, reference.descriptors());
                 Ok(())
