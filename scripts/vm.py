@@ -58,7 +58,7 @@ LOST = "device lost: "
 # A guest whose first process is not heard before it has loaded the driver has hung in booting, or
 # has no interrupts of its serial ports, as happens when the machine stands still while the kernel
 # finds them. It tells nothing of what is tested, and is started once more, which is said.
-START_SECONDS = 240
+START_SECONDS = 480
 # How long a device may take to end when QEMU is gone.
 END_SECONDS = 30
 # A thread that sleeps and wakes up later than this has stood still with the whole machine.
