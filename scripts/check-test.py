@@ -204,8 +204,10 @@ def errors(build, devices, kernel="stock", log=GOOD_LOG):
 
 def good_devices_are_not_given_up(build):
     given_up = lambda *devices: any("given up" in e for e in errors(build, devices))
+    reset = GOOD_LOG.replace("it does not answer", "its bus resets it")
     return (given_up(device()) and not given_up(device("--adversary silence"))
-            and not given_up(device(status=-9, killed=True)))
+            and not given_up(device(status=-9, killed=True))
+            and not any("given up" in e for e in errors(build, [device()], log=reset)))
 
 
 def devices_end_well(build):

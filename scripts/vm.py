@@ -53,8 +53,9 @@ RENDER = BUILD + "/target-dynamic/x86_64-unknown-linux-gnu/release"
 RENDER_BINARIES = ["virtgpu-gles", "virtgpu-vulkan"]
 MARKER = "VIRTGPU-GUEST-"
 HOST_REQUEST = "VIRTGPU-HOST: "
-# What the driver says when it gives a device up.
+# What the driver says when it gives a device up, and when somebody in the guest wants it so.
 LOST = "device lost: "
+BUS_RESET = LOST + "its bus resets it"
 # A guest whose first process is not heard before it has loaded the driver has hung in booting, or
 # has no interrupts of its serial ports, as happens when the machine stands still while the kernel
 # finds them. It tells nothing of what is tested, and is started once more, which is said.
@@ -691,7 +692,7 @@ def judge(args, run, qemu, hang, gpus):
                 checked = True
             elif word == "ERROR":
                 cases.add(cases.current, rest, result["errors"])
-        if LOST in line:
+        if LOST in line and BUS_RESET not in line:
             lost.setdefault(cases.current, []).append(line)
         if line in findings:
             case = cases.current
