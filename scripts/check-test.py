@@ -4,6 +4,7 @@
 
 import argparse
 import contextlib
+import glob
 import io
 import json
 import os
@@ -12,6 +13,7 @@ import tempfile
 import types
 
 import check
+import skips
 import vm
 from families import Family
 
@@ -149,6 +151,73 @@ def unchanged_guests_are_skipped(build):
             and other.failed and not failed_before.failed)
 
 
+SKIPS = """skips = [
+    { test = "s/a/*", reason = "no *", why = "w" },
+    { test = "{s,t}/b/x", reason = "no c", why = "w" },
+    { test = "s/c/x", reason = "*", why = "w", maybe = true },
+]
+"""
+
+
+def skip_problems(skipped, suites=("s", "t"), others=(), text=SKIPS):
+    """What is wrong with these skips: the names of failures, and the text."""
+    report, out = check.Report(), io.StringIO()
+    with contextlib.redirect_stdout(out):
+        for name, reason in skipped:
+            report.add(name, "skip", None, reason)
+        for name, status in others:
+            report.add(name, status)
+        report.check_skips(suites, text)
+    failed = {r.name for r in report.results if r.status == "not ok" and r.name.startswith("skips/")}
+    return failed, out.getvalue()
+
+
+ALL_SKIPS = [("s/a/1", "no a"), ("s/b/x", "no c"), ("t/b/x", "no c")]
+
+
+def expected_skips_pass(build):
+    return not skip_problems(ALL_SKIPS)[0] and not skip_problems(ALL_SKIPS + [("s/c/x", "z")])[0]
+
+
+def a_new_skip_fails(build):
+    failed, text = skip_problems(ALL_SKIPS + [("s/d/x [1]", 'what "it" says')])
+    # The line that it says to add is right.
+    added = next(line.strip() for line in text.splitlines() if line.strip().startswith("{"))
+    mended = SKIPS.replace("]\n", added + "\n]\n", 1)
+    return (failed == {"skips/s/d/x_[1]"} and not skip_problems(ALL_SKIPS + [("s/d/x [1]", 'what "it" says')],
+                                                               text=mended)[0])
+
+
+def another_reason_fails(build):
+    failed, _ = skip_problems([("s/a/1", "yes"), ("s/b/x", "no c"), ("t/b/x", "no c")])
+    return "skips/s/a/1" in failed and skip_problems(ALL_SKIPS + [("s/b/x", "")])[0] == {"skips/s/b/x"}
+
+
+def a_skip_that_is_missed_fails(build):
+    return skip_problems(ALL_SKIPS[:2])[0] == {"skips/t/b/x"}
+
+
+def only_whole_suites_miss_skips(build):
+    run_by_name = skip_problems(ALL_SKIPS[:2], ["s"])[0]
+    failed = skip_problems(ALL_SKIPS[:2], others=[("t/g/guest_log_and_unload", "not ok")])[0]
+    unchanged = skip_problems(ALL_SKIPS[:2] + [("t/g/guest_log_and_unload", check.UNCHANGED)])[0]
+    return not run_by_name and not failed and not unchanged
+
+
+def a_bad_list_of_skips_fails(build):
+    bad = ['skips = [{ test = "s/a", reason = "x" }]', 'skips = [{ test = "*/a", reason = "x", why = "y" }]',
+           'skips = [{ test = "s/a", reason = "x", why = "y", unless = 1 }]', "[", "x = 1", "skips = [1]"]
+    return all(skip_problems([], text=text)[0] == {"skips/list"} for text in bad)
+
+
+def the_list_of_skips_is_right(build):
+    top = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    with open(f"{top}/tests/skips.toml") as f:
+        expected = skips.parse(f.read())
+    suites = {os.path.basename(path)[:-len(".toml")] for path in glob.glob(f"{top}/tests/suites/*.toml")}
+    return expected and {e.suite for e in expected} <= suites
+
+
 CONSOLE = f"""VIRTGPU-GUEST-START
 VIRTGPU-GUEST-JOB
 VIRTGPU-GUEST-CASE a jiffies=4294900000
@@ -229,6 +298,8 @@ def lockdep_is_looked_at(build):
 TESTS = [all_in_one_guest, finding_names_its_case, the_rest_runs_in_the_next_guest, no_family_is_lost,
          a_silent_family_fails, status_without_failure_fails, a_pause_does_not_fail, a_pause_hides_no_finding,
          fails_twice, short_pauses_count, no_result_fails, two_hung_boots_fail, unchanged_guests_are_skipped,
+         expected_skips_pass, a_new_skip_fails, another_reason_fails, a_skip_that_is_missed_fails,
+         only_whole_suites_miss_skips, a_bad_list_of_skips_fails, the_list_of_skips_is_right,
          lines_belong_to_cases, good_devices_are_not_given_up, devices_end_well, lockdep_is_looked_at]
 
 

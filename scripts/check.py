@@ -46,6 +46,8 @@ run once more: its results do not count, except for what no pause explains. A gu
 hung before its first process is started again by vm.py; more than one of them in a run
 is a failure.
 
+A skip that tests/skips.toml does not expect is a failure, and so is one that it expects in vain.
+
 With VIRTGPU_CHANGED=1 a guest is skipped that has passed before with the same
 inputs: kernel, module, device, programs, trees, scripts, and what its suite says.
 """
@@ -65,14 +67,18 @@ import time
 import tomllib
 
 import ktap
+import skips
 from families import families
 
 PROJECT = "/project"
 BUILD = PROJECT + "/build"
 SUITES = PROJECT + "/tests/suites"
+SKIPS = PROJECT + "/tests/skips.toml"
 TARGET = BUILD + "/target/x86_64-unknown-linux-gnu/release"
 # Each guest is a test itself.
 GUEST_TEST = "/guest_log_and_unload"
+# Why a guest was not started with VIRTGPU_CHANGED.
+UNCHANGED = "nothing that goes into it has changed since it passed"
 
 
 # More than this, and a guest has seen a machine that no user has.
@@ -130,12 +136,25 @@ class Report:
         if reason:
             line += f" # {reason}"
         elif status == "skip":
-            line += " # no reason given"
+            result.reason = "no reason given"
+            line += f" # {result.reason}"
         print(line, flush=True)
         if status == "not ok":
             for note in list(notes)[-15:]:
                 print(f"    {note}", flush=True)
         return result
+
+    def check_skips(self, suites, text):
+        """Compares the skips with those that `text` expects. `suites` are those that were run."""
+        results = [r for r in self.results if not (r.status == "skip" and r.reason == UNCHANGED)]
+        # What fails may have kept others from being skipped, and so may a guest that was left out.
+        broken = {r.name.partition("/")[0] for r in self.results if r.status == "not ok" or r not in results}
+        try:
+            wrong = skips.problems(skips.parse(text), results, set(suites) - broken)
+        except (KeyError, TypeError, ValueError) as error:
+            wrong = [("list", f"tests/skips.toml: {error}", [])]
+        for name, reason, notes in wrong:
+            self.add(f"skips/{name}", "not ok", None, reason, notes)
 
     def finish(self):
         hung = [g["name"] for g in self.guests if g["starts"] > 1]
@@ -258,7 +277,7 @@ def run_guest(report, suite, spec, run):
     key = inputs(command, job, wanted, run, driver)
     passed = f"{BUILD}/passed/{key}"
     if os.environ.get("VIRTGPU_CHANGED") and os.path.exists(passed):
-        report.add(name + GUEST_TEST, "skip", None, "nothing that goes into it has changed since it passed")
+        report.add(name + GUEST_TEST, "skip", None, UNCHANGED)
         return
     if not run.get("each_device"):
         guest(report, suite, name, run_name, command + ["--", job], option("show"), [])
@@ -441,6 +460,8 @@ def main():
             run_command(Part(report), suite, run)
     for worker in workers:
         worker.join()
+    with open(SKIPS) as f:
+        report.check_skips([suite for suite, _ in specs], f.read())
     sys.exit(report.finish())
 
 
