@@ -8,6 +8,7 @@ import glob
 import io
 import json
 import os
+import subprocess
 import sys
 import tempfile
 import types
@@ -216,6 +217,17 @@ def the_list_of_skips_is_right(build):
         expected = skips.parse(f.read())
     suites = {os.path.basename(path)[:-len(".toml")] for path in glob.glob(f"{top}/tests/suites/*.toml")}
     return expected and {e.suite for e in expected} <= suites
+def what_is_expected_must_come(build):
+    r = run([(document("a"), {})], dict(ONE, expect="echo a/works; echo a/is_missing"), build)
+    return r.failed == {"s/a/is_missing"} and "s/a/works" in r.names
+
+
+def what_cannot_be_listed_fails(build):
+    try:
+        run([], dict(ONE, expect="false"), build)
+    except subprocess.CalledProcessError:
+        return True
+    return False
 
 
 CONSOLE = f"""VIRTGPU-GUEST-START
@@ -300,6 +312,7 @@ TESTS = [all_in_one_guest, finding_names_its_case, the_rest_runs_in_the_next_gue
          fails_twice, short_pauses_count, no_result_fails, two_hung_boots_fail, unchanged_guests_are_skipped,
          expected_skips_pass, a_new_skip_fails, another_reason_fails, a_skip_that_is_missed_fails,
          only_whole_suites_miss_skips, a_bad_list_of_skips_fails, the_list_of_skips_is_right,
+         what_is_expected_must_come, what_cannot_be_listed_fails,
          lines_belong_to_cases, good_devices_are_not_given_up, devices_end_well, lockdep_is_looked_at]
 
 

@@ -28,6 +28,8 @@ A suite is a file tests/suites/NAME.toml:
                           # of its own, if they match, on such a device
   guests = 2              # how many guests share these families
   first = "…"             # a shell command that prints KTAP, before the families
+  expect = "…"            # a shell command here that prints names of tests, one a line;
+                          # one that the guest does not report is a failure
   waits = true            # it mostly waits, so others run beside it
   job = "…"               # instead: a shell command that prints KTAP
   env = "NAME=value"      # for the job
@@ -274,18 +276,19 @@ def run_guest(report, suite, spec, run):
         if option(key) is not None:
             command.append(f"--{key.replace('_', '-')}={option(key)}")
     command += [f"--{flag}" for flag in ("display", "iommu") if option(flag)]
-    key = inputs(command, job, wanted, run, driver)
+    expected = expected_tests(run)
+    key = inputs(command, job, wanted + expected, run, driver)
     passed = f"{BUILD}/passed/{key}"
     if os.environ.get("VIRTGPU_CHANGED") and os.path.exists(passed):
         report.add(name + GUEST_TEST, "skip", None, UNCHANGED)
         return
     if not run.get("each_device"):
-        guest(report, suite, name, run_name, command + ["--", job], option("show"), [])
+        guest(report, suite, name, run_name, command + ["--", job], option("show"), expected)
     number = 1
     while run.get("each_device") and wanted:
         label = "" if number == 1 else f"-again-{number}"
         result = guest(report, suite, name + label, run_name + label,
-                       command + [f"--families={','.join(wanted)}", "--", job], option("show"), wanted)
+                       command + [f"--families={','.join(wanted)}", "--", job], option("show"), expected)
         begun = {case["name"] for case in result["cases"]} if result else set()
         wanted = [f for f in wanted if f not in begun]
         number += 1
@@ -299,6 +302,14 @@ def run_guest(report, suite, spec, run):
         os.makedirs(f"{BUILD}/passed", exist_ok=True)
         with open(passed, "w") as f:
             f.write(name + "\n")
+
+
+def expected_tests(run):
+    """The names of the tests that a guest has to report."""
+    if not run.get("expect"):
+        return []
+    return subprocess.run(["sh", "-c", run["expect"]], cwd=PROJECT, stdout=subprocess.PIPE, text=True,
+                          check=True).stdout.split()
 
 
 def inputs(command, job, wanted, run, driver):
@@ -330,11 +341,11 @@ def inputs(command, job, wanted, run, driver):
     return key.hexdigest()[:24]
 
 
-def guest(report, suite, name, run_name, command, show, wanted):
+def guest(report, suite, name, run_name, command, show, expected):
     """Runs one guest, and once more if the machine stood still meanwhile; returns what vm.py says."""
     for attempt in (1, 2):
         part = Part(report.report)
-        result = guest_once(part, suite, name, run_name, command, show, wanted)
+        result = guest_once(part, suite, name, run_name, command, show, expected)
         still = result["stood_still"] if result else 0
         if still <= STOOD_STILL_SECONDS or attempt == 2:
             if still > STOOD_STILL_SECONDS:
@@ -354,7 +365,7 @@ def guest(report, suite, name, run_name, command, show, wanted):
         os.rename(folder, folder + "-paused")
 
 
-def guest_once(report, suite, name, run_name, command, show, wanted):
+def guest_once(report, suite, name, run_name, command, show, expected):
     """Runs one guest and reports what it prints and how it ended."""
     start = time.monotonic()
     log = f"{BUILD}/logs/{run_name}.out"
@@ -365,6 +376,10 @@ def guest_once(report, suite, name, run_name, command, show, wanted):
     status = feed(reader, report, suite, command[:1] + ["--name", run_name] + command[1:], log, show)
     for r in reader.finish():
         report.add(f"{name}/{r.name}", r.status, None, r.reason, r.notes)
+    reported = {r.name for r in report.results}
+    for test in expected:
+        if f"{suite}/{test}" not in reported:
+            report.add(f"{suite}/{test}", "not ok", None, "the guest did not report it")
     # The guest itself is a test: it must have ended well and left a clean log.
     try:
         with open(result_file) as f:
