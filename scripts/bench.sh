@@ -3,15 +3,26 @@
 # bench.sh [options and measures of virtgpu-bench]: builds everything, runs the
 # benchmarks in guests with the release kernel and keeps the results in
 # bench/results/KERNEL-DATE.json. P8 has three guests: the reference device and
-# QEMU's virtio-gpu-gl, with OpenGL and with Vulkan.
+# QEMU's virtio-gpu-gl, with OpenGL and with Vulkan. --before FILE is a file here, an
+# older build of the module for the release kernel.
 . "$(dirname "$0")/lib.sh"
 
-options=() measures=()
-for a in "$@"; do
-	case $a in
-	P[1-8]) measures+=("$a") ;;
-	*) options+=("$a") ;;
+options=() measures=() files=
+while [ $# -gt 0 ]; do
+	case $1 in
+	P[1-8]) measures+=("$1") ;;
+	--before)
+		# The guest finds it by its name alone; the clone is where QEMU's side sees it.
+		[ -f "${2:?--before needs a file}" ] || die "no file $2"
+		mkdir -p "$BUILD"
+		cp "$2" "$BUILD/before.ko"
+		files=/project/build/before.ko
+		options+=(--before /root/before.ko)
+		shift
+		;;
+	*) options+=("$1") ;;
 	esac
+	shift
 done
 hosts=(reference)
 case " ${measures[*]:-P8} " in
@@ -32,7 +43,7 @@ for host in "${hosts[@]}"; do
 		mem=${BENCH_MEM:-6G} only=("${measures[@]}")
 	fi
 	note "booting the guest on the host GPU \"$host\" (log: $BUILD/logs/bench-$host/console.log)"
-	"$TOP/scripts/vm.sh" --name "bench-$host" --kernel release --host-gpu "$host" --mem "$mem" \
+	"$TOP/scripts/vm.sh" --name "bench-$host" --kernel release --host-gpu "$host" --mem "$mem" --files "$files" \
 		--timeout "${BENCH_TIMEOUT:-3600}" \
 		"virtgpu-bench ${options[*]} --host-gpu $host ${only[*]}" | sed -u "${table}d" || status=$?
 done

@@ -37,6 +37,8 @@ struct Options {
     only: Vec<String>,
     /// Our module.
     ours: PathBuf,
+    /// An older build of our module.
+    before: Option<PathBuf>,
     /// Linux's module, or its name for modprobe.
     c: String,
     /// Largest registration, in MiB.
@@ -50,6 +52,7 @@ usage: virtgpu-bench [options] [P1] [P2] [P3] [P4] [P5] [P6] [P7] [P8]
   --runs N       repetitions of each measurement, 5 or more (5)
   --largest MIB  largest registration of P1 (1024)
   --ours FILE    this project's module (/job/virtgpu_userptr.ko)
+  --before FILE  an older build of it, which P8 measures in the same run, in rows of its own
   --c MODULE     Linux's module: a file, or a name for modprobe (virtio-gpu)
   --host-gpu GPU what P8 finds in the guest: reference, virgl or venus, as vm.sh --host-gpu
                  (reference); the other measures want the reference device";
@@ -59,6 +62,7 @@ fn options() -> Result<Options, String> {
         runs: 5,
         only: Vec::new(),
         ours: "/job/virtgpu_userptr.ko".into(),
+        before: None,
         c: "virtio-gpu".into(),
         largest: 1024,
         host_gpu: HostGpu::Reference,
@@ -78,6 +82,7 @@ fn options() -> Result<Options, String> {
             "--runs" => options.runs = number(value()?)?.max(5),
             "--largest" => options.largest = number(value()?)?.max(32),
             "--ours" => options.ours = value()?.into(),
+            "--before" => options.before = Some(value()?.into()),
             "--c" => options.c = value()?,
             "--host-gpu" => {
                 let name = value()?;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0-only
 
-//! P8: this driver against Linux's own, on the same device, loaded in turns.
+//! P8: this driver against Linux's own, on the same device, loaded in turns; with `--before` an older
+//! build of this driver takes its turns with them.
 
 mod modules;
 mod reference;
@@ -48,11 +49,12 @@ impl HostGpu {
     }
 }
 
-/// What the rounds have shown.
+/// What the rounds have shown of one number.
 struct Row {
     id: &'static str,
     what: &'static str,
     ours: Sample,
+    before: Sample,
     theirs: Sample,
 }
 
@@ -68,14 +70,13 @@ pub(crate) fn measure(options: &Options, report: &mut Report) -> Result {
 
 fn in_turns(options: &Options, report: &mut Report) -> Result {
     let mut rows = Vec::new();
+    let mut order = vec![Driver::Linux, Driver::Ours];
+    if options.before.is_some() {
+        order.push(Driver::Before);
+    }
     Driver::Ours.unload()?;
     for run in 0..options.runs {
-        // A host that becomes slower or faster favours both alike.
-        let order = match run % 2 {
-            0 => [Driver::Linux, Driver::Ours],
-            _ => [Driver::Ours, Driver::Linux],
-        };
-        for driver in order {
+        for &driver in &order {
             driver.load(options)?;
             let numbers = options.host_gpu.numbers(&modules::ready()?)?;
             driver.unload()?;
@@ -83,11 +84,23 @@ fn in_turns(options: &Options, report: &mut Report) -> Result {
                 add(&mut rows, driver, &number);
             }
         }
+        // A host that becomes slower or faster favours nobody.
+        order.rotate_left(1);
         eprintln!("  round {} of {}", run + 1, options.runs);
     }
     for row in rows {
-        let samples = [row.ours, row.theirs];
+        let samples = [row.ours, row.theirs.clone()];
         report.add(row.id, row.what, "ns", samples, Goal::AtMost(1.05));
+        if options.before.is_some() {
+            let samples = [row.before, row.theirs];
+            report.add(
+                &format!("{}-before", row.id),
+                row.what,
+                "ns",
+                samples,
+                Goal::None,
+            );
+        }
     }
     Ok(())
 }
@@ -100,6 +113,7 @@ fn add(rows: &mut Vec<Row>, driver: Driver, number: &Number) {
                 id: number.id,
                 what: number.what,
                 ours: Sample::default(),
+                before: Sample::default(),
                 theirs: Sample::default(),
             });
             rows.len() - 1
@@ -109,6 +123,7 @@ fn add(rows: &mut Vec<Row>, driver: Driver, number: &Number) {
     let sample = match driver {
         Driver::Linux => &mut row.theirs,
         Driver::Ours => &mut row.ours,
+        Driver::Before => &mut row.before,
     };
     sample.0.push(number.nanoseconds);
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0-only
 
-//! Loading and unloading the two drivers.
+//! Loading and unloading the drivers.
 
 use std::fs::File;
 use std::os::fd::AsRawFd;
@@ -21,13 +21,15 @@ const LIMIT: Duration = Duration::from_secs(30);
 pub(super) enum Driver {
     Linux,
     Ours,
+    /// An older build of ours.
+    Before,
 }
 
 impl Driver {
     fn module(self) -> &'static str {
         match self {
             Self::Linux => "virtio_gpu",
-            Self::Ours => "virtgpu_userptr",
+            Self::Ours | Self::Before => "virtgpu_userptr",
         }
     }
 
@@ -42,6 +44,7 @@ impl Driver {
             Self::Linux if options.c.contains('/') => load_file(Path::new(&options.c)),
             Self::Linux => modprobe(&options.c),
             Self::Ours => load_file(&options.ours),
+            Self::Before => load_file(options.before.as_deref().ok_or("no --before was given")?),
         }
     }
 
