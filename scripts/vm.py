@@ -9,6 +9,7 @@ Everything about a run ends up in build/logs/RUN:
   device.log   what the device printed, events.jsonl its event log
   qemu.log     what QEMU printed, and the renderer in it with --host-gpu
   result       JSON: how it ended
+  coverage.log with VIRTGPU_COVERAGE=1, what code of modules was reached, for scripts/coverage.sh
 
 A job can ask for things that only the host can do, by printing a line
 `VIRTGPU-HOST: WORD` on its output:
@@ -48,6 +49,8 @@ PROJECT = "/project"
 BUILD = PROJECT + "/build"
 TARGET = BUILD + "/target/x86_64-unknown-linux-gnu/release"
 GUEST_BINARIES = ["virtgpu-tests", "virtgpu-bench", "virtgpu-demo", "virtgpu-fuzz", "virtgpu-compare"]
+# Where the kernel puts modules; those that are loaded anew are where they were if nothing is random.
+MODULES = "0xffffffffa0000000+0x5f000000"
 # Linked dynamically, with the libraries of the tree with Mesa, where the guest's are in /job.
 RENDER = BUILD + "/target-dynamic/x86_64-unknown-linux-gnu/release"
 RENDER_BINARIES = ["virtgpu-gles", "virtgpu-vulkan"]
@@ -239,11 +242,15 @@ def run_image(args, run):
             f.write("MODULES='virtio_pci pciehp udmabuf sw_sync ext4 loop 9pnet_virtio 9p'\n")
             f.write(f"TREES={shlex.quote(args.trees.replace(',', ' '))}\n")
             f.write(f"MODULE_ARGS={shlex.quote(args.module_args)}\nCASES={int(bool(args.cases))}\n")
+            f.write(f"COVERAGE={int(bool(os.environ.get('VIRTGPU_COVERAGE')))}\n")
         with open(f"{tmp}/job/cases", "w") as f:
             for case in args.cases:
                 f.write(f"{case.name}|{case.module}|{case.device or 'none'}\n")
         with open(f"{tmp}/job/run", "w") as f:
-            f.write(f"export VIRTGPU_KERNEL={args.kernel} VIRTGPU_DRIVER={args.driver}\n{args.job}\n")
+            f.write(f"export VIRTGPU_KERNEL={args.kernel} VIRTGPU_DRIVER={args.driver}\n")
+            if os.environ.get("VIRTGPU_COVERAGE"):
+                f.write("export VIRTGPU_COVERAGE=1\n")
+            f.write(f"{args.job}\n")
         cpio(tmp, f"{run}/job.cpio")
 
 
@@ -385,6 +392,8 @@ def qemu_command(args, run, gpus, qmp):
         append += ["kunit.enable=1", "kunit.autorun=1"] if KUNIT in args.files.split(",") else ["kunit.enable=0"]
     if args.iommu:
         append += ["intel_iommu=on", "iommu.strict=1", "iommu.passthrough=0"]
+    if os.environ.get("VIRTGPU_COVERAGE"):
+        append += ["nokaslr"]
     append += [args.append]
     command = [
         "qemu-system-x86_64", "-M", "q35,memory-backend=mem",
@@ -405,6 +414,8 @@ def qemu_command(args, run, gpus, qmp):
         command += ["-serial", f"file:{run}/job.log"]
     command += ["-chardev", f"socket,id=qmp,path={qmp},server=on,wait=off",
                 "-object", "monitor-qmp,id=qmp0,chardev=qmp"]
+    if os.environ.get("VIRTGPU_COVERAGE"):
+        command += ["-d", "in_asm", "-dfilter", MODULES, "-D", f"{run}/coverage.log"]
     for name in filter(None, args.trees.split(",")):
         command += ["-fsdev", f"local,id=tree-{name},path={tree(name)},security_model=none,readonly=on",
                     "-device", f"virtio-9p-pci,fsdev=tree-{name},mount_tag={name}"]

@@ -168,10 +168,15 @@ pub(crate) fn load_with(file: &Path, parameters: &CStr) -> std::io::Result<()> {
             0,
         )
     };
-    match result {
-        0 => Ok(()),
-        _ => Err(std::io::Error::last_os_error()),
+    if result != 0 {
+        return Err(std::io::Error::last_os_error());
     }
+    if std::env::var_os("VIRTGPU_COVERAGE").is_some() {
+        // For scripts/coverage.sh.
+        let text = fs::read_to_string("/sys/module/virtgpu_userptr/sections/.text");
+        println!("    # VIRTGPU-TEXT {}", text.unwrap_or_default().trim());
+    }
+    Ok(())
 }
 
 /// Unloads our module and loads it with parameters.
