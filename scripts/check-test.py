@@ -269,15 +269,16 @@ def device(arguments="", status=0, killed=False):
     d = vm.Device.__new__(vm.Device)
     d.run, d.events, d.arguments, d.case = "", "events.jsonl", arguments, None
     d.status, d.killed, d.stopped = status, killed, False
+    d.requests = d.mistreated = 0
     return d
 
 
-def errors(build, devices, kernel="stock", log=GOOD_LOG):
-    """What is wrong with a guest whose log is this and that has had these devices."""
+def errors(build, devices, kernel="stock", log=GOOD_LOG, events=([], 9, 1)):
+    """What is wrong with a guest whose log is this and that has had these devices, with such event logs."""
     with open(f"{build}/console.log", "w") as f:
         f.write(log)
     vm.PROJECT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    vm.check_events = lambda run, log: []
+    vm.check_events = lambda run, log, unfinished: (list(events[0]), *events[1:])
     args = argparse.Namespace(cases=[], kernel=kernel)
     gpus = types.SimpleNamespace(all=devices)
     return vm.judge(args, build, types.SimpleNamespace(returncode=0), None, gpus)["errors"]
@@ -300,6 +301,13 @@ def devices_end_well(build):
             and not bad(device(status=-9, killed=True)) and bad(device(status=-6, killed=True)))
 
 
+def devices_misbehave_as_they_are_told(build):
+    never = lambda *devices, events: any("never did" in e for e in errors(build, devices, events=events))
+    bad = device("--adversary silence")
+    return (never(bad, events=([], 9, 0)) and not never(bad, events=([], 9, 1)) and not never(bad, events=([], 0, 0))
+            and not never(device(), events=([], 9, 0)))
+
+
 def lockdep_is_looked_at(build):
     log = GOOD_LOG.replace("device lost", "device found")
     on = log.replace("VIRTGPU-GUEST-TAINTED", "VIRTGPU-GUEST-LOCKDEP on\nVIRTGPU-GUEST-TAINTED")
@@ -313,7 +321,8 @@ TESTS = [all_in_one_guest, finding_names_its_case, the_rest_runs_in_the_next_gue
          expected_skips_pass, a_new_skip_fails, another_reason_fails, a_skip_that_is_missed_fails,
          only_whole_suites_miss_skips, a_bad_list_of_skips_fails, the_list_of_skips_is_right,
          what_is_expected_must_come, what_cannot_be_listed_fails,
-         lines_belong_to_cases, good_devices_are_not_given_up, devices_end_well, lockdep_is_looked_at]
+         lines_belong_to_cases, good_devices_are_not_given_up, devices_end_well, devices_misbehave_as_they_are_told,
+         lockdep_is_looked_at]
 
 
 def main():

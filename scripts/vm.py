@@ -263,6 +263,7 @@ class Device:
         self.events = "events.jsonl" if number == 1 else f"events-{number}.jsonl"
         self.status = None  # its exit status, None if it had to be ended
         self.killed = self.stopped = False  # at the job's wish
+        self.requests = self.mistreated = 0  # as its event log has it
         command = [f"{TARGET}/virtgpu-device", "--socket", self.socket, "--event-log", f"{run}/{self.events}"]
         if kind == "second":
             # It judges the driver by itself, and has no event log.
@@ -300,7 +301,9 @@ class Device:
 
     def problems(self):
         """What is wrong with how it ended, and what its own checker says of the driver."""
-        problems = check_events(self.run, self.events) if self.events else []
+        problems = []
+        if self.events:
+            problems, self.requests, self.mistreated = check_events(self.run, self.events, self.killed)
         # One of the ways to misbehave is to exit.
         exits = re.search(r"--adversary[ =]exit(?::(\d+))?", self.arguments)
         expected = -signal.SIGKILL if self.killed else int(exits[1] or 1) if exits else 0
@@ -525,14 +528,15 @@ def where_it_hangs(run, qmp_path):
     return "; ".join(parts)
 
 
-def check_events(run, log):
-    """Lets the device's own checker judge what the driver did."""
-    p = subprocess.run([f"{TARGET}/virtgpu-device", "check-log", f"{run}/{log}"],
-                       stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    if not p.returncode:
-        return []
-    lines = p.stdout.splitlines() or [f"status {p.returncode}"]
-    return [f"check-log {log}: {line}" for line in lines[:20]]
+def check_events(run, log, unfinished=False):
+    """Lets the device's own checker judge what the driver did. Returns the problems, and how many requests
+    there were and how many of them, and of the mirror queue's commands, the device has mistreated."""
+    p = subprocess.run([f"{TARGET}/virtgpu-device", "check-log", *(["--unfinished"] if unfinished else []),
+                        f"{run}/{log}"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    counts = re.search(r"(\d+) requests, .* (\d+) mistreated", p.stdout)
+    requests, mistreated = (int(counts[1]), int(counts[2])) if counts else (0, 0)
+    lines = (p.stdout.splitlines() or [f"status {p.returncode}"])[:20] if p.returncode else []
+    return [f"check-log {log}: {line}" for line in lines], requests, mistreated
 
 
 class Follower:
@@ -732,6 +736,11 @@ def judge(args, run, qemu, hang, gpus):
     for device in gpus.all if gpus else []:
         for problem in device.problems():
             cases.add(device.case, problem, result["errors"])
+    # A device that only behaves shows nothing of how the driver takes it that one does not. But the driver may
+    # refuse it before it has asked anything.
+    devices = [d for d in gpus.all if "--adversary " in d.arguments] if gpus else []
+    for case in {d.case for d in devices if d.requests} - {d.case for d in devices if d.mistreated}:
+        cases.add(case, "the device was told to misbehave, and never did", result["errors"])
     # Guest and unload problems, apart from what the job itself returned.
     if hang:
         cases.add(cases.current, hang, result["errors"])

@@ -121,7 +121,7 @@ const KINDS: &[Description] = &[
     describe(Kind::CapsetCount, "capset-count", 0xffff_ffff, "the configuration space says that there are N capability sets"),
     describe(Kind::MapInfo, "map-info", 0xffff_fff7, "RESOURCE_MAP_BLOB's answer has map_info N"),
     describe(Kind::ConfigChange, "config-change", 1, "after the command a change of the configuration space is announced N times, with a display event in it"),
-    describe(Kind::Early, "early", 0, "jobs are answered before they run; UNREF, DETACH and DESTROY before the last job is over that can touch what they take away"),
+    describe(Kind::Early, "early", 0, "jobs are answered before they run; UNREF, DETACH and DESTROY before the last job is over that can touch what they take away, which the device keeps until then"),
     describe(Kind::DeviceLost, "device-lost", 0, "after the command the configuration space says that the device is lost, and a change is announced; commands are still served"),
     describe(Kind::SpaceLost, "space-lost", 0, "after the command the space that it names is revoked, and an event says so"),
     describe(Kind::StaleEvent, "stale-event", 1, "after the command N events say that the space that it names is lost: it is not, or it is gone since SPACE_DESTROY"),

@@ -247,12 +247,13 @@ impl GpuBackend {
             };
             let (ring, more) = self.waiting(vring);
             device.mirror.note(backlog, bytes, ring, more);
+            let attack = device.options.adversary.attack_command(queue::kind(bytes));
             let ticket = queue::Ticket {
-                cmd: device.mirror.begin(bytes),
+                cmd: device.mirror.begin(bytes, &attack),
                 generation,
                 head,
                 writable,
-                attack: device.options.adversary.attack_command(queue::kind(bytes)),
+                attack,
             };
             let attack = ticket.attack.clone();
             device.mirror_command(ticket, bytes);

@@ -22,6 +22,8 @@ pub struct Report {
     pub requests: u64,
     /// Jobs.
     pub jobs: u64,
+    /// Requests and commands that the adversary mistreats.
+    pub mistreated: u64,
     /// Whether the log has an end: the process was not killed.
     pub complete: bool,
 }
@@ -49,6 +51,46 @@ struct Open {
     cmd: String,
     fence: Option<u64>,
     timeline: Timeline,
+    takes: Option<Takes>,
+    /// What it takes away is gone.
+    done: bool,
+    /// The adversary answers it before these jobs are over.
+    early: Option<BTreeSet<u64>>,
+}
+
+/// What a request takes away from jobs.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Takes {
+    Resource(u32),
+    Attachment(u32, u32),
+    Context(u32),
+    Backing(u32),
+}
+
+impl Takes {
+    fn of(cmd: &str, ctx: u32, resource: Option<u32>) -> Option<Self> {
+        match (cmd, resource) {
+            ("RESOURCE_UNREF", Some(resource)) => Some(Self::Resource(resource)),
+            ("CTX_DETACH_RESOURCE", Some(resource)) => Some(Self::Attachment(ctx, resource)),
+            ("CTX_DESTROY", _) => Some(Self::Context(ctx)),
+            ("RESOURCE_DETACH_BACKING", Some(resource)) => Some(Self::Backing(resource)),
+            _ => None,
+        }
+    }
+
+    /// Whether `job` could touch it.
+    fn is_of(self, job: &Job) -> bool {
+        match self {
+            Self::Resource(id) | Self::Backing(id) => job.resources.contains(&id),
+            Self::Attachment(ctx, id) => job.ctx == ctx && job.resources.contains(&id),
+            Self::Context(ctx) => job.ctx == ctx,
+        }
+    }
+}
+
+/// Whether `mode` is one of those in `adversary`.
+fn has_mode(adversary: Option<&str>, mode: &str) -> bool {
+    adversary.is_some_and(|modes| modes.split('+').any(|name| name == mode))
 }
 
 /// A ring of a context, or the timeline that all share.
@@ -139,8 +181,11 @@ impl Checker {
                 ctx,
                 ring,
                 fence,
+                resource,
+                adversary,
                 ..
             } => {
+                self.report.mistreated += u64::from(adversary.is_some());
                 let (open, next) = (self.open, self.next_req);
                 self.expect(open, || "a request while the queue is closed".into());
                 self.expect(req >= next, || format!("request {req} came before"));
@@ -151,22 +196,32 @@ impl Checker {
                     self.fences.entry(timeline).or_default().push_back(req);
                 }
                 let cmd = cmd.into_owned();
+                let takes = Takes::of(&cmd, ctx, resource);
                 self.requests.insert(
                     req,
                     Open {
                         cmd,
                         fence,
                         timeline,
+                        takes,
+                        // No event says when this is.
+                        done: matches!(takes, Some(Takes::Backing(_))),
+                        early: None,
                     },
                 );
             }
             Event::Response {
                 req,
                 cmd,
+                kind,
                 fence,
                 adversary,
                 ..
-            } => self.response(req, &cmd, fence, adversary.is_some()),
+            } => {
+                let good = kind == "OK_NODATA";
+                self.response(req, &cmd, good, fence, adversary.as_deref());
+            }
+            Event::Early { req, jobs } => self.early(req, jobs),
             Event::Dropped { req } => {
                 let known = self.requests.remove(&req).is_some() || self.stale.remove(&req);
                 self.expect(known, || format!("request {req} is dropped, but not open"));
@@ -189,11 +244,12 @@ impl Checker {
                 let known = self.resources.remove(&resource).is_some();
                 self.expect(known, || format!("resource {resource} does not exist"));
                 self.shown.remove(&resource);
+                self.taken(Takes::Resource(resource));
                 self.spaces.released(resource, true);
                 for attached in self.contexts.values_mut() {
                     attached.remove(&resource);
                 }
-                self.no_job("gone", |job| job.resources.contains(&resource));
+                self.no_job("gone", |_, job| job.resources.contains(&resource));
             }
             Event::CtxCreate { ctx, .. } => {
                 let old = self.contexts.insert(ctx, BTreeMap::new());
@@ -203,7 +259,8 @@ impl Checker {
             Event::CtxDestroy { ctx } => {
                 let known = self.contexts.remove(&ctx).is_some();
                 self.expect(known, || format!("context {ctx} does not exist"));
-                self.no_job("of a context that is gone", |job| {
+                self.taken(Takes::Context(ctx));
+                self.no_job("of a context that is gone", |_, job| {
                     job.ctx == ctx && !job.abandoned
                 });
             }
@@ -217,6 +274,7 @@ impl Checker {
                 self.expect(good, || format!("cannot attach {resource} to {ctx}"));
             }
             Event::Detach { ctx, resource } => {
+                self.taken(Takes::Attachment(ctx, resource));
                 self.spaces.released(resource, false);
                 let context = self.contexts.get_mut(&ctx);
                 let count = context.and_then(|attached| attached.get_mut(&resource));
@@ -228,7 +286,7 @@ impl Checker {
                     format!("cannot detach {resource} from {ctx}")
                 });
                 if left == Some(0) {
-                    self.no_job("detached", |job| {
+                    self.no_job("detached", |_, job| {
                         job.ctx == ctx && job.resources.contains(&resource) && !job.abandoned
                     });
                 }
@@ -308,10 +366,12 @@ impl Checker {
                 self.contexts.clear();
                 self.jobs.clear();
             }
+            Event::Command { adversary, .. } => {
+                self.report.mistreated += u64::from(adversary.is_some());
+            }
             Event::Features { .. }
             | Event::MirrorOpen { .. }
             | Event::MirrorClose
-            | Event::Command { .. }
             | Event::Reply { .. }
             | Event::CommandDropped { .. }
             | Event::Space { .. }
@@ -332,16 +392,65 @@ impl Checker {
         }
     }
 
-    fn response(&mut self, req: u64, cmd: &str, fence: Option<u64>, adversary: bool) {
+    /// The adversary answers `req` too early on purpose. That excuses the answer and nothing else: what
+    /// the request takes away stays until no job can touch it.
+    fn early(&mut self, req: u64, jobs: Vec<u64>) {
+        let on_purpose = self.adversary;
+        self.expect(on_purpose, || format!("request {req} is answered early"));
+        let Some(request) = self.requests.get_mut(&req) else {
+            return self.wrong(format!("request {req} is answered early, but not open"));
+        };
+        let takes = request.takes;
+        let mut others = Vec::new();
+        for id in &jobs {
+            let job = self.jobs.get(id);
+            if !job.is_some_and(|job| takes.map_or(job.req == req, |takes| takes.is_of(job))) {
+                others.push(*id);
+            }
+        }
+        request.early = Some(jobs.into_iter().collect());
+        for job in others {
+            self.wrong(format!("request {req} does not wait for job {job}"));
+        }
+    }
+
+    /// A request that takes this away may be answered.
+    fn taken(&mut self, what: Takes) {
+        let mut requests = self.requests.values_mut();
+        if let Some(request) = requests.find(|r| r.takes == Some(what) && !r.done) {
+            request.done = true;
+        }
+    }
+
+    fn response(
+        &mut self,
+        req: u64,
+        cmd: &str,
+        good: bool,
+        fence: Option<u64>,
+        adversary: Option<&str>,
+    ) {
         let open = self.open;
         self.expect(open, || "an answer while the queue is closed".into());
         let Some(request) = self.requests.remove(&req) else {
             return self.wrong(format!("request {req} is answered, but not open"));
         };
+        let early = request.early.as_ref();
+        let on_purpose = early.is_none() || has_mode(adversary, "early");
+        self.expect(on_purpose, || {
+            format!("request {req} is answered early, but not on purpose")
+        });
         if fence.is_some() {
-            self.no_job("answered", |job| job.req == req);
+            self.no_job("answered", |id, job| {
+                job.req == req && !early.is_some_and(|jobs| jobs.contains(&id))
+            });
         }
-        if adversary {
+        // What is ignored is not answered either.
+        let done = request.takes.is_none() || request.done || has_mode(adversary, "ignore");
+        self.expect(!good || done || early.is_some(), || {
+            format!("request {req} is answered, but what it takes away is there")
+        });
+        if adversary.is_some() {
             self.fences
                 .values_mut()
                 .for_each(|f| f.retain(|r| *r != req));
@@ -402,11 +511,11 @@ impl Checker {
     }
 
     /// No job may be left for which `touches` holds.
-    fn no_job(&mut self, what: &str, touches: impl Fn(&Job) -> bool) {
+    fn no_job(&mut self, what: &str, touches: impl Fn(u64, &Job) -> bool) {
         let left: Vec<u64> = self
             .jobs
             .iter()
-            .filter(|(_, job)| touches(job))
+            .filter(|(id, job)| touches(**id, job))
             .map(|(id, _)| *id)
             .collect();
         for job in left {
@@ -500,6 +609,55 @@ mod tests {
             OPEN, CREATE, CONTEXT, ATTACH, &submit, JOB, &answer, JOB_END,
         ];
         assert_eq!(violations(&events), [7]);
+    }
+
+    #[test]
+    fn answers_that_are_early_on_purpose() {
+        const START: &str = r#"start "options":"--adversary early""#;
+        const EARLY: &str = r#"early "req":0,"jobs":[1]"#;
+        let twisted = |answer: &str, mode: &str| {
+            answer.replace("\"used\":", &format!("\"adversary\":\"{mode}\",\"used\":"))
+        };
+        let (submit, right) = (submit(0, 1), answer(0, 1));
+        let early = twisted(&right, "early");
+        let before = [START, OPEN, CREATE, CONTEXT, ATTACH, &submit, JOB];
+        let run = |more: &[&str]| violations(&[&before[..], more].concat());
+        assert_eq!(run(&[EARLY, &early, ACCESS, JOB_END]), [0u64; 0]);
+        // Only if it is said, of this job, and done by this mode.
+        assert_eq!(run(&[&early, JOB_END]), [8]);
+        assert_eq!(run(&[&twisted(&right, "delay"), JOB_END]), [8]);
+        assert_eq!(run(&[EARLY, &right, JOB_END]), [9]);
+        assert_eq!(run(&[EARLY, &twisted(&right, "delay"), JOB_END]), [9]);
+        let other = EARLY.replace("[1]", "[2]");
+        assert_eq!(run(&[&other, &early, JOB_END]), [8, 9]);
+        assert_eq!(run(&[JOB_END, EARLY, &early]), [9]);
+        assert_eq!(run(&[JOB_END, &right, EARLY]), [10]);
+        let honest = r#"start "options":"""#;
+        let mut honestly = before;
+        honestly[0] = honest;
+        let all = [&honestly[..], &[EARLY, &early, JOB_END]].concat();
+        assert_eq!(violations(&all), [8]);
+        // It excuses nothing else: what is taken away meanwhile, and what is touched later.
+        let unref = r#"request "req":1,"cmd":"RESOURCE_UNREF","ctx":0,"resource":1,"bytes":32"#;
+        let unreffed = answer(1, 0)
+            .replace("SUBMIT_3D", "RESOURCE_UNREF")
+            .replace("\"fence\":0,", "");
+        let gone = [EARLY, &early, unref, UNREF, &unreffed, JOB_END];
+        assert_eq!(run(&gone), [11]);
+        assert_eq!(
+            run(&[EARLY, &early, unref, JOB_END, UNREF, &unreffed]),
+            [0u64; 0]
+        );
+        // What takes away is early, too: not before it is said, and the resource stays.
+        let second = r#"early "req":1,"jobs":[1]"#;
+        let too_soon = twisted(&unreffed, "early");
+        let start = [EARLY, &early, unref];
+        let more = |more: &[&str]| run(&[&start[..], more].concat());
+        assert_eq!(more(&[second, &too_soon, JOB_END, UNREF]), [0u64; 0]);
+        assert_eq!(more(&[&too_soon, JOB_END, UNREF]), [11]);
+        assert_eq!(more(&[&unreffed, JOB_END, UNREF]), [11]);
+        assert_eq!(more(&[second, &too_soon, UNREF, JOB_END]), [13]);
+        assert_eq!(more(&[&twisted(&unreffed, "ignore"), JOB_END]), [0u64; 0]);
     }
 
     #[test]

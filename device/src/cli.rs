@@ -37,8 +37,12 @@ pub struct Cli {
 pub enum Command {
     /// Check an event log against the rules of the protocol.
     ///
-    /// Prints every violation and a summary. Exit status: 0 without violations, 1 with.
+    /// Prints every violation and a summary. Exit status: 0 without violations, 1 with, or if the log
+    /// has no end.
     CheckLog {
+        /// The device was killed, so that the log need not have an end.
+        #[arg(long)]
+        unfinished: bool,
         /// The file that `--event-log` wrote.
         file: PathBuf,
     },

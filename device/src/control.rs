@@ -98,6 +98,7 @@ impl Device {
                 .get(size_of::<Header>()..)
                 .and_then(|rest| names::resource(kind, rest)),
             bytes: bytes.len() as u64,
+            adversary: ticket.attack.name().map(Into::into),
         });
         if let Some(status) = ticket.attack.exit() {
             self.end();
@@ -133,11 +134,14 @@ impl Device {
         let mut state = self.lock();
         match outcome {
             Ok(Outcome::Done(answer)) => self.respond(&mut state, ticket, answer),
-            Ok(Outcome::Later(action)) if ticket.attack.is_early() => {
-                let answer = self.complete(&mut state, action);
-                self.respond(&mut state, ticket, answer);
+            Ok(Outcome::Later(action))
+                if ticket.attack.is_early() && action.takes_away() && state.is_blocked(action) =>
+            {
+                self.say_early(&ticket, state.jobs_before(action));
+                self.respond(&mut state, ticket, Response::ok());
+                self.act(&mut state, None, action);
             }
-            Ok(Outcome::Later(action)) => self.act(&mut state, ticket, action),
+            Ok(Outcome::Later(action)) => self.act(&mut state, Some(ticket), action),
             Ok(Outcome::Rendering(_)) if ticket.attack.is_early() => {
                 self.answers.send(&ticket, &Response::ok());
             }
@@ -146,6 +150,7 @@ impl Device {
                 self.enqueue(&mut state, timeline, Item::Rendering(ticket, rendering));
             }
             Ok(Outcome::Job(timeline, job)) if ticket.attack.is_early() => {
+                self.say_early(&ticket, vec![job.id]);
                 self.answers.send(&ticket, &Response::ok());
                 self.queue(&mut state, timeline, job);
             }
@@ -844,13 +849,23 @@ impl Device {
         }
     }
 
-    /// Carries out `action` as soon as no job is in the way, and answers.
-    fn act(&self, state: &mut State, ticket: Ticket, action: Action) {
+    /// Notes that the adversary answers a request before `jobs` are over.
+    fn say_early(&self, ticket: &Ticket, jobs: Vec<u64>) {
+        self.log.write(|| Event::Early {
+            req: ticket.req,
+            jobs,
+        });
+    }
+
+    /// Carries out `action` as soon as no job is in the way, and answers, if that has not been done.
+    fn act(&self, state: &mut State, ticket: Option<Ticket>, action: Action) {
         if state.is_blocked(action) {
             state.deferred.push_back((ticket, action));
         } else {
             let answer = self.complete(state, action);
-            self.respond(state, ticket, answer);
+            if let Some(ticket) = ticket {
+                self.respond(state, ticket, answer);
+            }
         }
     }
 

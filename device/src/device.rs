@@ -226,7 +226,7 @@ impl Device {
         let deferred = std::mem::take(&mut state.deferred);
         let tickets = queued
             .filter_map(crate::state::Item::into_ticket)
-            .chain(deferred.into_iter().map(|(ticket, _)| ticket));
+            .chain(deferred.into_iter().filter_map(|(ticket, _)| ticket));
         for ticket in tickets {
             self.log.write(|| Event::Dropped { req: ticket.req });
         }

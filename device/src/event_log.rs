@@ -49,6 +49,9 @@ pub enum Event {
         #[serde(skip_serializing_if = "Option::is_none", default)]
         resource: Option<u32>,
         bytes: u64,
+        /// The adversary's mode that it meets.
+        #[serde(skip_serializing_if = "Option::is_none", default)]
+        adversary: Option<Name>,
     },
     /// The request is about to be answered.
     Response {
@@ -62,6 +65,9 @@ pub enum Event {
         #[serde(skip_serializing_if = "Option::is_none", default)]
         adversary: Option<Name>,
     },
+    /// The adversary is about to answer the request although these jobs are not over, for whose end
+    /// the answer should wait.
+    Early { req: u64, jobs: Vec<u64> },
     /// The request will never be answered, because of a reset.
     Dropped { req: u64 },
     /// A resource exists. `low` and `high` bound its guest addresses.
@@ -134,6 +140,9 @@ pub enum Event {
         #[serde(default)]
         malformed: bool,
         bytes: u64,
+        /// The adversary's mode that it meets.
+        #[serde(skip_serializing_if = "Option::is_none", default)]
+        adversary: Option<Name>,
     },
     /// The command is about to be given back.
     Reply {

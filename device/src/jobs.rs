@@ -212,7 +212,6 @@ impl Device {
         let abandoned = live.is_some_and(|live| live.abandoned.is_some());
         let context = state.contexts.get_mut(&job.ctx);
         if let Some(context) = context.filter(|_| !abandoned) {
-            // Early answers make it possible that this is another context by now.
             context.jobs = context.jobs.saturating_sub(1);
             context.lost |= matches!(result, Some(Err(Failure::Fault(_))));
         }

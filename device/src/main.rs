@@ -19,7 +19,7 @@ fn main() -> ExitCode {
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("warn")).init();
     let cli = Cli::parse();
     let result = match &cli.command {
-        Some(Command::CheckLog { file }) => check(file),
+        Some(Command::CheckLog { unfinished, file }) => check(file, *unfinished),
         None if cli.run.list_adversary => {
             print!("{}", adversary::list());
             Ok(ExitCode::SUCCESS)
@@ -36,17 +36,18 @@ fn main() -> ExitCode {
     })
 }
 
-fn check(file: &Path) -> Result<ExitCode, Box<dyn std::error::Error>> {
+fn check(file: &Path, unfinished: bool) -> Result<ExitCode, Box<dyn std::error::Error>> {
     let input = File::open(file).map_err(|error| format!("{}: {error}", file.display()))?;
     let report = check_log::check(BufReader::new(input))?;
     for (line, what) in &report.violations {
         println!("line {line}: {what}");
     }
     println!(
-        "{} lines, {} requests, {} jobs, {} violations{}",
+        "{} lines, {} requests, {} jobs, {} mistreated, {} violations{}",
         report.lines,
         report.requests,
         report.jobs,
+        report.mistreated,
         report.violations.len(),
         if report.complete {
             ""
@@ -54,7 +55,8 @@ fn check(file: &Path) -> Result<ExitCode, Box<dyn std::error::Error>> {
             "; the log has no end"
         },
     );
-    Ok(match report.violations.is_empty() {
+    let good = report.violations.is_empty() && (report.complete || unfinished);
+    Ok(match good {
         true => ExitCode::SUCCESS,
         false => ExitCode::FAILURE,
     })

@@ -188,6 +188,19 @@ pub(crate) enum Action {
     Unmap(u32),
 }
 
+impl Action {
+    /// Whether its answer is the permission to use memory for something else.
+    pub(crate) fn takes_away(self) -> bool {
+        match self {
+            Self::Unref(_)
+            | Self::Detach { .. }
+            | Self::DestroyContext(_)
+            | Self::DetachBacking(_) => true,
+            Self::Map { .. } | Self::Unmap(_) => false,
+        }
+    }
+}
+
 /// Whether the guest can see the window.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Window {
@@ -216,7 +229,8 @@ pub(crate) struct State {
     pub(crate) entries: u64,
     /// Bytes of the storage of images.
     pub(crate) image_bytes: u64,
-    pub(crate) deferred: VecDeque<(Ticket, Action)>,
+    /// What waits for jobs, and the request that is to be answered then, if it has not been.
+    pub(crate) deferred: VecDeque<(Option<Ticket>, Action)>,
     /// Resets so far.
     pub(crate) resets: u64,
     /// Jobs ever queued.
@@ -306,38 +320,45 @@ impl State {
         cancels.chain(abandoned).for_each(|cancel| cancel.set());
     }
 
+    /// The jobs that `action` waits for.
+    pub(crate) fn jobs_before(&self, action: Action) -> Vec<u64> {
+        let waits = |id: u64, job: &Live| match action {
+            Action::Unref(resource) | Action::Unmap(resource) | Action::DetachBacking(resource) => {
+                job.reads.contains(&resource)
+            }
+            Action::Detach {
+                ctx,
+                resource,
+                last,
+            } => id <= last && job.is_of(ctx) && job.reads.contains(&resource),
+            Action::DestroyContext(ctx) => job.is_of(ctx),
+            Action::Map { resource, .. } => job.writes.contains(&resource),
+        };
+        let jobs = self.live.iter().filter(|(id, job)| waits(**id, job));
+        jobs.map(|(id, _)| *id).collect()
+    }
+
     /// Whether `action` has to wait.
     pub(crate) fn is_blocked(&self, action: Action) -> bool {
-        let any = |f: &dyn Fn(&Live) -> bool| self.live.values().any(f);
         // A command must not overtake one that names what it takes away.
         let detaches = |f: &dyn Fn(u32, u32) -> bool| {
             self.deferred.iter().any(|(_, earlier)| {
                 matches!(*earlier, Action::Detach { ctx, resource, .. } if f(ctx, resource))
             })
         };
-        match action {
+        let others = match action {
             Action::Unref(id) => {
-                any(&|j| j.reads.contains(&id))
-                    || detaches(&|_, resource| resource == id)
-                    || self.moves(id).is_some()
+                detaches(&|_, resource| resource == id) || self.moves(id).is_some()
             }
-            Action::Unmap(id) => any(&|j| j.reads.contains(&id)) || self.moves(id).is_some(),
-            Action::DetachBacking(id) => any(&|j| j.reads.contains(&id)),
-            Action::Detach {
-                ctx,
-                resource,
-                last,
-            } => self
-                .live
-                .iter()
-                .any(|(id, job)| *id <= last && job.is_of(ctx) && job.reads.contains(&resource)),
-            Action::DestroyContext(ctx) => any(&|j| j.is_of(ctx)) || detaches(&|of, _| of == ctx),
+            Action::Unmap(id) => self.moves(id).is_some(),
+            Action::DetachBacking(_) | Action::Detach { .. } => false,
+            Action::DestroyContext(ctx) => detaches(&|of, _| of == ctx),
             Action::Map { resource, .. } => {
                 matches!(self.window, Window::Unknown | Window::Asked)
-                    || any(&|j| j.writes.contains(&resource))
                     || self.moves(resource).is_some()
             }
-        }
+        };
+        others || !self.jobs_before(action).is_empty()
     }
 
     /// Whether the resource will be in the window when all is done that waits: none, if nothing

@@ -229,7 +229,7 @@ impl Mirror {
     }
 
     /// The number of the next command, after writing it to the log.
-    pub(crate) fn begin(&self, bytes: &[u8]) -> u64 {
+    pub(crate) fn begin(&self, bytes: &[u8], attack: &Attack) -> u64 {
         let cmd = self.commands.fetch_add(1, Ordering::Relaxed);
         let kind = command::kind(bytes);
         let word = |at: usize| {
@@ -248,6 +248,7 @@ impl Mirror {
                 None => true,
             },
             bytes: bytes.len() as u64,
+            adversary: attack.name().map(Into::into),
         });
         cmd
     }
