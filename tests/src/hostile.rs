@@ -153,6 +153,10 @@ pub(crate) const PARAMETERS: &str = "ack_timeout_ms=2000";
 /// No ioctl may take longer, whatever the device does.
 pub(crate) const LIMIT: Duration = Duration::from_secs(60);
 
+/// Jobs of a session, and the pages that each adds 1 to.
+const JOBS: u32 = 3;
+const PAGES: usize = 32;
+
 /// An ioctl that has ended, and how.
 struct Step {
     what: &'static str,
@@ -262,7 +266,7 @@ fn use_all(device: &Device, steps: &mut Steps, jobs_end: bool) -> TestResult<Vec
             map.read_u64(0);
         }
     }
-    let memory = small_pages(32 * PAGE)?;
+    let memory = small_pages(PAGES * PAGE)?;
     let userptr = steps.take("REGISTER", || {
         device.register(&memory, RegisterOptions::pinned())
     });
@@ -274,14 +278,25 @@ fn use_all(device: &Device, steps: &mut Steps, jobs_end: bool) -> TestResult<Vec
     }
     stream.delay(1000);
     let exec = Exec::new(stream.as_bytes()).ring(1).buffers(&handles);
-    let fences: Vec<_> = (0..3)
+    let fences: Vec<_> = (0..JOBS)
         .filter_map(|_| steps.take("EXECBUFFER", || exec.submit_with_fence(device)))
         .collect();
     if jobs_end {
+        let mut done = 0;
         for fence in &fences {
             // A fence's own error is as good as success; that it takes too long is not.
             let result = fence.wait(Some(LIMIT));
             check!(result != Err(Errno::TIMEDOUT), "a fence has not signalled");
+            done += u32::from(result.is_ok());
+        }
+        // But success means that the job has done all of it. The others may have, too.
+        let pages = if userptr.is_some() { PAGES } else { 0 };
+        for page in (0..pages).map(|page| page * PAGE) {
+            let sum = memory.read_u32(page);
+            check!(
+                (done..=JOBS).contains(&sum),
+                "{done} of {JOBS} jobs have succeeded, but {sum} have added to page {page:#x}"
+            );
         }
     }
     if let Some(userptr) = userptr {
