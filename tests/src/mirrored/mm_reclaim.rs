@@ -346,6 +346,20 @@ fn killed_for_want_of_memory(env: &Env) -> TestResult {
     mirror.coherent_all_over("in the end")
 }
 
+/// Threads of a child that is killed: its memory stays until the last of them has ended, so that the
+/// reaper finds it.
+const THREADS: usize = 32;
+
+/// Starts threads that do nothing.
+fn pausing_threads() {
+    for _ in 0..THREADS {
+        std::thread::spawn(|| loop {
+            // SAFETY: Takes nothing.
+            unsafe { libc::pause() };
+        });
+    }
+}
+
 /// Starts a child whose device works on memory of it, and returns when it does.
 fn busy_child(env: &Env) -> TestResult<child::Child> {
     let flag = Place::reserve(Pages::Base, PAGE)?;
@@ -356,6 +370,7 @@ fn busy_child(env: &Env) -> TestResult<child::Child> {
         let mirror = Mirror::new(&device, &place)?;
         let mut stream = compute::Stream::new();
         stream.add_u32(mirror.userptr.at(0), 8 * HUGE as u64, 1);
+        pausing_threads();
         loop {
             Exec::new(stream.as_bytes())
                 .buffers(&[mirror.userptr.handle()])
@@ -372,9 +387,19 @@ fn busy_child(env: &Env) -> TestResult<child::Child> {
     Ok(child)
 }
 
-/// process_mrelease(2) of a killed child: done, or it has gone already, or it is mapped by a device
-/// and the exit has to do it.
-fn reap_memory(pid: i32) -> TestResult<bool> {
+/// What process_mrelease(2) says of a killed child.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Reaped {
+    /// All that it has is gone.
+    All,
+    /// A notifier would have had to wait, so the exit has to do it.
+    TurnedAway,
+    /// It has gone already.
+    Gone,
+}
+
+/// process_mrelease(2) of a child, which is killed.
+fn reap_memory(pid: i32) -> TestResult<Reaped> {
     use std::os::fd::AsRawFd;
     let fd = pidfd(pid)?;
     // SAFETY: A signal to our own child.
@@ -383,8 +408,9 @@ fn reap_memory(pid: i32) -> TestResult<bool> {
     let result = unsafe { libc::syscall(libc::SYS_process_mrelease, fd.as_raw_fd(), 0) };
     let error = std::io::Error::last_os_error();
     match error.raw_os_error() {
-        _ if result == 0 => Ok(true),
-        Some(libc::EAGAIN | libc::ESRCH) => Ok(false),
+        _ if result == 0 => Ok(Reaped::All),
+        Some(libc::EAGAIN) => Ok(Reaped::TurnedAway),
+        Some(libc::ESRCH) => Ok(Reaped::Gone),
         Some(libc::ENOSYS) => Err(Outcome::Skip("the kernel has no process_mrelease".into())),
         _ => Err(error.into()),
     }
@@ -393,12 +419,12 @@ fn reap_memory(pid: i32) -> TestResult<bool> {
 /// The reaper may not wait for a device: it is turned away as long as one is in there.
 fn killed_and_reaped(env: &Env) -> TestResult {
     drop(open(env)?);
-    let mut reaped = 0;
+    let mut outcomes = Vec::new();
     let rounds = env.iterations(10);
     for _ in 0..rounds {
         let child = busy_child(env)?;
         let start = Instant::now();
-        reaped += u32::from(reap_memory(child.pid)?);
+        outcomes.push(reap_memory(child.pid)?);
         check!(
             start.elapsed() < Duration::from_secs(20),
             "process_mrelease took {:?}",
@@ -411,13 +437,21 @@ fn killed_and_reaped(env: &Env) -> TestResult {
             start.elapsed()
         );
     }
-    println!("    # reaped {reaped} times of {rounds}");
+    println!("    # {outcomes:?}");
+    // All of the memory is the device's at any time.
+    check!(
+        !outcomes.contains(&Reaped::All),
+        "the reaper has taken memory that a device works on"
+    );
+    check!(
+        outcomes.contains(&Reaped::TurnedAway),
+        "the reaper has never met the device"
+    );
     Ok(())
 }
 
-/// With nothing mapped in the device the reaper gets all the memory.
-fn reaped_while_unmapped(env: &Env) -> TestResult {
-    drop(open(env)?);
+/// Starts a child with memory that is registered, and not mapped in the device.
+fn idle_child(env: &Env) -> TestResult<child::Child> {
     let flag = Place::reserve(Pages::Base, PAGE)?;
     flag.map_with(0, PAGE, RW, libc::MAP_SHARED)?;
     let child = child::spawn(|| {
@@ -425,6 +459,7 @@ fn reaped_while_unmapped(env: &Env) -> TestResult {
         let place = Place::new(Pages::Base, 8 * HUGE)?;
         place.fill(1);
         let _mirror = Mirror::new(&device, &place)?;
+        pausing_threads();
         flag.write_u64(0, 1);
         loop {
             // SAFETY: Takes nothing.
@@ -435,9 +470,27 @@ fn reaped_while_unmapped(env: &Env) -> TestResult {
         eventually(job::LIMIT, || flag.read_u64(0) == 1),
         "the child does not come up"
     );
-    let reaped = reap_memory(child.pid)?;
-    reap(child.pid)?;
-    println!("    # reaped: {reaped}");
+    Ok(child)
+}
+
+/// With nothing mapped in the device the reaper gets all the memory.
+fn reaped_while_unmapped(env: &Env) -> TestResult {
+    drop(open(env)?);
+    let mut outcomes = Vec::new();
+    for _ in 0..env.iterations(10).max(4) {
+        let child = idle_child(env)?;
+        outcomes.push(reap_memory(child.pid)?);
+        reap(child.pid)?;
+    }
+    println!("    # {outcomes:?}");
+    check!(
+        !outcomes.contains(&Reaped::TurnedAway),
+        "the reaper was turned away, and the device has no memory"
+    );
+    check!(
+        outcomes.contains(&Reaped::All),
+        "the reaper has never had any memory"
+    );
     let device = open(env)?;
     let place = Place::base(16 * PAGE)?;
     let mirror = Mirror::new(&device, &place)?;

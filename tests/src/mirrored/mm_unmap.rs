@@ -113,51 +113,128 @@ fn unmap_sparse(env: &Env) -> TestResult {
     })
 }
 
-/// The core race: each job either sees all of the old memory, or is refused.
-fn unmap_while_the_device_reads(env: &Env) -> TestResult {
-    const PAGES: usize = 64;
-    let device = open(env)?;
-    let place = Place::base(PAGES * PAGE)?;
-    let mirror = Mirror::new(&device, &place)?;
-    let (stop, jobs) = (AtomicBool::new(false), AtomicU64::new(0));
-    let rounds = env.iterations(80);
-    std::thread::scope(|scope| {
-        let reader = scope.spawn(|| -> TestResult<[u64; 3]> {
-            let mut counts = [0, 0, 0];
-            while !stop.load(Ordering::Relaxed) {
-                match mirror.end(&mirror.reading())? {
-                    End::Done => {
-                        counts[0] += 1;
-                        jobs.store(counts[0], Ordering::Relaxed);
-                    }
-                    End::Refused(Errno::FAULT) => counts[1] += 1,
-                    End::Refused(Errno::BUSY) => counts[2] += 1,
-                    other => return Err(Outcome::Fail(format!("a job: {other:?}"))),
+/// Two halves, of which each is replaced by turns, by memory with a number in each page that counts
+/// the times.
+#[derive(Default)]
+struct Halves {
+    /// The number of the memory that is being unmapped, and so may or may not be there.
+    going: [AtomicU64; 2],
+    /// The least that can be there: what had less has been unmapped.
+    least: [AtomicU64; 2],
+    /// Jobs that were done.
+    done: AtomicU64,
+    /// A job is on its way.
+    running: AtomicBool,
+    stop: AtomicBool,
+}
+
+impl Halves {
+    const PAGES: usize = 32;
+    const SIZE: usize = Self::PAGES * PAGE;
+
+    fn load(numbers: &[AtomicU64; 2]) -> [u64; 2] {
+        [0, 1].map(|half: usize| numbers[half].load(Ordering::SeqCst))
+    }
+
+    /// Memory with `number` in each page.
+    fn number(place: &Place, offset: usize, number: u64) {
+        for page in 0..Self::PAGES {
+            place.write_u64(offset + page * PAGE, number);
+        }
+    }
+
+    /// Runs jobs; each is refused, or finds one number in all of a half, which was there while it was
+    /// on its way.
+    fn read(&self, mirror: &Mirror<'_>) -> TestResult<[u64; 3]> {
+        let mut counts = [0, 0, 0];
+        let reading = mirror.reading_words();
+        while !self.stop.load(Ordering::SeqCst) {
+            mirror.forget_words();
+            let least = Self::load(&self.least);
+            self.running.store(true, Ordering::SeqCst);
+            let end = mirror.end(&reading);
+            self.running.store(false, Ordering::SeqCst);
+            // What is mapped next has one more than what goes.
+            let most = Self::load(&self.going).map(|going| going + 1);
+            match end? {
+                End::Done => counts[0] += 1,
+                End::Refused(Errno::FAULT) => {
+                    counts[1] += 1;
+                    continue;
+                }
+                End::Refused(Errno::BUSY) => {
+                    counts[2] += 1;
+                    continue;
+                }
+                other => return Err(Outcome::Fail(format!("a job: {other:?}"))),
+            }
+            self.done.store(counts[0], Ordering::SeqCst);
+            for half in [0, 1] {
+                let first = mirror.word(half * Self::PAGES);
+                check!(
+                    (least[half]..=most[half]).contains(&first),
+                    "a job has read {first:#x} in half {half}, where {} to {} can be",
+                    least[half],
+                    most[half]
+                );
+                for page in 0..Self::PAGES {
+                    check_eq!(
+                        mirror.word(half * Self::PAGES + page),
+                        first,
+                        "what a job has read in page {page} of half {half}"
+                    );
                 }
             }
-            Ok(counts)
-        });
-        let change = || -> TestResult {
+        }
+        Ok(counts)
+    }
+}
+
+/// The core race: each job either sees all of the old memory, or all of the new, or is refused.
+fn unmap_while_the_device_reads(env: &Env) -> TestResult {
+    let device = open(env)?;
+    let place = Place::base(2 * Halves::SIZE)?;
+    let spare = Place::base(Halves::SIZE)?;
+    let mirror = Mirror::new(&device, &place)?;
+    let halves = Halves::default();
+    for half in [0, 1] {
+        halves.least[half].store(1, Ordering::SeqCst);
+        Halves::number(&place, half * Halves::SIZE, 1);
+    }
+    let rounds = env.iterations(80);
+    let met = std::thread::scope(|scope| {
+        let reader = scope.spawn(|| halves.read(&mirror));
+        let change = || -> TestResult<u64> {
+            let mut met = 0;
             for round in 0..rounds {
-                let half = if round % 2 == 0 { 0 } else { PAGES / 2 };
-                place.unmap(half * PAGE, PAGES / 2 * PAGE)?;
-                place.map(half * PAGE, PAGES / 2 * PAGE)?;
+                let (half, number) = (round as usize % 2, round / 2 + 1);
+                let offset = half * Halves::SIZE;
+                Halves::number(&spare, 0, number + 1);
+                let done = halves.done.load(Ordering::SeqCst);
+                let running = halves.running.load(Ordering::SeqCst);
+                halves.going[half].store(number, Ordering::SeqCst);
+                place.unmap(offset, Halves::SIZE)?;
+                halves.least[half].store(number + 1, Ordering::SeqCst);
+                met += u64::from(running || halves.running.load(Ordering::SeqCst));
+                spare.move_to(0, Halves::SIZE, &place, offset, 0)?;
+                spare.map(0, Halves::SIZE)?;
                 // The next munmap comes while jobs run again.
-                let done = jobs.load(Ordering::Relaxed);
-                let more = || jobs.load(Ordering::Relaxed) > done || reader.is_finished();
+                let more = || halves.done.load(Ordering::SeqCst) > done || reader.is_finished();
                 check!(eventually(job::LIMIT, more), "no job gets through");
                 if reader.is_finished() {
                     break;
                 }
             }
-            Ok(())
+            Ok(met)
         };
         let changed = change();
-        stop.store(true, Ordering::Relaxed);
+        halves.stop.store(true, Ordering::SeqCst);
         let [done, refused, busy] = reader.join().expect("no panic")?;
         println!("    # {done} jobs done, {refused} refused, {busy} busy");
         changed
     })?;
+    println!("    # {met} of {rounds} munmaps during jobs");
+    check!(met > 0, "no job was on its way at any munmap");
     mirror.coherent_all_over("in the end")
 }
 

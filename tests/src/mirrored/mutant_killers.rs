@@ -9,6 +9,7 @@ use virtgpu_client::{compute, Bytes, Errno, Exec};
 
 use super::support::{family as well_behaved, open, End, Mirror, SPARSE, WHOLE};
 use crate::ktap::{Case, Family, Outcome, TestResult};
+use crate::support::debugfs::Knobs;
 use crate::support::place::{Place, READ, RW};
 use crate::support::{eventually, job, Env, Random, PAGE};
 use crate::{cases, check, check_eq, check_err};
@@ -45,12 +46,17 @@ const SIZE: usize = 16 * PAGE;
 /// Marks a host object whose pages the device rewrites, see `virtgpu-device --hammer`.
 const HAMMER: u64 = 1 << 63;
 
-/// Pages are replaced as soon as a lookup has brought them: the device gets those that stay.
+/// Pages are replaced between the lookup that brings them and their MAP: the device gets those that
+/// stay.
 fn lookup_meets_change(env: &Env) -> TestResult {
     let device = open(env)?;
+    let knobs = Knobs::open(env)?;
     let place = Place::base(SIZE)?;
     let mirror = Mirror::with(&device, &place, SPARSE)?;
-    for round in 0..env.iterations(50) {
+    knobs.set("delay_map_ms", 50)?;
+    let (rounds, mut met) = (env.iterations(50), 0);
+    for round in 0..rounds {
+        let before = mirror.count()?.retries;
         place.map(0, SIZE)?;
         std::thread::scope(|scope| -> TestResult {
             let prefetching = scope.spawn(|| mirror.prefetch(0, SIZE));
@@ -61,8 +67,13 @@ fn lookup_meets_change(env: &Env) -> TestResult {
         })?;
         place.write(0, &Random(round).bytes(SIZE));
         mirror.agrees(&format!("in round {round}"))?;
+        met += u64::from(mirror.count()?.retries > before);
     }
-    println!("    # {} lookups were repeated", mirror.count()?.retries);
+    println!("    # in {met} of {rounds} rounds a lookup was repeated");
+    check!(
+        met * 2 > rounds,
+        "in {met} of {rounds} rounds only pages were replaced between lookup and MAP"
+    );
     Ok(())
 }
 

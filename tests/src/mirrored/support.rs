@@ -219,6 +219,26 @@ impl<'a> Mirror<'a> {
         self.staged.read_u32(0)
     }
 
+    /// A job that reads the first word of each page, of at most [`STAGING`] bytes of words.
+    pub(crate) fn reading_words(&self) -> compute::Stream {
+        let mut stream = compute::Stream::new();
+        for page in 0..self.length / PAGE {
+            let (to, from) = (8 * page as u64, (page * PAGE) as u64);
+            stream.copy(self.staging.at(to), self.userptr.at(from), 8);
+        }
+        stream
+    }
+
+    /// Makes what [`Self::reading_words`] has found last unlike anything that it can find.
+    pub(crate) fn forget_words(&self) {
+        self.staged.write(0, &vec![0xff; 8 * self.length / PAGE]);
+    }
+
+    /// What [`Self::reading_words`] has found in a page, once it is done.
+    pub(crate) fn word(&self, page: usize) -> u64 {
+        self.staged.read_u64(8 * page)
+    }
+
     /// A job that writes a word.
     pub(crate) fn writing(&self, offset: usize, value: u64) -> compute::Stream {
         let mut stream = compute::Stream::new();
