@@ -415,3 +415,11 @@ fn malformed_operations() {
     assert!(parse(&[0; 81]).is_err());
     assert!(parse(vec![delay(0); 4097].as_bytes()).is_err());
 }
+
+/// Arithmetic that goes wrong does not go on, in the profile of the programs that guests get.
+#[test]
+#[should_panic(expected = "overflow")]
+fn overflow_is_noticed() {
+    let most = std::hint::black_box(u32::MAX);
+    std::hint::black_box(most + 1);
+}
