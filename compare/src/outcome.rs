@@ -2,6 +2,8 @@
 
 //! What tests say, and the comparison of two runs.
 
+use std::collections::BTreeSet;
+
 /// How a test ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Verdict {
@@ -45,8 +47,13 @@ pub(crate) enum Comparison {
     Differs(String),
 }
 
-/// Compares two runs of the same tests; each test is in the result once, in the order of the runs.
-pub(crate) fn compare(theirs: &[Outcome], ours: &[Outcome]) -> Vec<(String, Comparison)> {
+/// Compares two runs of the same tests; each test is in the result once, in the order of the runs. At
+/// least `floor` have to pass on Linux's driver.
+pub(crate) fn compare(
+    theirs: &[Outcome],
+    ours: &[Outcome],
+    floor: usize,
+) -> Vec<(String, Comparison)> {
     let mut results: Vec<(String, Comparison)> = Vec::new();
     for outcome in theirs.iter().chain(ours) {
         if results.iter().any(|(name, _)| *name == outcome.name) {
@@ -55,15 +62,22 @@ pub(crate) fn compare(theirs: &[Outcome], ours: &[Outcome]) -> Vec<(String, Comp
         let [theirs, ours] = [theirs, ours].map(|run| worst(run, &outcome.name).cloned());
         results.push((outcome.name.clone(), judge(theirs, ours)));
     }
-    // Otherwise nobody would notice that the programs do not run at all.
-    if !theirs
-        .iter()
-        .any(|outcome| matches!(outcome.verdict, Verdict::Pass(_)))
-    {
-        let reason = "nothing passes on Linux's driver".to_string();
+    // Otherwise nobody would notice that the programs do not run at all, or hardly any of them.
+    let passed = passed(theirs);
+    if passed < floor {
+        let reason = format!("{passed} tests pass on Linux's driver, {floor} should");
         results.push(("baseline".into(), Comparison::Differs(reason)));
     }
     results
+}
+
+/// How many tests pass.
+pub(crate) fn passed(run: &[Outcome]) -> usize {
+    let names: BTreeSet<_> = run.iter().map(|outcome| &outcome.name).collect();
+    names
+        .into_iter()
+        .filter(|name| matches!(worst(run, name), Some(Verdict::Pass(_))))
+        .count()
 }
 
 /// How the test of this name ended; one that is there several times, when it went worst.
@@ -78,8 +92,12 @@ fn worst<'a>(run: &'a [Outcome], name: &str) -> Option<&'a Verdict> {
 }
 
 /// The same for tests that must not fail on either.
-pub(crate) fn strict(theirs: &[Outcome], ours: &[Outcome]) -> Vec<(String, Comparison)> {
-    let mut results = compare(theirs, ours);
+pub(crate) fn strict(
+    theirs: &[Outcome],
+    ours: &[Outcome],
+    floor: usize,
+) -> Vec<(String, Comparison)> {
+    let mut results = compare(theirs, ours, floor);
     for (name, comparison) in &mut results {
         for (run, driver) in [(theirs, "Linux's driver"), (ours, "this driver")] {
             if let Some(Verdict::Fail(reason)) = worst(run, name) {
@@ -218,16 +236,38 @@ mod tests {
     fn each_test_is_reported_once_and_a_dead_baseline_fails() {
         let theirs = [Outcome::pass("a"), Outcome::new("b", skip())];
         let ours = [Outcome::pass("c"), Outcome::pass("a")];
-        let names: Vec<_> = compare(&theirs, &ours)
+        let names: Vec<_> = compare(&theirs, &ours, 1)
             .into_iter()
             .map(|(name, _)| name)
             .collect();
         assert_eq!(names, ["a", "b", "c"]);
-        let results = compare(&theirs[1..], &ours);
+        let results = compare(&theirs[1..], &ours, 1);
         assert!(
             matches!(results.last(), Some((name, Comparison::Differs(_))) if name == "baseline")
         );
-        assert_eq!(compare(&[], &[]).len(), 1);
+        assert_eq!(compare(&[], &[], 1).len(), 1);
+    }
+
+    #[test]
+    fn fewer_than_the_floor_are_no_baseline() {
+        let some = [
+            Outcome::pass("a"),
+            Outcome::pass("b"),
+            Outcome::pass("b"),
+            Outcome::new("c", skip()),
+            Outcome::new("d", fail()),
+            Outcome::pass("d"),
+        ];
+        assert_eq!(passed(&some), 2);
+        for (floor, good) in [(0, true), (2, true), (3, false)] {
+            for results in [
+                compare(&some, &some, floor),
+                strict(&some[..4], &some, floor),
+            ] {
+                let missing = results.iter().any(|(name, _)| name == "baseline");
+                assert_eq!(missing, !good, "{floor}");
+            }
+        }
     }
 
     #[test]
@@ -238,11 +278,11 @@ mod tests {
             ([Outcome::new("a", skip()), Outcome::pass("a")], true),
             ([Outcome::pass("a"), Outcome::pass("a")], false),
         ] {
-            let results = compare(&once, &twice);
+            let results = compare(&once, &twice, 1);
             assert_eq!(results.len(), 1);
             assert_eq!(matches!(results[0].1, Comparison::Differs(_)), differs);
             assert_eq!(
-                matches!(strict(&once, &twice)[0].1, Comparison::Differs(_)),
+                matches!(strict(&once, &twice, 1)[0].1, Comparison::Differs(_)),
                 differs
             );
         }
@@ -253,11 +293,11 @@ mod tests {
         let good = [Outcome::pass("a"), Outcome::new("b", skip())];
         let bad = [Outcome::new("a", fail()), Outcome::new("b", skip())];
         for (theirs, ours) in [(&bad, &bad), (&bad, &good), (&good, &bad)] {
-            let results = strict(theirs, ours);
+            let results = strict(theirs, ours, 0);
             assert!(matches!(results[0].1, Comparison::Differs(_)));
             assert!(matches!(results[1].1, Comparison::Skip(_)));
         }
-        assert_eq!(strict(&good, &good)[0].1, Comparison::Same);
+        assert_eq!(strict(&good, &good, 1)[0].1, Comparison::Same);
     }
 
     #[test]
