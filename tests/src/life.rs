@@ -14,7 +14,7 @@ use virtgpu_client::{compute, Bytes, Device, Exec, Memory, RegisterOptions};
 
 use crate::ktap::{reap, Driver, Family, Kernel, TestResult};
 use crate::support::memory::small_pages;
-use crate::support::{child, cstring, eventually, job, procfs, raw, Env, Random, PAGE};
+use crate::support::{child, cstring, eventually, job, procfs, raced, raw, Env, Random, PAGE};
 use crate::{cases, check, check_eq};
 
 pub(crate) const FAMILY: Family = Family {
@@ -284,24 +284,26 @@ fn work(env: &Env, seed: u64) -> TestResult {
 /// SIGKILL at random points of register, job, unregister and close.
 fn killed_anywhere(env: &Env) -> TestResult {
     let mut random = Random(21);
-    for round in 0..env.iterations(200) {
+    let rounds = env.rounds(200);
+    for round in 0..rounds {
         let child = child::spawn(|| work(env, round))?;
         // Not synchronisation: the point at which the child dies.
         std::thread::sleep(Duration::from_micros(random.below(30_000)));
         child.kill()?;
     }
-    Ok(())
+    raced("processes killed", rounds)
 }
 
 fn exit_with_jobs_in_flight(env: &Env) -> TestResult {
-    for round in 0..env.iterations(20) {
+    let rounds = env.rounds(50);
+    for round in 0..rounds {
         child::run(|| {
             let device = env.compute()?;
             let memory = small_pages(64 * PAGE)?;
             let handle = raw::register(&device, raw::pinned(memory.as_ptr() as u64, 64 * P))?;
             let at = Operand::resource(device.resource_info(handle)?.res_handle, 0);
             let mut stream = compute::Stream::new();
-            stream.delay(100_000).add_u32(at, 64 * P, 1);
+            stream.delay(30_000).add_u32(at, 64 * P, 1);
             for ring in 0..4 {
                 Exec::new(stream.as_bytes())
                     .ring(ring)
@@ -318,7 +320,7 @@ fn exit_with_jobs_in_flight(env: &Env) -> TestResult {
             Ok(())
         })?;
     }
-    Ok(())
+    raced("exits, in two orders", rounds)
 }
 
 /// 64 threads, one file, ranges that overlap in every way.

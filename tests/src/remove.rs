@@ -12,7 +12,7 @@ use crate::ktap::{Driver, Family, Kernel, TestResult};
 use crate::support::gpu::{self, wait_for_node};
 use crate::support::memory::small_pages;
 use crate::support::victim::Victim;
-use crate::support::{job, Env, PAGE};
+use crate::support::{job, raced, Env, PAGE};
 use crate::{cases, check, check_eq, check_err, skip};
 
 pub(crate) const FAMILY: Family = Family {
@@ -96,7 +96,8 @@ fn unbind_again_and_again(env: &Env) -> TestResult {
 /// Registrations race with the removal.
 fn unbind_while_registering(env: &Env) -> TestResult {
     let gpu = gpu::find()?;
-    for _ in 0..env.iterations(10) {
+    let rounds = env.rounds(50);
+    for _ in 0..rounds {
         let device = env.compute()?;
         let memory = small_pages(64 * PAGE)?;
         let started = std::sync::Barrier::new(5);
@@ -135,7 +136,7 @@ fn unbind_while_registering(env: &Env) -> TestResult {
         gpu.bind()?;
         works(env)?;
     }
-    Ok(())
+    raced("removals", rounds)
 }
 
 fn rescan(env: &Env) -> TestResult {

@@ -11,7 +11,7 @@ use super::race::Race;
 use super::support::{family, open, End, Mirror, SPARSE, WHOLE};
 use crate::ktap::{reap, Family, Outcome, TestResult};
 use crate::support::place::{Pages, Place, READ, RW};
-use crate::support::{numa, swap, Env, Random, HUGE, PAGE};
+use crate::support::{numa, raced, swap, Env, Random, HUGE, PAGE};
 use crate::{cases, check, check_eq};
 
 pub(crate) const FAMILY: Family = family(
@@ -52,7 +52,7 @@ fn step(
     random: &mut Random,
 ) -> TestResult {
     let length = (1 + random.below(8) as usize) * PAGE;
-    let offset = random.below(((LENGTH - length) / PAGE) as u64 + 1) as usize * PAGE;
+    let offset = random.below(((copy.len() - length) / PAGE) as u64 + 1) as usize * PAGE;
     let part = offset..offset + length;
     match random.below(5) {
         0 => {
@@ -104,35 +104,42 @@ fn hammer(
     mut disturb: impl FnMut(&Place, u64) -> TestResult + Send,
 ) -> TestResult {
     let device = open(env)?;
-    let place = Place::new(pages, LENGTH)?;
+    let place = match pages {
+        Pages::Base => Place::across(33 * PAGE)?,
+        _ => Place::new(pages, LENGTH)?,
+    };
     let mirror = Mirror::new(&device, &place)?;
     let mut random = Random(seed());
     let mut copy = mirror.scatter(random.next());
+    let mut steps = 0;
     let outcomes = Race::run(
         |number| disturb(&place, number),
         |race| {
             race.next_disturbance();
-            for round in 0..rounds {
+            while race.goes_on(steps, rounds) {
                 if let Err(Outcome::Fail(reason)) =
                     step(race, &mirror, &place, &mut copy, &mut random)
                 {
-                    return Err(Outcome::Fail(format!("step {round}: {reason}")));
+                    return Err(Outcome::Fail(format!("step {steps}: {reason}")));
                 }
+                steps += 1;
             }
             Ok(())
         },
     )?;
     let count = mirror.count()?;
     println!(
-        "    # {} disturbances in {rounds} steps: {} invalidations, {} MAPs, {} lookups and {} jobs repeated",
-        outcomes.disturbances, count.invalidations, count.maps, count.retries, outcomes.busy
+        "    # {} invalidations, {} MAPs, {} lookups and {} jobs repeated",
+        count.invalidations, count.maps, count.retries, outcomes.busy
     );
+    raced("steps", steps)?;
+    raced("disturbances of them", outcomes.disturbances)?;
     check_eq!(
-        mirror.csum(0, LENGTH)?,
+        mirror.csum(0, copy.len())?,
         compute::crc32c(0, &copy),
         "the device's view in the end"
     );
-    check_eq!(place.to_vec(0, LENGTH), copy, "our view in the end");
+    check_eq!(place.to_vec(0, copy.len()), copy, "our view in the end");
     Ok(())
 }
 
@@ -143,7 +150,7 @@ fn fork_once(place: &Place, number: u64) -> TestResult {
     // ends.
     let pid = unsafe { libc::fork() };
     if pid == 0 {
-        for page in (0..LENGTH / PAGE).filter(|page| *page as u64 % 3 == number % 3) {
+        for page in (0..place.len() / PAGE).filter(|page| *page as u64 % 3 == number % 3) {
             // SAFETY: Inside of the place, which the child has a copy of.
             unsafe { start.add(page * PAGE).write_volatile(0xee) };
         }
@@ -156,39 +163,39 @@ fn fork_once(place: &Place, number: u64) -> TestResult {
 }
 
 fn fork(env: &Env) -> TestResult {
-    hammer(env, Pages::Base, env.iterations(25), fork_once)?;
-    hammer(env, Pages::Huge, env.iterations(10), fork_once)
+    hammer(env, Pages::Base, env.rounds(50), fork_once)?;
+    hammer(env, Pages::Huge, env.rounds(50), fork_once)
 }
 
 fn move_pages(env: &Env) -> TestResult {
     numa::two_nodes()?;
     let moving = |place: &Place, number| numa::move_to(place, number as i32 % 2).map(drop);
-    hammer(env, Pages::Base, env.iterations(25), moving)?;
-    hammer(env, Pages::Huge, env.iterations(25), moving)
+    hammer(env, Pages::Base, env.rounds(50), moving)?;
+    hammer(env, Pages::Huge, env.rounds(50), moving)
 }
 
 fn page_out(place: &Place, number: u64) -> TestResult {
-    let offset = number as usize % 8 * (LENGTH / 8);
-    place.advise(offset, LENGTH / 8, MADV_PAGEOUT)
+    let part = place.len() / PAGE / 8 * PAGE;
+    place.advise(number as usize % 8 * part, part, MADV_PAGEOUT)
 }
 
 fn swap_out(env: &Env) -> TestResult {
     swap::enable()?;
-    hammer(env, Pages::Base, env.iterations(40), page_out)?;
-    hammer(env, Pages::Huge, env.iterations(40), page_out)
+    hammer(env, Pages::Base, env.rounds(50), page_out)?;
+    hammer(env, Pages::Huge, env.rounds(50), page_out)
 }
 
 fn collapse_once(place: &Place, number: u64) -> TestResult {
     // Pages that are in use elsewhere for a moment keep it from happening.
-    drop(place.advise(0, LENGTH, MADV_COLLAPSE));
-    let page = number as usize % (LENGTH / PAGE);
+    drop(place.advise(0, place.len(), MADV_COLLAPSE));
+    let page = number as usize % (place.len() / PAGE);
     // Rights that no one lacks: splits what covers the page, and undoes it.
     place.advise(page * PAGE, PAGE, libc::MADV_DONTDUMP)?;
     place.advise(page * PAGE, PAGE, libc::MADV_DODUMP)
 }
 
 fn collapse_and_split(env: &Env) -> TestResult {
-    hammer(env, Pages::Huge, env.iterations(300), collapse_once)
+    hammer(env, Pages::Huge, env.rounds(300), collapse_once)
 }
 
 fn clear_refs(_: &Place, _: u64) -> TestResult {
@@ -196,8 +203,8 @@ fn clear_refs(_: &Place, _: u64) -> TestResult {
 }
 
 fn soft_dirty(env: &Env) -> TestResult {
-    hammer(env, Pages::Base, env.iterations(20), clear_refs)?;
-    hammer(env, Pages::Huge, env.iterations(20), clear_refs)
+    hammer(env, Pages::Base, env.rounds(50), clear_refs)?;
+    hammer(env, Pages::Huge, env.rounds(50), clear_refs)
 }
 
 /// Takes memory away that the steps do not use. A sparse registration of all of it has it too, and
@@ -217,11 +224,13 @@ fn beside(
     all.prefetch(0, 2 * LENGTH)?;
     let mut random = Random(seed());
     let mut copy = mirror.scatter(random.next());
+    let mut steps = 0;
     let outcomes = Race::run(
         |number| disturb(&place, LENGTH, number),
         |race| {
             race.next_disturbance();
-            for round in 0..rounds {
+            while race.goes_on(steps, rounds) {
+                steps += 1;
                 step(race, &mirror, &place, &mut copy, &mut random)?;
                 // The other registration works on the same part, and is hit all the time.
                 let stream = all.reading_part(0, PAGE);
@@ -237,16 +246,15 @@ fn beside(
                 check_eq!(
                     all.result(),
                     compute::crc32c(0, &copy[..PAGE]),
-                    "the first page, in round {round}"
+                    "the first page, in step {steps}"
                 );
             }
             Ok(())
         },
     )?;
-    println!(
-        "    # {} disturbances in {rounds} steps, {} jobs repeated",
-        outcomes.disturbances, outcomes.busy
-    );
+    println!("    # {} jobs repeated", outcomes.busy);
+    raced("steps", steps)?;
+    raced("disturbances of them", outcomes.disturbances)?;
     check_eq!(place.to_vec(0, LENGTH), copy, "our view in the end");
     mirror.agrees("in the end")
 }
@@ -255,7 +263,7 @@ fn protect(env: &Env) -> TestResult {
     // Never less than the device's registration has: rights are taken from what no step uses.
     beside(
         env,
-        env.iterations(200),
+        env.rounds(200),
         Some(Errno::PERM),
         |place, start, number| {
             let page = start + number as usize % (LENGTH / PAGE) * PAGE;
@@ -267,7 +275,7 @@ fn protect(env: &Env) -> TestResult {
 }
 
 fn unmap_parts(env: &Env) -> TestResult {
-    beside(env, env.iterations(200), None, |place, start, number| {
+    beside(env, env.rounds(200), None, |place, start, number| {
         let pages = 1 + number as usize % 16;
         let offset = start + number as usize * 7 % (LENGTH / PAGE - 16) * PAGE;
         place.unmap(offset, pages * PAGE)?;
@@ -276,7 +284,7 @@ fn unmap_parts(env: &Env) -> TestResult {
 }
 
 fn remap(env: &Env) -> TestResult {
-    beside(env, env.iterations(200), None, |place, start, number| {
+    beside(env, env.rounds(200), None, |place, start, number| {
         let other = Place::reserve(Pages::Base, 16 * PAGE)?;
         let offset = start + number as usize * 3 % (LENGTH / PAGE - 16) * PAGE;
         place.move_to(offset, 16 * PAGE, &other, 0, 0)?;
@@ -289,7 +297,7 @@ fn everything(env: &Env) -> TestResult {
     swap::enable()?;
     let two = numa::two_nodes().is_ok();
     for pages in [Pages::Base, Pages::Huge] {
-        hammer(env, pages, env.iterations(50), |place, number| {
+        hammer(env, pages, env.rounds(50), |place, number| {
             match number % 5 {
                 0 => fork_once(place, number / 5),
                 1 => page_out(place, number / 5),

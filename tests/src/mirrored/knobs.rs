@@ -14,7 +14,7 @@ use crate::ktap::{Family, Outcome, TestResult};
 use crate::support::debugfs::Knobs;
 use crate::support::dmirror::Dmirror;
 use crate::support::place::{Pages, Place, READ, RW};
-use crate::support::{child, gpu, job, Env, Random, PAGE};
+use crate::support::{child, gpu, job, raced, Env, Random, PAGE};
 use crate::{cases, check, check_eq};
 
 pub(crate) const FAMILY: Family = family(
@@ -26,7 +26,7 @@ pub(crate) const FAMILY: Family = family(
         no_commands_in_the_first_pass,
         no_nodes,
         no_commands_and_no_nodes,
-        delayed_maps: 200,
+        delayed_maps: 400,
         counts_unmap,
         counts_clear,
         counts_protection_vma,
@@ -206,9 +206,9 @@ fn no_commands_and_no_nodes(env: &Env) -> TestResult {
 /// A thread replaces pages between their lookup and their MAP.
 fn delayed_maps(env: &Env) -> TestResult {
     with_mirror(env, |knobs, mirror, place| {
-        knobs.set("delay_map_ms", 100)?;
+        knobs.set("delay_map_ms", 50)?;
         let (before, first) = (knobs.counters()?, mirror.count()?);
-        let rounds = env.iterations(8);
+        let rounds = env.rounds(50);
         let mut changes = 0;
         for round in 0..rounds {
             place.advise(0, SIZE, libc::MADV_DONTNEED)?;
@@ -252,7 +252,8 @@ fn delayed_maps(env: &Env) -> TestResult {
         }
         let (after, last) = (knobs.counters()?, mirror.count()?);
         let retries = last.retries - first.retries;
-        println!("    # {changes} changes in {rounds} rounds, {retries} lookups repeated");
+        println!("    # {changes} changes, {retries} lookups repeated");
+        raced("rounds", rounds)?;
         check!(retries > 0, "no lookup was repeated");
         check_eq!(
             after.since(&before, "lookup_retries")?,

@@ -12,7 +12,7 @@ use virtgpu_client::{compute, Errno, Exec};
 use super::support::{family, open, Mirror, READ_ONLY, SPARSE, WHOLE};
 use crate::ktap::{reap, Family, TestResult};
 use crate::support::place::{Pages, Place, READ, RW};
-use crate::support::{child, job, Env, Random, HUGE, PAGE};
+use crate::support::{child, job, raced, Env, Random, HUGE, PAGE};
 use crate::{cases, check, check_eq};
 
 pub(crate) const FAMILY: Family = family(
@@ -77,24 +77,26 @@ fn work(env: &Env, seed: u64) -> TestResult {
 fn killed_anywhere(env: &Env) -> TestResult {
     drop(open(env)?);
     let mut random = Random(31);
-    for round in 0..env.iterations(60) {
+    let rounds = env.rounds(60);
+    for round in 0..rounds {
         let child = child::spawn(|| work(env, round))?;
         // Not synchronisation: the point at which the child dies.
         std::thread::sleep(Duration::from_micros(random.below(30_000)));
         child.kill()?;
     }
-    Ok(())
+    raced("processes killed", rounds)
 }
 
 fn exit_with_jobs_in_flight(env: &Env) -> TestResult {
     drop(open(env)?);
-    for round in 0..env.iterations(10) {
+    let rounds = env.rounds(60).next_multiple_of(3);
+    for round in 0..rounds {
         child::run(|| {
             let device = open(env)?;
             let place = Place::base(SIZE)?;
             let userptr = device.register(&place, WHOLE)?;
             let mut stream = compute::Stream::new();
-            stream.delay(50_000).add_u32(userptr.at(0), SIZE as u64, 1);
+            stream.delay(30_000).add_u32(userptr.at(0), SIZE as u64, 1);
             for ring in 0..4 {
                 Exec::new(stream.as_bytes())
                     .ring(ring)
@@ -110,13 +112,14 @@ fn exit_with_jobs_in_flight(env: &Env) -> TestResult {
             Ok(())
         })?;
     }
-    Ok(())
+    raced("exits, in three orders", rounds)
 }
 
 /// One thread ends the process while others submit and move memory.
 fn exit_of_a_thread_group(env: &Env) -> TestResult {
     drop(open(env)?);
-    for round in 0..env.iterations(10) {
+    let rounds = env.rounds(50);
+    for round in 0..rounds {
         let child = child::spawn(|| {
             let device = Box::leak(Box::new(open(env)?));
             let place: &'static Place = Box::leak(Box::new(Place::base(SIZE)?));
@@ -125,13 +128,14 @@ fn exit_of_a_thread_group(env: &Env) -> TestResult {
             std::thread::spawn(move || loop {
                 let _ = place.advise(0, SIZE, libc::MADV_DONTNEED);
             });
-            for _ in 0..round {
+            // Each may take a second, which is how long the driver tries.
+            if round % 5 == 0 {
                 let _ = mirror.end(&mirror.reading())?;
             }
             std::thread::spawn(move || loop {
                 let _ = mirror.end(&mirror.reading());
             });
-            std::thread::sleep(Duration::from_micros(round * 700));
+            std::thread::sleep(Duration::from_micros(round % 10 * 700));
             // SAFETY: Ends the child, with its threads wherever they are.
             unsafe { libc::_exit(7) }
         })?;
@@ -141,7 +145,7 @@ fn exit_of_a_thread_group(env: &Env) -> TestResult {
             "the child's status is {status:#x}"
         );
     }
-    Ok(())
+    raced("exits", rounds)
 }
 
 /// Replaces a child's program, with the file inherited or not.

@@ -91,14 +91,13 @@ fn written_back(env: &Env) -> TestResult {
 fn written_back_while_the_device_writes(env: &Env) -> TestResult {
     let device = open(env)?;
     let (path, file) = file("flushed", SIZE)?;
-    let jobs = env.iterations(60) as u32;
-    {
+    let jobs = {
         let place = map(&file, RW, libc::MAP_SHARED)?;
         let mirror = Mirror::new(&device, &place)?;
-        let outcomes = additions(&mirror, SIZE, jobs, |_| Ok(file.sync_data()?))?;
-        let (syncs, busy) = (outcomes.disturbances, outcomes.busy);
-        println!("    # {syncs} syncs during {jobs} jobs, {busy} of them repeated");
-    }
+        let (jobs, outcomes) = additions(&mirror, SIZE, env.rounds(60), |_| Ok(file.sync_data()?))?;
+        println!("    # {} jobs repeated", outcomes.busy);
+        jobs
+    };
     file.sync_all()?;
     drop(file);
     drop_caches()?;

@@ -4,13 +4,14 @@
 //! that process's copy and never writes to another one's.
 
 use std::process::Command;
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use virtgpu_client::{compute, Bytes, Device, Errno};
+use virtgpu_client::{compute, Bytes, Device, Errno, Memory};
 
-use super::support::{family, on_each_kind, open, Mirror, READ_ONLY, SPARSE};
+use super::support::{across_tables, family, open, Mirror, READ_ONLY, SPARSE};
 use crate::ktap::{reap, Family, TestResult};
 use crate::support::place::{Pages, Place, RW};
-use crate::support::{child, Env, HUGE, PAGE};
+use crate::support::{child, raced, Env, HUGE, PAGE, ROUNDS};
 use crate::{cases, check, check_eq, check_err, skip};
 
 pub(crate) const FAMILY: Family = family(
@@ -36,22 +37,25 @@ pub(crate) const FAMILY: Family = family(
     ],
 );
 
-const SIZE: usize = 2 * HUGE;
+/// A page in the middle.
+fn middle(place: &Place) -> usize {
+    place.len() / 2 / PAGE * PAGE
+}
 
 fn child_writes(env: &Env) -> TestResult {
-    on_each_kind(env, SIZE, |device, place| {
+    across_tables(env, |device, place| {
         let mirror = Mirror::new(device, place)?;
         let data = mirror.scatter(1);
-        let child = mirror.loses("fork", SIZE, || {
+        let child = mirror.loses("fork", place.len(), || {
             child::hold(|| {
-                check_eq!(place.to_vec(0, SIZE), data, "the child's copy");
+                check_eq!(place.to_vec(0, place.len()), data, "the child's copy");
                 place.fill(0xcc);
                 Ok(())
             })
         })?;
         child.release()?;
         check_eq!(
-            mirror.csum(0, SIZE)?,
+            mirror.csum(0, place.len())?,
             compute::crc32c(0, &data),
             "the device's view after the child's writes"
         );
@@ -61,44 +65,52 @@ fn child_writes(env: &Env) -> TestResult {
 
 /// The device's write makes the copy, and the child keeps what it had.
 fn device_writes_while_a_child_shares(env: &Env) -> TestResult {
-    on_each_kind(env, SIZE, |device, place| {
+    across_tables(env, |device, place| {
         let mirror = Mirror::new(device, place)?;
         let data = mirror.scatter(2);
         mirror.agrees("before")?;
         let child = child::hold(|| {
-            check_eq!(place.to_vec(0, SIZE), data, "the child's copy");
+            check_eq!(place.to_vec(0, place.len()), data, "the child's copy");
             Ok(())
         })?;
         mirror.coherent_all_over("while the child shares")?;
         mirror.fill(0x7777_7777_7777_7777)?;
-        check_eq!(place.read_u64(SIZE - 8), 0x7777_7777_7777_7777, "our view");
+        check_eq!(
+            place.read_u64(place.len() - 8),
+            0x7777_7777_7777_7777,
+            "our view"
+        );
         child.release()
     })
 }
 
 /// Reading alone copies nothing, until one of the two writes.
 fn device_reads_while_a_child_shares(env: &Env) -> TestResult {
-    on_each_kind(env, SIZE, |device, place| {
+    across_tables(env, |device, place| {
         let mirror = Mirror::with(device, place, READ_ONLY)?;
         let data = mirror.scatter(3);
         mirror.agrees("before")?;
         let child = child::hold(|| {
-            check_eq!(place.to_vec(0, SIZE), data, "the child's copy");
+            check_eq!(place.to_vec(0, place.len()), data, "the child's copy");
             Ok(())
         })?;
         mirror.agrees("while the child shares")?;
         mirror.loses("our write", PAGE, || {
-            place.write_u64(SIZE / 2, 42);
+            place.write_u64(middle(place), 42);
             Ok(())
         })?;
-        check_eq!(mirror.peek(SIZE / 2)?, 42, "the device's view of our write");
+        check_eq!(
+            mirror.peek(middle(place))?,
+            42,
+            "the device's view of our write"
+        );
         mirror.agrees("after our write")?;
         child.release()
     })
 }
 
 fn child_exits_first(env: &Env) -> TestResult {
-    on_each_kind(env, SIZE, |device, place| {
+    across_tables(env, |device, place| {
         let mirror = Mirror::new(device, place)?;
         mirror.scatter(4);
         mirror.agrees("before")?;
@@ -115,12 +127,12 @@ fn child_exits_first(env: &Env) -> TestResult {
 
 /// What others do with their mapping of the same pages is nothing to this process's device.
 fn child_unmaps(env: &Env) -> TestResult {
-    on_each_kind(env, SIZE, |device, place| {
+    across_tables(env, |device, place| {
         let mirror = Mirror::with(device, place, READ_ONLY)?;
         mirror.scatter(5);
         let child = child::hold(|| {
-            place.unmap(0, SIZE)?;
-            place.map(0, SIZE)?;
+            place.unmap(0, place.len())?;
+            place.map(0, place.len())?;
             place.fill(1);
             Ok(())
         })?;
@@ -190,7 +202,7 @@ fn child_is_refused(env: &Env) -> TestResult {
 
 /// On a file of its own the child's device works on the child's copy.
 fn child_registers_itself(env: &Env) -> TestResult {
-    on_each_kind(env, SIZE, |device, place| {
+    across_tables(env, |device, place| {
         let mirror = Mirror::new(device, place)?;
         let data = mirror.scatter(8);
         mirror.agrees("before")?;
@@ -199,16 +211,16 @@ fn child_registers_itself(env: &Env) -> TestResult {
             own.context_init_compute(4)?;
             let inner = Mirror::new(&own, place)?;
             check_eq!(
-                inner.csum(0, SIZE)?,
+                inner.csum(0, place.len())?,
                 compute::crc32c(0, &data),
                 "what the child's device sees first"
             );
             inner.fill(9)?;
-            check_eq!(place.read_u64(SIZE - PAGE), 9, "the child's view");
+            check_eq!(place.read_u64(place.len() - PAGE), 9, "the child's view");
             inner.coherent_all_over("in the child")
         })?;
         check_eq!(
-            mirror.csum(0, SIZE)?,
+            mirror.csum(0, place.len())?,
             compute::crc32c(0, &data),
             "the parent's device, afterwards"
         );
@@ -260,9 +272,9 @@ fn shared_memory(env: &Env) -> TestResult {
 }
 
 fn not_inherited(env: &Env) -> TestResult {
-    on_each_kind(env, SIZE, |device, place| {
+    across_tables(env, |device, place| {
         let mirror = Mirror::new(device, place)?;
-        place.advise(0, SIZE, libc::MADV_DONTFORK)?;
+        place.advise(0, place.len(), libc::MADV_DONTFORK)?;
         mirror.scatter(11);
         let child = mirror.keeps("fork", || child::hold(|| Ok(())))?;
         mirror.coherent_all_over("while there is a child")?;
@@ -273,9 +285,9 @@ fn not_inherited(env: &Env) -> TestResult {
 fn wiped_in_the_child(env: &Env) -> TestResult {
     let device = open(env)?;
     for pages in [Pages::Base, Pages::Huge] {
-        let place = Place::new(pages, SIZE)?;
+        let place = Place::new(pages, HUGE + 2 * PAGE)?;
         let mirror = Mirror::new(&device, &place)?;
-        place.try_advise(0, SIZE, libc::MADV_WIPEONFORK, "MADV_WIPEONFORK")?;
+        place.try_advise(0, place.len(), libc::MADV_WIPEONFORK, "MADV_WIPEONFORK")?;
         mirror.scatter(12);
         let child = mirror.keeps("fork", || {
             child::hold(|| {
@@ -352,7 +364,7 @@ fn many_forks(env: &Env) -> TestResult {
     let mirror = Mirror::new(&device, &place)?;
     let mut adding = compute::Stream::new();
     adding.add_u32(mirror.userptr.at(0), 32 * PAGE as u64, 1);
-    let rounds = env.iterations(100);
+    let rounds = env.rounds(100);
     for round in 0..rounds {
         let child = child::hold(|| {
             let page = round as usize % 32;
@@ -376,7 +388,7 @@ fn many_forks(env: &Env) -> TestResult {
             "additions to page {page}"
         );
     }
-    Ok(())
+    raced("forks", rounds)
 }
 
 /// A thread submits; the main thread forks, without looking when.
@@ -387,18 +399,20 @@ fn forks_while_the_device_writes(env: &Env) -> TestResult {
     let mirror = Mirror::new(&device, &place)?;
     let mut adding = compute::Stream::new();
     adding.add_u32(mirror.userptr.at(0), 32 * PAGE as u64, 1);
-    let jobs = env.iterations(200) as u32;
+    let least = env.rounds(200);
+    let forks = AtomicU64::new(0);
     let (page, words) = (place.address(0) as *mut u32, 32 * PAGE / 4);
-    let forks = std::thread::scope(|scope| {
-        let writer = scope.spawn(|| -> TestResult {
-            for _ in 0..jobs {
+    let jobs = std::thread::scope(|scope| {
+        let writer = scope.spawn(|| -> TestResult<u64> {
+            let mut jobs = 0;
+            while jobs < least || forks.load(Ordering::Relaxed) < ROUNDS {
                 mirror
                     .submit(&adding)?
                     .wait(Some(crate::support::job::LIMIT))?;
+                jobs += 1;
             }
-            Ok(())
+            Ok(jobs)
         });
-        let mut forks = 0;
         while !writer.is_finished() {
             // SAFETY: The child of a process with threads may call little; this one writes to its
             // memory and ends.
@@ -411,16 +425,22 @@ fn forks_while_the_device_writes(env: &Env) -> TestResult {
                 // SAFETY: Ends the child.
                 unsafe { libc::_exit(0) }
             }
-            check!(pid > 0, "fork: {}", std::io::Error::last_os_error());
+            if pid < 0 {
+                let error = std::io::Error::last_os_error();
+                // The writer need not wait for more of them.
+                forks.store(u64::MAX, Ordering::Relaxed);
+                return Err(error.into());
+            }
             reap(pid)?;
-            forks += 1;
+            forks.fetch_add(1, Ordering::Relaxed);
         }
-        writer.join().expect("no panic").map(|()| forks)
+        writer.join().expect("no panic")
     })?;
-    println!("    # {forks} forks during {jobs} jobs");
+    raced("jobs", jobs)?;
+    raced("forks during them", forks.into_inner())?;
     for page in 0..32 {
         check_eq!(
-            place.read_u32(page * PAGE),
+            u64::from(place.read_u32(page * PAGE)),
             jobs,
             "additions to page {page}"
         );

@@ -5,10 +5,10 @@
 use std::fs;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
-use virtgpu_client::{compute, Bytes, Errno};
+use virtgpu_client::{compute, Bytes, Errno, Memory};
 
 use super::support::{
-    family, next_event, on_each_kind, open, End, Mirror, READ_ONLY, SPARSE, WHOLE,
+    across_tables, family, next_event, on_each_kind, open, End, Mirror, READ_ONLY, SPARSE, WHOLE,
 };
 use crate::ktap::{Family, Outcome, TestResult};
 use crate::support::place::{Place, NONE, READ, RW};
@@ -32,16 +32,18 @@ pub(crate) const FAMILY: Family = family(
 );
 
 fn read_only(env: &Env) -> TestResult {
-    on_each_kind(env, 2 * HUGE, |device, place| {
+    across_tables(env, |device, place| {
         let mirror = Mirror::new(device, place)?;
         let data = mirror.scatter(1);
         mirror.agrees("before")?;
-        mirror.loses("mprotect", 2 * HUGE, || place.protect(0, 2 * HUGE, READ))?;
+        mirror.loses("mprotect", place.len(), || {
+            place.protect(0, place.len(), READ)
+        })?;
         mirror.refused("read-only memory", Errno::PERM)?;
         check_eq!(place.to_vec(0, data.len()), data, "the memory");
         let reader = Mirror::with(device, place, READ_ONLY)?;
         reader.agrees("a read-only registration")?;
-        place.protect(0, 2 * HUGE, RW)?;
+        place.protect(0, place.len(), RW)?;
         mirror.agrees("writable again")?;
         mirror.coherent_all_over("writable again")?;
         reader.agrees("the read-only registration, in the end")
@@ -49,19 +51,21 @@ fn read_only(env: &Env) -> TestResult {
 }
 
 fn no_access(env: &Env) -> TestResult {
-    on_each_kind(env, 2 * HUGE, |device, place| {
+    across_tables(env, |device, place| {
         let mirror = Mirror::new(device, place)?;
         let reader = Mirror::with(device, place, READ_ONLY)?;
         let data = mirror.scatter(2);
-        reader.loses("mprotect, the reader", 2 * HUGE, || {
-            mirror.loses("mprotect", 2 * HUGE, || place.protect(0, 2 * HUGE, NONE))
+        reader.loses("mprotect, the reader", place.len(), || {
+            mirror.loses("mprotect", place.len(), || {
+                place.protect(0, place.len(), NONE)
+            })
         })?;
         mirror.refused("no access", Errno::FAULT)?;
         reader.refused("no access, the reader", Errno::FAULT)?;
-        place.protect(0, 2 * HUGE, READ)?;
+        place.protect(0, place.len(), READ)?;
         check_eq!(place.to_vec(0, data.len()), data, "the memory");
         reader.agrees("readable again")?;
-        place.protect(0, 2 * HUGE, RW)?;
+        place.protect(0, place.len(), RW)?;
         mirror.agrees("writable again")?;
         mirror.coherent_all_over("writable again")
     })

@@ -12,6 +12,7 @@ use virtgpu_client::{compute, Errno};
 
 use super::support::{End, Mirror};
 use crate::ktap::{Outcome, TestResult};
+use crate::support::{raced, ROUNDS};
 
 #[derive(Default)]
 struct State {
@@ -103,6 +104,13 @@ impl Race {
         );
     }
 
+    /// Whether more jobs are to come after `done` of them: until there were `jobs`, and enough
+    /// disturbances, unless the thread has failed.
+    pub(crate) fn goes_on(&self, done: u64, jobs: u64) -> bool {
+        let state = self.state.lock().expect("no panic");
+        !state.ended && (done < jobs || state.disturbances < ROUNDS)
+    }
+
     /// Runs a job that must get through in the end. Returns how it has ended.
     pub(crate) fn attempt(&self, mut job: impl FnMut() -> TestResult<End>) -> TestResult<End> {
         let first = job()?;
@@ -133,19 +141,25 @@ impl Race {
     }
 }
 
-/// Runs `jobs` jobs that each add 1 to every word of the first `length` bytes, against `disturb`.
+/// Runs at least `jobs` jobs that each add 1 to every word of the first `length` bytes, against
+/// `disturb`, and returns how many it were.
 pub(crate) fn additions(
     mirror: &Mirror<'_>,
     length: usize,
-    jobs: u32,
+    jobs: u64,
     disturb: impl FnMut(u64) -> TestResult + Send,
-) -> TestResult<Outcomes> {
+) -> TestResult<(u32, Outcomes)> {
     let mut adding = compute::Stream::new();
     adding.add_u32(mirror.userptr.at(0), length as u64, 1);
-    Race::run(disturb, |race| {
-        for _ in 0..jobs {
+    let mut done = 0;
+    let outcomes = Race::run(disturb, |race| {
+        while race.goes_on(done, jobs) {
             race.done("a job that adds", || mirror.end(&adding))?;
+            done += 1;
         }
         Ok(())
-    })
+    })?;
+    raced("jobs", done)?;
+    raced("disturbances of them", outcomes.disturbances)?;
+    Ok((done as u32, outcomes))
 }

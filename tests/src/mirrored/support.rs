@@ -14,7 +14,7 @@ use virtgpu_client::{
 use crate::ktap::{Case, Driver, Family, Kernel, Outcome, TestResult};
 use crate::support::errno::name;
 use crate::support::place::{Pages, Place};
-use crate::support::{job, Env, Random, PAGE};
+use crate::support::{job, Env, Random, HUGE, PAGE};
 use crate::{check, check_eq, skip};
 
 /// A family of mirrored memory on a well-behaved device.
@@ -51,10 +51,28 @@ pub(crate) fn on_each_kind(
     length: usize,
     test: fn(&Device, &Place) -> TestResult,
 ) -> TestResult {
+    on_each(env, |pages| Place::new(pages, length), test)
+}
+
+/// The same, where the memory has a part in each of two page tables, and no more than that needs.
+pub(crate) fn across_tables(env: &Env, test: fn(&Device, &Place) -> TestResult) -> TestResult {
+    let place = |pages| match pages {
+        Pages::Base => Place::across(33 * PAGE),
+        Pages::Huge => Place::new(pages, HUGE + 2 * PAGE),
+        Pages::Hugetlb => Place::new(pages, 2 * HUGE),
+    };
+    on_each(env, place, test)
+}
+
+fn on_each(
+    env: &Env,
+    place: impl Fn(Pages) -> TestResult<Place>,
+    test: fn(&Device, &Place) -> TestResult,
+) -> TestResult {
     let mut tested = 0;
     for pages in Pages::ALL {
         let device = open(env)?;
-        let result = Place::new(pages, length).and_then(|place| test(&device, &place));
+        let result = place(pages).and_then(|place| test(&device, &place));
         match result {
             Ok(()) => tested += 1,
             Err(Outcome::Skip(reason)) => println!("    # {pages:?} pages: not tested, {reason}"),

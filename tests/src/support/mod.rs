@@ -40,6 +40,16 @@ pub(crate) const PAGE: usize = 4096;
 /// A huge page.
 pub(crate) const HUGE: usize = 2 << 20;
 
+/// Fewer rounds of a race show little, however slow the kernel is.
+pub(crate) const ROUNDS: u64 = 50;
+
+/// Says how many rounds a race has had, which must have been enough.
+pub(crate) fn raced(what: &str, rounds: u64) -> TestResult {
+    println!("    # {rounds} {what}");
+    crate::check!(rounds >= ROUNDS, "{rounds} {what}, not {ROUNDS}");
+    Ok(())
+}
+
 /// The machine the tests run on.
 pub(crate) struct Env {
     /// The driver under test is this project's.
@@ -101,11 +111,20 @@ impl Env {
 
     /// The iterations of a loop that is `full` times long on a fast machine.
     pub(crate) fn iterations(&self, full: u64) -> u64 {
-        let count = (full * self.scale / 100).max(1);
+        let count = self.scaled(full);
         if count != full {
             println!("    # {count} of {full} iterations (VIRTGPU_TESTS_SCALE)");
         }
         count
+    }
+
+    fn scaled(&self, full: u64) -> u64 {
+        (full * self.scale / 100).max(1)
+    }
+
+    /// The rounds of a race, `full` of them on a fast machine; see [`raced`].
+    pub(crate) fn rounds(&self, full: u64) -> u64 {
+        self.scaled(full).max(ROUNDS)
     }
 
     /// Why a family cannot run here.

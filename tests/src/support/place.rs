@@ -119,6 +119,17 @@ impl Place {
         Ok(place)
     }
 
+    /// Memory of small pages, as much on either side of an address at which a huge page may start:
+    /// little memory, and yet in two page tables.
+    pub(crate) fn across(half: usize) -> TestResult<Self> {
+        let mut place = Self::reserve(Pages::Base, 2 * half)?;
+        // There is a huge page's room before the start.
+        assert!(half < HUGE);
+        place.start = place.start.wrapping_sub(half);
+        place.map(0, place.length)?;
+        Ok(place)
+    }
+
     /// Anonymous memory of small pages, that no one has touched.
     pub(crate) fn base(length: usize) -> TestResult<Self> {
         Self::new(Pages::Base, length)
