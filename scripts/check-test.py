@@ -222,6 +222,13 @@ def what_is_expected_must_come(build):
     return r.failed == {"s/a/is_missing"} and "s/a/works" in r.names
 
 
+def devices_are_those_that_match_or_are_named(build):
+    check.families = lambda: {n: Family(f"{n}\tany\tours\t{d}\t") for n, d in (("a", "--x"), ("b", "--y"), ("c", ""))}
+    named = lambda **run: [g["families"] for g in check.guests({"kernel": "stock", "guest": [dict(run, name="g")]})]
+    return (named(each_device="x") == [["a"]] and named(each_device=".", guests=2) == [["a"], ["b"]]
+            and named(each_device=".", families=["b", "unknown"]) == [["b", "unknown"]])
+
+
 def what_cannot_be_listed_fails(build):
     try:
         run([], dict(ONE, expect="false"), build)
@@ -321,6 +328,7 @@ TESTS = [all_in_one_guest, finding_names_its_case, the_rest_runs_in_the_next_gue
          expected_skips_pass, a_new_skip_fails, another_reason_fails, a_skip_that_is_missed_fails,
          only_whole_suites_miss_skips, a_bad_list_of_skips_fails, the_list_of_skips_is_right,
          what_is_expected_must_come, what_cannot_be_listed_fails,
+         devices_are_those_that_match_or_are_named,
          lines_belong_to_cases, good_devices_are_not_given_up, devices_end_well, devices_misbehave_as_they_are_told,
          lockdep_is_looked_at]
 

@@ -25,7 +25,7 @@ A suite is a file tests/suites/NAME.toml:
   except = ["slow"]       # families that "*" leaves out
   except_suites = ["big"] # suites whose named families "*" leaves out
   each_device = "REGEX"   # instead: each family that wants a device with arguments
-                          # of its own, if they match, on such a device
+                          # of its own, if they match, on such a device; with `families`, those
   guests = 2              # how many guests share these families
   first = "…"             # a shell command that prints KTAP, before the families
   expect = "…"            # a shell command here that prints names of tests, one a line;
@@ -421,8 +421,9 @@ def guests(spec):
             yield run
             continue
         kernel, driver = run.get("kernel", spec["kernel"]), run.get("driver", spec.get("driver", "ours"))
-        names = [f.name for f in families().values()
-                 if f.device and re.search(run["each_device"], f.device) and f.applies(kernel, driver)]
+        names = run.get("families") or [
+            f.name for f in families().values()
+            if f.device and re.search(run["each_device"], f.device) and f.applies(kernel, driver)]
         for part in range(run.get("guests", 1)):
             yield dict(run, name=f"{run['name']}-{part + 1}", families=names[part::run.get("guests", 1)])
 

@@ -15,6 +15,7 @@ mod belated;
 mod bounce;
 mod cdriver;
 mod cow;
+mod dma;
 mod faults;
 mod gup_longterm;
 mod handles;
@@ -51,6 +52,7 @@ const FAMILIES: &[&Family] = &[
     &bounce::FAMILY,
     &cdriver::FAMILY,
     &poll_rings::FAMILY,
+    &dma::FAMILY,
     &prime::FAMILY,
     &revoked::FAMILY,
     &prime::NO_VIRGL,

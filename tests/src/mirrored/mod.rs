@@ -29,7 +29,7 @@ mod scarce;
 mod stress;
 mod support;
 
-pub(crate) use support::open as open_mirrored;
+pub(crate) use support::{open as open_mirrored, scattered};
 
 use crate::ktap::Family;
 
