@@ -267,9 +267,33 @@ impl Context {
         let control = &self.gpu.control;
         let attach = self.attachment_of(resource, true)?;
         let credit = control.credit(share, [&attach])?;
-        control.add(attach, credit)?;
-        control.kick();
-        Ok(())
+        control.send(attach, credit).map(drop)
+    }
+
+    /// Attaches a resource that may have been attached and detached before. If the command for that
+    /// still waits for descriptors, so does this one behind it.
+    ///
+    /// # Errors
+    ///
+    /// As [`Context::attach`], and those of
+    /// [`Control::add_behind_teardown`](crate::transport::control::Control::add_behind_teardown).
+    fn attach_again(&self, share: &Arc<Share>, resource: &Lifetime) -> Result {
+        let id = resource.shared_id();
+        if !resource.is_detach_unsent() {
+            return self.attach(share, &id);
+        }
+        let control = &self.gpu.control;
+        let attach = self.attachment_of(&id, true)?;
+        let credit = control.credit(share, [&attach])?;
+        let sent = control.add_behind_teardown(attach, credit);
+        if matches!(sent, Err(e) if e == EBUSY || e == ERESTARTSYS) {
+            // It is sent nevertheless, and nobody gets the handle that it was for.
+            if let Ok(detach) = self.attachment(resource, false) {
+                resource.set_detach(detach.clone_arc());
+                control.teardown(detach);
+            }
+        }
+        sent
     }
 }
 
@@ -389,10 +413,10 @@ impl FileData {
             }
             Entry::Vacant(vacant) => vacant,
         };
-        let id = resource.shared_id();
         if let Some(context) = &attached.context {
-            context.attach(&self.share, &id)?;
+            context.attach_again(&self.share, resource)?;
         }
+        let id = resource.shared_id();
         vacant.insert(Opened { id, handles: 1 }, node);
         Ok(())
     }
@@ -412,6 +436,7 @@ impl FileData {
             // Without memory for the command the host detaches the resource when it, or the
             // context, goes.
             if let Ok(detach) = context.attachment(resource, false) {
+                resource.set_detach(detach.clone_arc());
                 self.gpu.control.teardown(detach);
             }
         }

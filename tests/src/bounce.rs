@@ -12,6 +12,7 @@ use virtgpu_client::{
     compute, BlobOptions, Bytes, Device, Errno, Exec, Image, Memory, Region, RegisterOptions,
 };
 
+use crate::greedy::Greedy;
 use crate::ktap::{Driver, Family, Kernel, TestResult};
 use crate::support::memory::small_pages;
 use crate::support::unchanged::Refusing;
@@ -45,6 +46,7 @@ pub(crate) const FAMILY: Family = Family {
         long_command,
         at_the_same_time,
         more_than_the_pool,
+        jobs_leave_room: 200,
         unbound_with_buffers,
     ],
 };
@@ -358,6 +360,30 @@ fn more_than_the_pool(env: &Env) -> TestResult {
     });
     let again = again?;
     works(&greedy, &again, STEP as usize, 3)
+}
+
+/// Long jobs that wait for one that takes its time have a part of the pool, for each file, and whoever
+/// has more of them waits. Others go on.
+fn jobs_leave_room(env: &Env) -> TestResult {
+    check_platform()?;
+    let mut long = compute::Stream::new();
+    for _ in 0..4096 {
+        long.delay(1);
+    }
+    check!(long.as_bytes().len() > PIECE, "the jobs are long");
+    let greedy = Greedy::start(env, 4, &long)?;
+    println!(
+        "    # {:?} jobs of {} bytes",
+        greedy.wait()?,
+        long.as_bytes().len()
+    );
+    let other = env.compute()?;
+    let early = other.create_buffer(2 * PIECE as u32)?;
+    works(&other, &early, 2 * PIECE, 2)?;
+    memory_of_the_host(env)?;
+    long_command(env)?;
+    greedy.kill()?;
+    long_command(env)
 }
 
 /// Buffers outlive the driver of their device; what was mapped for it does not.

@@ -117,7 +117,7 @@ fn init_neglected(device: &Device) -> virtgpu_client::Result<()> {
 }
 
 /// Memory that children share with their parent.
-fn shared(length: usize) -> TestResult<Mapping> {
+pub(crate) fn shared(length: usize) -> TestResult<Mapping> {
     let flags = MapFlags::SHARED;
     Ok(Mapping::anonymous_with(
         length,
@@ -159,7 +159,7 @@ struct Worker {
     words: Mapping,
 }
 
-fn word(mapping: &Mapping, index: usize) -> &AtomicU64 {
+pub(crate) fn word(mapping: &Mapping, index: usize) -> &AtomicU64 {
     // SAFETY: The mapping is as long as a page, aligned, shared, and used in this way only.
     unsafe { AtomicU64::from_ptr(mapping.as_ptr().cast::<u64>().add(index)) }
 }

@@ -17,6 +17,7 @@ mod cdriver;
 mod cow;
 mod dma;
 mod faults;
+mod greedy;
 mod gup_longterm;
 mod handles;
 mod hostile;
@@ -83,6 +84,7 @@ const FAMILIES: &[&Family] = &[
     &belated::SILENT_MAPPING,
     &ring::FAMILY,
     &ring::DIRECT,
+    &ring::TEARDOWN,
     &releases::FAMILY,
     &mappings::FAMILY,
     &quarantine::MIRRORED,

@@ -2,9 +2,11 @@
 
 //! The control ring: how much of it a file gets, and commands that find no room although they have it.
 
+use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use virtgpu_client::protocol::compute::Operand;
 use virtgpu_client::{compute, BlobOptions, Bytes, Device, Errno, Exec, Mapping, RegisterOptions};
 
 use crate::ktap::{Driver, Family, Kernel, Outcome, TestResult};
@@ -25,7 +27,19 @@ pub(crate) const FAMILY: Family = Family {
         in_order_without_room: 120,
         closed_without_room: 120,
         lost_without_room: 200,
+        no_room_is_not_silence: 120,
     ],
+};
+
+/// A device that takes its time to detach a resource, so that what is to be taken away waits for
+/// descriptors.
+pub(crate) const TEARDOWN: Family = Family {
+    name: "ring_teardown",
+    kernel: Kernel::Any,
+    driver: Driver::Ours,
+    device: "--adversary slow:40 --adversary-on CTX_DETACH_RESOURCE",
+    leak_check: true,
+    cases: cases![attached_again: 120],
 };
 
 /// A device without indirect descriptors: each part of a command takes one.
@@ -200,6 +214,58 @@ fn closed_without_room(env: &Env) -> TestResult {
     // The device complains of what it does not know.
     let memory = small_pages(PAGE)?;
     chain(&env.compute()?, &memory, 3)
+}
+
+/// A device that has nothing to answer, as nothing finds room, does not count as one that does not
+/// answer.
+fn no_room_is_not_silence(env: &Env) -> TestResult {
+    gpu::reload(env, c"ack_timeout_ms=2000")?;
+    let knobs = Knobs::open(env)?;
+    knobs.set("exhaust_descriptors", u32::MAX)?;
+    for _ in 0..3 {
+        check_err!(
+            env.open()?.context_init_compute(1),
+            Errno::BUSY,
+            "a context that finds no room"
+        );
+    }
+    knobs.set("exhaust_descriptors", 0)?;
+    let memory = small_pages(PAGE)?;
+    chain(&env.compute()?, &memory, 3)?;
+    usual_limits(env)
+}
+
+/// A buffer whose handle was closed has another one. It is attached by the second, although the
+/// command that detaches it has not been in the ring by then.
+fn attached_again(env: &Env) -> TestResult {
+    // More than the ring has room for.
+    const BUFFERS: usize = 300;
+    usual_limits(env)?;
+    let device = env.compute()?;
+    let mut exported = Vec::new();
+    for _ in 0..BUFFERS {
+        let blob = device.create_blob(&BlobOptions::guest(PAGE as u64))?;
+        exported.push((device.prime_export(blob.handle())?, blob));
+    }
+    let mut last = None;
+    for (fd, blob) in exported.drain(..) {
+        drop(blob);
+        last = Some(fd);
+    }
+    let last = last.ok_or_else(|| Outcome::Fail("no buffer".into()))?;
+    let handle = device.prime_import(last.as_fd())?;
+    // Closing waits for the device, which carries out all before that.
+    let memory = small_pages(PAGE)?;
+    chain(&device, &memory, 3)?;
+    let resource = device.resource_info(handle)?.res_handle;
+    let mut stream = compute::Stream::new();
+    stream.fill(Operand::resource(resource, 0), PAGE as u64, 5);
+    Exec::new(stream.as_bytes())
+        .ring(0)
+        .buffers(&[handle])
+        .submit_with_fence(&device)?
+        .wait(Some(LIMIT))?;
+    Ok(())
 }
 
 /// What never finds room is given back when the device goes.

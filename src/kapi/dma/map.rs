@@ -158,17 +158,26 @@ impl Mapper {
         drop(ended);
     }
 
-    /// Bytes that may be mapped: where the platform bounces, a part of the pool is left for commands
-    /// and for other devices.
-    fn room(&self) -> usize {
+    /// Bytes of the pool, if the platform bounces and has one.
+    fn pool(&self) -> Option<usize> {
         if !self.bounces {
-            return usize::MAX;
+            return None;
         }
         // SAFETY: By the type invariant the device is valid; the function reads numbers.
-        match unsafe { bindings::kapi_dma_bounce_pool(self.as_raw()) } {
-            0 => usize::MAX,
-            pool => pool - pool / 4,
-        }
+        let pool = unsafe { bindings::kapi_dma_bounce_pool(self.as_raw()) };
+        (pool != 0).then_some(pool)
+    }
+
+    /// Bytes that may be mapped: where the platform bounces, a part of the pool is left for messages
+    /// and for other devices.
+    fn room(&self) -> usize {
+        self.pool().map_or(usize::MAX, |pool| pool - pool / 4)
+    }
+
+    /// Bytes of the pool for messages that are on their way, if that is limited. They and what is
+    /// mapped for long leave the rest to other devices.
+    pub(in crate::kapi) fn message_room(&self) -> Option<usize> {
+        self.pool().map(|pool| pool / 8)
     }
 
     /// Maps the next piece of a table in `live`, which has one.

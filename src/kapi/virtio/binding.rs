@@ -6,7 +6,10 @@
 //! [`include/linux/virtio_config.h`](srctree/include/linux/virtio_config.h)
 
 use super::{
-    device::Device,
+    device::{
+        Device,
+        F_ACCESS_PLATFORM, //
+    },
     queue::QueueSet, //
 };
 use crate::kapi::{
@@ -86,7 +89,7 @@ impl Binding {
         &self.vdev
     }
 
-    /// Maps memory for a device with [`F_ACCESS_PLATFORM`](super::device::F_ACCESS_PLATFORM).
+    /// Maps memory for a device with [`F_ACCESS_PLATFORM`].
     pub(crate) fn mapper(&self) -> &Arc<Mapper> {
         &self.mapper
     }
@@ -95,6 +98,15 @@ impl Binding {
     /// once.
     pub(crate) fn max_piece(&self) -> usize {
         self.max_piece
+    }
+
+    /// Bytes that all messages in the queues may have, as [`Message::bytes`] counts them, if that is
+    /// limited: where the platform shows the device copies, all devices have one pool of them.
+    ///
+    /// [`Message::bytes`]: super::Message::bytes
+    pub(crate) fn message_room(&self) -> Option<usize> {
+        let mapped = self.vdev.has_feature(F_ACCESS_PLATFORM);
+        mapped.then(|| self.mapper.message_room()).flatten()
     }
 
     /// The little-endian 32-bit field at byte `offset` of the configuration space.

@@ -31,6 +31,9 @@ const CHUNK_EASY: usize = 32 << 10;
 /// The first piece of a growing list: most are short.
 const CHUNK_MIN: usize = 256;
 
+/// What a pool of bounce buffers is given out in (`IO_TLB_SIZE`).
+const BOUNCE_UNIT: usize = 2 << 10;
+
 /// How many pieces the bytes of a message may have, and how long each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Pieces {
@@ -348,6 +351,18 @@ impl<S, O> Message<S, O> {
             + usize::from(self.response_len > 0)
     }
 
+    /// Bytes that the message takes of the pool where the platform bounces: each part whole units,
+    /// and the table of descriptors one.
+    pub(crate) fn bytes(&self) -> usize {
+        let fixed = [self.request_len, self.response_len].into_iter();
+        let variable = Iterator::chain(self.payload.raw_pieces(), self.reply.raw_pieces());
+        let parts = Iterator::chain(fixed, variable.map(|(_, len)| len));
+        BOUNCE_UNIT
+            + parts
+                .map(|len| len.next_multiple_of(BOUNCE_UNIT))
+                .sum::<usize>()
+    }
+
     /// Bytes that the device may write.
     pub(crate) fn writable_len(&self) -> usize {
         self.response_len + self.reply.len()
@@ -555,6 +570,7 @@ mod tests {
         Message::patch_request(&mut message, 20, &[2; 100]);
         assert_eq!(message.descriptors(), 2);
         assert_eq!(message.writable_len(), 24);
+        assert_eq!(message.bytes(), 3 * BOUNCE_UNIT);
         let request = message.request.0.get().cast::<u8>();
         // SAFETY: The array is longer, and nobody else has the message.
         let (inside, outside) = unsafe { (request.add(23).read(), request.add(24).read()) };

@@ -6,7 +6,10 @@
 
 use super::{
     binding::Binding,
-    device::Device,
+    device::{
+        Device,
+        F_INDIRECT_DESC, //
+    },
     message::{
         self,
         Message, //
@@ -213,8 +216,10 @@ impl<'a> QueueSetup<'a> {
         if set.queues.len() < N {
             return Err(ENOENT);
         }
+        let indirect = self.binding.device().has_feature(F_INDIRECT_DESC);
         // INVARIANT: The queues were just found, and all have a place in the set.
         let queues = core::array::from_fn(|index| NewQueue {
+            indirect,
             index,
             set: set.clone(),
         });
@@ -294,6 +299,8 @@ fn find_queues<H: QueueHandler, const N: usize>(
 ///
 /// `set` has a queue `index`, which is empty. There is one `NewQueue` or [`Queue`] for it.
 pub(crate) struct NewQueue {
+    /// The device understands indirect descriptors.
+    indirect: bool,
     index: usize,
     set: Arc<QueueSet>,
 }
@@ -311,11 +318,21 @@ impl NewQueue {
         Queue {
             vq,
             size,
+            indirect: self.indirect,
             index: self.index,
             set: self.set,
             _messages: PhantomData,
         }
     }
+}
+
+/// Whether there is memory for the table of a message of so many parts, now: the core allocates it in
+/// the same way right afterwards.
+fn has_memory_for_table(parts: usize) -> bool {
+    /// Bytes that the core allocates for each: the descriptor, and what it has to remember of it.
+    const ENTRY: usize = 16 + 16;
+
+    KVec::<u8>::with_capacity(parts * ENTRY, GFP_ATOMIC | __GFP_NOWARN).is_ok()
 }
 
 /// A virtqueue.
@@ -330,6 +347,7 @@ impl NewQueue {
 pub(crate) struct Queue<S: Send + Sync, O: Send> {
     vq: NonNull<bindings::virtqueue>,
     size: usize,
+    indirect: bool,
     index: usize,
     set: Arc<QueueSet>,
     _messages: PhantomData<ListArc<Message<S, O>>>,
@@ -371,7 +389,8 @@ impl<S: Send + Sync, O: Send> Queue<S, O> {
         self.size
     }
 
-    /// Hands a message to the device; [`Queue::kick_prepare`] makes it visible.
+    /// Hands a message to the device; [`Queue::kick_prepare`] makes it visible. `keep` descriptors
+    /// stay free.
     ///
     /// Returns how many descriptors it takes: at most [`Message::descriptors`], one where the device
     /// has indirect ones and there is memory for a table. Does not sleep.
@@ -384,10 +403,23 @@ impl<S: Send + Sync, O: Send> Queue<S, O> {
     pub(crate) fn add(
         &mut self,
         mut message: ListArc<Message<S, O>>,
+        keep: usize,
     ) -> Result<usize, (ListArc<Message<S, O>>, Error)> {
         let Some(_guard) = self.set.enter(LIVE, LIVE) else {
             return Err((message, ENODEV));
         };
+        // SAFETY: The queue is valid as long as the guard lives, and `&mut self` excludes others.
+        let free = || unsafe { (*self.vq.as_ptr()).num_free as usize };
+        let free_before = free();
+        let parts = message.descriptors();
+        // The core does not know of `keep`. Without memory for a table it takes a descriptor for each
+        // part; and if these are not there, it notifies the device at once, under the caller's locks.
+        if free_before < parts + keep {
+            let fits = self.indirect && free_before > keep && has_memory_for_table(parts);
+            if !fits {
+                return Err((message, ENOSPC));
+            }
+        }
         let (table, outs, ins) = Message::scatterlist(&mut message);
         let mut lists = if outs > 0 {
             // SAFETY: The table has `outs + ins` entries.
@@ -396,9 +428,6 @@ impl<S: Send + Sync, O: Send> Queue<S, O> {
             [table, ptr::null_mut()]
         };
         let token = ListArc::into_raw(message);
-        // SAFETY: The queue is valid as long as the guard lives, and `&mut self` excludes others.
-        let free = || unsafe { (*self.vq.as_ptr()).num_free as usize };
-        let free_before = free();
 
         // INVARIANT: The new token is a `ListArc`.
         // SAFETY: The queue is valid as long as the guard lives, and `&mut self` excludes others. The

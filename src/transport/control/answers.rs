@@ -18,6 +18,7 @@ use super::{
 use crate::{
     kapi::{
         dma::fence::Signalling,
+        ida::Id,
         virtio::{
             Message,
             QueueHandler, //
@@ -109,6 +110,7 @@ impl Control {
             {
                 self.return_slots(inner, &mut command);
                 inner.quiet_since = self.now();
+                inner.asked_at = None;
                 match Self::judge(&mut command, len) {
                     Verdict::Is(verdict) => {
                         let header = Message::owned(&mut command).header;
@@ -130,7 +132,9 @@ impl Control {
                         if let Expect::SuccessUnlessFailed(other) = &owned.expect {
                             other.shared.undone_early.store(true, Relaxed);
                         }
+                        let id = owned.id.clone();
                         inner.early.push_back(command);
+                        Self::keep_order(inner, id.as_ref());
                     }
                     Verdict::InDoubt => {
                         Self::note_end(inner, &mut command);
@@ -201,12 +205,55 @@ impl Control {
         }
     }
 
+    /// Whether a command undoes something of the resource `id`, so that its place among the others that
+    /// do matters: the host takes a resource out of the window before it forgets it.
+    fn undoes_of(command: &mut ListArc<Command>, id: &Arc<Id>) -> bool {
+        let owned = Message::owned(command);
+        let same = owned
+            .id
+            .as_ref()
+            .is_some_and(|other| Arc::ptr_eq(other, id));
+        same && !matches!(owned.expect, Expect::Anything)
+    }
+
+    /// A command that undoes something of the resource `id` was refused too early. Others that were to
+    /// follow it, and were not sent yet, follow it still.
+    fn keep_order(inner: &mut Inner, id: Option<&Arc<Id>>) {
+        let Some(id) = id else {
+            return;
+        };
+        let mut backlog = core::mem::replace(&mut inner.backlog, List::new());
+        while let Some(mut command) = backlog.pop_front() {
+            if Self::undoes_of(&mut command, id) {
+                inner.early.push_back(command);
+            } else {
+                inner.backlog.push_back(command);
+            }
+        }
+    }
+
+    /// Whether a command that was not sent has to follow one that was refused too early.
+    pub(super) fn follows_early(inner: &mut Inner, command: &mut ListArc<Command>) -> bool {
+        if inner.early.is_empty() {
+            return false;
+        }
+        let Some(id) = Message::owned(command).id.clone() else {
+            return false;
+        };
+        let mut follows = false;
+        let mut early = core::mem::replace(&mut inner.early, List::new());
+        while let Some(mut other) = early.pop_front() {
+            follows |= Self::undoes_of(&mut other, &id);
+            inner.early.push_back(other);
+        }
+        follows && Self::undoes_of(command, &id)
+    }
+
     /// Deals with the commands that undo things of the resource that `answered` is about, and were
     /// refused too early: `answered` was answered now.
     ///
-    /// If it has failed, so may what undoes it, which is over then. Otherwise that is sent again, in
-    /// the order in which it was sent before: the host takes a resource out of the window before it
-    /// forgets it.
+    /// If it has failed, so may what undoes it, which is over then. Otherwise that is sent again, before
+    /// all that was not sent yet, in the order in which it was sent first.
     fn look_at_early(inner: &mut Inner, answered: &Command, done: &mut List<Command>) {
         let mut early = core::mem::replace(&mut inner.early, List::new());
         let undoes = |command: &mut ListArc<Command>| match &Message::owned(command).expect {
@@ -224,28 +271,36 @@ impl Control {
             kept.push_back(command);
         }
         let mut waits = false;
+        let mut again = List::new();
         while let Some(mut command) = kept.pop_front() {
-            let owned = Message::owned(&mut command);
-            let same = match (&owned.id, &id) {
-                (Some(one), Some(other)) => Arc::ptr_eq(one, other),
-                _ => false,
-            };
-            let other = undoes(&mut command);
-            match other.and_then(|other| Self::ended(&other)).filter(|_| same) {
-                Some(Answer::Error(_)) => {
-                    if let Some(kind) = Message::owned(&mut command).refused {
-                        command.shared.verdict.store(kind, Release);
-                    }
+            let same = id
+                .as_ref()
+                .is_some_and(|id| Self::undoes_of(&mut command, id));
+            if !same {
+                inner.early.push_back(command);
+                continue;
+            }
+            // One that does not depend on another only follows those that do.
+            let undone = undoes(&mut command).map(|other| Self::ended(&other));
+            match undone {
+                Some(Some(Answer::Error(_))) => {
+                    // One that was not sent would be refused in this way.
+                    let refused = Message::owned(&mut command).refused;
+                    let kind = refused.unwrap_or(response::ERR_INVALID_RESOURCE_ID);
+                    command.shared.verdict.store(kind, Release);
                     inner.answered += 1;
                     done.push_back(command);
                 }
-                Some(_) if !waits => inner.backlog.push_back(command),
-                _ => {
-                    waits |= same;
+                Some(None) => {
+                    waits = true;
                     inner.early.push_back(command);
                 }
+                _ if waits => inner.early.push_back(command),
+                _ => again.push_back(command),
             }
         }
+        again.push_all_back(&mut inner.backlog);
+        inner.backlog = again;
     }
 
     /// Keeps count when a command has come back, and abandons the jobs of a context that the host
@@ -272,7 +327,9 @@ impl Control {
         if let Some(mut finish) = Message::owned(command).finish.take() {
             finish.finish(&answer);
         }
-        drop(Message::owned(command).id.take());
+        let owned = Message::owned(command);
+        drop(owned.landing.take());
+        drop(owned.id.take());
     }
 }
 
@@ -319,7 +376,7 @@ impl QueueHandler for Control {
 
         // Not under the lock: whoever waits for a fence may be called from here.
         let mut done = List::new();
-        while let Some(command) = answered.pop_front() {
+        while let Some(mut command) = answered.pop_front() {
             if let Some(job) = &command.shared.job {
                 if job.lost_on_error
                     && Self::answer(&command) == Answer::Error(response::ERR_UNSPEC)
@@ -330,7 +387,9 @@ impl QueueHandler for Control {
             if let Some(destroyed) = command.shared.destroys {
                 this.cancel_jobs_where(|job| job.context == destroyed);
             }
-            command.shared.land();
+            if let Some(landing) = &Message::owned(&mut command).landing {
+                landing.land();
+            }
             command.shared.signal(match Self::answer(&command) {
                 Answer::Ok(_) => Ok(()),
                 _ => Err(EIO),

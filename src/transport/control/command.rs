@@ -83,8 +83,6 @@ pub(crate) struct Shared {
     fence: SpinLockIrq<Option<DriverFence>>,
     /// Sent when the fence is signalled.
     event: Option<ReservedEvent>,
-    /// Memory that the device has written when it answers.
-    landing: Option<KBox<dyn Landing>>,
 }
 
 impl Shared {
@@ -92,14 +90,6 @@ impl Shared {
     pub(super) fn set_fence(&self, fence: DriverFence) {
         // There was none.
         let _ = self.fence.lock().replace(fence);
-    }
-
-    /// The device has answered: what it has written is there for the CPU. May be called in any
-    /// context, before the fence is signalled.
-    pub(super) fn land(&self) {
-        if let Some(landing) = &self.landing {
-            landing.land();
-        }
     }
 
     /// Signals the fence, if there is one, unless that was done. May be called in any context, but
@@ -157,6 +147,8 @@ pub(crate) struct Owned {
     /// The [`response`] that means success.
     pub(super) success: u32,
     pub(super) finish: Option<KBox<dyn Finish>>,
+    /// Memory that the device has written when it answers.
+    pub(super) landing: Option<KBox<dyn Landing>>,
     /// As [`Request::id`].
     pub(super) id: Option<Arc<Id>>,
     /// How the device has refused it too early, if it has.
@@ -307,7 +299,6 @@ impl<'a> Request<'a> {
         });
         let destroys = (header.kind.get() == command::CTX_DESTROY).then(|| header.ctx_id.get());
         let event = self.event;
-        let landing = self.landing;
         Message::new(
             self.fixed,
             self.payload,
@@ -326,7 +317,6 @@ impl<'a> Request<'a> {
                 wait <- WaitQueue::new(),
                 fence <- new_spinlock_irq!(None, "Command::fence"),
                 event,
-                landing,
             }),
             Owned {
                 header,
@@ -335,6 +325,7 @@ impl<'a> Request<'a> {
                 expect: self.expect,
                 success: self.success,
                 finish: self.finish,
+                landing: self.landing,
                 id: self.id,
                 refused: None,
             },

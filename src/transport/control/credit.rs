@@ -3,7 +3,8 @@
 //! Room in the ring, taken ahead.
 //!
 //! A command takes one descriptor of a ring with indirect descriptors, and otherwise as many as it has
-//! parts. The ring has three parts: one for commands that take something away, an eighth for files that
+//! parts. Where messages have but a part of a pool of bounce buffers, that is dealt out with the
+//! descriptors: a command takes as many as are worth its bytes, if that is more. The ring has three parts: one for commands that take something away, an eighth for files that
 //! have nothing in the ring, and the rest. A file gets a quarter of the ring at most.
 //!
 //! As long as there is room nobody takes a lock for it. Who finds none waits in line: the commands of
@@ -310,6 +311,8 @@ impl Line {
 pub(super) struct Room {
     size: Atomic<usize>,
     indirect: AtomicFlag,
+    /// Bytes that come with a descriptor.
+    slot_bytes: Atomic<usize>,
     common: Pool,
     first: Pool,
     /// Somebody waits for room in the common part.
@@ -321,17 +324,21 @@ impl Room {
         Self {
             size: Atomic::new(0),
             indirect: AtomicFlag::new(false),
+            slot_bytes: Atomic::new(usize::MAX),
             common: Pool::new(),
             first: Pool::new(),
             crowded: AtomicFlag::new(false),
         }
     }
 
-    /// The ring is empty, and has `size` descriptors.
-    pub(super) fn start(&self, size: usize, indirect: bool) {
+    /// The ring is empty, and has `size` descriptors; `bytes`, if that is limited, are for what is in
+    /// it.
+    pub(super) fn start(&self, size: usize, indirect: bool, bytes: Option<usize>) {
         let first = size / 8;
+        let slot_bytes = bytes.map_or(usize::MAX, |bytes| (bytes / size.max(1)).max(1));
         self.size.store(size, Relaxed);
         self.indirect.store(indirect, Relaxed);
+        self.slot_bytes.store(slot_bytes, Relaxed);
         self.first.0.store(first as isize, Relaxed);
         let common = size - first - TEARDOWN_RESERVE;
         self.common.0.store(common as isize, Relaxed);
@@ -358,11 +365,27 @@ impl Room {
 
     /// What a command takes.
     pub(super) fn slots(&self, command: &Command) -> usize {
-        if self.indirect.load(Relaxed) {
+        self.slots_for(command.descriptors(), command.bytes())
+    }
+
+    /// What a command of so many parts and bytes takes.
+    fn slots_for(&self, parts: usize, bytes: usize) -> usize {
+        let descriptors = if self.indirect.load(Relaxed) {
             1
         } else {
-            command.descriptors()
-        }
+            parts
+        };
+        descriptors.max(self.slots_of_bytes(bytes))
+    }
+
+    /// What so many bytes are worth.
+    fn slots_of_bytes(&self, bytes: usize) -> usize {
+        bytes.div_ceil(self.slot_bytes.load(Relaxed).max(1))
+    }
+
+    /// Whether a command is so long that no file gets the bytes for it.
+    fn is_too_long(&self, command: &Command) -> bool {
+        self.slots_of_bytes(command.bytes()) > self.limit()
     }
 
     /// Takes room that is there. If there is none, says how many slots of the share are to be given
@@ -632,7 +655,7 @@ impl Control {
     ///
     /// [`ENODEV`] if the device is lost, [`ERESTARTSYS`] on a fatal signal, [`EBUSY`] if jobs kept
     /// the ring full for the time of a whole time-out, [`E2BIG`] if it is more than a file gets,
-    /// [`ENOMEM`].
+    /// [`ENOMEM`], also if a command is longer than a file's part of the bounce buffers.
     pub(crate) fn credit<'a>(
         self: &Arc<Self>,
         share: &Arc<Share>,
@@ -671,6 +694,9 @@ impl Control {
         for command in commands {
             if command.descriptors() > self.room.max_descriptors() {
                 return Err(E2BIG);
+            }
+            if self.room.is_too_long(command) {
+                return Err(ENOMEM);
             }
             slots += self.room.slots(command);
         }
@@ -747,7 +773,7 @@ mod tests {
         /// file gets 64.
         fn new() -> Self {
             let room = Room::new();
-            room.start(256, false);
+            room.start(256, false, None);
             Self {
                 room,
                 line: Line::new(),
@@ -793,6 +819,23 @@ mod tests {
         assert_eq!(ring.room.try_take(&other, 3), Ok(Part::Common));
         ring.give_back(&file, 1);
         assert!(waiting.served());
+        Ok(())
+    }
+
+    /// Where bytes are limited, a long command takes the room of several.
+    #[test]
+    fn bytes_are_dealt_out_too() -> Result {
+        let ring = Ring::new();
+        ring.room.start(256, true, Some(256 << 15));
+        assert_eq!(ring.room.slots_for(100, 1), 1);
+        assert_eq!(ring.room.slots_for(100, 1 << 15), 1);
+        assert_eq!(ring.room.slots_for(2, (1 << 15) + 1), 2);
+        assert_eq!(ring.room.slots_for(2, 1 << 20), 32);
+        ring.room.start(256, false, Some(256 << 15));
+        assert_eq!(ring.room.slots_for(3, 1), 3);
+        // A pool that is smaller than the ring.
+        ring.room.start(256, true, Some(100));
+        assert_eq!(ring.room.slots_for(2, 64), ring.room.limit());
         Ok(())
     }
 

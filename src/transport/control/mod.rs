@@ -186,8 +186,9 @@ struct Inner {
     probe: Option<ListArc<Command>>,
     /// The one that was sent last, until it is answered.
     probed: Option<Arc<Command>>,
-    /// When that was, as in [`Control::now`].
-    probed_at: i64,
+    /// Since when the device has something to answer, and the probe was to be sent, as in
+    /// [`Control::now`]; `None` again as soon as it answers anything.
+    asked_at: Option<i64>,
     /// The watchdog is pending or running.
     watching: bool,
     /// Commands that the device has answered, ever.
@@ -305,7 +306,7 @@ impl Control {
                     starved: 0,
                     probe: None,
                     probed: None,
-                    probed_at: 0,
+                    asked_at: None,
                     watching: false,
                     answered: 0,
                 }, "Control::inner"),
@@ -368,10 +369,12 @@ impl Control {
                 inner.probed.take(),
             );
             let indirect = self.vdev.has_feature(F_INDIRECT_DESC);
-            self.room.start(ring_size, indirect);
+            let bytes = self.binding.message_room();
+            self.room.start(ring_size, indirect, bytes);
             inner.reserve = TEARDOWN_RESERVE;
             inner.commands = 0;
             inner.abandoned = 0;
+            inner.asked_at = None;
             inner.state = State::Running;
             drop(inner);
             drop(before);
@@ -453,6 +456,35 @@ impl Control {
         self.add_and(command, credit, |_, _| (), |_| None).map(drop)
     }
 
+    /// As [`Control::send`], but not before the commands that take something away and wait for
+    /// descriptors: what one of them takes away is given back by this one. Returns when the command
+    /// is in the ring, so that nothing that needs it comes before it.
+    ///
+    /// # Errors
+    ///
+    /// As there; after [`EBUSY`], if that takes longer than an answer may, and [`ERESTARTSYS`], on a
+    /// fatal signal, the command is sent nevertheless.
+    pub(crate) fn add_behind_teardown(
+        self: &Arc<Self>,
+        command: ListArc<Command>,
+        credit: Credit,
+    ) -> Result {
+        let mut inner = self.inner.lock();
+        if inner.backlog.is_empty() || inner.state != State::Running {
+            drop(inner);
+            return self.send(command, credit).map(drop);
+        }
+        let reference = command.clone_arc();
+        let mut command = command;
+        let (slots, share, part) = credit.spend();
+        command.shared.slots.store(slots, Relaxed);
+        Message::owned(&mut command).taken_from = Some((share, part));
+        self.note_waiting(&mut inner);
+        inner.backlog.push_back(command);
+        drop(inner);
+        self.wait_sent(&reference)
+    }
+
     /// As [`Control::send`]; `fence` is signalled when the answer comes. It gets its number here, so
     /// that numbers ascend in each timeline, and only then others can have it.
     ///
@@ -495,9 +527,13 @@ impl Control {
             }
             Err((mut command, e)) => {
                 self.return_slots(&mut inner, &mut command);
-                let notification = self.go_on(&mut inner);
+                // Others may have the room. What waits for descriptors is the watchdog's: the caller
+                // may hold locks, under which the device must not be notified.
+                self.room.serve(&mut inner.line);
+                if !inner.pending.is_empty() || !inner.backlog.is_empty() {
+                    self.arm_watchdog(&mut inner);
+                }
                 drop(inner);
-                drop(notification);
                 // Dropping the command may free memory of others, hence not under the lock.
                 drop(command);
                 Err(e)
@@ -566,7 +602,8 @@ impl Control {
         Ok(published)
     }
 
-    /// Puts a command that has its numbers into the ring.
+    /// Puts a command that has its numbers into the ring. What is kept for commands that take something
+    /// away is left to them.
     ///
     /// Where it takes more descriptors than were taken for it, because there was no memory for a
     /// table, others get so many fewer until it is answered.
@@ -586,7 +623,8 @@ impl Control {
         let owned = Message::owned(&mut command);
         let (header, share) = (owned.header, owned.taken_from.as_ref());
         let share = share.map(|(share, _)| share.clone());
-        match queue.add(command) {
+        let keep = share.as_ref().map_or(0, |_| inner.reserve);
+        match queue.add(command, keep) {
             Ok(taken) => {
                 let slots = reference.shared.slots.load(Relaxed);
                 if taken > slots {
@@ -624,7 +662,12 @@ impl Control {
     /// device has been reset; then the command is finished on the spot.
     pub(crate) fn teardown(self: &Arc<Self>, command: ListArc<Command>) {
         let mut inner = self.inner.lock();
-        match inner.state {
+        let mut command = command;
+        let state = inner.state;
+        match state {
+            State::Running if Self::follows_early(&mut inner, &mut command) => {
+                inner.early.push_back(command);
+            }
             State::Running => {
                 self.note_waiting(&mut inner);
                 inner.backlog.push_back(command);
@@ -679,24 +722,36 @@ impl Control {
         added
     }
 
-    /// Sends what takes something away. Returns whether it has sent anything.
+    /// Sends what takes something away, and what must not come before that. Returns whether it has
+    /// sent anything.
     fn send_backlog(self: &Arc<Self>, inner: &mut Inner) -> bool {
         let mut added = false;
-        while let Some(command) = inner.backlog.pop_front() {
-            let slots = self.room.slots(&command);
-            if inner.reserve >= slots {
-                inner.reserve -= slots;
-            } else if !self.room.take_for_teardown(slots) {
-                inner.backlog.push_front(command);
-                break;
+        while let Some(mut command) = inner.backlog.pop_front() {
+            let has_room = Message::owned(&mut command).taken_from.is_some();
+            if !has_room {
+                let slots = self.room.slots(&command);
+                if inner.reserve >= slots {
+                    inner.reserve -= slots;
+                } else if !self.room.take_for_teardown(slots) {
+                    inner.backlog.push_front(command);
+                    break;
+                }
+                command.shared.slots.store(slots, Relaxed);
             }
-            command.shared.slots.store(slots, Relaxed);
+            let reference = has_room.then(|| command.clone_arc());
             match self.accept(inner, command, |_, _| ()) {
-                Ok(()) => added = true,
+                Ok(()) => {
+                    added = true;
+                    if let Some(sent) = reference {
+                        sent.shared.wait.wake_all();
+                    }
+                }
                 Err((mut command, _)) => {
                     // No memory to map it for the device: the next answer, or the watchdog, tries
                     // again.
-                    self.return_slots(inner, &mut command);
+                    if !has_room || inner.state != State::Running {
+                        self.return_slots(inner, &mut command);
+                    }
                     if inner.state == State::Running {
                         inner.backlog.push_front(command);
                         self.arm_watchdog(inner);
@@ -719,9 +774,12 @@ impl Control {
             self.return_slots(inner, &mut command);
             inner.held.push_back(command);
         }
-        let mut backlog = List::new();
-        core::mem::swap(&mut backlog, &mut inner.backlog);
-        inner.held.push_all_back(&mut backlog);
+        while let Some(mut command) = inner.backlog.pop_front() {
+            if Message::owned(&mut command).taken_from.is_some() {
+                self.return_slots(inner, &mut command);
+            }
+            inner.held.push_back(command);
+        }
         let mut early = List::new();
         core::mem::swap(&mut early, &mut inner.early);
         inner.held.push_all_back(&mut early);

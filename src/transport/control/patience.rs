@@ -103,6 +103,26 @@ impl Control {
         Self::ended_by_answer(command)
     }
 
+    /// Whether a command that is no job is in the ring, or was.
+    pub(crate) fn is_sent(command: &Command) -> bool {
+        // Its time begins when it is there.
+        command.shared.deadline.load(Relaxed) != 0 || Self::answered(command)
+    }
+
+    /// Waits until a command that waits behind others is in the ring, killably and not longer than the
+    /// time limit.
+    ///
+    /// # Errors
+    ///
+    /// [`ENODEV`] if the device is lost, [`EBUSY`] when the time is over, [`ERESTARTSYS`] on a fatal
+    /// signal.
+    pub(super) fn wait_sent(&self, command: &Command) -> Result {
+        let sent = || Self::is_sent(command) || self.is_lost();
+        let wait = &command.shared.wait;
+        wait.wait_killable_timeout(sent, self.timeouts.answer_ms)?;
+        self.check()
+    }
+
     fn ended_by_answer(command: &Command) -> Result<Answer> {
         match Self::ended(command) {
             None | Some(Answer::Aborted) => Err(ENODEV),
@@ -348,6 +368,16 @@ impl Control {
         }
     }
 
+    /// The probe was to be sent. The device counts as asked when the ring has the probe, or any other
+    /// command that is no job: what is not there for want of memory is no fault of the device's.
+    fn note_asked(inner: &mut Inner, now: i64) {
+        let pending = inner.pending.iter();
+        let pending = pending.filter(|command| command.shared.job.is_none());
+        if inner.commands > pending.count() {
+            inner.asked_at.get_or_insert(now);
+        }
+    }
+
     /// Whether the device has something to answer that is no job, or should have answered jobs.
     fn is_waiting(inner: &Inner) -> bool {
         inner.commands != 0 || !inner.backlog.is_empty() || inner.starved != 0
@@ -388,7 +418,7 @@ impl WorkItem<4> for Control {
             let runs = Self::running_jobs(&inner).next().is_some();
             let waits = Self::is_waiting(&inner);
             // Not without having asked, and given it time: the machine may have stood still.
-            let asked = inner.probed.is_some() && now - inner.probed_at >= limit / 2;
+            let asked = inner.asked_at.is_some_and(|at| now - at >= limit / 2);
             silent = asked && !runs && waits && quiet > limit;
             if silent {
                 dev_err!(this.vdev, "device lost: it does not answer\n");
@@ -398,12 +428,12 @@ impl WorkItem<4> for Control {
                 if let Some(probe) = inner.probe.take() {
                     let quiet_since = inner.quiet_since;
                     inner.probed = Some(probe.clone_arc());
-                    inner.probed_at = now;
                     inner.backlog.push_front(probe);
                     notifications[1] = this.go_on(&mut inner);
                     // The device has not begun to be quiet just now.
                     inner.quiet_since = quiet_since;
                 }
+                Self::note_asked(&mut inner, now);
             }
             overdue = this.find_overdue_job(&inner, now).cloned();
             wants_probe = inner.probe.is_none() && inner.probed.is_none();

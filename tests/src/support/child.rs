@@ -71,6 +71,15 @@ impl Child {
         Ok(unsafe { info.si_pid() } == self.pid)
     }
 
+    /// Whether it waits in the kernel, where no signal but a fatal one wakes it.
+    pub(crate) fn is_blocked(&self) -> TestResult<bool> {
+        let text = std::fs::read_to_string(format!("/proc/{}/stat", self.pid))?;
+        // The state follows the name, which is in parentheses.
+        Ok(text
+            .rsplit_once(") ")
+            .is_some_and(|(_, rest)| rest.starts_with('D')))
+    }
+
     /// Waits for the end and returns the result; a death by signal is a failure.
     pub(crate) fn join(mut self) -> TestResult {
         let mut text = String::new();
