@@ -30,6 +30,7 @@ use crate::{
         control::{
             Answer,
             Command,
+            JobContext,
             JobOf,
             Request,
             Share, //
@@ -51,13 +52,6 @@ use kernel::{
         RBTreeNodeReservation, //
     },
     sync::{
-        atomic::{
-            ordering::{
-                Acquire,
-                Release, //
-            },
-            AtomicFlag, //
-        },
         Arc,
         Mutex, //
     },
@@ -116,8 +110,8 @@ pub(crate) struct Context {
     poll_rings: u64,
     /// Its capability set is AMD's.
     amd: bool,
-    /// A job touched what it may not, or took too long: the host takes no more.
-    lost: Arc<AtomicFlag>,
+    /// What its jobs have in common.
+    jobs: Arc<JobContext>,
     /// Destroys it; made with it, so that closing a file needs no memory. Protects only itself;
     /// taken once.
     destroy: Pin<KBox<Mutex<Option<ListArc<Command>>>>>,
@@ -142,7 +136,7 @@ impl Context {
         destroy.id = Some(id.clone());
         let destroy = destroy.build()?;
         let slot = KBox::pin_init(new_mutex!(None, "Context::destroy"), GFP_KERNEL)?;
-        let lost = Arc::new(AtomicFlag::new(false), GFP_KERNEL)?;
+        let jobs = JobContext::new()?;
 
         let sent = create.clone_arc();
         let credit = gpu.control.credit(share, [&create])?;
@@ -165,16 +159,17 @@ impl Context {
             rings: params.rings,
             poll_rings: params.poll_rings,
             amd: params.capset_id == capsets::AMD_ID && gpu.capsets.is_amd(),
-            lost,
+            jobs,
             destroy: slot,
         })
     }
 
     /// Has the host destroy the context and end its jobs, unless that was done before. The fences of
-    /// those that it does not end are signalled when it has answered.
+    /// those that it does not end are signalled when it has answered, or has not done so in time.
     fn destroy(&self) {
         let destroy = self.destroy.lock().take();
         if let Some(destroy) = destroy {
+            self.gpu.control.close_jobs(&self.jobs);
             self.gpu.control.teardown(destroy);
         }
     }
@@ -186,13 +181,13 @@ impl Context {
 
     /// Gives the context up: its jobs keep others waiting. May be called where memory is reclaimed.
     pub(crate) fn lose(&self) {
-        self.lost.store(true, Release);
-        self.gpu.control.cancel_jobs(&self.lost);
+        self.jobs.set_lost();
+        self.gpu.control.cancel_jobs(&self.jobs);
     }
 
     /// What makes a command a job of the context. It must hold the context to its end.
     pub(crate) fn job(&self) -> JobOf {
-        JobOf::new(self.id(), self.lost.clone())
+        JobOf::new(self.id(), self.jobs.clone())
     }
 
     /// Fails if the context takes no more jobs.
@@ -201,7 +196,7 @@ impl Context {
     ///
     /// [`EIO`].
     pub(crate) fn check(&self) -> Result {
-        if self.lost.load(Acquire) {
+        if self.jobs.is_lost() {
             return Err(EIO);
         }
         Ok(())

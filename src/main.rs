@@ -153,5 +153,6 @@ fn timeouts() -> transport::control::Timeouts {
     transport::control::Timeouts {
         answer_ms: module_parameters::ack_timeout_ms.value().max(1),
         job_ms: module_parameters::job_timeout_ms.value(),
+        grace_ms: job_grace_ms(),
     }
 }

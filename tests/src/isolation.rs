@@ -5,6 +5,7 @@
 //!
 //! The driver's time limit is two seconds here, and every case goes on for several times that.
 
+use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -62,7 +63,15 @@ pub(crate) const SILENT_JOBS: Family = family(
         fences_and_memory: 120,
         ring_filled_by_the_dead: 200,
         job_timeout: 120,
+        behind_a_lost_context: 120,
     ],
+);
+
+/// Nor does it say that it has destroyed that client's context.
+pub(crate) const SILENT_END: Family = family(
+    "isolation_silent_end",
+    "--adversary ignore --adversary-on SUBMIT_3D --adversary-on CTX_DESTROY --adversary-context silent",
+    cases![fences_of_a_closed_file: 120],
 );
 
 /// The host answers no command about the resources of one client.
@@ -438,6 +447,69 @@ fn job_timeout(env: &Env) -> TestResult {
     outlast(env, Some(&worker))?;
     drop(device);
     worker.stop()?;
+    all_given_back(env)
+}
+
+/// A job that may be waiting for one of a context that has been lost has its time, and no more.
+fn behind_a_lost_context(env: &Env) -> TestResult {
+    gpu::reload(env, c"ack_timeout_ms=2000 job_timeout_ms=1500")?;
+    let device = neglected(env)?;
+    let stream = delay(1);
+    let lost = Exec::new(stream.as_bytes()).submit_with_fence(&device)?;
+    let other = env.compute()?;
+    let stream = delay(wire::MAX_DELAY_US);
+    let behind = Exec::new(stream.as_bytes()).submit_with_fence(&other)?;
+    for (what, fence) in [("a job", lost), ("the job behind it", behind)] {
+        check_eq!(
+            status_in_time(&fence)?,
+            SyncStatus::Failed(Errno::CANCELED),
+            "{what} that takes too long"
+        );
+    }
+    newcomer_works(env)?;
+    drop(device);
+    drop(other);
+    all_given_back(env)
+}
+
+/// Who waits for a job of another client whose file is closed does so for a limited time, whether or
+/// not the host says that it has destroyed the context. What the job may reach stays pinned.
+fn fences_of_a_closed_file(env: &Env) -> TestResult {
+    short_limit(env)?;
+    let device = neglected(env)?;
+    let memory = small_pages(16 * PAGE)?;
+    let userptr = device.register(&memory, RegisterOptions::pinned())?;
+    let blob = device.create_blob(&BlobOptions::guest(PAGE as u64))?;
+    let other = env.compute()?;
+    let exported = device.prime_export(blob.handle())?;
+    let imported = other.prime_import(exported.as_fd())?;
+    let handles = [userptr.handle(), blob.handle()];
+    let stream = delay(1);
+    let exec = Exec::new(stream.as_bytes()).buffers(&handles);
+    let fences = [
+        exec.submit_with_fence(&device)?,
+        exec.ring(1).submit_with_fence(&device)?,
+    ];
+    drop(blob);
+    drop(userptr);
+    drop(device);
+    for fence in &fences {
+        check_eq!(
+            status_in_time(fence)?,
+            SyncStatus::Failed(Errno::CANCELED),
+            "a job whose file is closed"
+        );
+    }
+    let idle = || other.wait_with(imported, uapi::WAIT_NOWAIT) == Ok(());
+    check!(
+        eventually(LIMIT, idle),
+        "a buffer that such a job has used stays busy"
+    );
+    outlast(env, None)?;
+    check!(
+        procfs::pinned_pages()? >= 16,
+        "memory that a job may reach is not pinned any more"
+    );
     all_given_back(env)
 }
 

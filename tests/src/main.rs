@@ -75,6 +75,7 @@ const FAMILIES: &[&Family] = &[
     &isolation::SLOW_JOBS,
     &isolation::ABANDONED,
     &isolation::SILENT_JOBS,
+    &isolation::SILENT_END,
     &isolation::SILENT_COMMANDS,
     &isolation::SILENT_CONTEXT,
     &isolation::DEVIATING,

@@ -381,7 +381,7 @@ impl QueueHandler for Control {
                 if job.lost_on_error
                     && Self::answer(&command) == Answer::Error(response::ERR_UNSPEC)
                 {
-                    job.lost.store(true, Release);
+                    job.of.set_lost();
                 }
             }
             if let Some(destroyed) = command.shared.destroys {

@@ -27,6 +27,11 @@ use kernel::{
     prelude::*,
     sync::{
         atomic::{
+            ordering::{
+                Acquire,
+                Relaxed,
+                Release, //
+            },
             Atomic,
             AtomicFlag, //
         },
@@ -105,12 +110,63 @@ impl Shared {
     }
 }
 
+/// What the jobs of a context have in common.
+pub(crate) struct JobContext {
+    /// A job touched what it may not, or took too long: the host takes no more.
+    lost: AtomicFlag,
+    /// When the file was closed, as in [`Control::now`]; 0 before.
+    closed_at: Atomic<i64>,
+}
+
+impl JobContext {
+    /// Neither lost nor closed.
+    ///
+    /// # Errors
+    ///
+    /// [`ENOMEM`].
+    pub(crate) fn new() -> Result<Arc<Self>> {
+        let this = Self {
+            lost: AtomicFlag::new(false),
+            closed_at: Atomic::new(0),
+        };
+        Ok(Arc::new(this, GFP_KERNEL)?)
+    }
+
+    /// Whether the context takes no more jobs.
+    pub(crate) fn is_lost(&self) -> bool {
+        self.lost.load(Acquire)
+    }
+
+    /// The context takes no more jobs.
+    pub(crate) fn set_lost(&self) {
+        self.lost.store(true, Release);
+    }
+
+    pub(super) fn set_closed(&self, now: i64) {
+        self.closed_at.store(now.max(1), Relaxed);
+    }
+
+    /// When the file was closed, unless it was not, or nobody waits for the jobs any more.
+    pub(super) fn closed_at(&self) -> Option<i64> {
+        let at = self.closed_at.load(Relaxed);
+        (at != 0 && at != CANCELLED).then_some(at)
+    }
+
+    /// Nobody waits for the jobs any more.
+    pub(super) fn set_cancelled(&self) {
+        self.set_lost();
+        self.closed_at.store(CANCELLED, Relaxed);
+    }
+}
+
+/// [`JobContext::closed_at`] of one whose jobs nobody waits for any more.
+const CANCELLED: i64 = i64::MAX;
+
 /// Whose job a command is. Its answer may take any time.
 pub(crate) struct JobOf {
     /// The context's id, which no other context has as long as this command is not answered.
     pub(super) context: u32,
-    /// Set when the context is lost.
-    pub(super) lost: Arc<AtomicFlag>,
+    pub(super) of: Arc<JobContext>,
     /// The job is on a ring of the context's own, and waits for no other context's jobs.
     pub(super) on_ring: bool,
     /// An answer [`response::ERR_UNSPEC`] says that the context is lost.
@@ -118,12 +174,12 @@ pub(crate) struct JobOf {
 }
 
 impl JobOf {
-    /// A job of the context with id `context`, with a flag to be set when the context is lost. The
-    /// command's [`Finish`] must keep the id from being used again.
-    pub(crate) fn new(context: u32, lost: Arc<AtomicFlag>) -> Self {
+    /// A job of the context with id `context`. The command's [`Finish`] must keep the id from being
+    /// used again.
+    pub(crate) fn new(context: u32, of: Arc<JobContext>) -> Self {
         Self {
             context,
-            lost,
+            of,
             on_ring: false,
             lost_on_error: false,
         }

@@ -48,6 +48,7 @@ pub(crate) use self::{
         Expect,
         Finish,
         HostFence,
+        JobContext,
         JobOf,
         Landing,
         Request, //
@@ -203,6 +204,8 @@ pub(crate) struct Timeouts {
     pub(crate) answer_ms: u32,
     /// To end a job, in milliseconds, until its context is lost; 0 for no limit.
     pub(crate) job_ms: u32,
+    /// To end jobs that somebody else must not wait for, in milliseconds.
+    pub(crate) grace_ms: u32,
 }
 
 /// The control queue of a device.
@@ -554,7 +557,7 @@ impl Control {
         }
         // Under the lock, by which `cancel_jobs` finds those that are accepted.
         let job = command.shared.job.as_ref();
-        if job.is_some_and(|job| job.lost.load(Acquire)) {
+        if job.is_some_and(|job| job.of.is_lost()) {
             return Err((command, EIO));
         }
         // Each has taken a descriptor, so there are enough places.

@@ -11,6 +11,9 @@
 //! - **A job** has no time limit, unless the module is told one. Then its context is lost when the
 //!   time is over, and nobody else's. Time does not count while the job may be waiting for a job of
 //!   another context, which is so where both are on the device's common timeline.
+//! - **The jobs of a closed file** have that time again and the time of grace, or the time of an answer
+//!   where there is no limit, for the host to end them or to say that it has destroyed their context.
+//!   Then their fences are signalled with `ECANCELED`; the ring keeps them.
 //! - **The jobs of a context** that the host has destroyed are *abandoned*: their fences are
 //!   signalled with `ECANCELED`, but the ring keeps them, and they keep what they may reach. When
 //!   they, and commands that were not answered in time, fill more than a quarter of the ring, there
@@ -27,6 +30,7 @@ use super::{
     command::{
         Answer,
         Command,
+        JobContext,
         JobOf,
         Request,
         PENDING, //
@@ -53,13 +57,9 @@ use kernel::{
     list::ListArc,
     prelude::*,
     sync::{
-        atomic::{
-            ordering::{
-                Acquire,
-                Relaxed,
-                Release, //
-            },
-            AtomicFlag, //
+        atomic::ordering::{
+            Acquire,
+            Relaxed, //
         },
         Arc, //
     },
@@ -249,10 +249,46 @@ impl Control {
         })
     }
 
-    /// The context with this flag is lost: nobody waits for its jobs any longer. The device still has
-    /// them.
-    pub(crate) fn cancel_jobs(&self, lost: &Arc<AtomicFlag>) {
-        self.cancel_jobs_where(|job| Arc::ptr_eq(&job.lost, lost));
+    /// The context is lost: nobody waits for its jobs any longer. The device still has them.
+    pub(crate) fn cancel_jobs(&self, of: &Arc<JobContext>) {
+        self.cancel_jobs_where(|job| Arc::ptr_eq(&job.of, of));
+    }
+
+    /// The file of a context is closed, and the host is asked to destroy it. The jobs that the host
+    /// has by then have so long to end as if they began now, and the time of grace.
+    pub(crate) fn close_jobs(self: &Arc<Self>, of: &JobContext) {
+        of.set_closed(self.now());
+        self.arm_watchdog(&mut self.inner.lock());
+    }
+
+    /// How long the jobs of a closed file may take, in milliseconds, until nobody waits for them.
+    fn closing_limit(&self) -> i64 {
+        let limit = match self.timeouts.job_ms {
+            0 => self.timeouts.answer_ms,
+            limit => limit,
+        };
+        i64::from(limit) + i64::from(self.timeouts.grace_ms)
+    }
+
+    /// Whether a job runs whose file is closed, and for which somebody may wait.
+    fn is_closing(inner: &Inner) -> bool {
+        Self::running_jobs(inner).any(|(_, job)| job.of.closed_at().is_some())
+    }
+
+    /// Cancels the jobs of files that were closed long ago, although the host has not said that it has
+    /// destroyed their contexts: whoever waits for their fences cannot know of that.
+    fn cancel_closed(&self) {
+        let before = self.now() - self.closing_limit();
+        let next = || {
+            let inner = self.inner.lock();
+            let mut jobs = Self::running_jobs(&inner).map(|(_, job)| &job.of);
+            jobs.find(|of| of.closed_at().is_some_and(|at| at < before))
+                .cloned()
+        };
+        while let Some(of) = next() {
+            of.set_cancelled();
+            self.cancel_jobs(&of);
+        }
     }
 
     pub(super) fn cancel_jobs_where(&self, applies: impl Fn(&JobOf) -> bool) {
@@ -284,10 +320,11 @@ impl Control {
     }
 
     /// The job that has been on the device's common timeline for the longest time, but for those of
-    /// the context `except`: its place in the order, and its context.
+    /// the context `except`: its place in the order, and its context. A lost context has had its time,
+    /// and nobody else's begins anew for it.
     fn first_on_common_timeline(inner: &Inner, except: Option<u32>) -> Option<(u64, u32)> {
         Self::running_jobs(inner)
-            .filter(|(_, job)| !job.on_ring && Some(job.context) != except)
+            .filter(|(_, job)| !job.on_ring && !job.of.is_lost() && Some(job.context) != except)
             .map(|(command, job)| (command.shared.order.load(Relaxed), job.context))
             .min()
     }
@@ -309,7 +346,7 @@ impl Control {
                 self.set_job_deadline(command);
             }
             let deadline = command.shared.deadline.load(Relaxed);
-            if deadline != 0 && deadline < now && !job.lost.load(Relaxed) {
+            if deadline != 0 && deadline < now && !job.of.is_lost() {
                 overdue = Some(command);
             }
         }
@@ -331,8 +368,8 @@ impl Control {
                 "context {} lost: a job did not end in time\n",
                 job.context
             );
-            job.lost.store(true, Release);
-            self.cancel_jobs(&job.lost);
+            job.of.set_lost();
+            self.cancel_jobs(&job.of);
         }
     }
 }
@@ -440,7 +477,8 @@ impl WorkItem<4> for Control {
             inner.watching = false;
             let limited = runs && this.timeouts.job_ms != 0;
             let pending = !inner.pending.is_empty();
-            if !silent && (limited || wants_probe || waits || pending) {
+            let closing = Self::is_closing(&inner);
+            if !silent && (limited || wants_probe || waits || pending || closing) {
                 this.arm_watchdog(&mut inner);
             }
         }
@@ -449,6 +487,7 @@ impl WorkItem<4> for Control {
         if let Some(job) = overdue {
             this.lose_context_of(&job);
         }
+        this.cancel_closed();
         if wants_probe {
             // The device has just answered the one before. Without memory there is another time.
             if let Ok(probe) = Self::new_probe() {
