@@ -34,7 +34,10 @@ use crate::{
         DEVICE_ID,
         SHM_ID_HOST_VISIBLE, //
     },
-    resource::mapping::Mappings,
+    resource::{
+        mapping::Mappings,
+        releases::Releases, //
+    },
     transport::control::{
         Control,
         Share, //
@@ -125,6 +128,7 @@ impl VirtioGpu {
                 features,
                 capsets,
                 share,
+                releases: Releases::new()?,
                 resource_ids: Arc::pin_init(Ida::new(), GFP_KERNEL)?,
                 context_ids: Arc::pin_init(Ida::new(), GFP_KERNEL)?,
                 space_ids: Arc::pin_init(Ida::new(), GFP_KERNEL)?,

@@ -25,7 +25,10 @@ use crate::{
         Counters,
         Knobs, //
     },
-    resource::mapping::Mappings,
+    resource::{
+        mapping::Mappings,
+        releases::Releases, //
+    },
     transport::control::{
         Control,
         Share, //
@@ -54,6 +57,8 @@ pub(crate) struct Gpu {
     pub(crate) capsets: Capsets,
     /// The driver's own part of the control queue, for commands that belong to no file.
     pub(crate) share: Arc<Share>,
+    /// Where buffers of other drivers are released, which belong to no file.
+    pub(crate) releases: Arc<Releases>,
     /// Resource ids.
     pub(crate) resource_ids: Arc<Ida>,
     /// Context ids.
