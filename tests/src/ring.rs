@@ -9,11 +9,12 @@ use std::time::{Duration, Instant};
 use virtgpu_client::protocol::compute::Operand;
 use virtgpu_client::{compute, BlobOptions, Bytes, Device, Errno, Exec, Mapping, RegisterOptions};
 
+use crate::greedy::Greedy;
 use crate::ktap::{Driver, Family, Kernel, Outcome, TestResult};
 use crate::support::debugfs::Knobs;
 use crate::support::gpu;
 use crate::support::memory::small_pages;
-use crate::support::{eventually, Env, PAGE};
+use crate::support::{eventually, procfs, Env, PAGE};
 use crate::{cases, check, check_eq, check_err};
 
 pub(crate) const FAMILY: Family = Family {
@@ -28,6 +29,7 @@ pub(crate) const FAMILY: Family = Family {
         closed_without_room: 120,
         lost_without_room: 200,
         no_room_is_not_silence: 120,
+        teardown_in_a_full_ring: 120,
     ],
 };
 
@@ -49,7 +51,11 @@ pub(crate) const DIRECT: Family = Family {
     driver: Driver::Ours,
     device: "--no-indirect",
     leak_check: true,
-    cases: cases![large_among_small: 200, in_order_without_room: 120],
+    cases: cases![
+        large_among_small: 200,
+        in_order_without_room: 120,
+        teardown_in_a_full_ring: 120,
+    ],
 };
 
 /// A quarter of the device's ring of 256.
@@ -233,6 +239,34 @@ fn no_room_is_not_silence(env: &Env) -> TestResult {
     let memory = small_pages(PAGE)?;
     chain(&env.compute()?, &memory, 3)?;
     usual_limits(env)
+}
+
+/// Jobs of others have all of the ring that they may have, and do not end. Whoever closes what it has
+/// finds the descriptors for that, and the device is not lost.
+fn teardown_in_a_full_ring(env: &Env) -> TestResult {
+    // More than descriptors are kept for.
+    const REGISTRATIONS: usize = 40;
+    usual_limits(env)?;
+    // First, as they would inherit the file.
+    let greedy = Greedy::start(env, 6, &delay(Duration::from_micros(1)))?;
+    println!("    # {:?} jobs", greedy.wait()?);
+    let memory = small_pages(PAGE)?;
+    let device = env.compute()?;
+    let registered = (0..REGISTRATIONS)
+        .map(|_| device.register(&memory, RegisterOptions::pinned()))
+        .collect::<Result<Vec<_>, _>>()?;
+    let blobs = (0..REGISTRATIONS)
+        .map(|_| device.create_blob(&BlobOptions::guest(PAGE as u64)))
+        .collect::<Result<Vec<_>, _>>()?;
+    drop(blobs);
+    for userptr in registered {
+        userptr.close()?;
+    }
+    check_eq!(procfs::vm_pin()?, 0, "bytes pinned after closing");
+    drop(device);
+    chain(&env.compute()?, &memory, 1)?;
+    greedy.kill()?;
+    chain(&env.compute()?, &memory, 3)
 }
 
 /// A buffer whose handle was closed has another one. It is attached by the second, although the
