@@ -8,7 +8,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
-use virtgpu_client::{compute, BlobOptions, Device, Errno, Exec, Memory, RegisterOptions};
+use virtgpu_client::{compute, Device, Errno, Exec, Memory, RegisterOptions};
 
 use crate::ktap::{Driver, Family, Kernel, Outcome, TestResult};
 use crate::mirrored::open_mirrored;
@@ -28,7 +28,6 @@ pub(crate) const FAMILY: Family = Family {
         charge_is_back_after_close: 120,
         closed_faster_than_released: 120,
         held_by_another_process: 180,
-        beside_a_large_release: 180,
     ],
 };
 
@@ -69,73 +68,6 @@ fn charge_is_back_after_close(env: &Env) -> TestResult {
         check_eq!(refused, 0, "registrations refused in {rounds} rounds");
         Ok(())
     })
-}
-
-/// Closing user memory does not wait until a large buffer of another client is given back.
-fn beside_a_large_release(env: &Env) -> TestResult {
-    const LARGE: u64 = 256 << 20;
-    const ROUNDS: u64 = 4;
-    let closed = AtomicU64::new(0);
-    let stop = AtomicBool::new(false);
-    let close_again = || -> TestResult {
-        let device = env.compute()?;
-        let memory = small_pages(PAGE)?;
-        while !stop.load(Relaxed) {
-            device
-                .register(&memory, RegisterOptions::pinned())?
-                .close()?;
-            closed.fetch_add(1, Relaxed);
-        }
-        Ok(())
-    };
-    std::thread::scope(|scope| {
-        let closer = scope.spawn(close_again);
-        let rounds = || -> TestResult {
-            let other = env.compute()?;
-            let mut during = 0;
-            for _ in 0..ROUNDS {
-                let before = procfs::meminfo("Shmem:")? * 1024;
-                let blob = other.create_blob(&BlobOptions::guest(LARGE))?;
-                let full = procfs::meminfo("Shmem:")? * 1024;
-                check!(full >= before + LARGE * 3 / 4, "the buffer has no pages");
-                drop(blob);
-                let falls_below = |bytes: u64| {
-                    let below = || procfs::meminfo("Shmem:").is_ok_and(|now| now * 1024 < bytes);
-                    eventually_soon(below)
-                };
-                check!(falls_below(full - LARGE / 16), "it is not given back");
-                let begun = closed.load(Relaxed);
-                check!(
-                    falls_below(full - LARGE / 16 * 13),
-                    "it is not given back in the end"
-                );
-                during += closed.load(Relaxed) - begun;
-            }
-            println!("    # {during} closed while {ROUNDS} large buffers were given back");
-            check!(
-                during >= 2 * ROUNDS,
-                "{during} registrations were closed while {ROUNDS} large buffers were given back"
-            );
-            Ok(())
-        };
-        let outcome = rounds();
-        stop.store(true, Relaxed);
-        let closer = closer
-            .join()
-            .map_err(|_| Outcome::Fail("a thread panicked".into()))?;
-        outcome.and(closer)
-    })
-}
-
-/// Looks without a pause, as long as a job may take.
-fn eventually_soon(mut condition: impl FnMut() -> bool) -> bool {
-    let end = Instant::now() + job::LIMIT;
-    while Instant::now() < end {
-        if condition() {
-            return true;
-        }
-    }
-    false
 }
 
 /// A job that takes `microseconds` and keeps `handle` so long.
