@@ -24,6 +24,12 @@ use kernel::{
 pub(crate) struct HmmPage(c_ulong);
 
 impl HmmPage {
+    /// A page that nobody has found, for tests: the one of this number.
+    #[cfg(CONFIG_KUNIT = "y")]
+    pub(crate) const fn made_up(number: usize) -> Self {
+        Self(number)
+    }
+
     /// Physical address.
     pub(crate) fn phys(self) -> u64 {
         // SAFETY: Calculates only.

@@ -13,6 +13,11 @@
 //!
 //! Only the address of a page is kept, nothing that holds it.
 
+#[cfg(CONFIG_KUNIT = "y")]
+mod interleavings;
+#[cfg(CONFIG_KUNIT = "y")]
+mod model;
+
 use crate::kapi::mm::HmmPage;
 use core::ops::Range;
 use kernel::{
