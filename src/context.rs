@@ -324,7 +324,7 @@ pub(crate) struct FileData {
     pub(crate) mirror_share: Arc<MirrorShare>,
     /// The lock of its memory that moves.
     notifier_lock: Arc<NotifierLock>,
-    /// Its buffers that a worker releases.
+    /// Its user memory that a worker releases.
     releases: Arc<Releases>,
     /// What its reader is to be told of that memory.
     outbox: Arc<Outbox>,
@@ -476,7 +476,7 @@ impl FileData {
         &self.notifier_lock
     }
 
-    /// The file's buffers that a worker releases.
+    /// The file's user memory that a worker releases.
     pub(crate) fn releases(&self) -> &Arc<Releases> {
         &self.releases
     }

@@ -34,10 +34,7 @@ use crate::{
         DEVICE_ID,
         SHM_ID_HOST_VISIBLE, //
     },
-    resource::{
-        mapping::Mappings,
-        releases::Releases, //
-    },
+    resource::mapping::Mappings,
     transport::control::{
         Control,
         Share, //
@@ -128,7 +125,6 @@ impl VirtioGpu {
                 features,
                 capsets,
                 share,
-                releases: Releases::new()?,
                 resource_ids: Arc::pin_init(Ida::new(), GFP_KERNEL)?,
                 context_ids: Arc::pin_init(Ida::new(), GFP_KERNEL)?,
                 space_ids: Arc::pin_init(Ida::new(), GFP_KERNEL)?,

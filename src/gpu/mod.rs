@@ -25,10 +25,7 @@ use crate::{
         Counters,
         Knobs, //
     },
-    resource::{
-        mapping::Mappings,
-        releases::Releases, //
-    },
+    resource::mapping::Mappings,
     transport::control::{
         Control,
         Share, //
@@ -57,8 +54,6 @@ pub(crate) struct Gpu {
     pub(crate) capsets: Capsets,
     /// The driver's own part of the control queue, for commands that belong to no file.
     pub(crate) share: Arc<Share>,
-    /// Where buffers of other drivers are released, which belong to no file.
-    pub(crate) releases: Arc<Releases>,
     /// Resource ids.
     pub(crate) resource_ids: Arc<Ida>,
     /// Context ids.

@@ -104,7 +104,7 @@ pub(crate) fn create(
         size,
         ..Default::default()
     };
-    let (object, entries, count) = guest::allocate(dev, file, params, Kind::Classic)?;
+    let (object, entries, count) = guest::allocate(dev, gpu, params, Kind::Classic)?;
     let create = create_command(file, &object.lifetime, args)?;
 
     let fixed = ResourceAttachBacking {

@@ -17,6 +17,7 @@ use crate::{
         File,
         Object, //
     },
+    gpu::Gpu,
     kapi::{
         mm::total_memory,
         virtio::Chunks, //
@@ -34,6 +35,7 @@ use kernel::{
             ordering::Relaxed,
             Atomic, //
         },
+        Arc, //
     },
 };
 
@@ -48,11 +50,10 @@ const MAX_PAGES: usize = i32::MAX as usize / size_of::<usize>();
 /// pages are too scattered, [`ENODEV`].
 pub(super) fn allocate(
     dev: &Device,
-    file: &File,
+    gpu: &Arc<Gpu>,
     params: BlobParams,
     kind: Kind,
 ) -> Result<(ARef<Object>, Chunks, u64)> {
-    let gpu = &file.gpu;
     let size = usize::try_from(params.size)?
         .checked_next_multiple_of(PAGE_SIZE)
         .ok_or(EINVAL)?;
@@ -60,7 +61,7 @@ pub(super) fn allocate(
     if size as u64 > total_memory() || size >> PAGE_SHIFT > MAX_PAGES {
         return Err(ENOMEM);
     }
-    let lifetime = Lifetime::new(gpu, file.releases())?;
+    let lifetime = Lifetime::new(gpu)?;
     let object = Object::new_shmem(
         dev,
         size,
@@ -97,7 +98,7 @@ pub(super) fn create(
     params: BlobParams,
 ) -> Result<ARef<Object>> {
     let gpu = &file.gpu;
-    let (object, entries, count) = allocate(dev, file, params, Kind::Guest)?;
+    let (object, entries, count) = allocate(dev, gpu, params, Kind::Guest)?;
     let create = create_command(context, &object.lifetime, &params, entries, count)?;
     let credit = gpu.control.credit(&file.share, [&create])?;
     object.lifetime.set_sent(create.clone_arc());

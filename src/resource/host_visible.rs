@@ -103,7 +103,7 @@ pub(super) fn create(
         .ok_or(EINVAL)?;
     let mappable = params.flags & blob_flag::USE_MAPPABLE != 0;
     let data = Resource {
-        lifetime: Lifetime::new(gpu, file.releases())?,
+        lifetime: Lifetime::new(gpu)?,
         params,
         mapping: None,
         kind: Kind::Host(HostMemory {

@@ -212,7 +212,7 @@ pub(super) fn import(dev: &Device, buf: &Importable) -> Result<ARef<Object>> {
         return Err(EINVAL);
     }
     gpu.control.check()?;
-    let lifetime = Lifetime::new(gpu, &gpu.releases)?;
+    let lifetime = Lifetime::new(gpu)?;
     let revocation = Revocation::new(gpu)?;
     let told = Arc::new(Told(revocation.clone()), GFP_KERNEL)?;
     // What is mapped for the device is in `Mappings` before the device goes, and is given back then.

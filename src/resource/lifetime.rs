@@ -8,10 +8,7 @@
 //! it finishes where it is safe to drop the object.
 
 use super::{
-    releases::{
-        Pending,
-        Releases, //
-    },
+    releases::Pending,
     space::Space,
     userptr::Userptr,
     Kind,
@@ -118,10 +115,9 @@ impl Finish for Unreferenced {
         if state.waiter && !aborted {
             return;
         }
-        // Giving memory back takes time that others must not wait for. After a reset this is not the
-        // worker that they wait for.
+        // Unpinning takes time that others must not wait for. A reset has unpinned it, or does.
         let releases = match &state.object {
-            Some(object) if !aborted => Some(object.lifetime.releases.clone()),
+            Some(object) if !aborted => object.userptr().map(|userptr| userptr.releases().clone()),
             _ => None,
         };
         drop(state);
@@ -145,8 +141,6 @@ enum Creation {
 pub(crate) struct Lifetime {
     gpu: Arc<Gpu>,
     id: Arc<Id>,
-    /// Where it is released if not by who closes the handle.
-    releases: Arc<Releases>,
     carrier: Arc<Carrier>,
     inner: Pin<KBox<SpinLock<Inner>>>,
 }
@@ -165,13 +159,12 @@ struct Inner {
 }
 
 impl Lifetime {
-    /// A resource that the host does not know yet. What a worker has to do for its release is done with
-    /// what else there is in `releases`.
+    /// A resource that the host does not know yet.
     ///
     /// # Errors
     ///
     /// [`ENOMEM`], [`ENOSPC`] if there are no more ids.
-    pub(crate) fn new(gpu: &Arc<Gpu>, releases: &Arc<Releases>) -> Result<Self> {
+    pub(crate) fn new(gpu: &Arc<Gpu>) -> Result<Self> {
         let id = Arc::new(gpu.resource_ids.allocate()?, GFP_KERNEL)?;
         let carrier = Arc::pin_init(
             pin_init!(Carrier {
@@ -197,7 +190,6 @@ impl Lifetime {
         Ok(Self {
             gpu: gpu.clone(),
             id,
-            releases: releases.clone(),
             carrier,
             inner: KBox::pin_init(
                 new_spinlock!(
@@ -407,7 +399,7 @@ impl Lifetime {
             return Self::unreference(object, false);
         };
         if current_is_worker() {
-            let releases = object.lifetime.releases.clone();
+            let releases = userptr.releases().clone();
             let carrier = object.lifetime.carrier.clone();
             carrier.state.lock().object = Some(object);
             return releases.end(carrier);

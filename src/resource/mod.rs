@@ -8,7 +8,7 @@
 //! - [`userptr`]: memory of the process;
 //! - [`imported`]: memory of other drivers;
 //! - [`space`]: what a device with a mirror queue may reach of user memory;
-//! - [`releases`]: what is released by a worker;
+//! - [`releases`]: user memory that is released by a worker;
 //! - [`mapping`]: addresses for devices that do not see physical ones.
 
 pub(crate) mod classic;

@@ -1,13 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Buffers whose release ends in a worker.
-//!
-//! That of all but user memory is over when the host has answered, and then their memory is given
-//! back, which takes time. So is that of registrations of user memory whose last reference went in a
-//! worker, and more remains to be done for these.
+//! Registrations of user memory whose last reference went in a worker.
 //!
 //! Ending one waits for the device, and removing a notifier waits for all invalidations of a
-//! process's memory, which that process can keep up for as long as it likes. So none of this must be
+//! process's memory, which that process can keep up for as long as it likes. So this must not be
 //! done by a worker that others wait for. A file has a list of what it has to release, and a work
 //! that goes through the list, so that a file waits for its own registrations only; several spaces
 //! are ended at a time. The work is on a queue that neither the device's reset nor its removal
@@ -45,7 +41,7 @@ use kernel::{
     }, //
 };
 
-/// What buffers are released on; it lives as long as the module.
+/// What registrations are released on; it lives as long as the module.
 pub(crate) static QUEUE: ModuleWorkqueue = ModuleWorkqueue::new();
 
 /// Most registrations of a file that are being released when another is made.
@@ -54,13 +50,13 @@ const MAX_PENDING: usize = 64;
 struct Waiting {
     /// Registrations that the device may still reach.
     alive: List<Carrier>,
-    /// Buffers of which the device knows nothing any more.
+    /// Registrations of which the device knows nothing any more.
     ended: List<Carrier>,
     /// Registrations that were handed over and are not gone.
     pending: usize,
 }
 
-/// The buffers of a file that are being released by a worker.
+/// The registrations of a file that are being released by a worker.
 #[pin_data]
 pub(crate) struct Releases {
     /// Protects the lists and the count; nothing is taken inside.

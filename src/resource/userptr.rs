@@ -3,6 +3,7 @@
 //! Buffers in memory of the process.
 
 use super::{
+    releases::Releases,
     space::Space, //
 };
 use crate::{
@@ -16,9 +17,12 @@ use crate::{
 use kernel::{
     list::ListArc,
     prelude::*,
-    sync::atomic::{
-        ordering::Full,
-        AtomicFlag, //
+    sync::{
+        atomic::{
+            ordering::Full, //
+            AtomicFlag,
+        },
+        Arc, //
     }, //
 };
 
@@ -31,6 +35,8 @@ pub(crate) struct Userptr {
     /// As registered.
     pub(crate) flags: u32,
     opened: AtomicFlag,
+    /// Where it is released if a job had it last.
+    releases: Arc<Releases>,
     /// What follows the page tables, if the pages are not pinned.
     mirrored: Option<Mirrored>,
     /// The space of pinned memory that the device must not write.
@@ -38,31 +44,38 @@ pub(crate) struct Userptr {
 }
 
 impl Userptr {
-    /// A registration of pinned memory that has no handle yet.
-    pub(crate) fn new(pages: usize, addr: u64, flags: u32) -> Self {
+    /// A registration of pinned memory by `file` that has no handle yet.
+    pub(crate) fn new(file: &File, pages: usize, addr: u64, flags: u32) -> Self {
         Self {
             pages,
             addr,
             flags,
             opened: AtomicFlag::new(false),
+            releases: file.releases().clone(),
             mirrored: None,
             space: None,
         }
     }
 
     /// A registration of memory that moves, without handle yet.
-    pub(crate) fn mirrored(pages: usize, addr: u64, flags: u32, mirrored: Mirrored) -> Self {
+    pub(crate) fn mirrored(
+        file: &File,
+        pages: usize,
+        addr: u64,
+        flags: u32,
+        mirrored: Mirrored,
+    ) -> Self {
         Self {
             mirrored: Some(mirrored),
-            ..Self::new(pages, addr, flags)
+            ..Self::new(file, pages, addr, flags)
         }
     }
 
     /// A registration of pinned memory that the device reaches through a space.
-    pub(crate) fn in_space(pages: usize, addr: u64, flags: u32, space: Space) -> Self {
+    pub(crate) fn in_space(file: &File, pages: usize, addr: u64, flags: u32, space: Space) -> Self {
         Self {
             space: Some(space),
-            ..Self::new(pages, addr, flags)
+            ..Self::new(file, pages, addr, flags)
         }
     }
 
@@ -70,6 +83,11 @@ impl Userptr {
     pub(crate) fn space(&self) -> Option<&Space> {
         let mirrored = self.mirrored.as_ref().map(Mirrored::space);
         mirrored.or(self.space.as_ref())
+    }
+
+    /// The file's registrations that are being released.
+    pub(super) fn releases(&self) -> &Arc<Releases> {
+        &self.releases
     }
 
     /// The space, if there is one, has ended; on an error the device is lost, and may still use it.

@@ -143,7 +143,7 @@ pub(crate) fn register(
     let enforced =
         !params.write && gpu.features.mirror.is_some() && params.wire_size == params.len as u64;
     let pinned = Pinned::new(params, enforced)?;
-    let lifetime = Lifetime::new(gpu, file.releases())?;
+    let lifetime = Lifetime::new(gpu)?;
     let (pages, runs) = (params.len >> PAGE_SHIFT, pinned.runs().len());
     let mapping = Mapping::new(gpu, lifetime.id(), Memory::Pinned(pinned))?;
     let mut entries = Entries::new(gpu, runs);
@@ -168,8 +168,8 @@ pub(crate) fn register(
             params: blob,
             mapping: Some(mapping),
             kind: Kind::Userptr(match space {
-                Some(space) => Userptr::in_space(pages, addr, params.flags, space),
-                None => Userptr::new(pages, addr, params.flags),
+                Some(space) => Userptr::in_space(file, pages, addr, params.flags, space),
+                None => Userptr::new(file, pages, addr, params.flags),
             }),
             entries: Atomic::new(count),
         },

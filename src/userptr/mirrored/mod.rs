@@ -318,7 +318,7 @@ pub(crate) fn register(
         .transpose()?;
     let range = MirroredRange::new(file, context.clone(), addr, params, notice)?;
 
-    let lifetime = Lifetime::new(gpu, file.releases())?;
+    let lifetime = Lifetime::new(gpu)?;
     let create = resource::create_command(Some(context), &lifetime, &blob, Chunks::new(), 0)?;
     let attach = context.attachment(&lifetime, true)?;
     let mapping = Mapping::new(gpu, lifetime.id(), Memory::Mirrored(range.clone()))?;
@@ -339,6 +339,7 @@ pub(crate) fn register(
             params: blob,
             mapping: Some(mapping),
             kind: Kind::Userptr(Userptr::mirrored(
+                file,
                 pages,
                 addr as u64,
                 params.flags,
