@@ -6,7 +6,7 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use virtgpu_client::protocol::uapi;
-use virtgpu_client::{compute, BlobMap, BlobOptions, Bytes, Device, Errno, Exec, Memory};
+use virtgpu_client::{compute, BlobMap, BlobOptions, Device, Errno, Exec, Memory};
 
 pub(crate) type Result<T = ()> = std::result::Result<T, Box<dyn std::error::Error>>;
 
@@ -74,11 +74,12 @@ impl Stats {
 
     pub(crate) fn read(&self, device: &Device) -> Result<Numbers> {
         wait(&Exec::new(self.job.as_bytes()), device)?;
+        let stat = compute::read_stat(&self.map, 0);
         Ok(Numbers {
-            commands: self.map.read_u64(16),
-            create_ns: self.map.read_u64(48),
-            unref_ns: self.map.read_u64(56),
-            invalidates: self.map.read_u64(80),
+            commands: stat.commands.get(),
+            create_ns: stat.create_blob_ns.get(),
+            unref_ns: stat.unref_ns.get(),
+            invalidates: stat.invalidates.get(),
         })
     }
 }

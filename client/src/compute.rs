@@ -5,6 +5,8 @@
 use virtgpu_protocol::compute::{op, Op, Operand, Stat};
 use zerocopy::IntoBytes;
 
+use crate::Bytes;
+
 /// A job: operations that run in order.
 ///
 /// ```
@@ -125,7 +127,13 @@ impl Stream {
 
     /// `dst` = a [`Stat`]: the device's own counts.
     pub fn stat(&mut self, dst: Operand) -> &mut Self {
-        self.add(op::STAT, dst, NO_SOURCE, size_of::<Stat>() as u64, [0, 0])
+        self.stat_of(dst, 0)
+    }
+
+    /// The same, with the space of `resource`, if it has one.
+    pub fn stat_of(&mut self, dst: Operand, resource: u32) -> &mut Self {
+        let asked = [Operand::resource(resource, 0), NONE];
+        self.add(op::STAT, dst, asked, size_of::<Stat>() as u64, [0, 0])
     }
 
     /// Waits until the u64 at `src` equals `value`, for `microseconds` at most.
@@ -136,6 +144,17 @@ impl Stream {
 
 const NONE: Operand = Operand::resource(0, 0);
 const NO_SOURCE: [Operand; 2] = [NONE, NONE];
+
+/// What [`Stream::stat`] has written at `offset`, once the job is done.
+///
+/// # Panics
+///
+/// If that is not inside.
+pub fn read_stat(memory: &impl Bytes, offset: usize) -> Stat {
+    let mut stat = Stat::default();
+    memory.read(offset, stat.as_mut_bytes());
+    stat
+}
 
 /// CRC32C of `bytes`, as the device computes it, on the CPU.
 ///

@@ -185,8 +185,9 @@ impl Device {
         true
     }
 
-    /// The device's counts.
-    pub(crate) fn stat(&self) -> Stat {
+    /// The device's counts, and those of the space of a resource.
+    pub(crate) fn stat(&self, resource: u32) -> Stat {
+        let space = self.mirror.space_counts(resource);
         let state = self.lock();
         let mut guest = (0, 0);
         for resource in state.resources.values() {
@@ -209,6 +210,9 @@ impl Device {
             mapped_pages: counter(&self.mirror.counters.mapped_pages),
             mirror_ring: counter(&self.mirror.counters.ring),
             maps_ahead: counter(&self.mirror.counters.maps_ahead),
+            space_pages: U64::new(space.pages),
+            space_maps: U64::new(space.maps),
+            space_invalidates: U64::new(space.invalidates),
         }
     }
 

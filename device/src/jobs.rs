@@ -147,7 +147,7 @@ impl Device {
         let early = self.mirror.has(Mutant::AnswerBeforeLastWrite);
         let ticket = job.ticket.take_if(|_| early);
         let memory = |id| job.memory.get(&id).cloned();
-        let stat = || self.stat();
+        let stat = |resource| self.stat(resource);
         let environment = Environment {
             memory: &memory,
             cancel: &job.cancel,

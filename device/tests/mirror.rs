@@ -151,11 +151,26 @@ fn a_life() {
     assert_eq!(word(&vm, FREE + 9 * PAGE - 8), 7);
     let stat = vm.stat(1, 2, FREE + 8 * PAGE);
     assert_eq!((stat.spaces.get(), stat.mapped_pages.get()), (1, 2));
-    vm.done(&invalidate(1, PAGE, 3 * PAGE - 1));
+    let of = |vm: &mut Vm, resource| {
+        let stat = vm.stat_of(resource, 1, 2, FREE + 8 * PAGE);
+        let counts = [stat.space_pages, stat.space_maps, stat.space_invalidates];
+        counts.map(|count| count.get())
+    };
+    vm.space(1, 4, PAGE);
+    assert_eq!(of(&mut vm, 1), [2, 1, 0]);
+    vm.done(&invalidate(1, PAGE, 2 * PAGE - 1));
+    assert_eq!(of(&mut vm, 1), [1, 1, 1]);
     vm.done(&invalidate(1, 0, u64::MAX));
     let stat = vm.stat(1, 2, FREE + 8 * PAGE);
     assert_eq!((stat.maps.get(), stat.invalidates.get()), (1, 2));
-    assert_eq!((stat.spaces.get(), stat.mapped_pages.get()), (1, 0));
+    assert_eq!((stat.spaces.get(), stat.mapped_pages.get()), (2, 0));
+    assert_eq!(of(&mut vm, 1), [0, 1, 2]);
+    // A space in which nothing happened, a resource without one, and none at all.
+    for resource in [4, 2, 0, 99] {
+        assert_eq!(of(&mut vm, resource), [0; 3]);
+    }
+    vm.done(&space_destroy(4));
+    vm.ok(&resource_command(command::RESOURCE_UNREF, 0, 4));
     vm.context(2);
     vm.ok(&resource_command(command::CTX_ATTACH_RESOURCE, 2, 1));
     assert_eq!(vm.run(2, &job), response::ERR_UNSPEC);

@@ -18,7 +18,7 @@ use virtgpu_protocol::compute::{op, Op, Operand, Stat, MAX_DELAY_US};
 use virtgpu_protocol::virtio_gpu::MemEntry;
 use vm_memory::GuestAddress;
 use zerocopy::little_endian::{U32, U64};
-use zerocopy::IntoBytes;
+use zerocopy::{FromBytes, IntoBytes};
 
 const RAM: u64 = 8 << 20;
 
@@ -75,8 +75,9 @@ impl Bed {
             assert_eq!(check(op), Ok(()));
         }
         let memory = |id: u32| self.resources.get((id as usize).wrapping_sub(1)).cloned();
-        let stat = || Stat {
+        let stat = |resource: u32| Stat {
             resources: U64::new(7),
+            space_pages: U64::new(resource.into()),
             ..Default::default()
         };
         let environment = Environment {
@@ -324,6 +325,25 @@ fn stat_is_cut_off() {
         .unwrap();
     let after = size_of::<Stat>();
     assert!(bed.contents(a)[after..].iter().all(|b| *b == 0xee));
+}
+
+/// Also one that the job has nothing to do with.
+#[test]
+fn stat_of_a_resource() {
+    let mut bed = Bed::new();
+    let a = bed.resource(&[0; 200], &[100]);
+    let length = size_of::<Stat>() as u64;
+    bed.run(&[operation(
+        op::STAT,
+        (a, 0),
+        [(77, 1 << 60), (0, 0)],
+        length,
+        [0; 2],
+    )])
+    .unwrap();
+    let bytes = bed.contents(a);
+    let stat = Stat::ref_from_prefix(&bytes).unwrap().0;
+    assert_eq!(stat.space_pages.get(), 77);
 }
 
 #[test]

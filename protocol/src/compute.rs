@@ -75,7 +75,8 @@ pub mod op {
     /// Wait until the u64 at `src[0]` equals `imm[0]`, for `imm[1]` microseconds, 120 s at most;
     /// a time-out fails the job.
     pub const SPIN_UNTIL: u32 = 11;
-    /// `dst` = a [`Stat`](super::Stat), cut off at `length` bytes.
+    /// `dst` = a [`Stat`](super::Stat), cut off at `length` bytes; its last fields are about the
+    /// resource of `src0`.
     pub const STAT: u32 = 12;
     /// Number after the last operation.
     pub const END: u32 = 13;
@@ -192,6 +193,12 @@ pub struct Stat {
     /// Most `MAP`s of one context that were in the mirror queue before an `INVALIDATE` of another
     /// context, since the device was started.
     pub maps_ahead: U64,
+    /// Pages of 4096 bytes that are mapped in the space of the resource of `src0`.
+    pub space_pages: U64,
+    /// `MAP`s carried out in that space.
+    pub space_maps: U64,
+    /// `INVALIDATE`s that named that space.
+    pub space_invalidates: U64,
 }
 
 /// The longest [`op::DELAY_US`] and [`op::SPIN_UNTIL`], in microseconds.
@@ -201,5 +208,5 @@ const _: () = {
     assert!(size_of::<Capset>() == 24);
     assert!(size_of::<Operand>() == 16);
     assert!(size_of::<Op>() == 80);
-    assert!(size_of::<Stat>() == 112);
+    assert!(size_of::<Stat>() == 136);
 };

@@ -42,6 +42,8 @@ class Op:
             raise Malformed
         self.dst = dst if self.op in (FILL, COPY, CRC32C, ADD_U32, STAT) else None
         self.src = src if self.op in (COPY, CRC32C, SPIN_UNTIL) else None
+        # The resource that STAT tells of, which it does not access.
+        self.asked = src
         if self.op == FILL and self.length % 8 or self.op == ADD_U32 and self.length % 4:
             raise Malformed
         if self.op == ADD_U32 and self.imm >> 32:
@@ -133,7 +135,7 @@ class Run:
                 self.job.end.wait(0.0002)
         elif op.op == STAT:
             dst = self.check(op.dst, op.dst_offset, op.length)
-            self.write(dst, op.dst_offset, self.device.stat()[:op.length])
+            self.write(dst, op.dst_offset, self.device.stat(op.asked)[:op.length])
 
 
 def add_u32(data, value):

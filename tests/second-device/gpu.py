@@ -509,13 +509,16 @@ class Device:
 
     # What STAT tells.
 
-    def stat(self):
+    def stat(self, asked):
         with self.state:
+            resource = self.resources.get(asked)
             storages = [resource.storage for resource in self.resources.values()]
             contexts = len(self.contexts)
         entries = [s for s in storages if isinstance(s, Entries)]
         host = sum(s.size for s in storages if isinstance(s, HostMemory))
+        mirrored = resource is not None and isinstance(resource.storage, Mirrored)
         with self.turn:
-            return struct.pack("<14Q", len(storages), contexts, self.commands, sum(s.size for s in entries),
+            counts = resource.storage.counts() if mirrored else (0, 0, 0)
+            return struct.pack("<17Q", len(storages), contexts, self.commands, sum(s.size for s in entries),
                                sum(len(s.entries) for s in entries), host, 0, 0, len(self.spaces.spaces),
-                               self.spaces.maps, self.spaces.invalidates, self.spaces.mapped_pages(), 0, 0)
+                               self.spaces.maps, self.spaces.invalidates, self.spaces.mapped_pages(), 0, 0, *counts)

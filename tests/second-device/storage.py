@@ -95,10 +95,12 @@ class Space:
     def __init__(self, memory, identity, resource, size, access):
         self.memory, self.id, self.resource, self.size, self.access = memory, identity, resource, size, access
         self.pages = {}
+        self.maps = self.invalidates = 0
 
     def map(self, start, entries):
         """Maps checked entries; returns the number of the first page that was mapped to another one, if any."""
         page, changed = start // PAGE, None
+        self.maps += 1
         for address, length, access in entries:
             for part in range(address, address + length, PAGE):
                 old = self.pages.get(page)
@@ -110,6 +112,7 @@ class Space:
 
     def invalidate(self, start, last):
         first, last = start // PAGE, last // PAGE
+        self.invalidates += 1
         if last - first < len(self.pages):
             for page in range(first, last + 1):
                 self.pages.pop(page, None)
@@ -123,6 +126,11 @@ class Mirrored:
 
     def __init__(self, size):
         self.size, self.space = size, None
+
+    def counts(self):
+        """Pages mapped, MAPs and INVALIDATEs, as STAT tells them (5, rule 8); `Turn` is held."""
+        space = self.space
+        return (len(space.pages), space.maps, space.invalidates) if space else (0, 0, 0)
 
     def pieces(self, offset, length, write):
         if self.space is None:

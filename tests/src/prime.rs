@@ -15,6 +15,7 @@ use virtgpu_client::{
 
 use crate::ktap::{Driver, Family, Kernel, TestResult};
 use crate::support::memory::small_pages;
+use crate::support::stat::Oracle;
 use crate::support::udmabuf::Udmabuf;
 use crate::support::unchanged::Refusing;
 use crate::support::{eventually, gpu, job, udmabuf, Env, Random, PAGE};
@@ -238,15 +239,9 @@ fn uuids(env: &Env) -> TestResult {
         ..BlobOptions::guest(PAGE as u64)
     })?;
     let picture = device.create_picture(4, 4)?;
-    let report = device.create_blob(&BlobOptions::guest(PAGE as u64))?;
-    let map = report.map()?;
+    let oracle = Oracle::new(&device)?;
     // The device counts its commands, this one among them.
-    let commands = || -> TestResult<u64> {
-        let mut stream = compute::Stream::new();
-        stream.stat(report.at(0));
-        job::run(&device, &stream, &[report.handle()])?;
-        Ok(map.read_u64(16))
-    };
+    let commands = || -> TestResult<u64> { Ok(oracle.read()?.commands.get()) };
     // What others have left behind may still be on its way.
     let mut quiet = 0;
     let settled = eventually(job::LIMIT, || {

@@ -187,7 +187,7 @@ fn one(op: &Op, environment: &Environment<'_>) -> Result<(), Stop> {
             environment,
         ),
         op::STAT => {
-            let stat = (environment.stat)();
+            let stat = (environment.stat)(op.src[0].resource_id.get());
             let bytes = stat.as_bytes();
             let length = bytes.len().min(length.try_into().unwrap_or(usize::MAX));
             place(&op.dst)?.write(0, &bytes[..length])

@@ -81,6 +81,6 @@ pub struct Environment<'a> {
     pub memory: &'a dyn Fn(u32) -> Option<Arc<Segments>>,
     /// Ends the job early.
     pub cancel: &'a Cancel,
-    /// The device's counts.
-    pub stat: &'a dyn Fn() -> Stat,
+    /// The device's counts, and those of the space of a resource.
+    pub stat: &'a dyn Fn(u32) -> Stat,
 }

@@ -89,6 +89,17 @@ pub(crate) struct Counters {
     pub(crate) maps_ahead: AtomicU64,
 }
 
+/// The same of one space.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct SpaceCounts {
+    /// Pages that are mapped.
+    pub(crate) pages: u64,
+    /// MAPs that were carried out.
+    pub(crate) maps: u64,
+    /// INVALIDATEs that named it.
+    pub(crate) invalidates: u64,
+}
+
 /// What it takes to serve the queue.
 #[derive(Debug, Default)]
 pub(crate) struct Serving {
@@ -266,6 +277,11 @@ impl Mirror {
     /// The context whose space a command names.
     pub(crate) fn client_of(&self, bytes: &[u8]) -> Option<u32> {
         self.table().client_of(command::space(bytes))
+    }
+
+    /// Counts of the space of a resource; of none they are 0.
+    pub(crate) fn space_counts(&self, resource: u32) -> SpaceCounts {
+        self.table().counts_of(resource).unwrap_or_default()
     }
 
     /// Takes note of a command that was taken from a queue of `ring` descriptors, in which `more`

@@ -13,7 +13,7 @@ use super::command::{self, Command, Malformed};
 use super::events::Record;
 use super::runs::{push, Placed, Run, Runs};
 use super::usage::{Budget, Usage};
-use super::{Mirror, PAGE};
+use super::{Mirror, SpaceCounts, PAGE};
 use crate::event_log::Event;
 use crate::mutant::Mutant;
 use crate::names;
@@ -36,6 +36,8 @@ pub(crate) struct Space {
     access: u32,
     hammer: bool,
     runs: Runs,
+    maps: u64,
+    invalidates: u64,
 }
 
 /// The spaces.
@@ -85,6 +87,16 @@ impl Table {
     /// The space of a resource.
     pub(crate) fn space_of(&self, resource: u32) -> Option<u32> {
         self.owners.get(&resource)?.space
+    }
+
+    /// Counts of the space of a resource.
+    pub(crate) fn counts_of(&self, resource: u32) -> Option<SpaceCounts> {
+        let space = self.spaces.get(&self.space_of(resource)?)?;
+        Some(SpaceCounts {
+            pages: space.runs.bytes() / PAGE,
+            maps: space.maps,
+            invalidates: space.invalidates,
+        })
     }
 
     /// The context that a space counts for.
@@ -165,6 +177,8 @@ impl Mirror {
             access: create.access.get(),
             hammer: owner.hammer,
             runs: Runs::default(),
+            maps: 0,
+            invalidates: 0,
         };
         self.log.write(|| Event::Space {
             space: id,
@@ -318,6 +332,9 @@ impl Mirror {
             }
         }
         usage.change(before, space.runs.mappings());
+        if result.is_ok() {
+            space.maps += 1;
+        }
         let pages = &self.counters.mapped_pages;
         pages.fetch_add(bytes(kept) / PAGE, Ordering::Relaxed);
         result.map_err(|_| status::NO_MEMORY)?;
@@ -393,6 +410,7 @@ impl Mirror {
         let Some(space) = table.spaces.get_mut(&id) else {
             return;
         };
+        space.invalidates += 1;
         let start = start - start % PAGE;
         let end = match last.checked_add(1) {
             Some(end) => end.min(space.area.size()).next_multiple_of(PAGE),

@@ -500,10 +500,15 @@ impl Vm {
 
     /// The device's own counts, through resource `id`, which is attached.
     pub fn stat(&mut self, ctx: u32, id: u32, place: u64) -> Stat {
+        self.stat_of(0, ctx, id, place)
+    }
+
+    /// The same, and those of the space of resource `asked`.
+    pub fn stat_of(&mut self, asked: u32, ctx: u32, id: u32, place: u64) -> Stat {
         let mut stat = operation(
             op::STAT,
             (id, 0),
-            [(0, 0); 2],
+            [(asked, 0), (0, 0)],
             size_of::<Stat>() as u64,
             [0; 2],
         );

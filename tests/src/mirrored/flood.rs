@@ -5,13 +5,15 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use virtgpu_client::{compute, BlobOptions, Bytes, Device, Memory};
+use virtgpu_client::protocol::compute::Stat;
+use virtgpu_client::{Bytes, Device, Memory};
 
 use super::support::{family as well_behaved, open, scattered, SPARSE};
 use crate::ktap::{Family, Outcome, TestResult};
 use crate::support::child::{self, drop_privileges, Child};
 use crate::support::debugfs::Knobs;
 use crate::support::place::Place;
+use crate::support::stat::{self, Oracle};
 use crate::support::{eventually, job, Env, PAGE};
 use crate::{cases, check, check_eq};
 
@@ -32,31 +34,9 @@ pub(crate) const FAMILY: Family = Family {
 const KEPT: u64 = 32;
 const MAP: u64 = 3;
 
-/// What the device has counted.
-struct Counts {
-    ring: u64,
-    maps: u64,
-    ahead: u64,
-}
-
-impl Counts {
-    fn read(device: &Device) -> TestResult<Self> {
-        let blob = device.create_blob(&BlobOptions::guest(PAGE as u64))?;
-        let map = blob.map()?;
-        let mut stream = compute::Stream::new();
-        stream.stat(blob.at(0));
-        job::run(device, &stream, &[blob.handle()])?;
-        Ok(Self {
-            ring: map.read_u64(96),
-            maps: map.read_u64(72),
-            ahead: map.read_u64(104),
-        })
-    }
-
-    /// Most MAPs of a file that may be in the ring at a time, as `docs/internals.md` says.
-    fn share(&self) -> u64 {
-        (self.ring - KEPT) / 4 / MAP
-    }
+/// Most MAPs of a file that may be in the ring at a time, as `docs/internals.md` says.
+fn share(counts: &Stat) -> u64 {
+    (counts.mirror_ring.get() - KEPT) / 4 / MAP
 }
 
 /// Has all of `place` mapped, and taken away by the end of the registration. A change of the memory
@@ -100,9 +80,12 @@ fn flood(env: &Env, threads: usize, pages: usize) -> TestResult<Child> {
 /// Waits until all are at work, and looks whether they are still when `test` is over.
 fn amid(env: &Env, floods: Vec<Child>, test: impl FnOnce(&Device) -> TestResult) -> TestResult {
     let device = open(env)?;
-    let before = Counts::read(&device)?.maps;
+    let oracle = Oracle::new(&device)?;
+    let before = oracle.read()?.maps.get();
     let begun = eventually(job::LIMIT, || {
-        Counts::read(&device).is_ok_and(|now| now.maps >= before + 300)
+        oracle
+            .read()
+            .is_ok_and(|now| now.maps.get() >= before + 300)
     });
     check!(begun, "no flood of MAPs");
     test(&device)?;
@@ -133,8 +116,8 @@ fn reclaim_waits_for_a_share_of_the_ring(env: &Env) -> TestResult {
             }
             check_eq!(place.read_u64(0), 0, "new memory");
         }
-        let counts = Counts::read(device)?;
-        let (ahead, share) = (counts.ahead, counts.share());
+        let counts = stat::read(device)?;
+        let (ahead, share) = (counts.maps_ahead.get(), share(&counts));
         println!("    # {ahead} MAPs before an INVALIDATE, {share} allowed");
         check!(
             ahead <= share,

@@ -79,7 +79,7 @@ fn taken_while_the_device_writes(env: &Env) -> TestResult {
     let mut area = Area::find()?;
     let place = inside(&area, 64 * PAGE)?;
     let mirror = Mirror::new(&device, &place)?;
-    let before = mirror.count()?.invalidations;
+    let before = mirror.stat()?.space_invalidates;
     let (jobs, outcomes) = additions(&mirror, 64 * PAGE, env.rounds(60), |_| {
         take_all_of(&mut area, &place)?;
         area.give_back()?;
@@ -89,7 +89,7 @@ fn taken_while_the_device_writes(env: &Env) -> TestResult {
     })?;
     println!("    # {} jobs repeated", outcomes.busy);
     check!(
-        mirror.count()?.invalidations > before,
+        mirror.stat()?.space_invalidates > before,
         "the device was never told"
     );
     for page in 0..64 {

@@ -227,14 +227,14 @@ fn merged(env: &Env) -> TestResult {
     let mirror = Mirror::with(&device, &place, READ_ONLY)?;
     mirror.agrees("before")?;
     // The device has the pages mapped: merging has to take them away from it.
-    let before = mirror.count()?.invalidations;
+    let before = mirror.stat()?.space_invalidates;
     let _merging = Merging::start()?;
     check!(
         eventually(Duration::from_secs(60), || all_one(&place)),
         "pages that a device reads are not merged"
     );
     check!(
-        mirror.count()?.invalidations > before,
+        mirror.stat()?.space_invalidates > before,
         "the device was not told of the merging"
     );
     mirror.agrees("merged")?;

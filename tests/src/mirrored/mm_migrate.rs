@@ -70,12 +70,12 @@ fn between_nodes(env: &Env) -> TestResult {
         mirror.agrees("before")?;
         let mut count = 0;
         for round in 0..6 {
-            let (before, told) = (place.frames()?, mirror.count()?.invalidations);
+            let (before, told) = (place.frames()?, mirror.stat()?.space_invalidates);
             moved(place, round % 2)?;
             if before != place.frames()? {
                 count += 1;
                 check!(
-                    mirror.count()?.invalidations > told,
+                    mirror.stat()?.space_invalidates > told,
                     "the device was not told of move {round}"
                 );
             }

@@ -3,8 +3,10 @@
 //! The device as the kernel's hmm-tests have it: READ, WRITE, COPY and CSUM of mirrored memory, and
 //! counters that show that the device was told when pages went away.
 
-use std::time::Duration;
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
 
+use virtgpu_client::protocol::compute::Stat;
 use virtgpu_client::protocol::uapi::{self, BoQuery};
 use virtgpu_client::{
     compute, Blob, BlobMap, BlobOptions, Bytes, Device, Errno, Event, Exec, Memory,
@@ -14,7 +16,8 @@ use virtgpu_client::{
 use crate::ktap::{Case, Driver, Family, Kernel, Outcome, TestResult};
 use crate::support::errno::name;
 use crate::support::place::{Pages, Place};
-use crate::support::{job, Env, Random, HUGE, PAGE};
+use crate::support::stat::Oracle;
+use crate::support::{job, pace, Env, Random, HUGE, PAGE};
 use crate::{check, check_eq, skip};
 
 /// A family of mirrored memory on a well-behaved device.
@@ -101,6 +104,12 @@ pub(crate) enum End {
 /// How often a job is tried again that was refused because memory kept changing.
 const BUSY: usize = 20;
 
+/// The ring of the jobs that ask the device for its counts.
+const STAT_RING: u32 = 3;
+
+/// Longer than the kernel keeps on taking away memory that no one uses.
+const SETTLED: Duration = Duration::from_secs(20);
+
 /// What runs through the staging buffer at a time.
 const STAGING: usize = 16 * PAGE;
 
@@ -114,6 +123,24 @@ pub(crate) struct Mirror<'a> {
     length: usize,
     staging: Blob<'a>,
     staged: BlobMap,
+    oracle: OnceLock<Oracle<'a>>,
+}
+
+/// What driver and device have counted of a registration.
+pub(crate) struct Both {
+    pub(crate) driver: BoQuery,
+    pub(crate) device: Stat,
+}
+
+/// Pages mapped, MAPs and INVALIDATEs, as the driver has counted them.
+fn driver_counts(count: &BoQuery) -> [u64; 3] {
+    let pages = count.mapped_bytes / PAGE as u64;
+    [pages, count.maps, count.invalidations]
+}
+
+/// The same, as the device has.
+fn device_counts(stat: &Stat) -> [u64; 3] {
+    [stat.space_pages, stat.space_maps, stat.space_invalidates].map(u64::from)
 }
 
 impl<'a> Mirror<'a> {
@@ -150,12 +177,49 @@ impl<'a> Mirror<'a> {
             length,
             staging,
             staged,
+            oracle: OnceLock::new(),
         })
     }
 
     /// State and counters.
     pub(crate) fn count(&self) -> TestResult<BoQuery> {
         Ok(self.userptr.query()?)
+    }
+
+    /// What the device itself says of the space, on a ring that no test keeps busy for long.
+    pub(crate) fn stat(&self) -> TestResult<Stat> {
+        let oracle = match self.oracle.get() {
+            Some(oracle) => oracle,
+            None => {
+                let new = Oracle::new(self.device)?;
+                self.oracle.get_or_init(|| new)
+            }
+        };
+        oracle.read_on(STAT_RING, self.userptr.at(0).resource_id.get())
+    }
+
+    /// What both have counted, at a moment when they have to say the same.
+    pub(crate) fn count_both(&self, what: &str) -> TestResult<Both> {
+        // What the kernel does in the background may come in between.
+        let deadline = Instant::now() + pace::limit(SETTLED);
+        let both = loop {
+            let driver = self.count()?;
+            let both = Both {
+                driver,
+                device: self.stat()?,
+            };
+            let now = self.count()?;
+            if driver_counts(&now) == driver_counts(&driver) {
+                break both;
+            }
+            check!(Instant::now() < deadline, "{what}: memory keeps changing");
+        };
+        check_eq!(
+            driver_counts(&both.driver),
+            device_counts(&both.device),
+            "{what}: pages mapped, MAPs and INVALIDATEs, the driver's and the device's"
+        );
+        Ok(both)
     }
 
     /// What a job of [`Self::reading`] uses.
@@ -434,18 +498,18 @@ impl<'a> Mirror<'a> {
         event: impl FnOnce() -> TestResult<T>,
     ) -> TestResult<T> {
         self.run(&format!("{what}: mapping everything"), &self.idle())?;
-        let before = self.count()?;
+        let before = self.count_both(what)?.device;
         let value = event()?;
-        let after = self.count()?;
+        let after = self.count_both(what)?.device;
         check!(
-            after.invalidations > before.invalidations,
+            after.space_invalidates > before.space_invalidates,
             "{what}: the device was not told"
         );
         check!(
-            after.mapped_bytes + bytes as u64 <= before.mapped_bytes,
-            "{what}: of {} bytes mapped, {} still are",
-            before.mapped_bytes,
-            after.mapped_bytes
+            after.space_pages.get() + (bytes / PAGE) as u64 <= before.space_pages.get(),
+            "{what}: of {} pages mapped in the device, {} still are",
+            before.space_pages,
+            after.space_pages
         );
         Ok(value)
     }
@@ -457,13 +521,13 @@ impl<'a> Mirror<'a> {
         event: impl FnOnce() -> TestResult<T>,
     ) -> TestResult<T> {
         self.run(&format!("{what}: mapping everything"), &self.idle())?;
-        let before = self.count()?;
+        let before = self.count_both(what)?.device;
         let value = event()?;
-        let after = self.count()?;
+        let after = self.count_both(what)?.device;
         check_eq!(
-            (after.invalidations, after.mapped_bytes),
-            (before.invalidations, before.mapped_bytes),
-            "{what}: invalidations and bytes mapped"
+            (after.space_invalidates, after.space_pages),
+            (before.space_invalidates, before.space_pages),
+            "{what}: INVALIDATEs and pages mapped in the device"
         );
         Ok(value)
     }

@@ -1,14 +1,13 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0-only
 
-//! Nothing may be left of a test case that has ended: no pinned page, no resource on the host.
+//! Nothing may be left of a test case that has ended: no pinned page, no resource, space or mapped page
+//! on the host.
 
 use std::sync::Mutex;
 use std::time::Duration;
 
-use virtgpu_client::{compute, Bytes};
-
 use crate::ktap::{Outcome, TestResult};
-use crate::support::{eventually, job, procfs, Env};
+use crate::support::{eventually, procfs, stat, Env};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct State {
@@ -17,6 +16,8 @@ struct State {
     contexts: u64,
     guest_bytes: u64,
     host_bytes: u64,
+    spaces: u64,
+    mapped_pages: u64,
 }
 
 impl State {
@@ -27,6 +28,8 @@ impl State {
             && self.contexts <= before.contexts
             && self.guest_bytes <= before.guest_bytes
             && self.host_bytes <= before.host_bytes
+            && self.spaces <= before.spaces
+            && self.mapped_pages <= before.mapped_pages
     }
 }
 
@@ -34,18 +37,15 @@ static BEFORE: Mutex<Option<State>> = Mutex::new(None);
 
 fn now(env: &Env) -> TestResult<State> {
     let device = env.compute()?;
-    // As large as any device of the tests wants blobs to be.
-    let blob = job::shared_blob(&device, 65536)?;
-    let map = blob.map()?;
-    let mut stream = compute::Stream::new();
-    stream.stat(blob.at(0));
-    job::run(&device, &stream, &[blob.handle()])?;
+    let stat = stat::read(&device)?;
     Ok(State {
         pinned_pages: procfs::pinned_pages()?,
-        resources: map.read_u64(0),
-        contexts: map.read_u64(8),
-        guest_bytes: map.read_u64(24),
-        host_bytes: map.read_u64(40),
+        resources: stat.resources.get(),
+        contexts: stat.contexts.get(),
+        guest_bytes: stat.guest_bytes.get(),
+        host_bytes: stat.host_bytes.get(),
+        spaces: stat.spaces.get(),
+        mapped_pages: stat.mapped_pages.get(),
     })
 }
 

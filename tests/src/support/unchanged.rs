@@ -6,7 +6,7 @@ use std::fs;
 use std::time::Duration;
 
 use virtgpu_client::protocol::uapi;
-use virtgpu_client::{compute, BlobMap, Bytes, Device, Errno};
+use virtgpu_client::{compute, BlobMap, Device, Errno};
 
 use crate::ktap::{Outcome, TestResult};
 use crate::support::errno::{describe, name};
@@ -66,14 +66,15 @@ impl Refusing {
         let at = virtgpu_client::protocol::compute::Operand::resource(self.resource, 0);
         stream.stat(at);
         job::run(&self.device, &stream, &[self.handle])?;
+        let stat = compute::read_stat(&self.report, 0);
         Ok(State {
             next_handle,
             open_files: fs::read_dir("/proc/self/fd")?.count(),
             vm_pin: procfs::vm_pin()?,
             // Only root may add the counters of all processors up.
             pinned_pages: procfs::pinned_pages().ok(),
-            resources: self.report.read_u64(0),
-            guest_bytes: self.report.read_u64(24),
+            resources: stat.resources.get(),
+            guest_bytes: stat.guest_bytes.get(),
         })
     }
 
