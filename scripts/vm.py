@@ -151,11 +151,11 @@ def kernel_dir(kind):
 
 def cpio(folder, out):
     """Packs a folder as an initramfs, complete or not at all."""
-    tmp = f"{out}.{os.getpid()}"
-    with open(tmp, "wb") as f:
+    # Not by the process's number: each vm.sh has a PID namespace of its own.
+    with tempfile.NamedTemporaryFile(dir=os.path.dirname(out), delete=False) as f:
         subprocess.run(["sh", "-c", "find . -mindepth 1 | LC_ALL=C sort | cpio -o -H newc -R 0:0 --quiet"],
                        cwd=folder, stdout=f, check=True)
-    os.rename(tmp, out)
+    os.rename(f.name, out)
 
 
 def base_image(kind):
