@@ -22,12 +22,12 @@ use crate::compute;
 use crate::device::{release, Device};
 use crate::event_log::Event;
 use crate::hostmem::{WindowError, PAGE};
-use crate::image::{Direction, Image, ImageError, Shape, Transfer};
+use crate::image::{Copying, Direction, Image, ImageError, Shape, Transfer};
 use crate::mirror::hammer;
 use crate::names;
 use crate::request::Ticket;
 use crate::segments::{EntryError, Segments};
-use crate::state::{Action, Context, Item, Job, Live, Resource, State, Storage, Timeline};
+use crate::state::{Action, Context, Item, Job, Live, Resource, State, Storage, Timeline, Work};
 use crate::virgl::{CreateArgs, Rendering};
 
 /// The most resources.
@@ -214,9 +214,9 @@ impl Device {
                     Some(_) => Err(response::ERR_INVALID_PARAMETER),
                 }
             }
-            command::TRANSFER_TO_HOST_2D => self.transfer_2d(bytes),
-            command::TRANSFER_TO_HOST_3D => self.transfer_3d(bytes, Direction::ToHost),
-            command::TRANSFER_FROM_HOST_3D => self.transfer_3d(bytes, Direction::FromHost),
+            command::TRANSFER_TO_HOST_2D => self.transfer_2d(ticket, bytes),
+            command::TRANSFER_TO_HOST_3D => self.transfer_3d(ticket, bytes, Direction::ToHost),
+            command::TRANSFER_FROM_HOST_3D => self.transfer_3d(ticket, bytes, Direction::FromHost),
             command::SUBMIT_3D => self.submit(ticket, bytes),
             _ => Err(response::ERR_UNSPEC),
         }
@@ -613,6 +613,7 @@ impl Device {
         }
         let (memory, entries) = state.backing(id)?.take().ok_or(response::ERR_UNSPEC)?;
         state.entries -= entries;
+        let image = matches!(&resource.storage, Storage::Image(..));
         if let Some(virgl) = self.virgl.as_ref().filter(|_| state.is_rendered(id)) {
             virgl.call(move |renderer| {
                 renderer.detach_backing(id);
@@ -620,10 +621,14 @@ impl Device {
             })?;
         }
         drop(memory);
-        Outcome::OK
+        match image {
+            // Copies may use it.
+            true => Ok(Outcome::Later(Action::DetachBacking(id))),
+            false => Outcome::OK,
+        }
     }
 
-    fn transfer_2d(&self, bytes: &[u8]) -> Result<Outcome, Failed> {
+    fn transfer_2d(&self, ticket: &Ticket, bytes: &[u8]) -> Result<Outcome, Failed> {
         let (request, _) = parse::<wire_image::TransferToHost2d>(bytes)?;
         let transfer = Transfer {
             region: Box3d {
@@ -637,10 +642,20 @@ impl Device {
             offset: request.offset.get(),
             ..Default::default()
         };
-        self.transfer(0, request.resource_id.get(), &transfer, Direction::ToHost)
+        self.transfer(
+            (ticket, 0),
+            request.resource_id.get(),
+            &transfer,
+            Direction::ToHost,
+        )
     }
 
-    fn transfer_3d(&self, bytes: &[u8], direction: Direction) -> Result<Outcome, Failed> {
+    fn transfer_3d(
+        &self,
+        ticket: &Ticket,
+        bytes: &[u8],
+        direction: Direction,
+    ) -> Result<Outcome, Failed> {
         let (request, _) = parse::<wire_image::TransferHost3d>(bytes)?;
         let (ctx, id) = (request.hdr.ctx_id.get(), request.resource_id.get());
         if ctx != 0 {
@@ -650,12 +665,12 @@ impl Device {
                 return Err(response::ERR_INVALID_RESOURCE_ID);
             }
         }
-        self.transfer(ctx, id, &Transfer::of(request), direction)
+        self.transfer((ticket, ctx), id, &Transfer::of(request), direction)
     }
 
     fn transfer(
         &self,
-        ctx: u32,
+        (ticket, ctx): (&Ticket, u32),
         id: u32,
         transfer: &Transfer,
         direction: Direction,
@@ -692,10 +707,59 @@ impl Device {
         }
         let (image, backing) = self.image(id)?;
         let backing = backing.ok_or(response::ERR_UNSPEC)?;
-        image
-            .transfer(&backing, transfer, direction)
-            .map_err(image_failed)?;
-        Outcome::OK
+        image.check(&backing, transfer).map_err(image_failed)?;
+        let copying = Copying {
+            image,
+            backing,
+            transfer: *transfer,
+            direction,
+        };
+        Ok(self.copy(ticket, ctx, id, copying))
+    }
+
+    /// The job that copies between image `id` and its guest memory: there is no bound to the time
+    /// that it may take.
+    fn copy(&self, ticket: &Ticket, ctx: u32, id: u32, copying: Copying) -> Outcome {
+        let timeline = Timeline::of(&ticket.header);
+        let mut state = self.lock();
+        let state = &mut *state;
+        // It keeps its place in the queue until it is over, which is limit enough to their number.
+        let cancel = match state.contexts.get_mut(&ctx) {
+            Some(context) => {
+                context.jobs += 1;
+                context.cancel.clone()
+            }
+            None => state.cancel.clone(),
+        };
+        state.jobs += 1;
+        let job = state.jobs;
+        let live = Live {
+            ctx,
+            reads: BTreeSet::from([id]),
+            writes: BTreeSet::new(),
+            ops: 1,
+            abandoned: None,
+        };
+        self.log.write(|| Event::Job {
+            job,
+            req: ticket.req,
+            ctx,
+            ring: timeline.ring(),
+            ops: 1,
+            // Without a context it names what need not be attached.
+            resources: live.reads.iter().copied().filter(|_| ctx != 0).collect(),
+        });
+        state.queued_ops += live.ops;
+        state.live.insert(job, live);
+        let job = Job {
+            id: job,
+            ctx,
+            ticket: None,
+            work: Work::Copy(copying),
+            memory: BTreeMap::new(),
+            cancel,
+        };
+        Outcome::Job(timeline, job)
     }
 
     fn unref(&self, bytes: &[u8]) -> Result<Outcome, Failed> {
@@ -843,7 +907,7 @@ impl Device {
             id,
             ctx,
             ticket: None,
-            ops,
+            work: Work::Ops(ops),
             memory,
             cancel,
         }
@@ -920,9 +984,11 @@ impl Device {
                 let Some(resource) = state.resources.get_mut(&id) else {
                     return Response::plain(response::ERR_INVALID_RESOURCE_ID);
                 };
-                let entries = resource.guest().1;
-                resource.storage = Storage::Detached;
-                state.entries -= entries;
+                // That of an image is gone already.
+                if let Storage::Guest(_, entries) = resource.storage {
+                    resource.storage = Storage::Detached;
+                    state.entries -= entries;
+                }
                 Response::ok()
             }
             Action::Map { resource, offset } => match self.map(state, resource, offset) {

@@ -5,19 +5,26 @@
 //! The storage is linear: level after level, in each slice (or layer) after slice, row after row,
 //! without gaps. Guest memory is laid out as each transfer says.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use virtgpu_protocol::uapi::Box3d;
 use virtgpu_protocol::virtio_gpu_image::{format, target, ResourceCreate3d, TransferHost3d};
 
+use crate::cancel::Cancel;
 use crate::segments::Segments;
 
 /// The largest width, height and depth of a picture.
 const MAX_SIDE: u32 = 1 << 14;
+/// The largest width, height and depth of a picture with slices.
+const MAX_SIDE_3D: u32 = 1 << 11;
 /// The most layers.
 const MAX_LAYERS: u32 = 1 << 11;
 /// The most bytes of one resource.
 const MAX_BYTES: u64 = 1 << 30;
+/// Bytes that are copied at a time.
+const PIECE: u64 = 1 << 20;
+/// What the start of a piece costs, in bytes of it.
+const PIECE_COST: u64 = PIECE / 4096;
 
 /// Why an image cannot be, or cannot be copied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -37,6 +44,9 @@ pub enum ImageError {
     /// The rows are not in guest memory.
     #[error("the rows are not all in the backing memory")]
     Backing,
+    /// The context or the device was torn down.
+    #[error("cancelled")]
+    Cancelled,
 }
 
 /// What an image is like.
@@ -109,7 +119,11 @@ impl Shape {
         let buffer = self.target == target::BUFFER;
         let longest = self.width.max(self.height).max(self.depth);
         let sides = [self.width, self.height, self.depth];
-        let limit = if buffer { MAX_BYTES as u32 } else { MAX_SIDE };
+        let limit = match self.target {
+            target::BUFFER => MAX_BYTES as u32,
+            target::TEXTURE_3D => MAX_SIDE_3D,
+            _ => MAX_SIDE,
+        };
         if !fits || sides.contains(&0) || longest > limit || self.layers == 0 {
             return Err(ImageError::Shape);
         }
@@ -183,6 +197,39 @@ pub enum Direction {
     FromHost,
 }
 
+/// What a [`Transfer`] comes to: blocks of rows, in the storage and in the backing memory.
+#[derive(Clone, Copy, Debug)]
+struct Plan {
+    /// Bytes of a row.
+    row: u64,
+    rows: u64,
+    slices: u64,
+    /// Of the first byte.
+    host: u64,
+    guest: u64,
+    /// From row to row.
+    host_stride: u64,
+    guest_stride: u64,
+    /// From slice to slice.
+    host_slice: u64,
+    guest_slice: u64,
+}
+
+impl Plan {
+    /// The same copy, with rows and slices that follow each other on both sides as one.
+    fn merged(mut self) -> Self {
+        if self.row == self.host_stride && self.row == self.guest_stride {
+            self.row *= self.rows;
+            self.rows = 1;
+        }
+        if self.rows == 1 && self.row == self.host_slice && self.row == self.guest_slice {
+            self.row *= self.slices;
+            self.slices = 1;
+        }
+        self
+    }
+}
+
 /// A resource with storage of its own.
 #[derive(Debug)]
 pub struct Image {
@@ -220,7 +267,7 @@ impl Image {
                 depth,
                 start: bytes,
             });
-            // Less than 2^14 * 2^14 * 2^14 * 2^4, or 2^14 * 2^14 * 2^11 * 2^4: no overflow.
+            // At most 2^14 * 2^14 * 2^11 * 2^4 more: no overflow.
             bytes += width * height * depth * pixel;
             if bytes > MAX_BYTES {
                 return Err(ImageError::TooLarge);
@@ -241,17 +288,8 @@ impl Image {
         })
     }
 
-    /// Copies; nothing if any of it is out of bounds.
-    ///
-    /// # Errors
-    ///
-    /// If the box is not in the image, or its rows are not in the backing memory.
-    pub fn transfer(
-        &self,
-        backing: &Segments,
-        transfer: &Transfer,
-        direction: Direction,
-    ) -> Result<(), ImageError> {
+    /// What `transfer` would copy.
+    fn plan(&self, backing: &Segments, transfer: &Transfer) -> Result<Plan, ImageError> {
         let region = &transfer.region;
         let level = self.levels.get(transfer.level as usize);
         let level = level.ok_or(ImageError::Box)?;
@@ -265,48 +303,112 @@ impl Image {
             return Err(ImageError::Box);
         }
         let host_stride = level.width * self.pixel;
-        let stride = match transfer.stride {
+        let guest_stride = match transfer.stride {
             0 => host_stride,
             stride => stride.into(),
         };
-        let layer_stride = match transfer.layer_stride {
-            0 => stride.checked_mul(level.height),
+        let guest_slice = match transfer.layer_stride {
+            0 => guest_stride.checked_mul(level.height),
             stride => Some(stride.into()),
         };
-        let layer_stride = layer_stride.ok_or(ImageError::Backing)?;
-        let row = u64::from(region.w) * self.pixel;
-        let at = |z: u64, y: u64| -> Option<u64> {
-            let layer = z.checked_mul(layer_stride)?;
-            let line = y.checked_mul(stride)?;
-            transfer.offset.checked_add(layer)?.checked_add(line)
+        let line = u64::from(region.z) * level.height + u64::from(region.y);
+        let plan = Plan {
+            row: u64::from(region.w) * self.pixel,
+            rows: region.h.into(),
+            slices: region.d.into(),
+            host: level.start + line * host_stride + u64::from(region.x) * self.pixel,
+            guest: transfer.offset,
+            host_stride,
+            guest_stride,
+            host_slice: host_stride * level.height,
+            guest_slice: guest_slice.ok_or(ImageError::Backing)?,
         };
-        let (height, depth) = (u64::from(region.h), u64::from(region.d));
-        let last = at(depth - 1, height - 1).ok_or(ImageError::Backing)?;
-        backing.check(last, row).map_err(|_| ImageError::Backing)?;
+        let last = || {
+            let slices = (plan.slices - 1).checked_mul(plan.guest_slice)?;
+            let rows = (plan.rows - 1).checked_mul(plan.guest_stride)?;
+            plan.guest.checked_add(slices)?.checked_add(rows)
+        };
+        let last = last().ok_or(ImageError::Backing)?;
+        backing
+            .check(last, plan.row)
+            .map_err(|_| ImageError::Backing)?;
+        Ok(plan.merged())
+    }
 
+    /// Whether [`Self::transfer`] can copy that.
+    ///
+    /// # Errors
+    ///
+    /// If the box is not in the image, or its rows are not in the backing memory.
+    pub fn check(&self, backing: &Segments, transfer: &Transfer) -> Result<(), ImageError> {
+        self.plan(backing, transfer).map(|_| ())
+    }
+
+    /// Copies; nothing if any of it is out of bounds.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::check`], or if it is cancelled.
+    pub fn transfer(
+        &self,
+        backing: &Segments,
+        transfer: &Transfer,
+        direction: Direction,
+        cancel: &Cancel,
+    ) -> Result<(), ImageError> {
+        let plan = self.plan(backing, transfer)?;
         let mut storage = self.storage.lock().unwrap_or_else(PoisonError::into_inner);
-        for z in 0..depth {
-            for y in 0..height {
-                let guest = at(z, y).ok_or(ImageError::Backing)?;
-                let line = (u64::from(region.z) + z) * level.height + u64::from(region.y) + y;
-                let start = level.start + line * host_stride + u64::from(region.x) * self.pixel;
-                let range = start as usize..(start + row) as usize;
+        // What may be done before the next look at the flag.
+        let mut credit = 0;
+        for (slice, row) in (0..plan.slices).flat_map(|z| (0..plan.rows).map(move |y| (z, y))) {
+            let mut host = plan.host + slice * plan.host_slice + row * plan.host_stride;
+            // Not beyond the last one, which was checked.
+            let mut guest = plan.guest + slice * plan.guest_slice + row * plan.guest_stride;
+            let end = host + plan.row;
+            while host < end {
+                if credit == 0 {
+                    if cancel.is_set() {
+                        return Err(ImageError::Cancelled);
+                    }
+                    credit = PIECE;
+                }
+                let take = (end - host).min(PIECE);
+                credit = credit.saturating_sub(take + PIECE_COST);
+                let range = host as usize..(host + take) as usize;
                 let part = storage.get_mut(range).ok_or(ImageError::Box)?;
                 match direction {
                     Direction::ToHost => backing.read(guest, part),
                     Direction::FromHost => backing.write(guest, part),
                 }
                 .map_err(|_| ImageError::Backing)?;
+                host += take;
+                guest += take;
             }
         }
         Ok(())
     }
 }
 
+/// A [`Transfer`] with all that it needs.
+#[derive(Debug)]
+pub(crate) struct Copying {
+    pub(crate) image: Arc<Image>,
+    pub(crate) backing: Arc<Segments>,
+    pub(crate) transfer: Transfer,
+    pub(crate) direction: Direction,
+}
+
+impl Copying {
+    /// Copies; see [`Image::transfer`].
+    pub(crate) fn run(&self, cancel: &Cancel) -> Result<(), ImageError> {
+        self.image
+            .transfer(&self.backing, &self.transfer, self.direction, cancel)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::Arc;
 
     use proptest::prelude::*;
     use virtgpu_protocol::virtio_gpu::MemEntry;
@@ -394,8 +496,12 @@ mod tests {
         ] {
             assert_eq!(size(&bad), Err(ImageError::Kind), "{bad:?}");
         }
-        let large = shape(target::TEXTURE_3D, [1 << 14, 1 << 14, 1 << 14], 1, 0);
+        let large = shape(target::TEXTURE_3D, [1 << 11, 1 << 11, 1 << 11], 1, 0);
         assert_eq!(size(&large), Err(ImageError::TooLarge));
+        for sides in [[1, 1, 2049], [1, 2049, 1], [2049, 1, 1]] {
+            let deep = shape(target::TEXTURE_3D, sides, 1, 0);
+            assert_eq!(size(&deep), Err(wrong), "{deep:?}");
+        }
     }
 
     #[test]
@@ -412,7 +518,9 @@ mod tests {
             region: full,
             ..Default::default()
         };
-        let go = |transfer: Transfer| image.transfer(&segments, &transfer, Direction::ToHost);
+        let go = |transfer: Transfer| {
+            image.transfer(&segments, &transfer, Direction::ToHost, &Cancel::default())
+        };
         assert_eq!(go(good), Ok(()));
         for region in [
             Box3d { w: 0, ..full },
@@ -492,7 +600,7 @@ mod tests {
                 stride: strides.0,
                 layer_stride: strides.1,
             };
-            let went = image.transfer(&segments, &there, Direction::ToHost);
+            let went = image.transfer(&segments, &there, Direction::ToHost, &Cancel::default());
             prop_assert_eq!(went.is_ok(), inside);
             if !inside {
                 return Ok(());
@@ -505,7 +613,7 @@ mod tests {
                 layer_stride: w * h,
                 ..there
             };
-            image.transfer(&segments, &back, Direction::FromHost).unwrap();
+            image.transfer(&segments, &back, Direction::FromHost, &Cancel::default()).unwrap();
             let mut got = vec![0; 8192];
             memory.read_slice(&mut got, GuestAddress(0)).unwrap();
             let stride = if strides.0 == 0 { side } else { strides.0 };

@@ -8,16 +8,18 @@
 use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use virtgpu_protocol::compute::Op;
 use virtgpu_protocol::virtio_gpu::response;
 
 use crate::answers::Response;
+use crate::cancel::Cancel;
 use crate::compute::{self, Environment, Failure};
 use crate::device::Device;
 use crate::event_log::Event;
 use crate::mutant::{self, Mutant};
 use crate::names;
 use crate::request::Ticket;
-use crate::state::{Item, Job, State, Timeline};
+use crate::state::{Item, Job, State, Timeline, Work};
 
 /// The most worker threads.
 const MAX_WORKERS: usize = 256;
@@ -105,7 +107,12 @@ impl Device {
         let item = state.lanes.get_mut(&timeline).map(|l| l.items.pop_front());
         match item {
             Some(Some(Item::Job(job))) => {
-                let lost = state.contexts.get(&job.ctx).is_none_or(|c| c.lost);
+                let context = state.contexts.get(&job.ctx);
+                let lost = match job.work {
+                    Work::Ops(_) => context.is_none_or(|c| c.lost),
+                    // What a context is for copies is a name only.
+                    Work::Copy(_) => false,
+                };
                 state.running += 1;
                 drop(state);
                 let mut job = job;
@@ -143,6 +150,13 @@ impl Device {
     }
 
     fn execute(&self, job: &mut Job) -> Result<(), Failure> {
+        let ops = match &job.work {
+            Work::Ops(ops) => ops,
+            Work::Copy(copying) => {
+                // It was checked when it came.
+                return copying.run(&job.cancel).map_err(|_| Failure::Cancelled);
+            }
+        };
         let endless = job.ticket.as_ref().is_some_and(|t| t.attack.is_endless());
         let early = self.mirror.has(Mutant::AnswerBeforeLastWrite);
         let ticket = job.ticket.take_if(|_| early);
@@ -154,15 +168,15 @@ impl Device {
             stat: &stat,
         };
         if !self.log.is_on() && !early {
-            compute::execute(&job.ops, &environment)?;
+            compute::execute(ops, &environment)?;
         } else {
-            self.execute_each(job, ticket.as_ref(), &environment)?;
+            self.execute_each((job.id, ops), &job.cancel, ticket.as_ref(), &environment)?;
         }
         if endless {
             // Until it is cancelled. The log has the first time.
             loop {
                 job.cancel.sleep(ENDLESS_PAUSE);
-                compute::execute(&job.ops, &environment)?;
+                compute::execute(ops, &environment)?;
             }
         }
         Ok(())
@@ -172,18 +186,19 @@ impl Device {
     /// the last.
     fn execute_each(
         &self,
-        job: &Job,
+        (job, ops): (u64, &[Op]),
+        cancel: &Cancel,
         early: Option<&Ticket>,
         environment: &Environment<'_>,
     ) -> Result<(), Failure> {
-        for (index, op) in job.ops.iter().enumerate() {
-            if let Some(ticket) = early.filter(|_| index + 1 == job.ops.len()) {
+        for (index, op) in ops.iter().enumerate() {
+            if let Some(ticket) = early.filter(|_| index + 1 == ops.len()) {
                 self.answers.send(ticket, &Response::ok());
-                job.cancel.sleep(mutant::WINDOW);
+                cancel.sleep(mutant::WINDOW);
             }
             for access in compute::accesses(op) {
                 self.log.write(|| Event::Access {
-                    job: job.id,
+                    job,
                     op: names::operation(op.op.get()).into(),
                     resource: access.resource,
                     offset: access.offset,
@@ -219,7 +234,7 @@ impl Device {
             log::info!("job {} of context {}: {failure}", job.id, job.ctx);
         }
         // The answer must find no reference to memory left.
-        drop(job.memory);
+        drop((job.memory, job.work));
         if let Some(ticket) = job.ticket.filter(|_| !abandoned) {
             let answer = match result {
                 Some(Ok(())) => Response::ok(),

@@ -11,7 +11,7 @@ use virtgpu_protocol::virtio_gpu::{response, Header, FLAG_FENCE, FLAG_INFO_RING_
 use crate::answers::Response;
 use crate::cancel::Cancel;
 use crate::hostmem::{HostBlob, HostMemory};
-use crate::image::Image;
+use crate::image::{Copying, Image};
 use crate::request::Ticket;
 use crate::segments::Segments;
 use crate::virgl::Rendering;
@@ -120,12 +120,21 @@ impl Timeline {
 
 /// A job.
 #[derive(Debug)]
+/// What a job does.
+#[derive(Debug)]
+pub(crate) enum Work {
+    /// Operations of its context.
+    Ops(Vec<Op>),
+    /// A copy between an image and guest memory.
+    Copy(Copying),
+}
+
 pub(crate) struct Job {
     pub(crate) id: u64,
     pub(crate) ctx: u32,
     /// Its answer goes out when it is over, if it is not out already.
     pub(crate) ticket: Option<Ticket>,
-    pub(crate) ops: Vec<Op>,
+    pub(crate) work: Work,
     /// The attached resources that it names.
     pub(crate) memory: BTreeMap<u32, Arc<Segments>>,
     pub(crate) cancel: Arc<Cancel>,
@@ -223,7 +232,9 @@ pub(crate) struct State {
     pub(crate) window: Window,
     pub(crate) lanes: HashMap<Timeline, Lane>,
     pub(crate) live: HashMap<u64, Live>,
-    /// Operations of the live jobs.
+    /// Ends the jobs of no context.
+    pub(crate) cancel: Arc<Cancel>,
+    /// What the live jobs count for.
     pub(crate) queued_ops: usize,
     /// Memory entries of the resources.
     pub(crate) entries: u64,
@@ -264,6 +275,7 @@ impl State {
             live: HashMap::new(),
             queued_ops: 0,
             entries: 0,
+            cancel: Arc::default(),
             image_bytes: 0,
             deferred: VecDeque::new(),
             resets: 0,
@@ -314,7 +326,8 @@ impl State {
     }
 
     /// Ends all jobs early.
-    pub(crate) fn cancel_all(&self) {
+    pub(crate) fn cancel_all(&mut self) {
+        std::mem::take(&mut self.cancel).set();
         let abandoned = self.live.values().filter_map(|job| job.abandoned.as_ref());
         let cancels = self.contexts.values().map(|context| &context.cancel);
         cancels.chain(abandoned).for_each(|cancel| cancel.set());

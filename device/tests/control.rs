@@ -244,6 +244,83 @@ fn images() {
     vm.end(false);
 }
 
+/// A copy between guest memory and an image of as many rows as there can be holds nobody up.
+#[test]
+fn long_transfers() {
+    const SIDES: [u32; 3] = [2, 1 << 14, 1 << 11];
+    let mut vm = Vm::new(options());
+    let create = |id, target, [width, height, depth]: [u32; 3], layers| image::ResourceCreate3d {
+        hdr: Header::new(command::RESOURCE_CREATE_3D, 0),
+        resource_id: U32::new(id),
+        target: U32::new(target),
+        format: U32::new(image::format::R8_UNORM),
+        width: U32::new(width),
+        height: U32::new(height),
+        depth: U32::new(depth),
+        array_size: U32::new(layers),
+        ..Default::default()
+    };
+    let deep = create(1, image::target::TEXTURE_3D, [1, 1 << 14, 1 << 14], 1);
+    assert_eq!(vm.kind(deep.as_bytes()), response::ERR_INVALID_PARAMETER);
+    let [width, height, layers] = SIDES;
+    let most = create(
+        1,
+        image::target::TEXTURE_2D_ARRAY,
+        [width, height, 1],
+        layers,
+    );
+    vm.ok(most.as_bytes());
+    vm.ok(&attach_backing(1, &[(FREE, 1 << 16)]));
+    let copy = image::TransferHost3d {
+        hdr: Header::new(command::TRANSFER_TO_HOST_3D, 0),
+        region: image::Cuboid {
+            // Not all of a row, so that no row follows another.
+            width: U32::new(1),
+            height: U32::new(height),
+            depth: U32::new(layers),
+            ..Default::default()
+        },
+        resource_id: U32::new(1),
+        stride: U32::new(1),
+        layer_stride: U32::new(1),
+        ..Default::default()
+    };
+    let start = Instant::now();
+    let head = vm.post(copy.as_bytes());
+    vm.ask(&plain(command::GET_DISPLAY_INFO, 0));
+    assert!(vm.is_quiet(head), "the queue stood still until it was done");
+    // The memory is the guest's again when it is over.
+    let detach = vm.post(&resource_command(command::RESOURCE_DETACH_BACKING, 0, 1));
+    assert_eq!(kind(&vm.wait(detach)), response::OK_NODATA);
+    assert_eq!(vm.poll(head).map(|a| kind(&a)), Some(response::OK_NODATA));
+    let whole = start.elapsed();
+    vm.ok(&attach_backing(1, &[(FREE, 1 << 16)]));
+    vm.post(copy.as_bytes());
+    let unref = vm.post(&resource_command(command::RESOURCE_UNREF, 0, 1));
+    assert!(vm.is_quiet(unref));
+    let start = Instant::now();
+    vm.stop();
+    assert!(start.elapsed() < whole / 4, "{whole:?}");
+    vm.start();
+    // Nor does it keep its context.
+    vm.context(1);
+    vm.ok(most.as_bytes());
+    vm.ok(&attach_backing(1, &[(FREE, 1 << 16)]));
+    vm.ok(&resource_command(command::CTX_ATTACH_RESOURCE, 1, 1));
+    let head = vm.post(
+        image::TransferHost3d {
+            hdr: Header::new(command::TRANSFER_TO_HOST_3D, 1),
+            ..copy
+        }
+        .as_bytes(),
+    );
+    let start = Instant::now();
+    vm.ok(&plain(command::CTX_DESTROY, 1));
+    assert!(start.elapsed() < whole / 4, "{whole:?}");
+    assert_eq!(kind(&vm.wait(head)), response::ERR_UNSPEC);
+    vm.end(false);
+}
+
 #[test]
 fn memory_of_a_blob_is_taken_away() {
     let mut vm = Vm::new(options());
