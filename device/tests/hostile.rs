@@ -197,6 +197,47 @@ fn random_descriptors_of_the_mirror_queues() {
     vm.end(false);
 }
 
+/// Nothing that a job does keeps a context: not a product either whose sums have no terms.
+#[test]
+fn products_without_depth() {
+    let mut vm = Vm::new(options());
+    vm.context(1);
+    // 64 GiB, again and again the same 32 MiB.
+    vm.blob(1, 1, &[(FREE, 32 << 20); 2048]);
+    let side = 1 << 17;
+    let gemm = operation(
+        op::GEMM_F32,
+        (1, 0),
+        [(1, 0), (1, 0)],
+        side * side * 4,
+        [side | (side << 32), 0],
+    );
+    vm.memory.write_obj(1u64, GuestAddress(FREE)).unwrap();
+    let begins = |vm: &Vm| {
+        let start = Instant::now();
+        while vm.memory.read_obj::<u64>(GuestAddress(FREE)).unwrap() != 0 {
+            assert!(start.elapsed() < PATIENCE);
+        }
+    };
+    let request = vm.submit(1, None, &[gemm]);
+    let job = vm.post(&request);
+    begins(&vm);
+    let start = Instant::now();
+    vm.ok(&plain(command::CTX_DESTROY, 1));
+    assert!(start.elapsed() < Duration::from_secs(2));
+    assert_eq!(kind(&vm.wait(job)), response::ERR_UNSPEC);
+    vm.context(1);
+    vm.ok(&resource_command(command::CTX_ATTACH_RESOURCE, 1, 1));
+    vm.memory.write_obj(1u64, GuestAddress(FREE)).unwrap();
+    let request = vm.submit(1, None, &[gemm]);
+    vm.post(&request);
+    begins(&vm);
+    let start = Instant::now();
+    vm.stop();
+    assert!(start.elapsed() < Duration::from_secs(2));
+    vm.finish(false);
+}
+
 fn misbehave(modes: &[&str], on: &[u32]) -> Vm {
     let mut options = options();
     options.adversary = Adversary {

@@ -33,6 +33,10 @@ pub(super) fn gemm(
         for column in (0..n).step_by(COLUMNS as usize) {
             block_c.resize((m - row).min(ROWS), (n - column).min(COLUMNS));
             block_c.values.fill(0.0);
+            // Without depth there is no other look.
+            if cancelled() {
+                return Err(Stop::Cancelled);
+            }
             for depth in (0..k).step_by(DEPTH as usize) {
                 if cancelled() {
                     return Err(Stop::Cancelled);
