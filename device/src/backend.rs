@@ -51,6 +51,8 @@ const EVENTS: u32 = mirror::EVENT_QUEUE as u32;
 pub const QUEUE_SIZE: usize = 1024;
 /// `Config::events_read`: a display has changed.
 const EVENT_DISPLAY: u32 = 1;
+/// How often the cursor queue is emptied for one kick.
+const CURSOR_ROUNDS: usize = 16;
 /// The largest configuration space a frontend may ask for.
 const CONFIG_SIZE: usize = 256;
 
@@ -302,15 +304,24 @@ impl GpuBackend {
     fn serve_cursor(&self, vring: &Vring) {
         let memory = self.device.memory.memory().into_inner();
         let mut state = vring.get_mut();
-        let mut heads = Vec::new();
-        if let Ok(chains) = state.get_queue_mut().iter(memory) {
-            heads.extend(chains.map(|chain| chain.head_index()));
-        }
-        for head in &heads {
-            let _ = state.add_used(*head, 0);
-        }
-        if !heads.is_empty() && state.needs_notification().unwrap_or(true) {
-            let _ = state.signal_used_queue();
+        for _ in 0..CURSOR_ROUNDS {
+            let mut heads = Vec::new();
+            if let Ok(chains) = state.get_queue_mut().iter(memory.clone()) {
+                heads.extend(chains.map(|chain| chain.head_index()));
+            }
+            if heads.is_empty() {
+                break;
+            }
+            for head in &heads {
+                let _ = state.add_used(*head, 0);
+            }
+            if state.needs_notification().unwrap_or(true) {
+                let _ = state.signal_used_queue();
+            }
+            // The driver is to say when it adds more.
+            if !state.enable_notification().unwrap_or(false) {
+                break;
+            }
         }
     }
 }

@@ -262,7 +262,8 @@ impl Vm {
     pub fn start(&mut self) {
         let frontend = &mut self.frontend;
         let features = frontend.get_features().unwrap();
-        let mut ours = VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits() | (1 << 32) | (1 << 28);
+        let ring = (1 << 32) | (1 << 29) | (1 << 28);
+        let mut ours = VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits() | ring;
         if self.mirror.is_some() {
             assert_ne!(features & MIRROR_BIT, 0);
             ours |= MIRROR_BIT;

@@ -108,12 +108,13 @@ impl Ring {
         self.memory.write_slice(&bytes, GuestAddress(at)).unwrap();
     }
 
-    /// Makes the chain at `head` available.
+    /// Makes the chain at `head` available. The device hears of it if it wants to.
     pub fn make_available(&mut self, head: u16) {
         let at = self.layout.avail + 4 + 2 * u64::from(self.avail % SIZE);
         self.memory
             .write_obj(head.to_le(), GuestAddress(at))
             .unwrap();
+        let old = self.avail;
         self.avail = self.avail.wrapping_add(1);
         fence(Ordering::SeqCst);
         let index = self.avail.to_le();
@@ -124,7 +125,20 @@ impl Ring {
                 Ordering::Release,
             )
             .unwrap();
-        self.kick.write(1).unwrap();
+        fence(Ordering::SeqCst);
+        let event = GuestAddress(self.layout.used + 4 + 8 * u64::from(SIZE));
+        let event: u16 = self.memory.load(event, Ordering::Relaxed).unwrap();
+        let ahead = self.avail.wrapping_sub(u16::from_le(event));
+        // virtio's vring_need_event().
+        if ahead.wrapping_sub(1) < self.avail.wrapping_sub(old) {
+            self.kick.write(1).unwrap();
+        }
+    }
+
+    /// How often the chain at `head` came back.
+    pub fn times_back(&mut self, head: u16) -> usize {
+        self.collect();
+        self.order.iter().filter(|back| **back == head).count()
     }
 
     /// A free slot: the head of its chain.
