@@ -2,6 +2,7 @@
 
 //! Answers on the control queue.
 
+use std::collections::HashSet;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -64,6 +65,8 @@ struct Inner {
     vring: Option<Vring>,
     /// Counts the times the queue was opened.
     generation: u64,
+    /// Heads that are with the device.
+    out: HashSet<u16>,
 }
 
 /// The answering side of the control queue.
@@ -101,6 +104,7 @@ impl Answers {
         if inner.vring.is_none() {
             inner.vring = Some(vring.clone());
             inner.generation += 1;
+            inner.out.clear();
             let generation = inner.generation;
             self.log.write(|| Event::Open { generation });
         }
@@ -110,6 +114,12 @@ impl Answers {
     /// Closes it.
     pub fn close(&self) {
         self.lock().vring = None;
+    }
+
+    /// Takes a request from the queue that is open; false if the one at this head has not been
+    /// given back. Such a ring is broken, and what it offers would be kept without end.
+    pub fn take(&self, head: u16) -> bool {
+        self.lock().out.insert(head)
     }
 
     /// Whether the queue that the request came from is still open; otherwise it is forgotten.
@@ -136,7 +146,8 @@ impl Answers {
     }
 
     fn send_now(&self, ticket: &Ticket, answer: &Response) {
-        let inner = self.lock();
+        let mut inner = self.lock();
+        let inner = &mut *inner;
         let current = |_: &&Vring| inner.generation == ticket.generation;
         let Some(vring) = inner.vring.as_ref().filter(current) else {
             self.log.write(|| Event::Dropped { req: ticket.req });
@@ -164,6 +175,11 @@ impl Answers {
             used,
             adversary: ticket.attack.name().map(Into::into),
         });
+        // The guest may offer it again as soon as it sees it.
+        let heads = twisted.heads.iter();
+        for head in heads.filter_map(|head| u16::try_from(*head).ok()) {
+            inner.out.remove(&head);
+        }
         give_back(vring, &memory, &twisted.heads, used);
     }
 }

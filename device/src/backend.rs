@@ -195,6 +195,9 @@ impl GpuBackend {
         };
         self.drain(vring, going, |chain, start| {
             let head = chain.head_index();
+            if !self.device.answers.take(head) {
+                return log::warn!("request: descriptor {head} is with the device already");
+            }
             let (writable, result) = buffer.read(chain, MAX_REQUEST);
             if let Err(error) = result {
                 log::warn!("request: {error}");

@@ -10,10 +10,14 @@ use vm_memory::{Bytes, GuestAddress, GuestMemory};
 use zerocopy::FromBytes;
 
 use crate::adversary::Attack;
+use crate::backend::QUEUE_SIZE;
 use crate::ram::Memory;
 
 /// The longest request: 16 million memory entries.
 pub const MAX_REQUEST: usize = 256 << 20;
+
+/// The longest answer.
+const LONGEST_ANSWER: u64 = 64 << 10;
 
 /// Where the answer to a request goes.
 #[derive(Clone, Debug)]
@@ -63,7 +67,7 @@ impl RequestBuffer {
     const KEEP: usize = 32 << 20;
 
     /// Reads the device-readable part of `chain`, of at most `limit` bytes, and returns the
-    /// device-writable buffers. After an error the buffer holds what was read before.
+    /// device-writable buffers as far as an answer can need them. After an error the buffer holds what was read before.
     pub(crate) fn read<M>(
         &mut self,
         chain: DescriptorChain<M>,
@@ -77,11 +81,16 @@ impl RequestBuffer {
             self.bytes = Vec::new();
         }
         let mut writable = Vec::new();
+        let mut room = 0;
         let mut result = Ok(());
         let memory = chain.memory().clone();
         for descriptor in chain {
             if descriptor.is_write_only() {
-                writable.push((descriptor.addr().0, descriptor.len()));
+                // No more than any answer takes: they are kept until there is one.
+                if room < LONGEST_ANSWER && writable.len() < QUEUE_SIZE && descriptor.len() > 0 {
+                    room += u64::from(descriptor.len());
+                    writable.push((descriptor.addr().0, descriptor.len()));
+                }
             } else if result.is_ok() {
                 result = self.append(&memory, descriptor.addr(), descriptor.len() as usize, limit);
             }

@@ -15,6 +15,7 @@ use virtgpu_protocol::compute::{op, CAPSET_ID};
 use virtgpu_protocol::mirror::{self, status};
 use virtgpu_protocol::virtio_gpu::{self as wire, blob_mem, command, response};
 use vm_memory::{Bytes, GuestAddress};
+use zerocopy::IntoBytes;
 
 const PAGE: u64 = 4096;
 
@@ -236,6 +237,42 @@ fn products_without_depth() {
     vm.stop();
     assert!(start.elapsed() < Duration::from_secs(2));
     vm.finish(false);
+}
+
+/// A head that the device has is not taken again, so that it keeps no more than the ring holds.
+#[test]
+fn one_head_many_times() {
+    let mut vm = Vm::new(options());
+    vm.context(1);
+    let request = vm.submit(1, Some(0), &[delay(120_000_000)]);
+    let job = vm.post(&request);
+    let mut fenced = wire::Header::new(command::GET_DISPLAY_INFO, 1);
+    fenced.flags = (wire::FLAG_FENCE | wire::FLAG_INFO_RING_IDX).into();
+    fenced.fence_id = vm.fence.into();
+    vm.fence += 1;
+    let waiting = vm.post(fenced.as_bytes());
+    for round in 0..2000 {
+        vm.make_available(waiting);
+        if round % 32 == 0 {
+            // All of them have been seen then.
+            vm.ask(&plain(command::GET_DISPLAY_INFO, 0));
+        }
+    }
+    vm.ask(&plain(command::GET_DISPLAY_INFO, 0));
+    assert!(vm.is_quiet(waiting));
+    vm.ok(&plain(command::CTX_DESTROY, 1));
+    assert_eq!(kind(&vm.wait(job)), response::ERR_UNSPEC);
+    // A last answer, behind all that the ring of this number has.
+    vm.context(1);
+    let request = vm.submit(1, Some(0), &[]);
+    assert_eq!(vm.kind(&request), response::OK_NODATA);
+    assert_eq!(vm.control.times_back(waiting), 1);
+    // It is taken again when it has come back.
+    vm.wait(waiting);
+    vm.make_available(waiting);
+    vm.wait(waiting);
+    assert_eq!(vm.control.times_back(waiting), 2);
+    vm.end(false);
 }
 
 fn misbehave(modes: &[&str], on: &[u32]) -> Vm {

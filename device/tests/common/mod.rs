@@ -132,7 +132,7 @@ pub struct Vm {
     pub memory: GuestMemoryMmap<()>,
     frontend: Frontend,
     requests: Arc<Requests>,
-    control: Ring,
+    pub control: Ring,
     /// The queues of the extension, if the driver wants it.
     pub mirror: Option<(Ring, Ring)>,
     device: Option<Host>,
