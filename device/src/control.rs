@@ -16,6 +16,7 @@ use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use crate::answers::{fence, Response};
+use crate::backend::QUEUE_SIZE;
 use crate::cancel::Cancel;
 use crate::capsets::AMD_CAPSET_ID;
 use crate::compute;
@@ -36,8 +37,8 @@ const MAX_RESOURCES: usize = 1 << 20;
 const MAX_CONTEXTS: usize = 1 << 12;
 /// The most jobs of a context that are not over.
 const MAX_JOBS: usize = 1 << 14;
-/// The most operations of all jobs that are not over.
-const MAX_QUEUED_OPS: usize = 1 << 20;
+/// The most operations of all jobs that are not over, jobs included: a full queue of full jobs.
+const MAX_QUEUED_OPS: usize = QUEUE_SIZE * compute::MAX_OPS as usize;
 /// The most memory entries of all resources.
 const MAX_ENTRIES: u64 = 1 << 26;
 /// The most bytes of storage of all images.
@@ -291,6 +292,7 @@ impl Device {
             lost: false,
             dying: false,
             jobs: 0,
+            ops: 0,
         };
         state.contexts.insert(ctx, context);
         self.log.write(|| Event::CtxCreate {
@@ -611,9 +613,9 @@ impl Device {
             // Jobs may use it.
             return Ok(Outcome::Later(Action::DetachBacking(id)));
         }
+        let image = matches!(&resource.storage, Storage::Image(..));
         let (memory, entries) = state.backing(id)?.take().ok_or(response::ERR_UNSPEC)?;
         state.entries -= entries;
-        let image = matches!(&resource.storage, Storage::Image(..));
         if let Some(virgl) = self.virgl.as_ref().filter(|_| state.is_rendered(id)) {
             virgl.call(move |renderer| {
                 renderer.detach_backing(id);
@@ -727,6 +729,7 @@ impl Device {
         let cancel = match state.contexts.get_mut(&ctx) {
             Some(context) => {
                 context.jobs += 1;
+                context.ops += 1;
                 context.cancel.clone()
             }
             None => state.cancel.clone(),
@@ -845,8 +848,10 @@ impl Device {
         if context.lost {
             return Err(response::ERR_UNSPEC);
         }
-        let many = context.jobs >= MAX_JOBS;
-        if many || state.queued_ops + ops.len() > MAX_QUEUED_OPS {
+        // A context gets no more than it leaves to all others.
+        let (jobs, own) = (context.jobs, context.ops + ops.len() + 1);
+        let free = MAX_QUEUED_OPS.checked_sub(state.queued_ops + ops.len() + 1);
+        if jobs >= MAX_JOBS || free.is_none_or(|free| own > free) {
             return Err(response::ERR_OUT_OF_MEMORY);
         }
         let timeline = Timeline::of(&ticket.header);
@@ -866,13 +871,14 @@ impl Device {
             ctx,
             reads: BTreeSet::new(),
             writes: BTreeSet::new(),
-            ops: ops.len(),
+            ops: ops.len() + 1,
             abandoned: None,
         };
         let mut memory = BTreeMap::new();
         let mut cancel = Arc::default();
         if let Some(context) = state.contexts.get_mut(&ctx) {
             context.jobs += 1;
+            context.ops += live.ops;
             cancel = context.cancel.clone();
             for access in ops.iter().flat_map(compute::accesses) {
                 let name = access.resource;

@@ -12,6 +12,7 @@ use virtgpu_protocol::compute::Op;
 use virtgpu_protocol::virtio_gpu::response;
 
 use crate::answers::Response;
+use crate::backend::QUEUE_SIZE;
 use crate::cancel::Cancel;
 use crate::compute::{self, Environment, Failure};
 use crate::device::Device;
@@ -21,8 +22,8 @@ use crate::names;
 use crate::request::Ticket;
 use crate::state::{Item, Job, State, Timeline, Work};
 
-/// The most worker threads.
-const MAX_WORKERS: usize = 256;
+/// The most worker threads: one for each job that a full queue holds.
+const MAX_WORKERS: usize = QUEUE_SIZE;
 /// Between two times that a job without end is carried out.
 const ENDLESS_PAUSE: Duration = Duration::from_millis(1);
 /// How long a worker waits for work before it ends.
@@ -227,7 +228,6 @@ impl Device {
         let abandoned = live.is_some_and(|live| live.abandoned.is_some());
         let context = state.contexts.get_mut(&job.ctx);
         if let Some(context) = context.filter(|_| !abandoned) {
-            context.jobs = context.jobs.saturating_sub(1);
             context.lost |= matches!(result, Some(Err(Failure::Fault(_))));
         }
         if let Some(Err(failure)) = &result {
@@ -291,9 +291,6 @@ impl Device {
                     other => lane.items.push_back(other),
                 }
             }
-        }
-        if let Some(context) = state.contexts.get_mut(&ctx) {
-            context.jobs = context.jobs.saturating_sub(cancelled.len());
         }
         for job in cancelled {
             state.forget(job);

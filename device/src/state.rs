@@ -88,6 +88,8 @@ pub(crate) struct Context {
     pub(crate) dying: bool,
     /// Jobs that are not over.
     pub(crate) jobs: usize,
+    /// What they count for, see [`Live::ops`].
+    pub(crate) ops: usize,
 }
 
 /// A sequence of jobs and answers that is kept.
@@ -118,8 +120,6 @@ impl Timeline {
     }
 }
 
-/// A job.
-#[derive(Debug)]
 /// What a job does.
 #[derive(Debug)]
 pub(crate) enum Work {
@@ -129,6 +129,8 @@ pub(crate) enum Work {
     Copy(Copying),
 }
 
+/// A job.
+#[derive(Debug)]
 pub(crate) struct Job {
     pub(crate) id: u64,
     pub(crate) ctx: u32,
@@ -165,7 +167,7 @@ pub(crate) struct Live {
     pub(crate) reads: BTreeSet<u32>,
     /// Those of them that it can write.
     pub(crate) writes: BTreeSet<u32>,
-    /// Its operations.
+    /// What it counts for among those that wait: one for itself and each operation.
     pub(crate) ops: usize,
     /// What ends it, if its context is gone and nobody is to learn of its end.
     pub(crate) abandoned: Option<Arc<Cancel>>,
@@ -273,9 +275,9 @@ impl State {
             window,
             lanes: HashMap::new(),
             live: HashMap::new(),
+            cancel: Arc::default(),
             queued_ops: 0,
             entries: 0,
-            cancel: Arc::default(),
             image_bytes: 0,
             deferred: VecDeque::new(),
             resets: 0,
@@ -322,6 +324,11 @@ impl State {
     pub(crate) fn forget(&mut self, job: u64) -> Option<Live> {
         let live = self.live.remove(&job)?;
         self.queued_ops -= live.ops;
+        let context = self.contexts.get_mut(&live.ctx);
+        if let Some(context) = context.filter(|_| live.abandoned.is_none()) {
+            context.jobs = context.jobs.saturating_sub(1);
+            context.ops = context.ops.saturating_sub(live.ops);
+        }
         Some(live)
     }
 

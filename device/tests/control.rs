@@ -321,6 +321,50 @@ fn long_transfers() {
     vm.end(false);
 }
 
+/// Long jobs of some contexts leave workers to the others.
+#[test]
+fn many_long_jobs() {
+    let mut vm = Vm::new(options());
+    for ctx in 1..=5 {
+        vm.context(ctx);
+        for ring in 0..64 {
+            vm.ok(&submit(ctx, Some(ring), None, &[delay(120_000_000)]));
+        }
+    }
+    vm.context(6);
+    let request = vm.submit(6, Some(0), &[delay(0)]);
+    assert_eq!(vm.kind(&request), response::OK_NODATA);
+    for ctx in 1..=5 {
+        vm.ok(&plain(command::CTX_DESTROY, ctx));
+    }
+    vm.end(false);
+}
+
+/// However much a context submits, others can.
+#[test]
+fn operations_are_shared() {
+    let mut vm = Vm::new(options());
+    vm.context(1);
+    vm.context(2);
+    vm.ok(&submit(1, Some(0), None, &[delay(120_000_000)]));
+    let request = submit(1, Some(0), None, &[delay(0); 4096]);
+    let mut count = 0;
+    while vm.kind(&request) == response::OK_NODATA {
+        count += 1;
+        assert!(count < 2048, "no limit");
+    }
+    assert!(count >= 128, "{count}");
+    let other = submit(2, Some(0), None, &[delay(0); 4096]);
+    assert_eq!(vm.kind(&other), response::OK_NODATA);
+    vm.ok(&plain(command::CTX_DESTROY, 1));
+    // What is over does not count any more.
+    vm.context(1);
+    for _ in 0..count {
+        vm.ok(&request);
+    }
+    vm.end(false);
+}
+
 #[test]
 fn memory_of_a_blob_is_taken_away() {
     let mut vm = Vm::new(options());
