@@ -1061,11 +1061,12 @@ impl Device {
         else {
             return Err(response::ERR_INVALID_RESOURCE_ID);
         };
-        let offset = shown.take().ok_or(response::ERR_INVALID_PARAMETER)?;
+        let offset = shown.ok_or(response::ERR_INVALID_PARAMETER)?;
         state.host.hide(blob, offset, true).map_err(|error| {
             log::error!("window: {error}");
             response::ERR_OUT_OF_MEMORY
         })?;
+        *shown = None;
         self.log.write(|| Event::Unmap { resource: id });
         Ok(())
     }

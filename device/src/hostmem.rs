@@ -233,8 +233,10 @@ impl HostMemory {
         if let Some(saved) = &saved {
             copy(saved.ptr, blob.ptr, blob.size);
         }
+        // Until it is empty the place is taken.
+        self.clear(offset, blob.size)?;
         self.shown.remove(&offset);
-        self.clear(offset, blob.size)
+        Ok(())
     }
 
     /// Gives the memory of a part of the window back; it reads as zero then.

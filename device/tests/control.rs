@@ -365,6 +365,35 @@ fn operations_are_shared() {
     vm.end(false);
 }
 
+/// A blob that could not be taken out of the window is there still.
+#[test]
+fn unmap_that_fails() {
+    let mut vm = Vm::with_process(env!("CARGO_BIN_EXE_virtgpu-device"), &[], false);
+    vm.context(1);
+    vm.ok(&create_blob(1, 1, blob_mem::HOST3D, HOSTMEM, &[]));
+    assert_eq!(kind(&vm.ask(&map_blob(1, 0))), response::OK_MAP_INFO);
+    let limit = |vm: &Vm, bytes: u64| {
+        let limit = libc::rlimit {
+            rlim_cur: bytes,
+            rlim_max: libc::RLIM_INFINITY,
+        };
+        let pid = vm.pid() as libc::pid_t;
+        // SAFETY: The limit is read; nothing is written.
+        let result = unsafe { libc::prlimit(pid, libc::RLIMIT_AS, &limit, std::ptr::null_mut()) };
+        assert_eq!(result, 0);
+    };
+    // A little more, but no second blob.
+    let size = vm.status_of_process("VmSize:");
+    limit(&vm, size + HOSTMEM / 2);
+    let unmap = resource_command(command::RESOURCE_UNMAP_BLOB, 0, 1);
+    assert_eq!(vm.kind(&unmap), response::ERR_OUT_OF_MEMORY);
+    assert_eq!(vm.kind(&map_blob(1, 0)), response::ERR_INVALID_PARAMETER);
+    limit(&vm, libc::RLIM_INFINITY);
+    vm.ok(&unmap);
+    assert_eq!(vm.kind(&unmap), response::ERR_INVALID_PARAMETER);
+    vm.end(false);
+}
+
 #[test]
 fn memory_of_a_blob_is_taken_away() {
     let mut vm = Vm::new(options());

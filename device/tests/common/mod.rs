@@ -321,6 +321,22 @@ impl Vm {
         self.requests.config_changes.load(Ordering::Relaxed)
     }
 
+    /// The device's process.
+    pub fn pid(&self) -> u32 {
+        match &self.device {
+            Some(Host::Process(device)) => device.id(),
+            _ => std::process::id(),
+        }
+    }
+
+    /// What `/proc` has for the device's process at `name`, in bytes.
+    pub fn status_of_process(&self, name: &str) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix(name));
+        let number = line.unwrap().split_whitespace().next().unwrap();
+        number.parse::<u64>().unwrap() << 10
+    }
+
     /// The exit status of the device's process, which ends by itself.
     pub fn exit_status(&mut self) -> Option<i32> {
         match self.device.take() {
