@@ -930,3 +930,27 @@ fn hammer() {
     }
     vm.end(false);
 }
+
+/// What was mapped costs nothing any more: not the host's page tables either.
+#[test]
+fn page_tables_are_given_back() {
+    const WINDOWS: u64 = 512;
+    const HUGE: u64 = 2 << 20;
+    let mut vm = Vm::with_process(env!("CARGO_BIN_EXE_virtgpu-device"), &[], true);
+    vm.context(1);
+    vm.space(1, 1, WINDOWS * HUGE);
+    // In between, so that not all of it is one gap.
+    for at in [PAGE, WINDOWS * HUGE - PAGE] {
+        assert_eq!(vm.map(1, at, &[(FREE, 4096)]), status::OK);
+        assert_eq!(vm.run(1, &[fill(1, at, 8, 1)]), response::OK_NODATA);
+    }
+    let before = vm.status_of_process("VmPTE:");
+    for at in (0..WINDOWS).map(|window| window * HUGE + 8 * PAGE) {
+        assert_eq!(vm.map(1, at, &[(FREE, 4096)]), status::OK);
+        assert_eq!(vm.run(1, &[fill(1, at, 8, 1)]), response::OK_NODATA);
+        vm.done(&invalidate(1, at, at + PAGE - 1));
+    }
+    let growth = vm.status_of_process("VmPTE:").saturating_sub(before);
+    assert!(growth <= 64 << 10, "{growth} bytes of page tables");
+    vm.end(false);
+}

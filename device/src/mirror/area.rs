@@ -9,6 +9,7 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicPtr, Ordering};
 use std::sync::OnceLock;
@@ -225,6 +226,19 @@ impl Area {
             length -= take;
         }
         Ok(())
+    }
+
+    /// The same, for as much of `gap` around them, in which nothing else is mapped, as is in the
+    /// same windows. The kernel keeps a page table while a neighbour shares the addresses that it
+    /// is for, even one without rights.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::unmap`].
+    pub(crate) fn unmap_around(&self, start: u64, length: u64, gap: Range<u64>) -> io::Result<()> {
+        let low = gap.start.max(start - start % WINDOW);
+        let high = (start + length).next_multiple_of(WINDOW).min(self.size);
+        self.unmap(low, gap.end.min(high) - low)
     }
 
     /// Maps nothing any more to the windows that the bytes between `start` and `end` are in, as

@@ -122,6 +122,14 @@ impl Runs {
         found
     }
 
+    /// From the end of the run before `start` to the start of the one behind `end`, where there is
+    /// none in between.
+    pub(crate) fn gap(&self, start: u64, end: u64) -> Range<u64> {
+        let before = self.runs.range(..start).next_back();
+        let behind = self.runs.range(end..).next();
+        before.map_or(0, |(at, run)| at + run.length)..behind.map_or(u64::MAX, |(at, _)| *at)
+    }
+
     /// Puts a run where none is, together with its neighbours if they are one.
     pub(crate) fn insert(&mut self, mut start: u64, mut run: Run) {
         let before = self.runs.range(..start).next_back();

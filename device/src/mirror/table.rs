@@ -428,7 +428,11 @@ impl Mirror {
         };
         let (start, length) = (*first, at + run.length - first);
         let result = match table.budget.may_split(usage, before, after) {
-            true => space.area.unmap(start, length),
+            // The addresses around it, too: where nothing is left the host's page tables go.
+            true => {
+                let gap = space.runs.gap(start, start + length);
+                space.area.unmap_around(start, length, gap)
+            }
             false => Err(std::io::ErrorKind::QuotaExceeded.into()),
         };
         if let Err(error) = result {
