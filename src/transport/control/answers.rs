@@ -281,7 +281,8 @@ impl Control {
                 continue;
             }
             // One that does not depend on another only follows those that do.
-            let undone = undoes(&mut command).map(|other| Self::ended(&other));
+            let other = undoes(&mut command);
+            let undone = other.as_deref().map(Self::ended);
             match undone {
                 Some(Some(Answer::Error(_))) => {
                     // One that was not sent would be refused in this way.
@@ -292,6 +293,10 @@ impl Control {
                     done.push_back(command);
                 }
                 Some(None) => {
+                    // One that was not sent has not been refused, which would have said so.
+                    if let Some(other) = &other {
+                        other.shared.undone_early.store(true, Relaxed);
+                    }
                     waits = true;
                     inner.early.push_back(command);
                 }
