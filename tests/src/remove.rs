@@ -4,7 +4,7 @@
 //! open, jobs in flight and threads waiting. Afterwards the device is bound again and works.
 
 use std::fs;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use virtgpu_client::{Bytes, Errno, RegisterOptions};
 
@@ -12,7 +12,7 @@ use crate::ktap::{Driver, Family, Kernel, TestResult};
 use crate::support::gpu::{self, wait_for_node};
 use crate::support::memory::small_pages;
 use crate::support::victim::Victim;
-use crate::support::{job, raced, Env, PAGE};
+use crate::support::{job, procfs, raced, Env, PAGE};
 use crate::{cases, check, check_eq, check_err, skip};
 
 pub(crate) const FAMILY: Family = Family {
@@ -24,6 +24,7 @@ pub(crate) const FAMILY: Family = Family {
     cases: cases![
         unbind_idle,
         unbind_with_jobs: 180,
+        closed_long_after_unbinding: 120,
         unbind_again_and_again: 300,
         unbind_while_registering: 300,
         pci_remove_and_rescan: 180,
@@ -67,6 +68,26 @@ fn unbind_with_jobs(env: &Env) -> TestResult {
     works(env)
 }
 
+/// What has waited for the last reference to a stopped device has nothing to wait for itself.
+fn closed_long_after_unbinding(env: &Env) -> TestResult {
+    let gpu = gpu::find()?;
+    let device = env.compute()?;
+    // Twice as long as the watchdog goes on looking at a device that has nothing to do.
+    std::thread::sleep(Duration::from_secs(4));
+    gpu.unbind()?;
+    drop(device);
+    // Whoever destroys a workqueue from one of its own works never ends.
+    let start = Instant::now();
+    let mut stuck = Vec::new();
+    while start.elapsed() < Duration::from_secs(4) {
+        stuck = procfs::tasks_in("destroy_workqueue")?;
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    check!(stuck.is_empty(), "tasks destroy a workqueue: {stuck:?}");
+    gpu.bind()?;
+    works(env)
+}
+
 /// The device is bound again while the old file is still open.
 fn unbind_again_and_again(env: &Env) -> TestResult {
     let gpu = gpu::find()?;
@@ -87,7 +108,7 @@ fn unbind_again_and_again(env: &Env) -> TestResult {
         let _ = victim.close(Duration::ZERO);
     }
     check!(
-        crate::support::eventually(LIMIT, || crate::support::procfs::vm_pin() == Ok(0)),
+        crate::support::eventually(LIMIT, || procfs::vm_pin() == Ok(0)),
         "VmPin is 0 in the end"
     );
     Ok(())

@@ -732,7 +732,8 @@ impl Control {
         while let Some(mut command) = inner.backlog.pop_front() {
             let has_room = Message::owned(&mut command).taken_from.is_some();
             if !has_room {
-                let slots = self.room.slots(&command);
+                // One that counts for more, by its bytes, would never find them in the reserve.
+                let slots = self.room.slots(&command).min(TEARDOWN_RESERVE);
                 if inner.reserve >= slots {
                     inner.reserve -= slots;
                 } else if !self.room.take_for_teardown(slots) {
@@ -759,6 +760,7 @@ impl Control {
                         inner.backlog.push_front(command);
                         self.arm_watchdog(inner);
                     } else {
+                        command.shared.wait.wake_all();
                         inner.held.push_back(command);
                     }
                     break;

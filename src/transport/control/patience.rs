@@ -320,11 +320,10 @@ impl Control {
     }
 
     /// The job that has been on the device's common timeline for the longest time, but for those of
-    /// the context `except`: its place in the order, and its context. A lost context has had its time,
-    /// and nobody else's begins anew for it.
+    /// the context `except`: its place in the order, and its context.
     fn first_on_common_timeline(inner: &Inner, except: Option<u32>) -> Option<(u64, u32)> {
         Self::running_jobs(inner)
-            .filter(|(_, job)| !job.on_ring && !job.of.is_lost() && Some(job.context) != except)
+            .filter(|(_, job)| !job.on_ring && Some(job.context) != except)
             .map(|(command, job)| (command.shared.order.load(Relaxed), job.context))
             .min()
     }
@@ -421,7 +420,8 @@ impl Control {
     }
 
     pub(super) fn arm_watchdog(self: &Arc<Self>, inner: &mut Inner) {
-        if !inner.watching {
+        // Once the device is stopped nobody cancels it, and it must not have the last reference.
+        if inner.state == State::Running && !inner.watching {
             inner.watching = true;
             // Often enough that the device gets the probe well before the time is over.
             let delay = WATCHDOG_MS.min(self.timeouts.answer_ms / 4).max(1);

@@ -171,3 +171,16 @@ pub(crate) fn asleep(tid: i32) -> bool {
         .and_then(|stat| stat.rsplit(')').next()?.trim().chars().next())
         .is_some_and(|state| state == 'S' || state == 'D')
 }
+
+/// Names of the tasks that are in a function of the kernel's.
+pub(crate) fn tasks_in(function: &str) -> TestResult<Vec<String>> {
+    let mut names = Vec::new();
+    for task in fs::read_dir("/proc")?.flatten() {
+        // One that has ended has no stack.
+        let stack = fs::read_to_string(task.path().join("stack")).unwrap_or_default();
+        if stack.contains(function) {
+            names.push(fs::read_to_string(task.path().join("comm")).unwrap_or_default());
+        }
+    }
+    Ok(names)
+}
