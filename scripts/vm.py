@@ -738,7 +738,7 @@ def judge(args, run, qemu, hang, gpus):
             cases.add(device.case, problem, result["errors"])
     # A device that only behaves shows nothing of how the driver takes it that one does not. But the driver may
     # refuse it before it has asked anything.
-    devices = [d for d in gpus.all if "--adversary " in d.arguments] if gpus else []
+    devices = [d for d in gpus.all if re.search("--adversary[ =]", d.arguments)] if gpus else []
     for case in {d.case for d in devices if d.requests} - {d.case for d in devices if d.mistreated}:
         cases.add(case, "the device was told to misbehave, and never did", result["errors"])
     # Guest and unload problems, apart from what the job itself returned.

@@ -418,7 +418,7 @@ fn reap_memory(pid: i32) -> TestResult<Reaped> {
 fn killed_and_reaped(env: &Env) -> TestResult {
     drop(open(env)?);
     let mut outcomes = Vec::new();
-    let rounds = env.iterations(10);
+    let rounds = env.iterations(10).max(4);
     for _ in 0..rounds {
         let child = busy_child(env)?;
         let start = Instant::now();

@@ -102,7 +102,10 @@ fn unmap_sparse(env: &Env) -> TestResult {
         // Nothing is made resident that was not asked for.
         check_eq!(mirror.end(&mirror.idle())?, End::Done, "a job");
         check_eq!(
-            mirror.count_both("the half that stays")?.driver.mapped_bytes,
+            mirror
+                .count_both("the half that stays")?
+                .driver
+                .mapped_bytes,
             SIZE as u64 / 2,
             "bytes mapped after a job"
         );
@@ -201,7 +204,7 @@ fn unmap_while_the_device_reads(env: &Env) -> TestResult {
         halves.least[half].store(1, Ordering::SeqCst);
         Halves::number(&place, half * Halves::SIZE, 1);
     }
-    let rounds = env.iterations(80);
+    let rounds = env.rounds(80);
     let met = std::thread::scope(|scope| {
         let reader = scope.spawn(|| halves.read(&mirror));
         let change = || -> TestResult<u64> {

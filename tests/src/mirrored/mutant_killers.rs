@@ -53,8 +53,8 @@ fn lookup_meets_change(env: &Env) -> TestResult {
     let knobs = Knobs::open(env)?;
     let place = Place::base(SIZE)?;
     let mirror = Mirror::with(&device, &place, SPARSE)?;
-    knobs.set("delay_map_ms", 50)?;
-    let (rounds, mut met) = (env.iterations(50), 0);
+    knobs.set("delay_map_ms", 200)?;
+    let (rounds, mut met) = (env.iterations(50).clamp(8, 25), 0);
     for round in 0..rounds {
         let before = mirror.count()?.retries;
         place.map(0, SIZE)?;
