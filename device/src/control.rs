@@ -138,7 +138,7 @@ impl Device {
             Ok(Outcome::Later(action))
                 if ticket.attack.is_early() && action.takes_away() && state.is_blocked(action) =>
             {
-                self.say_early(&ticket, state.jobs_before(action));
+                self.say_early(&ticket, state.jobs_before(action).collect());
                 self.respond(&mut state, ticket, Response::ok());
                 self.act(&mut state, None, action);
             }
@@ -615,6 +615,15 @@ impl Device {
         }
         let image = matches!(&resource.storage, Storage::Image(..));
         let (memory, entries) = state.backing(id)?.take().ok_or(response::ERR_UNSPEC)?;
+        if image {
+            // Copies may use it, and it counts until they are over.
+            let last = state.jobs;
+            return Ok(Outcome::Later(Action::DetachImage {
+                resource: id,
+                entries,
+                last,
+            }));
+        }
         state.entries -= entries;
         if let Some(virgl) = self.virgl.as_ref().filter(|_| state.is_rendered(id)) {
             virgl.call(move |renderer| {
@@ -623,11 +632,7 @@ impl Device {
             })?;
         }
         drop(memory);
-        match image {
-            // Copies may use it.
-            true => Ok(Outcome::Later(Action::DetachBacking(id))),
-            false => Outcome::OK,
-        }
+        Outcome::OK
     }
 
     fn transfer_2d(&self, ticket: &Ticket, bytes: &[u8]) -> Result<Outcome, Failed> {
@@ -725,7 +730,6 @@ impl Device {
         let timeline = Timeline::of(&ticket.header);
         let mut state = self.lock();
         let state = &mut *state;
-        // It keeps its place in the queue until it is over, which is limit enough to their number.
         let cancel = match state.contexts.get_mut(&ctx) {
             Some(context) => {
                 context.jobs += 1;
@@ -749,8 +753,7 @@ impl Device {
             ctx,
             ring: timeline.ring(),
             ops: 1,
-            // Without a context it names what need not be attached.
-            resources: live.reads.iter().copied().filter(|_| ctx != 0).collect(),
+            resources: vec![id],
         });
         state.queued_ops += live.ops;
         state.live.insert(job, live);
@@ -990,11 +993,14 @@ impl Device {
                 let Some(resource) = state.resources.get_mut(&id) else {
                     return Response::plain(response::ERR_INVALID_RESOURCE_ID);
                 };
-                // That of an image is gone already.
                 if let Storage::Guest(_, entries) = resource.storage {
                     resource.storage = Storage::Detached;
                     state.entries -= entries;
                 }
+                Response::ok()
+            }
+            Action::DetachImage { entries, .. } => {
+                state.entries -= entries;
                 Response::ok()
             }
             Action::Map { resource, offset } => match self.map(state, resource, offset) {

@@ -251,6 +251,8 @@ impl Device {
         for (_, resource) in std::mem::take(&mut state.resources) {
             release(&mut state, &resource);
         }
+        // What was taken from images, while copies used it.
+        state.entries = 0;
         state.resets += 1;
         if state.window == Window::There {
             state.window = Window::Unknown;

@@ -234,7 +234,10 @@ impl HostMemory {
             copy(saved.ptr, blob.ptr, blob.size);
         }
         // Until it is empty the place is taken.
-        self.clear(offset, blob.size)?;
+        if let Err(error) = self.clear(offset, blob.size) {
+            map(blob.ptr.0, blob.size, Some((&self.memfd, offset)))?;
+            return Err(error);
+        }
         self.shown.remove(&offset);
         Ok(())
     }

@@ -5,7 +5,8 @@
 //! The storage is linear: level after level, in each slice (or layer) after slice, row after row,
 //! without gaps. Guest memory is laid out as each transfer says.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, TryLockError};
+use std::time::Duration;
 
 use virtgpu_protocol::uapi::Box3d;
 use virtgpu_protocol::virtio_gpu_image::{format, target, ResourceCreate3d, TransferHost3d};
@@ -25,6 +26,9 @@ const MAX_BYTES: u64 = 1 << 30;
 const PIECE: u64 = 1 << 20;
 /// What the start of a piece costs, in bytes of it.
 const PIECE_COST: u64 = PIECE / 4096;
+
+/// How often a copy that waits for another one of the same image looks whether it is cancelled.
+const TURN: Duration = Duration::from_millis(1);
 
 /// Why an image cannot be, or cannot be copied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -357,7 +361,17 @@ impl Image {
         cancel: &Cancel,
     ) -> Result<(), ImageError> {
         let plan = self.plan(backing, transfer)?;
-        let mut storage = self.storage.lock().unwrap_or_else(PoisonError::into_inner);
+        // Another copy may take its time.
+        let mut storage = loop {
+            match self.storage.try_lock() {
+                Ok(storage) => break storage,
+                Err(TryLockError::Poisoned(error)) => break error.into_inner(),
+                Err(TryLockError::WouldBlock) if cancel.sleep(TURN) => {
+                    return Err(ImageError::Cancelled)
+                }
+                Err(TryLockError::WouldBlock) => {}
+            }
+        };
         // What may be done before the next look at the flag.
         let mut credit = 0;
         for (slice, row) in (0..plan.slices).flat_map(|z| (0..plan.rows).map(move |y| (z, y))) {

@@ -192,6 +192,13 @@ pub(crate) enum Action {
     },
     DestroyContext(u32),
     DetachBacking(u32),
+    /// Of an image: it is not used for new copies already.
+    DetachImage {
+        resource: u32,
+        entries: u64,
+        /// The last job before: there may be other memory since.
+        last: u64,
+    },
     Map {
         resource: u32,
         offset: u64,
@@ -206,7 +213,8 @@ impl Action {
             Self::Unref(_)
             | Self::Detach { .. }
             | Self::DestroyContext(_)
-            | Self::DetachBacking(_) => true,
+            | Self::DetachBacking(_)
+            | Self::DetachImage { .. } => true,
             Self::Map { .. } | Self::Unmap(_) => false,
         }
     }
@@ -341,8 +349,8 @@ impl State {
     }
 
     /// The jobs that `action` waits for.
-    pub(crate) fn jobs_before(&self, action: Action) -> Vec<u64> {
-        let waits = |id: u64, job: &Live| match action {
+    pub(crate) fn jobs_before(&self, action: Action) -> impl Iterator<Item = u64> + '_ {
+        let waits = move |id: u64, job: &Live| match action {
             Action::Unref(resource) | Action::Unmap(resource) | Action::DetachBacking(resource) => {
                 job.reads.contains(&resource)
             }
@@ -351,11 +359,14 @@ impl State {
                 resource,
                 last,
             } => id <= last && job.is_of(ctx) && job.reads.contains(&resource),
+            Action::DetachImage { resource, last, .. } => {
+                id <= last && job.reads.contains(&resource)
+            }
             Action::DestroyContext(ctx) => job.is_of(ctx),
             Action::Map { resource, .. } => job.writes.contains(&resource),
         };
-        let jobs = self.live.iter().filter(|(id, job)| waits(**id, job));
-        jobs.map(|(id, _)| *id).collect()
+        let jobs = self.live.iter().filter(move |(id, job)| waits(**id, job));
+        jobs.map(|(id, _)| *id)
     }
 
     /// Whether `action` has to wait.
@@ -371,14 +382,14 @@ impl State {
                 detaches(&|_, resource| resource == id) || self.moves(id).is_some()
             }
             Action::Unmap(id) => self.moves(id).is_some(),
-            Action::DetachBacking(_) | Action::Detach { .. } => false,
+            Action::DetachBacking(_) | Action::DetachImage { .. } | Action::Detach { .. } => false,
             Action::DestroyContext(ctx) => detaches(&|of, _| of == ctx),
             Action::Map { resource, .. } => {
                 matches!(self.window, Window::Unknown | Window::Asked)
                     || self.moves(resource).is_some()
             }
         };
-        others || !self.jobs_before(action).is_empty()
+        others || self.jobs_before(action).next().is_some()
     }
 
     /// Whether the resource will be in the window when all is done that waits: none, if nothing
