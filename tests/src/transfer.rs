@@ -760,9 +760,9 @@ fn refused_by_the_host(env: &Env) -> TestResult {
             "more than the host has",
             uapi::ResourceCreate {
                 target: target::TEXTURE_3D,
-                depth: 16384,
-                width: 16384,
-                height: 16384,
+                depth: 2048,
+                width: 2048,
+                height: 2048,
                 size: PAGE as u32,
                 ..picture_of(4, 4)
             },
