@@ -65,7 +65,7 @@ BUS_RESET = LOST + "its bus resets it"
 # finds them. It tells nothing of what is tested, and is started once more, which is said.
 START_SECONDS = 480
 # How long a device may take to end when QEMU is gone.
-END_SECONDS = 30
+END_SECONDS = 90
 # A thread that sleeps and wakes up later than this has stood still with the whole machine.
 STALL_SECONDS = 2
 ATTEMPTS = 2
