@@ -84,7 +84,7 @@ impl Events {
         let lost = KVec::with_capacity(MAX_LOST, GFP_KERNEL)?;
         for _ in 0..slots.clamp(1, MAX_SLOTS).min(queue.size()) {
             let buffer = Self::buffer()?;
-            queue.add(buffer, 0).map_err(|(_, e)| e)?;
+            queue.add(buffer, usize::MAX).map_err(|(_, e)| e)?;
         }
         let mut inner = self.inner.lock();
         inner.queue = Some(queue);
@@ -135,7 +135,7 @@ impl Events {
                 let sane = len as usize == size_of::<Event>()
                     && said.kind.get() == event::SPACE_LOST
                     && lost.push_within_capacity(said.space_id.get()).is_ok();
-                if !sane || queue.add(buffer, 0).is_err() {
+                if !sane || queue.add(buffer, usize::MAX).is_err() {
                     return false;
                 }
             }

@@ -335,6 +335,12 @@ fn has_memory_for_table(parts: usize) -> bool {
     KVec::<u8>::with_capacity(parts * ENTRY, GFP_ATOMIC | __GFP_NOWARN).is_ok()
 }
 
+/// Whether a message of so many parts can be added where `free` descriptors are free, of which it may
+/// take `most`.
+fn has_room(parts: usize, most: usize, free: usize, has_table: impl FnOnce() -> bool) -> bool {
+    parts <= most.min(free) || (free > 0 && has_table())
+}
+
 /// A virtqueue.
 ///
 /// It belongs to the [`Binding`] of its driver, and the messages in it to the queue: dropping a
@@ -389,21 +395,23 @@ impl<S: Send + Sync, O: Send> Queue<S, O> {
         self.size
     }
 
-    /// Hands a message to the device; [`Queue::kick_prepare`] makes it visible. `keep` descriptors
-    /// stay free.
+    /// Hands a message to the device; [`Queue::kick_prepare`] makes it visible. It may take `most`
+    /// descriptors of those that are free.
     ///
     /// Returns how many descriptors it takes: at most [`Message::descriptors`], one where the device
     /// has indirect ones and there is memory for a table. Does not sleep.
     ///
     /// # Errors
     ///
-    /// The message comes back with [`ENODEV`] if the device has been reset, [`ENOSPC`] if there are too
-    /// few descriptors, for want of memory also where one would do, [`EIO`] if the ring is broken,
-    /// [`ENOMEM`] if the memory cannot be mapped for the device.
+    /// The message comes back with
+    /// - [`ENODEV`] if the device has been reset;
+    /// - [`ENOSPC`] if there are too few descriptors, for want of memory also where one would do;
+    /// - [`EIO`] if the ring is broken;
+    /// - [`ENOMEM`] if the memory cannot be mapped for the device.
     pub(crate) fn add(
         &mut self,
         mut message: ListArc<Message<S, O>>,
-        keep: usize,
+        most: usize,
     ) -> Result<usize, (ListArc<Message<S, O>>, Error)> {
         let Some(_guard) = self.set.enter(LIVE, LIVE) else {
             return Err((message, ENODEV));
@@ -412,13 +420,11 @@ impl<S: Send + Sync, O: Send> Queue<S, O> {
         let free = || unsafe { (*self.vq.as_ptr()).num_free as usize };
         let free_before = free();
         let parts = message.descriptors();
-        // The core does not know of `keep`. Without memory for a table it takes a descriptor for each
+        // The core does not know of `most`. Without memory for a table it takes a descriptor for each
         // part; and if these are not there, it notifies the device at once, under the caller's locks.
-        if free_before < parts + keep {
-            let fits = self.indirect && free_before > keep && has_memory_for_table(parts);
-            if !fits {
-                return Err((message, ENOSPC));
-            }
+        let has_table = || self.indirect && has_memory_for_table(parts);
+        if !has_room(parts, most, free_before, has_table) {
+            return Err((message, ENOSPC));
         }
         let (table, outs, ins) = Message::scatterlist(&mut message);
         let mut lists = if outs > 0 {
@@ -538,5 +544,27 @@ impl<S: Send + Sync, O: Send> Queue<S, O> {
         // SAFETY: By the type invariant the token is a `ListArc` turned raw; the queue has given
         // it up.
         Some(unsafe { ListArc::from_raw(token.cast::<Message<S, O>>()) })
+    }
+}
+
+#[kunit_tests(virtgpu_userptr_queue)]
+mod tests {
+    use super::*;
+
+    /// Descriptors that are free, but not for this message, are left to others.
+    #[test]
+    fn without_a_table() {
+        assert!(has_room(3, 3, 3, || false));
+        assert!(has_room(3, usize::MAX, 3, || false));
+        assert!(!has_room(3, 2, 100, || false));
+        assert!(!has_room(3, 3, 2, || false));
+    }
+
+    #[test]
+    fn with_a_table() {
+        assert!(has_room(3, 1, 1, || true));
+        assert!(!has_room(3, 3, 0, || true));
+        // No memory is asked for where it is not needed.
+        assert!(has_room(3, 3, 3, || panic!("asked for memory")));
     }
 }

@@ -420,9 +420,20 @@ impl Room {
         self.common.give(slots);
     }
 
-    /// A command has taken more than its room. Nothing is given out until that is back.
-    pub(super) fn overdraw(&self, share: Option<&Share>, slots: usize) {
-        self.common.overdraw(slots);
+    /// Takes room for a command that has its own, but may need more: only what is nobody's.
+    /// [`Room::overdraw`] is to follow, under the same lock.
+    pub(super) fn take_beyond(&self, slots: usize) -> bool {
+        self.common.take(slots)
+    }
+
+    /// A command has taken so many slots more than its room, for which `ahead` were taken by
+    /// [`Room::take_beyond`]. If these were too few, nothing is given out until they are back.
+    pub(super) fn overdraw(&self, share: Option<&Share>, ahead: usize, slots: usize) {
+        if slots > ahead {
+            self.common.overdraw(slots - ahead);
+        } else {
+            self.common.give(ahead - slots);
+        }
         if let Some(share) = share {
             let _ = share.used.fetch_add(slots, Relaxed);
         }
@@ -985,7 +996,7 @@ mod tests {
     fn overdrawn() -> Result {
         let mut ring = Ring::new();
         let files = ring.fill()?;
-        ring.room.overdraw(Some(&files[3]), 2);
+        ring.room.overdraw(Some(&files[3]), 0, 2);
         let other = Share::new()?;
         assert_eq!(ring.room.try_take(&other, 1), Ok(Part::First));
         let waits = ring.join(&other, 1)?;
@@ -1007,13 +1018,35 @@ mod tests {
         let before = ring.room.first.0.load(Relaxed);
         let other = Share::new()?;
         assert_eq!(ring.room.try_take(&other, 1), Ok(Part::First));
-        ring.room.overdraw(Some(&other), 4);
+        ring.room.overdraw(Some(&other), 0, 4);
         let common = ring.room.common.0.load(Relaxed);
         ring.room.settle_overdraft(Some(&other), 4);
         ring.room.give_back(&mut ring.line, &other, 1, Part::First);
         assert_eq!(ring.room.first.0.load(Relaxed), before);
         assert_eq!(ring.room.common.0.load(Relaxed), common + 4);
         assert_eq!(other.used.load(Relaxed), 0);
+        Ok(())
+    }
+
+    /// What others have taken, and not used yet, is not there for a command without a table.
+    #[test]
+    fn beyond() -> Result {
+        let mut ring = Ring::new();
+        let files = ring.fill()?;
+        assert!(!ring.room.take_beyond(3));
+        ring.give_back(&files[0], 4);
+        let common = ring.room.common.0.load(Relaxed);
+        assert!(ring.room.take_beyond(3));
+        assert!(!ring.room.take_beyond(3));
+        // It had a table after all.
+        ring.room.overdraw(Some(&files[1]), 3, 0);
+        assert_eq!(ring.room.common.0.load(Relaxed), common);
+        assert!(ring.room.take_beyond(3));
+        ring.room.overdraw(Some(&files[1]), 3, 3);
+        assert_eq!(ring.room.common.0.load(Relaxed), common - 3);
+        ring.room.settle_overdraft(Some(&files[1]), 3);
+        assert_eq!(ring.room.common.0.load(Relaxed), common);
+        assert_eq!(files[1].used.load(Relaxed), 64);
         Ok(())
     }
 }

@@ -605,11 +605,10 @@ impl Control {
         Ok(published)
     }
 
-    /// Puts a command that has its numbers into the ring. What is kept for commands that take something
-    /// away is left to them.
+    /// Puts a command that has its numbers into the ring.
     ///
-    /// Where it takes more descriptors than were taken for it, because there was no memory for a
-    /// table, others get so many fewer until it is answered.
+    /// Without memory for a table it takes a descriptor for each part: those beyond what was taken for
+    /// it must be nobody else's, or for a command that takes something away, what is kept for such.
     fn put(
         self: &Arc<Self>,
         inner: &mut Inner,
@@ -626,14 +625,26 @@ impl Control {
         let owned = Message::owned(&mut command);
         let (header, share) = (owned.header, owned.taken_from.as_ref());
         let share = share.map(|(share, _)| share.clone());
-        let keep = share.as_ref().map_or(0, |_| inner.reserve);
-        match queue.add(command, keep) {
-            Ok(taken) => {
-                let slots = reference.shared.slots.load(Relaxed);
-                if taken > slots {
-                    self.room.overdraw(share.as_deref(), taken - slots);
+        let slots = reference.shared.slots.load(Relaxed);
+        let beyond = reference.descriptors().saturating_sub(slots);
+        let (mut common, mut kept) = (0, 0);
+        if self.room.take_beyond(beyond) {
+            common = beyond;
+        } else if share.is_none() && inner.reserve >= beyond {
+            kept = beyond;
+        }
+        let added = queue.add(command, slots + common + kept);
+        let taken = added.as_ref().map_or(0, |taken| *taken);
+        let more = taken.saturating_sub(slots);
+        kept = kept.min(more);
+        inner.reserve -= kept;
+        let overdrawn = more - kept;
+        self.room.overdraw(share.as_deref(), common, overdrawn);
+        match added {
+            Ok(_) => {
+                if more != 0 {
                     reference.shared.slots.store(taken, Relaxed);
-                    reference.shared.overdrawn.store(taken - slots, Relaxed);
+                    reference.shared.overdrawn.store(overdrawn, Relaxed);
                 }
                 trace::command(self.name(), &header, reference.descriptors());
                 Ok(())

@@ -740,7 +740,7 @@ impl MirrorQueue {
         command.shared.number.store(inner.next_number, Relaxed);
         inner.next_number += 1;
         let outcome = match inner.queue.as_mut() {
-            Some(queue) if !self.control.is_lost() => queue.add(command, 0),
+            Some(queue) if !self.control.is_lost() => queue.add(command, usize::MAX),
             _ => Err((command, ENODEV)),
         };
         let Err((mut command, e)) = outcome else {
@@ -831,7 +831,7 @@ impl MirrorQueue {
         };
         Message::patch_request(&mut command, 0, request.as_bytes());
         let outcome = match inner.queue.as_mut() {
-            Some(queue) => queue.add(command, 0).map(|_| queue.kick_prepare()),
+            Some(queue) => queue.add(command, usize::MAX).map(|_| queue.kick_prepare()),
             None => Err((command, ENODEV)),
         };
         let (mut command, _) = match outcome {
