@@ -451,8 +451,14 @@ impl<S: Send + Sync, O: Send> Queue<S, O> {
         });
         match added {
             Ok(()) => Ok(free_before - free()),
-            // SAFETY: On failure the queue has not taken the token, which came from `into_raw`.
-            Err(e) => Err((unsafe { ListArc::from_raw(token) }, e)),
+            Err(e) => {
+                // SAFETY: The queue is valid as long as the guard lives.
+                let broken = unsafe { bindings::virtqueue_is_broken(self.vq.as_ptr()) };
+                // A packed ring says so also of memory that it could not map.
+                let e = if e == EIO && !broken { ENOMEM } else { e };
+                // SAFETY: On failure the queue has not taken the token, which came from `into_raw`.
+                Err((unsafe { ListArc::from_raw(token) }, e))
+            }
         }
     }
 
