@@ -448,6 +448,10 @@ impl WorkItem<4> for Control {
             }
             // In case there was no memory for it, and no answer came since.
             notifications[0] = this.go_on(&mut inner);
+            if inner.state != State::Running {
+                inner.watching = false;
+                return;
+            }
 
             answered = inner.probed.take_if(|probed| Self::answered(probed));
             let now = this.now();
@@ -461,7 +465,7 @@ impl WorkItem<4> for Control {
                 dev_err!(this.vdev, "device lost: it does not answer\n");
                 this.lose_locked(&mut inner);
             }
-            if waits && quiet > limit / 2 {
+            if !silent && waits && quiet > limit / 2 {
                 if let Some(probe) = inner.probe.take() {
                     let quiet_since = inner.quiet_since;
                     inner.probed = Some(probe.clone_arc());
