@@ -30,6 +30,7 @@ use crate::{
         control::{
             Answer,
             Command,
+            Control,
             JobContext,
             JobOf,
             Request,
@@ -47,7 +48,6 @@ use kernel::{
     new_mutex,
     prelude::*,
     rbtree::{
-        Entry,
         RBTree,
         RBTreeNodeReservation, //
     },
@@ -112,9 +112,6 @@ pub(crate) struct Context {
     amd: bool,
     /// What its jobs have in common.
     jobs: Arc<JobContext>,
-    /// Destroys it; made with it, so that closing a file needs no memory. Protects only itself;
-    /// taken once.
-    destroy: Pin<KBox<Mutex<Option<ListArc<Command>>>>>,
 }
 
 impl Context {
@@ -135,7 +132,6 @@ impl Context {
         let mut destroy = Request::new(Header::new(command::CTX_DESTROY, id.get()), &fixed);
         destroy.id = Some(id.clone());
         let destroy = destroy.build()?;
-        let slot = KBox::pin_init(new_mutex!(None, "Context::destroy"), GFP_KERNEL)?;
         let jobs = JobContext::new()?;
 
         let sent = create.clone_arc();
@@ -151,7 +147,7 @@ impl Context {
             return Err(e);
         }
         // Nothing can fail after this: the host has the context.
-        *slot.lock() = Some(destroy);
+        jobs.set_made(destroy);
         Ok(Self {
             gpu: gpu.clone(),
             id,
@@ -160,18 +156,13 @@ impl Context {
             poll_rings: params.poll_rings,
             amd: params.capset_id == capsets::AMD_ID && gpu.capsets.is_amd(),
             jobs,
-            destroy: slot,
         })
     }
 
     /// Has the host destroy the context and end its jobs, unless that was done before. The fences of
     /// those that it does not end are signalled when it has answered, or has not done so in time.
     fn destroy(&self) {
-        let destroy = self.destroy.lock().take();
-        if let Some(destroy) = destroy {
-            self.gpu.control.close_jobs(&self.jobs);
-            self.gpu.control.teardown(destroy);
-        }
+        self.gpu.control.close_jobs(&self.jobs);
     }
 
     /// The id on the wire.
@@ -265,30 +256,19 @@ impl Context {
         control.send(attach, credit).map(drop)
     }
 
-    /// Attaches a resource that may have been attached and detached before. If the command for that
-    /// still waits for descriptors, so does this one behind it.
+    /// As [`Context::attach`], but behind the commands that detach resources and wait for descriptors:
+    /// this resource may be one of theirs.
     ///
     /// # Errors
     ///
-    /// As [`Context::attach`], and those of
-    /// [`Control::add_behind_teardown`](crate::transport::control::Control::add_behind_teardown).
-    fn attach_again(&self, share: &Arc<Share>, resource: &Lifetime) -> Result {
-        let id = resource.shared_id();
-        if !resource.is_detach_unsent() {
-            return self.attach(share, &id);
-        }
+    /// As there, and those of
+    /// [`Control::add_behind_teardown`](crate::transport::control::Control::add_behind_teardown). After
+    /// [`EBUSY`] and [`ERESTARTSYS`] it is attached nevertheless.
+    fn attach_behind(&self, share: &Arc<Share>, resource: &Arc<Id>) -> Result {
         let control = &self.gpu.control;
-        let attach = self.attachment_of(&id, true)?;
+        let attach = self.attachment_of(resource, true)?;
         let credit = control.credit(share, [&attach])?;
-        let sent = control.add_behind_teardown(attach, credit);
-        if matches!(sent, Err(e) if e == EBUSY || e == ERESTARTSYS) {
-            // It is sent nevertheless, and nobody gets the handle that it was for.
-            if let Ok(detach) = self.attachment(resource, false) {
-                resource.set_detach(detach.clone_arc());
-                control.teardown(detach);
-            }
-        }
-        sent
+        control.add_behind_teardown(attach, credit)
     }
 }
 
@@ -311,6 +291,45 @@ struct Attached {
     /// By resource id: the resources to which there are handles, but for user memory, which its
     /// registration attaches.
     opened: RBTree<u32, Opened>,
+    /// The last command that detaches one, as long as it may wait for descriptors. Such commands are
+    /// sent in their order.
+    detach: Option<Arc<Command>>,
+}
+
+impl Attached {
+    /// Attaches a resource to the context, if there is one.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Context::attach_behind`].
+    fn attach(&mut self, share: &Arc<Share>, resource: &Arc<Id>) -> Result {
+        let Some(context) = self.context.clone() else {
+            return Ok(());
+        };
+        let sent = |detach: &mut Arc<Command>| Control::is_sent(detach);
+        drop(self.detach.take_if(sent));
+        if self.detach.is_none() {
+            return context.attach(share, resource);
+        }
+        let attached = context.attach_behind(share, resource);
+        if matches!(attached, Err(e) if e == EBUSY || e == ERESTARTSYS) {
+            // Nobody gets the handle that it was for.
+            self.detach(resource);
+        }
+        attached
+    }
+
+    /// Detaches a resource from the context, if there is one.
+    fn detach(&mut self, resource: &Arc<Id>) {
+        let Some(context) = &self.context else {
+            return;
+        };
+        // Without memory for the command the host detaches the resource when it, or the context, goes.
+        if let Ok(detach) = context.attachment_of(resource, false) {
+            self.detach = Some(detach.clone_arc());
+            context.gpu.control.teardown(detach);
+        }
+    }
 }
 
 /// What the driver keeps of an open file.
@@ -358,6 +377,7 @@ impl FileData {
                     Attached {
                         context: None,
                         opened: RBTree::new(),
+                        detach: None,
                     },
                     "FileData::attached"
                 ),
@@ -401,18 +421,14 @@ impl FileData {
         let node = RBTreeNodeReservation::new(GFP_KERNEL)?;
         let mut guard = self.attached.lock();
         let attached = &mut *guard;
-        let vacant = match attached.opened.entry(resource.id()) {
-            Entry::Occupied(mut opened) => {
-                opened.get_mut().handles += 1;
-                return Ok(());
-            }
-            Entry::Vacant(vacant) => vacant,
-        };
-        if let Some(context) = &attached.context {
-            context.attach_again(&self.share, resource)?;
+        if let Some(opened) = attached.opened.get_mut(&resource.id()) {
+            opened.handles += 1;
+            return Ok(());
         }
         let id = resource.shared_id();
-        vacant.insert(Opened { id, handles: 1 }, node);
+        attached.attach(&self.share, &id)?;
+        let opened = Opened { id, handles: 1 };
+        attached.opened.insert(node.into_node(resource.id(), opened));
         Ok(())
     }
 
@@ -427,14 +443,7 @@ impl FileData {
             }
             _ => attached.opened.remove_node(&resource.id()),
         };
-        if let Some(context) = &attached.context {
-            // Without memory for the command the host detaches the resource when it, or the
-            // context, goes.
-            if let Ok(detach) = context.attachment(resource, false) {
-                resource.set_detach(detach.clone_arc());
-                self.gpu.control.teardown(detach);
-            }
-        }
+        attached.detach(&resource.shared_id());
         drop(guard);
         drop(gone);
     }

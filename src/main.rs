@@ -29,7 +29,7 @@
 //! 2. `mmap_lock` (the kernel's; held by mmap of a host-visible buffer)
 //! 3. `HostMemory::mapping` (mutex; held while a mapping is requested)
 //! 4. `Mappings::live`, `Shared::held`, `Capsets::cache`, `RangeAllocator::lock`,
-//!    `Context::destroy`, `Space::destroy`, `Events::owners`, `Bound::registration` (mutexes, one at
+//!    `Space::destroy`, `Events::owners`, `Bound::registration` (mutexes, one at
 //!    a time; some are held across an allocation, `Shared::held` also while MAP is answered).
 //!    Inside of them `Mapper::live` (mutex; held while memory is mapped for DMA or unmapped)
 //! 5. `Mirrored::outer` (killable mutex, one at a time; held while pages are faulted in, hence
@@ -42,7 +42,7 @@
 //! 7. `NotifierLock::commits` (mutex, one per file; taken by notifier callbacks, hence by memory
 //!    reclaim: nothing is allocated with reclaim, faulted in or waited for under it)
 //! 8. `Lifetime::inner`, `Carrier::state`, `Releases::waiting`, `MirroredRange::spare`, `Notice::state`,
-//!    `Revocation::detach` (spinlocks)
+//!    `Revocation::detach`, `JobContext::destroy` (spinlocks)
 //! 9. `Outbox::due`, `EventQueue::file` (spinlocks, never both; inside are locks of the kernel)
 //! 10. `Control::inner`, `Mirror::inner`, `Events::inner` (spinlocks, interrupts off, one at a
 //!     time)

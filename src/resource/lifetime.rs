@@ -152,9 +152,6 @@ struct Inner {
     backing: Option<Arc<Command>>,
     /// The command that asks for a UUID, if it was sent.
     uuid: Option<Arc<Command>>,
-    /// The last command that detaches the resource from a context, as long as it may not be in the
-    /// ring.
-    detach: Option<Arc<Command>>,
     unref: Option<ListArc<Command>>,
 }
 
@@ -197,7 +194,6 @@ impl Lifetime {
                         creation: Creation::NotSent,
                         backing: None,
                         uuid: None,
-                        detach: None,
                         unref: Some(unref),
                     },
                     "Lifetime::inner"
@@ -236,22 +232,6 @@ impl Lifetime {
     pub(crate) fn set_not_sent(&self) {
         let create = core::mem::replace(&mut self.inner.lock().creation, Creation::NotSent);
         drop(create);
-    }
-
-    /// This command, which detaches the resource from a context, is about to be sent.
-    pub(crate) fn set_detach(&self, detach: Arc<Command>) {
-        let before = self.inner.lock().detach.replace(detach);
-        drop(before);
-    }
-
-    /// Whether the last command that detaches the resource from a context waits for descriptors still.
-    pub(crate) fn is_detach_unsent(&self) -> bool {
-        let mut inner = self.inner.lock();
-        let sent = inner.detach.take_if(|detach| Control::is_sent(detach));
-        let unsent = inner.detach.is_some();
-        drop(inner);
-        drop(sent);
-        unsent
     }
 
     /// How the creation ended, if the host has answered; [`Answer::Aborted`] if it was never sent.

@@ -43,7 +43,11 @@ pub(crate) const fn family(
 pub(crate) const SLOW_JOBS: Family = family(
     "isolation_slow_jobs",
     "",
-    cases![waiting_behind_another: 120, killed_with_slow_job: 120],
+    cases![
+        waiting_behind_another: 120,
+        waiting_behind_the_lost: 120,
+        killed_with_slow_job: 120,
+    ],
 );
 
 /// The host goes on with the jobs of a context that it has destroyed, and does not answer them.
@@ -292,6 +296,39 @@ fn waiting_behind_another(env: &Env) -> TestResult {
     );
     works(&slow)?;
     worker.stop()
+}
+
+/// A job without a ring waits for one that takes too long, of a client that keeps its file open.
+fn waiting_behind_the_lost(env: &Env) -> TestResult {
+    gpu::reload(env, c"ack_timeout_ms=2000 job_timeout_ms=1500")?;
+    let slow = env.compute()?;
+    let endless = Exec::new(delay(60_000_000).as_bytes()).submit_with_fence(&slow)?;
+    let waiting = env.compute()?;
+    let start = Instant::now();
+    let behind = Exec::new(delay(1).as_bytes()).submit_with_fence(&waiting)?;
+    check_eq!(
+        status_in_time(&endless)?,
+        SyncStatus::Failed(Errno::CANCELED),
+        "a job that takes too long"
+    );
+    behind.wait(Some(LIMIT))?;
+    check!(
+        start.elapsed() < Duration::from_secs(30),
+        "the job behind it took {:?}",
+        start.elapsed()
+    );
+    works(&waiting)?;
+    // All that is left to do with it.
+    check_err!(
+        Exec::new(delay(1).as_bytes()).submit(&slow),
+        Errno::IO,
+        "a job of a lost context"
+    );
+    let blob = slow.create_blob(&BlobOptions::guest(PAGE as u64))?;
+    drop(blob);
+    drop(slow);
+    works(&waiting)?;
+    newcomer_works(env)
 }
 
 fn killed_with_slow_job(env: &Env) -> TestResult {

@@ -23,7 +23,7 @@ use crate::{
 };
 use kernel::{
     list::ListArc,
-    new_spinlock_irq,
+    new_spinlock, new_spinlock_irq,
     prelude::*,
     sync::{
         atomic::{
@@ -36,6 +36,7 @@ use kernel::{
             AtomicFlag, //
         },
         Arc,
+        SpinLock,
         SpinLockIrq, //
     },
 };
@@ -111,11 +112,16 @@ impl Shared {
 }
 
 /// What the jobs of a context have in common.
+#[pin_data]
 pub(crate) struct JobContext {
     /// A job touched what it may not, or took too long: the host takes no more.
     lost: AtomicFlag,
     /// When the file was closed, as in [`Control::now`]; 0 before.
     closed_at: Atomic<i64>,
+    /// Has the host destroy the context, and end its jobs; made with the context, so that this needs no
+    /// memory. `None` before the host has the context. Protects only itself; taken once.
+    #[pin]
+    destroy: SpinLock<Option<ListArc<Command>>>,
 }
 
 impl JobContext {
@@ -125,11 +131,24 @@ impl JobContext {
     ///
     /// [`ENOMEM`].
     pub(crate) fn new() -> Result<Arc<Self>> {
-        let this = Self {
-            lost: AtomicFlag::new(false),
-            closed_at: Atomic::new(0),
-        };
-        Ok(Arc::new(this, GFP_KERNEL)?)
+        Arc::pin_init(
+            pin_init!(Self {
+                lost: AtomicFlag::new(false),
+                closed_at: Atomic::new(0),
+                destroy <- new_spinlock!(None, "JobContext::destroy"),
+            }),
+            GFP_KERNEL,
+        )
+    }
+
+    /// The host has the context, which `destroy` destroys.
+    pub(crate) fn set_made(&self, destroy: ListArc<Command>) {
+        // There was none.
+        let _ = self.destroy.lock().replace(destroy);
+    }
+
+    pub(super) fn take_destroy(&self) -> Option<ListArc<Command>> {
+        self.destroy.lock().take()
     }
 
     /// Whether the context takes no more jobs.
@@ -143,7 +162,8 @@ impl JobContext {
     }
 
     pub(super) fn set_closed(&self, now: i64) {
-        self.closed_at.store(now.max(1), Relaxed);
+        // Once: the last reference to the context may be a job's.
+        let _ = self.closed_at.cmpxchg(0, now.max(1), Relaxed);
     }
 
     /// When the file was closed, unless it was not, or nobody waits for the jobs any more.

@@ -254,11 +254,19 @@ impl Control {
         self.cancel_jobs_where(|job| Arc::ptr_eq(&job.of, of));
     }
 
-    /// The file of a context is closed, and the host is asked to destroy it. The jobs that the host
-    /// has by then have so long to end as if they began now, and the time of grace.
+    /// The file of a context is closed: the host is asked to destroy it. The jobs that the host has by
+    /// then have so long to end as if they began now, and the time of grace.
     pub(crate) fn close_jobs(self: &Arc<Self>, of: &JobContext) {
         of.set_closed(self.now());
         self.arm_watchdog(&mut self.inner.lock());
+        self.destroy_context(of);
+    }
+
+    /// Has the host destroy a context, and end its jobs, unless that was done before.
+    fn destroy_context(self: &Arc<Self>, of: &JobContext) {
+        if let Some(destroy) = of.take_destroy() {
+            self.teardown(destroy);
+        }
     }
 
     /// How long the jobs of a closed file may take, in milliseconds, until nobody waits for them.
@@ -359,8 +367,9 @@ impl Control {
         }
     }
 
-    /// The context of a job is lost, because the job did not end in time.
-    fn lose_context_of(&self, command: &Command) {
+    /// The context of a job is lost, because the job did not end in time. The host destroys it now,
+    /// though its file may stay open: jobs of other contexts may wait for this one.
+    fn lose_context_of(self: &Arc<Self>, command: &Command) {
         if let Some(job) = &command.shared.job {
             dev_warn!(
                 self.vdev,
@@ -369,6 +378,7 @@ impl Control {
             );
             job.of.set_lost();
             self.cancel_jobs(&job.of);
+            self.destroy_context(&job.of);
         }
     }
 }
