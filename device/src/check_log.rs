@@ -304,10 +304,14 @@ impl Checker {
                 ..
             } => {
                 let attached = self.contexts.get(&ctx).cloned().unwrap_or_default();
-                // Without a context there is nothing to attach to.
-                for resource in resources.iter().filter(|_| ctx != 0) {
-                    let good = attached.get(resource).is_some_and(|count| *count > 0);
-                    self.expect(good, || format!("resource {resource} is not attached"));
+                for resource in &resources {
+                    // Without a context there is nothing to attach to.
+                    let (good, lacks) = if ctx == 0 {
+                        (self.resources.contains_key(resource), "does not exist")
+                    } else {
+                        (attached.get(resource).is_some_and(|count| *count > 0), "is not attached")
+                    };
+                    self.expect(good, || format!("resource {resource} {lacks}"));
                 }
                 let next = self.next_job;
                 self.expect(job >= next, || format!("job {job} came before"));

@@ -235,7 +235,9 @@ impl HostMemory {
         }
         // Until it is empty the place is taken.
         if let Err(error) = self.clear(offset, blob.size) {
-            map(blob.ptr.0, blob.size, Some((&self.memfd, offset)))?;
+            if keep {
+                map(blob.ptr.0, blob.size, Some((&self.memfd, offset)))?;
+            }
             return Err(error);
         }
         self.shown.remove(&offset);

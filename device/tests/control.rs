@@ -244,35 +244,38 @@ fn images() {
     vm.end(false);
 }
 
-/// A copy between guest memory and an image of as many rows as there can be holds nobody up.
-#[test]
-fn long_transfers() {
-    const SIDES: [u32; 3] = [2, 1 << 14, 1 << 11];
-    let mut vm = Vm::new(options());
-    let create = |id, target, [width, height, depth]: [u32; 3], layers| image::ResourceCreate3d {
+/// The command that creates an image of bytes.
+fn create_image(id: u32, target: u32, sides: [u32; 3], layers: u32) -> Vec<u8> {
+    let [width, height, depth] = sides.map(U32::new);
+    image::ResourceCreate3d {
         hdr: Header::new(command::RESOURCE_CREATE_3D, 0),
         resource_id: U32::new(id),
         target: U32::new(target),
         format: U32::new(image::format::R8_UNORM),
-        width: U32::new(width),
-        height: U32::new(height),
-        depth: U32::new(depth),
+        width,
+        height,
+        depth,
         array_size: U32::new(layers),
         ..Default::default()
-    };
-    let deep = create(1, image::target::TEXTURE_3D, [1, 1 << 14, 1 << 14], 1);
-    assert_eq!(vm.kind(deep.as_bytes()), response::ERR_INVALID_PARAMETER);
-    let [width, height, layers] = SIDES;
-    let most = create(
-        1,
-        image::target::TEXTURE_2D_ARRAY,
-        [width, height, 1],
-        layers,
-    );
-    vm.ok(most.as_bytes());
-    vm.ok(&attach_backing(1, &[(FREE, 1 << 16)]));
-    let copy = image::TransferHost3d {
-        hdr: Header::new(command::TRANSFER_TO_HOST_3D, 0),
+    }
+    .as_bytes()
+    .to_vec()
+}
+
+/// Rows of a layer, and layers, of the image that takes longest to copy.
+const LONGEST: [u32; 2] = [1 << 14, 1 << 11];
+
+/// The command that creates that image as resource 1.
+fn longest_image() -> Vec<u8> {
+    let [height, layers] = LONGEST;
+    create_image(1, image::target::TEXTURE_2D_ARRAY, [2, height, 1], layers)
+}
+
+/// Copies to all rows of that image, in a context or in none.
+fn longest_copy(ctx: u32) -> Vec<u8> {
+    let [height, layers] = LONGEST;
+    image::TransferHost3d {
+        hdr: Header::new(command::TRANSFER_TO_HOST_3D, ctx),
         region: image::Cuboid {
             // Not all of a row, so that no row follows another.
             width: U32::new(1),
@@ -284,9 +287,36 @@ fn long_transfers() {
         stride: U32::new(1),
         layer_stride: U32::new(1),
         ..Default::default()
-    };
+    }
+    .as_bytes()
+    .to_vec()
+}
+
+/// A machine with that image, attached to contexts 1 and 2, in the first of which a copy runs.
+fn with_longest_copy() -> (Vm, u16) {
+    let mut vm = Vm::new(options());
+    vm.ok(&longest_image());
+    vm.ok(&attach_backing(1, &[(FREE, 1 << 16)]));
+    for ctx in [1, 2] {
+        vm.context(ctx);
+        vm.ok(&resource_command(command::CTX_ATTACH_RESOURCE, ctx, 1));
+    }
+    let head = vm.post(&longest_copy(1));
+    assert!(vm.is_quiet(head));
+    (vm, head)
+}
+
+/// A copy between guest memory and an image of as many rows as there can be holds nobody up.
+#[test]
+fn long_transfers() {
+    let mut vm = Vm::new(options());
+    let deep = create_image(1, image::target::TEXTURE_3D, [1, 1 << 14, 1 << 14], 1);
+    assert_eq!(vm.kind(&deep), response::ERR_INVALID_PARAMETER);
+    vm.ok(&longest_image());
+    vm.ok(&attach_backing(1, &[(FREE, 1 << 16)]));
+    let copy = longest_copy(0);
     let start = Instant::now();
-    let head = vm.post(copy.as_bytes());
+    let head = vm.post(&copy);
     vm.ask(&plain(command::GET_DISPLAY_INFO, 0));
     assert!(vm.is_quiet(head), "the queue stood still until it was done");
     // The memory is the guest's again when it is over.
@@ -295,7 +325,7 @@ fn long_transfers() {
     assert_eq!(vm.poll(head).map(|a| kind(&a)), Some(response::OK_NODATA));
     let whole = start.elapsed();
     vm.ok(&attach_backing(1, &[(FREE, 1 << 16)]));
-    vm.post(copy.as_bytes());
+    vm.post(&copy);
     let unref = vm.post(&resource_command(command::RESOURCE_UNREF, 0, 1));
     assert!(vm.is_quiet(unref));
     let start = Instant::now();
@@ -304,20 +334,47 @@ fn long_transfers() {
     vm.start();
     // Nor does it keep its context.
     vm.context(1);
-    vm.ok(most.as_bytes());
+    vm.ok(&longest_image());
     vm.ok(&attach_backing(1, &[(FREE, 1 << 16)]));
     vm.ok(&resource_command(command::CTX_ATTACH_RESOURCE, 1, 1));
-    let head = vm.post(
-        image::TransferHost3d {
-            hdr: Header::new(command::TRANSFER_TO_HOST_3D, 1),
-            ..copy
-        }
-        .as_bytes(),
-    );
+    let head = vm.post(&longest_copy(1));
     let start = Instant::now();
     vm.ok(&plain(command::CTX_DESTROY, 1));
     assert!(start.elapsed() < whole / 4, "{whole:?}");
     assert_eq!(kind(&vm.wait(head)), response::ERR_UNSPEC);
+    vm.end(false);
+}
+
+/// A copy that waits for another one of the same image ends with its context.
+#[test]
+fn copies_wait_no_longer_than_their_context() {
+    let (mut vm, running) = with_longest_copy();
+    let waiting = vm.post(&longest_copy(2));
+    assert!(vm.is_quiet(waiting));
+    vm.ok(&plain(command::CTX_DESTROY, 2));
+    assert_eq!(kind(&vm.wait(waiting)), response::ERR_UNSPEC);
+    assert!(vm.is_quiet(running), "it has waited for the other copy");
+    vm.ok(&plain(command::CTX_DESTROY, 1));
+    assert_eq!(kind(&vm.wait(running)), response::ERR_UNSPEC);
+    vm.end(false);
+}
+
+/// Other memory can be attached at once; the old one is the guest's when the copies that use it are
+/// over, whatever uses the new one.
+#[test]
+fn backing_of_an_image_is_exchanged() {
+    let (mut vm, old) = with_longest_copy();
+    let detach = vm.post(&resource_command(command::RESOURCE_DETACH_BACKING, 0, 1));
+    assert!(vm.is_quiet(detach));
+    vm.ok(&attach_backing(1, &[(FREE, 1 << 16)]));
+    let new = vm.post(&longest_copy(2));
+    assert!(vm.is_quiet(new));
+    vm.ok(&plain(command::CTX_DESTROY, 1));
+    assert_eq!(kind(&vm.wait(old)), response::ERR_UNSPEC);
+    assert_eq!(kind(&vm.wait(detach)), response::OK_NODATA);
+    assert!(vm.is_quiet(new), "the answer has waited for the new memory");
+    vm.ok(&plain(command::CTX_DESTROY, 2));
+    assert_eq!(kind(&vm.wait(new)), response::ERR_UNSPEC);
     vm.end(false);
 }
 
