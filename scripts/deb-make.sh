@@ -63,8 +63,7 @@ install -D -m 644 "$TOP/packaging/dkms/udev.rules" "$tree/usr/lib/udev/rules.d/6
 python3 "$TOP/scripts/man.py" ioctl_virtgpu 2 "$day" "ioctls of virtio-gpu render nodes, and for user memory" \
 	"$TOP/docs/uapi.md" >"$out/ioctl_virtgpu.2"
 python3 "$TOP/scripts/man.py" virtgpu_userptr 4 "$day" "virtio-gpu render driver with user memory" \
-	"$TOP/README.md" virtgpu-userptr "What a pinned registration promises" \
-	"What a mirrored registration promises" Limits "Installing on a real guest" >"$out/virtgpu_userptr.4"
+	<(echo && sed '/^## /,$d' "$TOP/README.md" && cat "$TOP/docs/limits.md" "$TOP/docs/install.md") >"$out/virtgpu_userptr.4"
 page "$out/ioctl_virtgpu.2" "$tree/usr/share/man/man2/ioctl_virtgpu.2"
 page "$out/virtgpu_userptr.4" "$tree/usr/share/man/man4/virtgpu_userptr.4"
 pack dkms

@@ -73,7 +73,7 @@ impl Gpu {
     }
 }
 
-/// Loads both drivers, gives each its device as README.md says, and runs the tests.
+/// Loads both drivers, gives each its device as docs/install.md says, and runs the tests.
 pub(crate) fn run() -> Result<Vec<Outcome>> {
     // Linux's takes both, as it is the first one loaded.
     drivers::load(Driver::Linux)?;
