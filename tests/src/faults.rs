@@ -7,10 +7,11 @@
 use std::fs::{self, File};
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::FileExt;
+use std::os::unix::net::UnixDatagram;
 
 use virtgpu_client::protocol::{compute as wire, uapi};
 use virtgpu_client::{
-    compute, BlobOptions, Device, Errno, Exec, Memfd, Memory, Region, RegisterOptions,
+    compute, BlobOptions, Bytes, Device, Errno, Exec, Memfd, Memory, Region, RegisterOptions,
 };
 
 use crate::ktap::{Driver, Family, Kernel, Outcome, TestResult};
@@ -43,6 +44,7 @@ pub(crate) const FAMILY: Family = Family {
         mmap: 600,
         execbuffer: 600,
         execbuffer_long: 600,
+        execbuffer_without_large_pages: 600,
         execbuffer_fences: 600,
         execbuffer_syncobjs: 600,
         execbuffer_polled: 600,
@@ -397,6 +399,88 @@ fn execbuffer_long(env: &Env) -> TestResult {
     let handles = [blob.handle()];
     let exec = Exec::new(stream.as_bytes()).buffers(&handles);
     each_fault("a long EXECBUFFER", || exec.submit(&device), nothing)
+}
+
+/// As long as this is there, the kernel gives this thread single pages only.
+struct SinglePages;
+
+impl SinglePages {
+    /// Allocations of more that are refused before there are some again: more than there will be.
+    const TIMES: u64 = 1 << 20;
+
+    fn configure(settings: &[(&str, &str)]) -> std::io::Result<()> {
+        for (file, value) in settings {
+            fs::write(format!("/sys/kernel/debug/fail_page_alloc/{file}"), value)?;
+        }
+        Ok(())
+    }
+
+    fn begin() -> TestResult<Self> {
+        configure()?;
+        let times = Self::TIMES.to_string();
+        Self::configure(&[
+            ("min-order", "1"),
+            ("times", &times),
+            ("task-filter", "Y"),
+            ("probability", "100"),
+        ])?;
+        fs::write("/proc/thread-self/make-it-fail", "1")?;
+        Ok(Self)
+    }
+
+    /// How many were refused.
+    fn refused() -> TestResult<u64> {
+        let left = fs::read_to_string("/sys/kernel/debug/fail_page_alloc/times")?;
+        let left: u64 = left
+            .trim()
+            .parse()
+            .map_err(|_| Outcome::Fail(format!("fail_page_alloc says that {left} are left")))?;
+        Ok(Self::TIMES - left)
+    }
+}
+
+impl Drop for SinglePages {
+    fn drop(&mut self) {
+        let _ = fs::write("/proc/thread-self/make-it-fail", "0");
+        let _ = Self::configure(&[
+            ("probability", "0"),
+            ("task-filter", "N"),
+            ("min-order", "0"),
+        ]);
+    }
+}
+
+/// A command of many pages is sent in pieces where there are single pages only.
+fn execbuffer_without_large_pages(env: &Env) -> TestResult {
+    let device = env.compute()?;
+    let blob = device.create_blob(&BlobOptions::guest(4096))?;
+    let mut stream = compute::Stream::new();
+    let count = device.compute_caps()?.max_ops.get();
+    for _ in 0..count {
+        stream.add_u32(blob.at(0), 4, 1);
+    }
+    let length = stream.as_bytes().len();
+    check!(length > 16 * PAGE, "the command has {length} bytes only");
+    let handles = [blob.handle()];
+    let exec = Exec::new(stream.as_bytes()).buffers(&handles);
+    let (sender, receiver) = UnixDatagram::pair()?;
+    let submitted = {
+        let _single = SinglePages::begin()?;
+        let submitted = exec.submit_with_fence(&device);
+        // Not of this driver: it tries large pages first.
+        sender.send(&[1; 8 * PAGE])?;
+        let refused = SinglePages::refused()?;
+        check!(refused > 0, "no allocation was refused");
+        submitted
+    };
+    drop(receiver);
+    submitted?.wait(Some(job::LIMIT))?;
+    check_eq!(
+        blob.map()?.read_u32(0),
+        count,
+        "additions of {length} bytes"
+    );
+    Ok(())
 }
 
 fn execbuffer_fences(env: &Env) -> TestResult {
