@@ -428,7 +428,9 @@ impl FileData {
         let id = resource.shared_id();
         attached.attach(&self.share, &id)?;
         let opened = Opened { id, handles: 1 };
-        attached.opened.insert(node.into_node(resource.id(), opened));
+        attached
+            .opened
+            .insert(node.into_node(resource.id(), opened));
         Ok(())
     }
 

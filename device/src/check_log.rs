@@ -309,7 +309,10 @@ impl Checker {
                     let (good, lacks) = if ctx == 0 {
                         (self.resources.contains_key(resource), "does not exist")
                     } else {
-                        (attached.get(resource).is_some_and(|count| *count > 0), "is not attached")
+                        (
+                            attached.get(resource).is_some_and(|count| *count > 0),
+                            "is not attached",
+                        )
                     };
                     self.expect(good, || format!("resource {resource} {lacks}"));
                 }

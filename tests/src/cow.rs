@@ -12,7 +12,7 @@ use rustix::fs::MemfdFlags;
 use rustix::mm::{Advice, MapFlags, MprotectFlags, ProtFlags};
 use virtgpu_client::{Bytes, Device, Mapping, Memfd, Memory, RegisterOptions, Registration};
 
-use crate::ktap::{Driver, Family, Kernel, Outcome, TestResult};
+use crate::ktap::{parts, Driver, Family, Kernel, Outcome, TestResult};
 use crate::support::memory::{hugetlb, small_pages, Thp};
 use crate::support::{child, job, procfs, swap, Env, HUGE, PAGE};
 use crate::{cases, check, check_eq, skip};
@@ -187,21 +187,10 @@ const KINDS: [Kind; 8] = [
 
 /// Runs `test` on memory of each kind.
 fn on_each_kind(env: &Env, test: fn(&Device, &Range) -> TestResult) -> TestResult {
-    for (name, make) in KINDS {
+    parts(KINDS.iter().copied(), |make| {
         let device = env.compute()?;
-        let memory = match make() {
-            Ok(memory) => memory,
-            Err(Outcome::Skip(reason)) => {
-                println!("    # {name}: not tested, {reason}");
-                continue;
-            }
-            Err(error) => return Err(error),
-        };
-        if let Err(Outcome::Fail(reason)) = test(&device, &memory) {
-            return Err(Outcome::Fail(format!("{name}: {reason}")));
-        }
-    }
-    Ok(())
+        test(&device, &make()?)
+    })
 }
 
 /// Device and process see each other's writes, at the first and the last page.

@@ -9,6 +9,7 @@ use std::fs;
 use std::io::{Read, Write};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::panic;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::support::{gpu, leak, pace, Env};
@@ -196,6 +197,39 @@ fn run_family(family: &Family, filter: Option<&str>, env: &Env, number: usize) -
     all
 }
 
+/// How many parts of the case this process has reported.
+static PARTS: AtomicU32 = AtomicU32::new(0);
+
+/// Runs `test` for each part of a case, which each are a result of their own. Fails if one has failed,
+/// and is skipped if all are.
+pub(crate) fn parts<T>(
+    parts: impl IntoIterator<Item = (&'static str, T)>,
+    mut test: impl FnMut(T) -> TestResult,
+) -> TestResult {
+    let (mut tested, mut failed) = (0, Ok(()));
+    for (name, part) in parts {
+        let outcome = test(part);
+        let number = PARTS.fetch_add(1, Ordering::Relaxed) + 1;
+        match outcome {
+            Ok(()) => {
+                tested += 1;
+                println!("        ok {number} {name}");
+            }
+            Err(Outcome::Skip(reason)) => println!("        ok {number} {name} # SKIP {reason}"),
+            Err(Outcome::Fail(reason)) => {
+                println!("        # {}", reason.replace('\n', "\n        # "));
+                println!("        not ok {number} {name}");
+                failed = Err(Outcome::Fail(format!("{name}: {reason}")));
+            }
+        }
+    }
+    failed?;
+    if tested == 0 {
+        skip!("none of its parts could be tested");
+    }
+    Ok(())
+}
+
 /// Runs a case in a process of its own, with its limit.
 pub(crate) fn run_case(family: &Family, case: &Case, env: &Env) -> TestResult {
     if env.ours && family.leak_check {
@@ -229,6 +263,11 @@ pub(crate) fn run_case(family: &Family, case: &Case, env: &Env) -> TestResult {
             libc::WTERMSIG(status)
         )));
     }
+    // Its parts were reported by the child.
+    let (parts, text) = text.split_once(' ').unwrap_or_default();
+    if parts.parse().is_ok_and(|parts: u32| parts > 0) {
+        println!("        1..{parts}");
+    }
     match text.split_once(' ') {
         Some(("ok", _)) => Ok(()),
         Some(("skip", reason)) => Err(Outcome::Skip(reason.to_string())),
@@ -254,6 +293,7 @@ fn child(case: &Case, env: &Env, writer: fs::File) -> ! {
         Ok(Err(Outcome::Fail(reason))) => format!("fail {reason}"),
         Err(_) => "fail panicked".to_string(),
     };
+    let text = format!("{} {text}", PARTS.load(Ordering::Relaxed));
     let _ = writer.write_all(text.as_bytes());
     let _ = std::io::stdout().flush();
     // SAFETY: Ends the child without running the parent's destructors.

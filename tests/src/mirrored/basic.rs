@@ -12,12 +12,14 @@ use virtgpu_client::{
     Registration,
 };
 
-use super::support::{family, on_each_kind, open, End, Mirror, READ_ONLY, SPARSE, WHOLE};
+use super::support::{
+    each_kind, family, on_each_kind, open, End, Mirror, READ_ONLY, SPARSE, WHOLE,
+};
 use crate::ktap::{Family, TestResult};
 use crate::support::memory::Malloc;
 use crate::support::place::{Pages, Place, NONE, READ, RW};
 use crate::support::{eventually, job, procfs, raw, Env, Random, HUGE, PAGE};
-use crate::{cases, check, check_eq, check_err};
+use crate::{cases, check, check_eq, check_err, skip};
 
 pub(crate) const FAMILY: Family = family(
     "mirrored_basic",
@@ -384,19 +386,12 @@ fn nothing_changes_nothing_sent(env: &Env) -> TestResult {
 }
 
 fn entries_of_a_huge_page(env: &Env) -> TestResult {
-    for pages in [Pages::Huge, Pages::Hugetlb] {
+    each_kind(&[Pages::Huge, Pages::Hugetlb], |pages| {
         let device = open(env)?;
-        let place = match Place::new(pages, HUGE) {
-            Ok(place) => place,
-            Err(reason) => {
-                println!("    # {pages:?} pages: not tested, {reason:?}");
-                continue;
-            }
-        };
+        let place = Place::new(pages, HUGE)?;
         place.fill(1);
         if !place.is_huge(0)? {
-            println!("    # {pages:?} pages: not tested, the kernel gave small ones");
-            continue;
+            skip!("the kernel gave small pages");
         }
         let mirror = Mirror::new(&device, &place)?;
         mirror.agrees("a huge page")?;
@@ -406,8 +401,8 @@ fn entries_of_a_huge_page(env: &Env) -> TestResult {
             (1, 1),
             "{pages:?}: entries, MAPs"
         );
-    }
-    Ok(())
+        Ok(())
+    })
 }
 
 fn overlapping(env: &Env) -> TestResult {

@@ -7,7 +7,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use virtgpu_client::{compute, Bytes, Device, Errno, Memfd};
 
-use super::support::{family, on_each_kind, open, End, Mirror, READ_ONLY, SPARSE, WHOLE};
+use super::support::{
+    each_kind, family, on_each_kind, open, End, Mirror, READ_ONLY, SPARSE, WHOLE,
+};
 use crate::ktap::{Family, Outcome, TestResult};
 use crate::support::dmirror::Dmirror;
 use crate::support::place::{Pages, Place, NONE, READ, RW};
@@ -448,7 +450,7 @@ fn device_private(env: &Env) -> TestResult {
 
 /// Parts of a huge page go, the rest stays as it was.
 fn partial_unmap(env: &Env) -> TestResult {
-    for pages in [Pages::Base, Pages::Huge] {
+    each_kind(&[Pages::Base, Pages::Huge], |pages| {
         for offset in [0, HUGE / 4, HUGE / 2] {
             let device = open(env)?;
             let place = Place::new(pages, HUGE)?;
@@ -472,14 +474,14 @@ fn partial_unmap(env: &Env) -> TestResult {
                 "{pages:?} pages, {offset:#x} unmapped: CRC32C"
             );
         }
-    }
-    Ok(())
+        Ok(())
+    })
 }
 
 /// The device uses memory before or after it has moved.
 fn remap_before_and_after(env: &Env) -> TestResult {
     let device = open(env)?;
-    for pages in [Pages::Base, Pages::Huge] {
+    each_kind(&[Pages::Base, Pages::Huge], |pages| {
         for flags in [0, libc::MREMAP_DONTUNMAP] {
             for offset in [0, HUGE / 4, HUGE / 2] {
                 for before in [false, true] {
@@ -512,8 +514,8 @@ fn remap_before_and_after(env: &Env) -> TestResult {
                 }
             }
         }
-    }
-    Ok(())
+        Ok(())
+    })
 }
 
 fn userfaultfd_read(env: &Env) -> TestResult {

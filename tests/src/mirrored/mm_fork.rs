@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use virtgpu_client::{compute, Bytes, Device, Errno, Memory};
 
-use super::support::{across_tables, family, open, Mirror, READ_ONLY, SPARSE};
+use super::support::{across_tables, each_kind, family, open, Mirror, READ_ONLY, SPARSE};
 use crate::ktap::{reap, Family, TestResult};
 use crate::support::place::{Pages, Place, RW};
 use crate::support::{child, raced, Env, HUGE, PAGE, ROUNDS};
@@ -284,7 +284,7 @@ fn not_inherited(env: &Env) -> TestResult {
 
 fn wiped_in_the_child(env: &Env) -> TestResult {
     let device = open(env)?;
-    for pages in [Pages::Base, Pages::Huge] {
+    each_kind(&[Pages::Base, Pages::Huge], |pages| {
         let place = Place::new(pages, HUGE + 2 * PAGE)?;
         let mirror = Mirror::new(&device, &place)?;
         place.try_advise(0, place.len(), libc::MADV_WIPEONFORK, "MADV_WIPEONFORK")?;
@@ -299,8 +299,8 @@ fn wiped_in_the_child(env: &Env) -> TestResult {
         child.release()?;
         mirror.agrees("after the child")?;
         mirror.coherent_all_over("after the child")?;
-    }
-    Ok(())
+        Ok(())
+    })
 }
 
 /// What programs do all the time with the memory of theirs registered.

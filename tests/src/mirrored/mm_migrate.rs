@@ -6,14 +6,16 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use virtgpu_client::{compute, Bytes, Errno, Memfd, Memory};
 
 use super::race::additions;
-use super::support::{family, on_each_kind, open, Mirror, READ_ONLY, WHOLE};
+use super::support::{each_kind, family, on_each_kind, open, Mirror, READ_ONLY, WHOLE};
 use crate::ktap::{Family, Outcome, TestResult};
 use crate::support::place::{Pages, Place, RW};
-use crate::support::{numa, Env, HUGE, PAGE};
+use crate::support::{numa, pace, procfs, Env, HUGE, PAGE};
 use crate::{cases, check, check_eq, skip};
 
 pub(crate) const FAMILY: Family = family(
@@ -39,6 +41,9 @@ fn moved(place: &Place, node: i32) -> TestResult {
     check_eq!(count, 0, "pages not on node {node}, the first {first:?}");
     Ok(())
 }
+
+/// The kernel has looked at pages by then.
+const BALANCED: Duration = Duration::from_secs(30);
 
 const BALANCING: &str = "/proc/sys/kernel/numa_balancing";
 
@@ -113,11 +118,10 @@ fn between_nodes_while_the_device_writes(env: &Env) -> TestResult {
     let place = Place::base(64 * PAGE)?;
     let mirror = Mirror::new(&device, &place)?;
     mirror.fill(0)?;
-    let (jobs, outcomes) = additions(&mirror, 64 * PAGE, env.rounds(60), |number| {
+    let jobs = additions(&mirror, 64 * PAGE, env.rounds(60), |number| {
         // A page that is just being faulted in may be busy.
         numa::move_to(&place, number as i32 % 2).map(drop)
     })?;
-    println!("    # {} jobs repeated", outcomes.busy);
     for page in 0..64 {
         check_eq!(
             place.read_u32(page * PAGE),
@@ -149,17 +153,40 @@ fn numa_balancing(env: &Env) -> TestResult {
             value,
         );
     }
-    let work = || -> TestResult {
-        for round in 0..env.iterations(40) {
-            mirror.scatter(round);
-            mirror.agrees("by the device")?;
-            mirror.coherent_all_over("both")?;
-        }
-        Ok(())
-    };
-    let result = work();
-    println!("    # {} invalidations", mirror.count()?.invalidations);
-    result
+    let told = || -> TestResult<u64> { Ok(mirror.stat()?.space_invalidates.get()) };
+    let looked_at = || procfs::vmstat("numa_pte_updates");
+    let (told_before, looked_at_before) = (told()?, looked_at()?);
+    let (least, deadline) = (env.iterations(40), Instant::now() + pace::limit(BALANCED));
+    let stop = AtomicBool::new(false);
+    let rounds = std::thread::scope(|scope| {
+        // The kernel looks at what takes time on a CPU.
+        scope.spawn(|| {
+            while !stop.load(Ordering::Relaxed) {
+                for offset in (0..SIZE).step_by(PAGE) {
+                    std::hint::black_box(place.read_u64(offset));
+                }
+            }
+        });
+        let work = || -> TestResult<u64> {
+            let mut round = 0;
+            while round < least || (told()? == told_before && Instant::now() < deadline) {
+                mirror.scatter(round);
+                mirror.agrees("by the device")?;
+                mirror.coherent_all_over("both")?;
+                round += 1;
+            }
+            Ok(round)
+        };
+        let rounds = work();
+        stop.store(true, Ordering::Relaxed);
+        rounds
+    })?;
+    let invalidations = told()? - told_before;
+    let looked_at = looked_at()? - looked_at_before;
+    println!("    # {rounds} rounds, {looked_at} pages looked at, {invalidations} invalidations");
+    check!(looked_at > 0, "the kernel has looked at no page");
+    check!(invalidations > 0, "the device was told of none of them");
+    Ok(())
 }
 
 /// Half of the pages of a large area are given back, so that there is something to compact.
@@ -236,7 +263,7 @@ fn unpoison(frames: impl IntoIterator<Item = u64>) {
 /// A page that may break soon is moved away.
 fn soft_offline(env: &Env) -> TestResult {
     const MADV_SOFT_OFFLINE: i32 = 101;
-    for pages in [Pages::Base, Pages::Huge] {
+    each_kind(&[Pages::Base, Pages::Huge], |pages| {
         let device = open(env)?;
         let place = Place::new(pages, HUGE)?;
         let mirror = Mirror::new(&device, &place)?;
@@ -259,8 +286,8 @@ fn soft_offline(env: &Env) -> TestResult {
         drop(mirror);
         drop(place);
         unpoison([frame]);
-    }
-    Ok(())
+        Ok(())
+    })
 }
 
 /// A page that is broken is never handed out. It is a clean one, so that no one has to die of it.

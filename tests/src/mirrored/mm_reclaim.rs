@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use virtgpu_client::{compute, Bytes, Exec, Memory};
 
 use super::race::additions;
-use super::support::{family, open, Mirror, READ_ONLY, SPARSE, WHOLE};
+use super::support::{each_kind, family, open, Mirror, READ_ONLY, SPARSE, WHOLE};
 use crate::ktap::{pidfd, reap, Family, Outcome, TestResult};
 use crate::support::memcg::Group;
 use crate::support::place::{Pages, Place, RW};
@@ -66,15 +66,12 @@ fn prepare() -> TestResult {
 /// Runs `test` on memory of the kinds that can go to swap.
 fn on_swappable(env: &Env, test: fn(&Mirror<'_>, &Place) -> TestResult) -> TestResult {
     prepare()?;
-    for pages in [Pages::Base, Pages::Huge] {
+    each_kind(&[Pages::Base, Pages::Huge], |pages| {
         let device = open(env)?;
         let place = Place::new(pages, HUGE)?;
         let mirror = Mirror::new(&device, &place)?;
-        if let Err(Outcome::Fail(reason)) = test(&mirror, &place) {
-            return Err(Outcome::Fail(format!("{pages:?} pages: {reason}")));
-        }
-    }
-    Ok(())
+        test(&mirror, &place)
+    })
 }
 
 fn paged_out(env: &Env) -> TestResult {
@@ -192,10 +189,9 @@ fn reclaimed_while_the_device_writes(env: &Env) -> TestResult {
     let place = Place::base(64 * PAGE)?;
     let mirror = Mirror::new(&device, &place)?;
     mirror.fill(0)?;
-    let (jobs, outcomes) = additions(&mirror, 64 * PAGE, env.rounds(80), |_| {
+    let jobs = additions(&mirror, 64 * PAGE, env.rounds(80), |_| {
         place.advise(0, 64 * PAGE, MADV_PAGEOUT)
     })?;
-    println!("    # {} jobs repeated", outcomes.busy);
     for page in 0..64 {
         check_eq!(
             place.read_u32(page * PAGE),

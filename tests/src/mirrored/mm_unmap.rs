@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use rustix::fs::{FallocateFlags, MemfdFlags};
 use virtgpu_client::{compute, Bytes, Device, Errno, Memfd, Memory};
 
-use super::support::{family, on_each_kind, open, End, Mirror, SPARSE, WHOLE};
+use super::support::{each_kind, family, on_each_kind, open, End, Mirror, SPARSE, WHOLE};
 use crate::ktap::{Family, Outcome, TestResult};
 use crate::support::place::{Pages, Place, RW};
 use crate::support::{eventually, job, procfs, Env, HUGE, PAGE};
@@ -465,7 +465,7 @@ fn dontneed_part(env: &Env) -> TestResult {
 fn guard_pages(env: &Env) -> TestResult {
     const MADV_GUARD_INSTALL: i32 = 102;
     const MADV_GUARD_REMOVE: i32 = 103;
-    for pages in [Pages::Base, Pages::Huge] {
+    each_kind(&[Pages::Base, Pages::Huge], |pages| {
         let device = open(env)?;
         let place = Place::new(pages, SIZE)?;
         let mirror = Mirror::new(&device, &place)?;
@@ -478,8 +478,8 @@ fn guard_pages(env: &Env) -> TestResult {
         check_eq!(mirror.peek(HUGE + PAGE)?, 0, "where the guard page was");
         mirror.agrees("no guard page any more")?;
         mirror.coherent_all_over("no guard page any more")?;
-    }
-    Ok(())
+        Ok(())
+    })
 }
 
 fn punch(memfd: &Memfd, offset: usize, length: usize) -> TestResult {

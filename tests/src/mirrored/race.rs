@@ -11,6 +11,7 @@ use std::sync::{Condvar, Mutex};
 use virtgpu_client::{compute, Errno};
 
 use super::support::{End, Mirror};
+use crate::check;
 use crate::ktap::{Outcome, TestResult};
 use crate::support::{raced, ROUNDS};
 
@@ -24,7 +25,11 @@ struct State {
     stop: bool,
     /// It has.
     ended: bool,
+    /// Disturbances that have begun, and those that are over.
+    begun: u64,
     disturbances: u64,
+    jobs: u64,
+    met: u64,
     busy: u64,
 }
 
@@ -38,8 +43,30 @@ pub(crate) struct Race {
 /// How it went.
 pub(crate) struct Outcomes {
     pub(crate) disturbances: u64,
+    /// Jobs that were tried for the first time.
+    jobs: u64,
+    /// How many of them a disturbance overlapped with.
+    met: u64,
     /// Jobs that were refused with EBUSY.
     pub(crate) busy: u64,
+}
+
+impl Outcomes {
+    /// Fails unless there were enough disturbances, some of them during jobs, and most jobs got through
+    /// in spite of them.
+    pub(crate) fn was_a_race(&self) -> TestResult {
+        let Self {
+            disturbances,
+            jobs,
+            met,
+            busy,
+        } = *self;
+        raced("disturbances", disturbances)?;
+        println!("    # {met} of {jobs} jobs met one, {busy} were refused and repeated");
+        check!(met >= ROUNDS / 5, "{met} of {jobs} jobs met a disturbance");
+        check!(2 * busy <= jobs, "{busy} of {jobs} jobs were refused");
+        Ok(())
+    }
 }
 
 impl Race {
@@ -60,6 +87,8 @@ impl Race {
         let state = race.state.into_inner().expect("no panic");
         Ok(Outcomes {
             disturbances: state.disturbances,
+            jobs: state.jobs,
+            met: state.met,
             busy: state.busy,
         })
     }
@@ -85,6 +114,7 @@ impl Race {
             if state.stop {
                 break;
             }
+            state.begun += 1;
             drop(state);
             result = disturb(number);
             number += 1;
@@ -113,7 +143,13 @@ impl Race {
 
     /// Runs a job that must get through in the end. Returns how it has ended.
     pub(crate) fn attempt(&self, mut job: impl FnMut() -> TestResult<End>) -> TestResult<End> {
+        let ended_before = self.state.lock().expect("no panic").disturbances;
         let first = job()?;
+        self.set(|state| {
+            state.jobs += 1;
+            // One that has begun by now was not over before.
+            state.met += u64::from(state.begun > ended_before);
+        });
         if first != End::Refused(Errno::BUSY) {
             return Ok(first);
         }
@@ -148,7 +184,7 @@ pub(crate) fn additions(
     length: usize,
     jobs: u64,
     disturb: impl FnMut(u64) -> TestResult + Send,
-) -> TestResult<(u32, Outcomes)> {
+) -> TestResult<u32> {
     let mut adding = compute::Stream::new();
     adding.add_u32(mirror.userptr.at(0), length as u64, 1);
     let mut done = 0;
@@ -160,6 +196,6 @@ pub(crate) fn additions(
         Ok(())
     })?;
     raced("jobs", done)?;
-    raced("disturbances of them", outcomes.disturbances)?;
-    Ok((done as u32, outcomes))
+    outcomes.was_a_race()?;
+    Ok(done as u32)
 }

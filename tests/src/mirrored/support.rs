@@ -13,7 +13,7 @@ use virtgpu_client::{
     RegisterOptions, Registration, SyncFile,
 };
 
-use crate::ktap::{Case, Driver, Family, Kernel, Outcome, TestResult};
+use crate::ktap::{parts, Case, Driver, Family, Kernel, Outcome, TestResult};
 use crate::support::errno::name;
 use crate::support::place::{Pages, Place};
 use crate::support::stat::Oracle;
@@ -72,22 +72,15 @@ fn on_each(
     place: impl Fn(Pages) -> TestResult<Place>,
     test: fn(&Device, &Place) -> TestResult,
 ) -> TestResult {
-    let mut tested = 0;
-    for pages in Pages::ALL {
+    each_kind(&Pages::ALL, |pages| {
         let device = open(env)?;
-        let result = place(pages).and_then(|place| test(&device, &place));
-        match result {
-            Ok(()) => tested += 1,
-            Err(Outcome::Skip(reason)) => println!("    # {pages:?} pages: not tested, {reason}"),
-            Err(Outcome::Fail(reason)) => {
-                return Err(Outcome::Fail(format!("{pages:?} pages: {reason}")))
-            }
-        }
-    }
-    if tested == 0 {
-        skip!("no kind of pages could be tested");
-    }
-    Ok(())
+        test(&device, &place(pages)?)
+    })
+}
+
+/// Runs `test` for each of the kinds of pages, which each are a result of their own.
+pub(crate) fn each_kind(kinds: &[Pages], test: impl FnMut(Pages) -> TestResult) -> TestResult {
+    parts(kinds.iter().map(|kind| (kind.name(), *kind)), test)
 }
 
 /// How a job ended.

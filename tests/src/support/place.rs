@@ -25,6 +25,15 @@ impl Pages {
     /// All of them.
     pub(crate) const ALL: [Self; 3] = [Self::Base, Self::Huge, Self::Hugetlb];
 
+    /// What results are called by.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Base => "base",
+            Self::Huge => "huge",
+            Self::Hugetlb => "hugetlb",
+        }
+    }
+
     /// Bytes that mappings of the kind are cut at.
     pub(crate) fn unit(self) -> usize {
         match self {

@@ -32,11 +32,14 @@ fn field(text: &str, name: &str) -> Option<u64> {
 pub(crate) fn pinned_pages() -> TestResult<i64> {
     // Counts that processors still keep to themselves are added up by this.
     fs::write("/proc/sys/vm/stat_refresh", "1")?;
+    Ok(vmstat("nr_foll_pin_acquired")? as i64 - vmstat("nr_foll_pin_released")? as i64)
+}
+
+/// A count of /proc/vmstat.
+pub(crate) fn vmstat(name: &str) -> TestResult<u64> {
     let text = fs::read_to_string("/proc/vmstat")?;
-    let value = |name: &str| {
-        field(&text, name).ok_or_else(|| Outcome::Fail(format!("/proc/vmstat has no {name}")))
-    };
-    Ok(value("nr_foll_pin_acquired ")? as i64 - value("nr_foll_pin_released ")? as i64)
+    field(&text, &format!("{name} "))
+        .ok_or_else(|| Outcome::Fail(format!("/proc/vmstat has no {name}")))
 }
 
 /// Kilobytes that a field of /proc/meminfo has.
