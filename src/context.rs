@@ -255,21 +255,6 @@ impl Context {
         let credit = control.credit(share, [&attach])?;
         control.send(attach, credit).map(drop)
     }
-
-    /// As [`Context::attach`], but behind the commands that detach resources and wait for descriptors:
-    /// this resource may be one of theirs.
-    ///
-    /// # Errors
-    ///
-    /// As there, and those of
-    /// [`Control::add_behind_teardown`](crate::transport::control::Control::add_behind_teardown). After
-    /// [`EBUSY`] and [`ERESTARTSYS`] it is attached nevertheless.
-    fn attach_behind(&self, share: &Arc<Share>, resource: &Arc<Id>) -> Result {
-        let control = &self.gpu.control;
-        let attach = self.attachment_of(resource, true)?;
-        let credit = control.credit(share, [&attach])?;
-        control.add_behind_teardown(attach, credit)
-    }
 }
 
 impl Drop for Context {
@@ -301,31 +286,37 @@ impl Attached {
     ///
     /// # Errors
     ///
-    /// Those of [`Context::attach_behind`].
-    fn attach(&mut self, share: &Arc<Share>, resource: &Arc<Id>) -> Result {
+    /// Those of [`Context::attach`], and of [`Control::add_behind_teardown`].
+    fn attach(&mut self, share: &Arc<Share>, resource: &Lifetime) -> Result {
         let Some(context) = self.context.clone() else {
             return Ok(());
         };
+        let id = resource.shared_id();
         let sent = |detach: &mut Arc<Command>| Control::is_sent(detach);
         drop(self.detach.take_if(sent));
-        if self.detach.is_none() {
-            return context.attach(share, resource);
+        if self.detach.is_none() || !resource.was_detached() {
+            return context.attach(share, &id);
         }
-        let attached = context.attach_behind(share, resource);
-        if matches!(attached, Err(e) if e == EBUSY || e == ERESTARTSYS) {
-            // Nobody gets the handle that it was for.
+        // One of those that wait may be for this resource.
+        let control = &context.gpu.control;
+        let attach = context.attachment_of(&id, true)?;
+        let credit = control.credit(share, [&attach])?;
+        let sent = control.add_behind_teardown(attach, credit);
+        if matches!(sent, Err(e) if e == EBUSY || e == ERESTARTSYS) {
+            // It is sent nevertheless, and nobody gets the handle that it was for.
             self.detach(resource);
         }
-        attached
+        sent
     }
 
     /// Detaches a resource from the context, if there is one.
-    fn detach(&mut self, resource: &Arc<Id>) {
+    fn detach(&mut self, resource: &Lifetime) {
         let Some(context) = &self.context else {
             return;
         };
         // Without memory for the command the host detaches the resource when it, or the context, goes.
-        if let Ok(detach) = context.attachment_of(resource, false) {
+        if let Ok(detach) = context.attachment_of(&resource.shared_id(), false) {
+            resource.set_detached();
             self.detach = Some(detach.clone_arc());
             context.gpu.control.teardown(detach);
         }
@@ -425,9 +416,11 @@ impl FileData {
             opened.handles += 1;
             return Ok(());
         }
-        let id = resource.shared_id();
-        attached.attach(&self.share, &id)?;
-        let opened = Opened { id, handles: 1 };
+        attached.attach(&self.share, resource)?;
+        let opened = Opened {
+            id: resource.shared_id(),
+            handles: 1,
+        };
         attached
             .opened
             .insert(node.into_node(resource.id(), opened));
@@ -445,7 +438,7 @@ impl FileData {
             }
             _ => attached.opened.remove_node(&resource.id()),
         };
-        attached.detach(&resource.shared_id());
+        attached.detach(resource);
         drop(guard);
         drop(gone);
     }

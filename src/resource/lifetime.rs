@@ -51,6 +51,10 @@ use kernel::{
     new_spinlock,
     prelude::*,
     sync::{
+        atomic::{
+            ordering::Relaxed,
+            AtomicFlag, //
+        },
         Arc,
         SpinLock, //
     },
@@ -142,6 +146,8 @@ pub(crate) struct Lifetime {
     gpu: Arc<Gpu>,
     id: Arc<Id>,
     carrier: Arc<Carrier>,
+    /// A context was told that it does not have the resource any more.
+    detached: AtomicFlag,
     inner: Pin<KBox<SpinLock<Inner>>>,
 }
 
@@ -188,6 +194,7 @@ impl Lifetime {
             gpu: gpu.clone(),
             id,
             carrier,
+            detached: AtomicFlag::new(false),
             inner: KBox::pin_init(
                 new_spinlock!(
                     Inner {
@@ -232,6 +239,16 @@ impl Lifetime {
     pub(crate) fn set_not_sent(&self) {
         let create = core::mem::replace(&mut self.inner.lock().creation, Creation::NotSent);
         drop(create);
+    }
+
+    /// The resource is about to be detached from a context.
+    pub(crate) fn set_detached(&self) {
+        self.detached.store(true, Relaxed);
+    }
+
+    /// Whether the resource was detached from any context.
+    pub(crate) fn was_detached(&self) -> bool {
+        self.detached.load(Relaxed)
     }
 
     /// How the creation ended, if the host has answered; [`Answer::Aborted`] if it was never sent.

@@ -54,7 +54,7 @@ pub(crate) const SLOW_JOBS: Family = family(
 pub(crate) const ABANDONED: Family = family(
     "isolation_abandoned",
     "--adversary abandon --adversary-context silent",
-    cases![killed_beside_others: 120],
+    cases![killed_beside_others: 120, waiting_behind_the_abandoned: 120],
 );
 
 /// The host neither runs nor answers the jobs of one client.
@@ -328,6 +328,25 @@ fn waiting_behind_the_lost(env: &Env) -> TestResult {
     drop(blob);
     drop(slow);
     works(&waiting)?;
+    newcomer_works(env)
+}
+
+/// The host goes on with the job that has cost its context: whose job waits for that is not the next to
+/// lose it.
+fn waiting_behind_the_abandoned(env: &Env) -> TestResult {
+    gpu::reload(env, c"ack_timeout_ms=2000 job_timeout_ms=2000")?;
+    let slow = neglected(env)?;
+    let long = Exec::new(delay(10_000_000).as_bytes()).submit_with_fence(&slow)?;
+    let waiting = env.compute()?;
+    let behind = Exec::new(delay(1).as_bytes()).submit_with_fence(&waiting)?;
+    check_eq!(
+        status_in_time(&long)?,
+        SyncStatus::Failed(Errno::CANCELED),
+        "a job that takes too long"
+    );
+    behind.wait(Some(LIMIT))?;
+    works(&waiting)?;
+    drop(slow);
     newcomer_works(env)
 }
 

@@ -33,7 +33,8 @@ use crate::{
         virtio_gpu::{
             response,
             Header,
-            FLAG_FENCE, //
+            FLAG_FENCE,
+            FLAG_INFO_RING_IDX, //
         }, //
     },
 };
@@ -114,9 +115,13 @@ impl Control {
                 match Self::judge(&mut command, len) {
                     Verdict::Is(verdict) => {
                         let header = Message::owned(&mut command).header;
-                        Self::note_end(inner, &mut command);
+                        self.note_end(inner, &mut command);
                         command.shared.verdict.store(verdict, Release);
                         inner.answered_fence = inner.answered_fence.max(header.fence_id.get());
+                        if header.flags.get() & (FLAG_FENCE | FLAG_INFO_RING_IDX) == FLAG_FENCE {
+                            let order = command.shared.order.load(Relaxed);
+                            inner.common_answered = inner.common_answered.max(order);
+                        }
                         trace::answer(self.name(), &header, verdict);
                         // Before its fence is signalled, see `settle`.
                         inner.answered += 1;
@@ -126,7 +131,7 @@ impl Control {
                         answered.push_back(command);
                     }
                     Verdict::TooEarly(kind) => {
-                        Self::note_end(inner, &mut command);
+                        self.note_end(inner, &mut command);
                         let owned = Message::owned(&mut command);
                         owned.refused = Some(kind);
                         if let Expect::SuccessUnlessFailed(other) = &owned.expect {
@@ -137,7 +142,7 @@ impl Control {
                         Self::keep_order(inner, id.as_ref());
                     }
                     Verdict::InDoubt => {
-                        Self::note_end(inner, &mut command);
+                        self.note_end(inner, &mut command);
                         inner.held.push_back(command);
                     }
                     Verdict::Broken => {
@@ -310,7 +315,7 @@ impl Control {
 
     /// Keeps count when a command has come back, and abandons the jobs of a context that the host
     /// has destroyed.
-    fn note_end(inner: &mut Inner, command: &mut ListArc<Command>) {
+    fn note_end(&self, inner: &mut Inner, command: &mut ListArc<Command>) {
         let index = Message::owned(command).index;
         if inner.in_flight[index].take().is_some() {
             // There is room for all places.
@@ -323,7 +328,7 @@ impl Control {
             inner.abandoned -= command.shared.slots.load(Relaxed);
         }
         if let Some(context) = command.shared.destroys {
-            Self::abandon_jobs(inner, context);
+            self.abandon_jobs(inner, context);
         }
     }
 

@@ -118,6 +118,8 @@ pub(crate) struct JobContext {
     lost: AtomicFlag,
     /// When the file was closed, as in [`Control::now`]; 0 before.
     closed_at: Atomic<i64>,
+    /// The host was asked to destroy the context.
+    destroyed: AtomicFlag,
     /// Has the host destroy the context, and end its jobs; made with the context, so that this needs no
     /// memory. `None` before the host has the context. Protects only itself; taken once.
     #[pin]
@@ -135,6 +137,7 @@ impl JobContext {
             pin_init!(Self {
                 lost: AtomicFlag::new(false),
                 closed_at: Atomic::new(0),
+                destroyed: AtomicFlag::new(false),
                 destroy <- new_spinlock!(None, "JobContext::destroy"),
             }),
             GFP_KERNEL,
@@ -148,7 +151,13 @@ impl JobContext {
     }
 
     pub(super) fn take_destroy(&self) -> Option<ListArc<Command>> {
+        self.destroyed.store(true, Relaxed);
         self.destroy.lock().take()
+    }
+
+    /// Whether the host was asked to destroy the context.
+    pub(super) fn is_destroyed(&self) -> bool {
+        self.destroyed.load(Relaxed)
     }
 
     /// Whether the context takes no more jobs.

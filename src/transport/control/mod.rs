@@ -161,6 +161,8 @@ struct Inner {
     next_fence: u64,
     /// The highest fence that was answered.
     answered_fence: u64,
+    /// [`Shared::order`] of the last fence of the device's common timeline that was answered.
+    common_answered: u64,
     /// The commands in the ring, and in `pending`; as many places as the ring has descriptors.
     in_flight: KVec<Option<Arc<Command>>>,
     /// The free places.
@@ -297,6 +299,7 @@ impl Control {
                     reserve: 0,
                     next_fence: 1,
                     answered_fence: 0,
+                    common_answered: 0,
                     in_flight: KVec::new(),
                     places: KVec::new(),
                     pending: List::new(),

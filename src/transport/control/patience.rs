@@ -21,6 +21,10 @@
 //! - **The device** is lost when it has answered nothing at all for as long as the time limit,
 //!   although there is something to answer besides jobs, and no job runs that could be in the way.
 //!
+//! A host may go on with jobs of a context that it has destroyed, or have forgotten them. For eight times
+//! the limit of a job they count as running, for those who may wait for them, unless the host has answered
+//! a later one.
+//!
 //! In the middle of that time the watchdog sends a command of its own, which every device answers.
 //! So one command that the host never answers is not taken for the death of the device.
 //!
@@ -196,10 +200,11 @@ impl Control {
         })
     }
 
-    /// Whether somebody has waited for an answer in vain: others need not try the same.
+    /// Whether somebody has waited for an answer in vain: others need not try the same. That a context
+    /// is destroyed may take as long as its jobs.
     pub(crate) fn is_late(&self) -> bool {
         let now = self.now();
-        Self::overdue(&self.inner.lock(), now).next().is_some()
+        Self::overdue(&self.inner.lock(), now).any(|command| command.shared.destroys.is_none())
     }
 
     /// Fails if jobs of contexts that are gone, and commands that were not answered in time, fill so
@@ -220,6 +225,9 @@ impl Control {
         Ok(())
     }
 }
+
+/// How many times the limit of a job one of a destroyed context may be in the way of others.
+const ABANDONED_LIMITS: i64 = 8;
 
 /// As long as this is there, the watchdog finds out whether the device answers anything.
 struct Starved<'a>(&'a Control);
@@ -246,6 +254,18 @@ impl Control {
         inner.in_flight.iter().flatten().filter_map(|command| {
             let job = command.shared.job.as_ref()?;
             (!command.shared.abandoned.load(Relaxed)).then_some((command, job))
+        })
+    }
+
+    /// The jobs that the host may be at: those of contexts that it has, and for some time others, unless
+    /// one behind them was answered.
+    fn jobs_at_host(inner: &Inner, now: i64) -> impl Iterator<Item = (&Arc<Command>, &JobOf)> {
+        inner.in_flight.iter().flatten().filter_map(move |command| {
+            let (shared, job) = (&command.shared, command.shared.job.as_ref()?);
+            let passed = !job.on_ring && shared.order.load(Relaxed) < inner.common_answered;
+            let may_run =
+                !shared.abandoned.load(Relaxed) || (shared.deadline.load(Relaxed) > now && !passed);
+            may_run.then_some((command, job))
         })
     }
 
@@ -316,11 +336,16 @@ impl Control {
 
     /// The host has destroyed the context. Its jobs keep their places in the ring;
     /// their fences are to be signalled when the lock is dropped.
-    pub(super) fn abandon_jobs(inner: &mut Inner, context: u32) {
+    pub(super) fn abandon_jobs(&self, inner: &mut Inner, context: u32) {
+        let deadline = match i64::from(self.timeouts.job_ms) {
+            0 => 0,
+            limit => self.now() + ABANDONED_LIMITS * limit,
+        };
         let mut slots = 0;
         for (command, job) in Self::running_jobs(inner) {
             if job.context == context {
                 command.shared.abandoned.store(true, Relaxed);
+                command.shared.deadline.store(deadline, Relaxed);
                 slots += command.shared.slots.load(Relaxed);
             }
         }
@@ -329,8 +354,12 @@ impl Control {
 
     /// The job that has been on the device's common timeline for the longest time, but for those of
     /// the context `except`: its place in the order, and its context.
-    fn first_on_common_timeline(inner: &Inner, except: Option<u32>) -> Option<(u64, u32)> {
-        Self::running_jobs(inner)
+    fn first_on_common_timeline(
+        inner: &Inner,
+        now: i64,
+        except: Option<u32>,
+    ) -> Option<(u64, u32)> {
+        Self::jobs_at_host(inner, now)
             .filter(|(_, job)| !job.on_ring && Some(job.context) != except)
             .map(|(command, job)| (command.shared.order.load(Relaxed), job.context))
             .min()
@@ -339,9 +368,9 @@ impl Control {
     /// A job whose time is over. Begins anew the time of those that may be waiting for another
     /// context's job.
     fn find_overdue_job<'a>(&self, inner: &'a Inner, now: i64) -> Option<&'a Arc<Command>> {
-        let first = Self::first_on_common_timeline(inner, None);
-        let first_of_another =
-            first.and_then(|(_, context)| Self::first_on_common_timeline(inner, Some(context)));
+        let first = Self::first_on_common_timeline(inner, now, None);
+        let first_of_another = first
+            .and_then(|(_, context)| Self::first_on_common_timeline(inner, now, Some(context)));
         let mut overdue = None;
         for (command, job) in Self::running_jobs(inner) {
             let before = match first {
@@ -353,7 +382,7 @@ impl Control {
                 self.set_job_deadline(command);
             }
             let deadline = command.shared.deadline.load(Relaxed);
-            if deadline != 0 && deadline < now && !job.of.is_lost() {
+            if deadline != 0 && deadline < now && !job.of.is_destroyed() {
                 overdue = Some(command);
             }
         }
@@ -466,7 +495,7 @@ impl WorkItem<4> for Control {
             answered = inner.probed.take_if(|probed| Self::answered(probed));
             let now = this.now();
             let quiet = now - inner.quiet_since;
-            let runs = Self::running_jobs(&inner).next().is_some();
+            let runs = Self::jobs_at_host(&inner, now).next().is_some();
             let waits = Self::is_waiting(&inner);
             // Not without having asked, and given it time: the machine may have stood still.
             let asked = inner.asked_at.is_some_and(|at| now - at >= limit / 2);
