@@ -349,7 +349,10 @@ class Qmp:
         message = {"execute": command}
         if arguments:
             message["arguments"] = arguments
-        self.socket.sendall(json.dumps(message).encode() + b"\n")
+        try:
+            self.socket.sendall(json.dumps(message).encode() + b"\n")
+        except OSError:
+            return {"error": "QEMU is gone"}
         while True:
             line = self.file.readline()
             if not line:
@@ -478,8 +481,12 @@ def serve(word, gpus, qmp_path):
                 return {"error": "the old device does not go away"}
             time.sleep(0.1)
         if gpus.all:
-            # Its end of the connection, which is the end of the process.
-            qmp.call("chardev-remove", id=f"gpu{gpus.last.number}")
+            # Its end of the connection, which is the end of the process. Somebody may still have a
+            # reference to the old device, and it one to the connection.
+            while "busy" in str(answer := qmp.call("chardev-remove", id=f"gpu{gpus.last.number}")):
+                if time.monotonic() > deadline:
+                    return answer
+                time.sleep(0.1)
             gpus.stop()
         if rest:
             gpus.arguments = "" if rest == "none" else rest
