@@ -1,44 +1,100 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The driver as the DRM core sees it.
+//! The driver as the module loader and the DRM core see it: what they call, in one place.
 
 use crate::{
     context::FileData,
-    gpu::Gpu,
-    ioctl,
-    kapi::drm::{
-        self,
-        device::{
-            FEAT_GEM,
-            FEAT_RENDER,
-            FEAT_SYNCOBJ,
-            FEAT_SYNCOBJ_TIMELINE, //
-        },
-        ioctl::IoctlTable,
-        prime::DmaBufOps, //
+    drm::{
+        Device,
+        File,
+        GpuDriver,
+        Object, //
     },
-    resource::Resource,
+    gpu, ioctl,
+    kapi::{
+        dma::fence::check_independence,
+        drm::{
+            self,
+            device::{
+                FEAT_GEM,
+                FEAT_RENDER,
+                FEAT_SYNCOBJ,
+                FEAT_SYNCOBJ_TIMELINE, //
+            },
+            gem::{
+                DriverObject,
+                IoMemory,
+                Owned, //
+            },
+            ioctl::IoctlTable,
+            prime::{
+                DmaBufOps,
+                Importable, //
+            }, //
+        },
+        sync::ModuleWorkqueueOwner,
+        virtio, //
+    },
+    module_parameters, observe,
+    resource::{
+        self,
+        releases,
+        Lifetime,
+        Resource, //
+    },
 };
 use kernel::{
+    driver::Registration,
     prelude::*,
-    sync::Arc, //
+    sync::{
+        aref::ARef,
+        Arc, //
+    },
+    InPlaceModule, //
 };
 
-/// The DRM driver.
-pub(crate) struct GpuDriver;
+/// The module: one registered virtio driver.
+#[pin_data]
+pub(crate) struct VirtgpuUserptr {
+    #[pin]
+    driver: Registration<virtio::Adapter<gpu::VirtioGpu>>,
+    /// Dropped after the driver: what it has released meanwhile is still to go.
+    releases: ModuleWorkqueueOwner,
+    /// Dropped after the driver, and after the fences of what is released.
+    fence_readers: FenceReaders,
+}
+
+/// Those who may still be in the name callbacks of fences, which are part of this module.
+struct FenceReaders;
+
+impl Drop for FenceReaders {
+    fn drop(&mut self) {
+        kernel::sync::rcu::synchronize_rcu();
+    }
+}
+
+impl InPlaceModule for VirtgpuUserptr {
+    fn init(module: &'static ThisModule) -> impl PinInit<Self, Error> {
+        try_pin_init!(Self {
+            _: {
+                drm::module::check_modeset(module_parameters::modeset.value())?;
+                check_independence::<gpu::Timeline>().inspect_err(|_| {
+                    pr_err!("not for this kernel, whose fences need the module after its end\n");
+                })?;
+            },
+            // First, as the driver's devices use it.
+            releases: releases::QUEUE.create(c"virtgpu-release")?,
+            driver <- Registration::new(<Self as kernel::ModuleMetadata>::NAME, module),
+            fence_readers: FenceReaders,
+        })
+    }
+}
 
 static DMA_BUF_OPS: DmaBufOps = DmaBufOps::new::<GpuDriver>();
 
-/// A device.
-pub(crate) type Device = drm::Device<GpuDriver>;
-/// An open file.
-pub(crate) type File = drm::File<GpuDriver>;
-/// A buffer.
-pub(crate) type Object = drm::gem::Object<Resource>;
-
 impl drm::Driver for GpuDriver {
-    type OwnerModule = crate::VirtgpuUserptr;
-    type Data = Arc<Gpu>;
+    type OwnerModule = VirtgpuUserptr;
+    type Data = Arc<gpu::Gpu>;
     type File = FileData;
     type Object = Resource;
 
@@ -67,12 +123,54 @@ impl drm::Driver for GpuDriver {
     }
 
     fn fdinfo(file: &File, out: &drm::fdinfo::FdInfo) {
-        crate::observe::fdinfo::show(file, out);
+        observe::fdinfo::show(file, out);
     }
 
     #[cfg(CONFIG_DEBUG_FS)]
     fn debugfs(folder: &drm::debugfs::Folder<'_, Self>) {
-        crate::observe::debugfs::add(folder);
-        crate::observe::device_files::add(folder);
+        observe::debugfs::add(folder);
+        observe::device_files::add(folder);
+    }
+}
+
+impl DriverObject for Resource {
+    type Driver = GpuDriver;
+
+    fn open(obj: &Object, file: &File) -> Result {
+        if let Some(userptr) = obj.userptr() {
+            return userptr.open();
+        }
+        file.open_resource(&obj.lifetime)
+    }
+
+    fn close(obj: &Object, file: &File) {
+        if let Some(userptr) = obj.userptr() {
+            userptr.close();
+        }
+        file.close_resource(&obj.lifetime);
+        if obj.userptr().is_some() {
+            // Jobs that are over keep nothing of it, so that this thread releases it, and waits.
+            file.gpu.control.settle();
+        }
+    }
+
+    fn free(obj: Owned<Resource>) {
+        Lifetime::release(obj);
+    }
+
+    fn io_memory(obj: &Object) -> Result<IoMemory> {
+        resource::host_memory(obj)
+    }
+
+    fn export(obj: &Object) -> Result {
+        obj.prepare_export()
+    }
+
+    fn uuid(obj: &Object) -> Result<[u8; 16]> {
+        obj.exported_uuid()
+    }
+
+    fn import(dev: &Device, buf: &Importable) -> Result<ARef<Object>> {
+        resource::imported::import(dev, buf)
     }
 }

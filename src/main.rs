@@ -8,15 +8,16 @@
 //!
 //! | module | what |
 //! |---|---|
+//! | [`driver`] | what the module loader and the DRM core call |
 //! | [`ioctl`] | reads and judges the arguments of each ioctl |
 //! | [`submit`] | jobs: what they wait for, queueing, what they signal |
 //! | [`userptr`] | registration of user memory |
 //! | [`resource`] | buffers and their life on the host |
 //! | [`context`] | an open file's context on the host |
-//! | [`driver`] | the driver as the DRM core sees it |
 //! | [`gpu`] | the device: probe, features, capability sets, removal |
 //! | [`observe`] | counters and knobs of a device, in debugfs |
 //! | [`transport`] | the virtqueues |
+//! | [`drm`] | the driver's name, and the types of the DRM core as it has them |
 //! | [`kapi`] | safe abstractions over C kernel interfaces; all `unsafe` is there |
 //! | [`protocol`] | wire structures and pure logic, shared with the device and the tests |
 //!
@@ -55,14 +56,12 @@
 //! taken before any lock from 6 on.
 #![crate_name = "virtgpu_userptr"]
 
-use kernel::{
-    driver::Registration,
-    prelude::*,
-    InPlaceModule, //
-};
+use self::driver::VirtgpuUserptr;
+use kernel::prelude::*;
 
 mod context;
 mod driver;
+mod drm;
 mod gpu;
 mod ioctl;
 mod kapi;
@@ -104,43 +103,6 @@ module! {
             description: "0 keeps the driver away, 1 loads it although the command line says nomodeset",
         },
     },
-}
-
-/// The module: one registered virtio driver.
-#[pin_data]
-struct VirtgpuUserptr {
-    #[pin]
-    driver: Registration<kapi::virtio::Adapter<gpu::VirtioGpu>>,
-    /// Dropped after the driver: what it has released meanwhile is still to go.
-    releases: kapi::sync::ModuleWorkqueueOwner,
-    /// Dropped after the driver, and after the fences of what is released.
-    fence_readers: FenceReaders,
-}
-
-/// Those who may still be in the name callbacks of fences, which are part of this module.
-struct FenceReaders;
-
-impl Drop for FenceReaders {
-    fn drop(&mut self) {
-        kernel::sync::rcu::synchronize_rcu();
-    }
-}
-
-impl InPlaceModule for VirtgpuUserptr {
-    fn init(module: &'static ThisModule) -> impl PinInit<Self, Error> {
-        try_pin_init!(Self {
-            _: {
-                kapi::drm::module::check_modeset(module_parameters::modeset.value())?;
-                kapi::dma::fence::check_independence::<gpu::Timeline>().inspect_err(|_| {
-                    pr_err!("not for this kernel, whose fences need the module after its end\n");
-                })?;
-            },
-            // First, as the driver's devices use it.
-            releases: resource::releases::QUEUE.create(c"virtgpu-release")?,
-            driver <- Registration::new(<Self as kernel::ModuleMetadata>::NAME, module),
-            fence_readers: FenceReaders,
-        })
-    }
 }
 
 /// How long jobs may keep memory that moves from being taken away, in milliseconds.

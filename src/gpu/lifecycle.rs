@@ -10,7 +10,7 @@ use super::{
     HostVisible, //
 };
 use crate::{
-    driver::GpuDriver,
+    drm::GpuDriver,
     kapi::{
         drm::{
             self,

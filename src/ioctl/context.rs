@@ -7,7 +7,7 @@ use crate::{
         ContextParams,
         MAX_RINGS, //
     },
-    driver::{
+    drm::{
         Device,
         File,
         GpuDriver, //

@@ -3,7 +3,7 @@
 //! What the device can do: GETPARAM and GET_CAPS.
 
 use crate::{
-    driver::{
+    drm::{
         Device,
         File,
         GpuDriver, //

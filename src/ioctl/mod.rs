@@ -12,7 +12,7 @@ mod transfer;
 mod userptr;
 
 use crate::{
-    driver::GpuDriver,
+    drm::GpuDriver,
     kapi::drm::ioctl::IoctlTable, //
 };
 

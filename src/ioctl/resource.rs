@@ -4,7 +4,7 @@
 
 use super::userptr::register;
 use crate::{
-    driver::{
+    drm::{
         Device,
         File,
         GpuDriver,

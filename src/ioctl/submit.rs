@@ -3,7 +3,7 @@
 //! EXECBUFFER.
 
 use crate::{
-    driver::{
+    drm::{
         Device,
         File,
         GpuDriver, //

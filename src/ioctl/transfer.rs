@@ -3,7 +3,7 @@
 //! TRANSFER_TO_HOST and TRANSFER_FROM_HOST.
 
 use crate::{
-    driver::{
+    drm::{
         Device,
         File,
         GpuDriver, //

@@ -3,7 +3,7 @@
 //! User memory: USERPTR_REGISTER and USERPTR_PREFETCH.
 
 use crate::{
-    driver::{
+    drm::{
         Device,
         File,
         GpuDriver,

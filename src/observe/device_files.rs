@@ -5,7 +5,7 @@
 
 use super::fdinfo::Region;
 use crate::{
-    driver::{
+    drm::{
         Device,
         GpuDriver, //
     },

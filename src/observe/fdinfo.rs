@@ -3,7 +3,7 @@
 //! What a file says of itself in `/proc/PID/fdinfo`: its memory, kind by kind.
 
 use crate::{
-    driver::{
+    drm::{
         File,
         Object, //
     },

@@ -10,7 +10,7 @@ use super::{
     Lifetime, //
 };
 use crate::{
-    driver::{
+    drm::{
         Device,
         File,
         Object, //

@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     context::Context,
-    driver::{
+    drm::{
         Device,
         File,
         Object, //

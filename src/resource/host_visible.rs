@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     context::Context,
-    driver::{
+    drm::{
         Device,
         File,
         Object, //

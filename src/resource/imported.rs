@@ -21,7 +21,7 @@ use super::{
     PRIME_WAIT_MS, //
 };
 use crate::{
-    driver::{
+    drm::{
         Device,
         Object, //
     },
@@ -202,7 +202,7 @@ impl Finish for Detached {
 /// [`EINVAL`] for a size that the host does not take; [`ENOMEM`]; [`E2BIG`] if the memory is too
 /// scattered; [`ENOSPC`] if there are no more ids; [`EBUSY`], [`ERESTARTSYS`], [`ENODEV`]; that of
 /// the exporter.
-pub(super) fn import(dev: &Device, buf: &Importable) -> Result<ARef<Object>> {
+pub(crate) fn import(dev: &Device, buf: &Importable) -> Result<ARef<Object>> {
     let gpu: &Arc<Gpu> = dev;
     if !gpu.features.blob || gpu.bounces() {
         return Err(EOPNOTSUPP);

@@ -391,7 +391,7 @@ impl Lifetime {
     /// handle may rely on it. A worker, which may be the one that is waited for, hands it over to
     /// the file's [`Releases`](super::releases::Releases).
     /// Other objects can be released with `mmap_lock` held, so they are released later.
-    pub(super) fn release(object: Owned<Resource>) {
+    pub(crate) fn release(object: Owned<Resource>) {
         let Some(userptr) = object.userptr() else {
             return Self::unreference(object, false);
         };

@@ -23,22 +23,14 @@ pub(crate) mod userptr;
 
 use crate::{
     context::Context,
-    driver::{
+    drm::{
         Device,
         File,
-        GpuDriver,
         Object, //
     },
     gpu::Gpu,
     kapi::{
-        drm::{
-            gem::{
-                DriverObject,
-                IoMemory,
-                Owned, //
-            },
-            prime::Importable, //
-        },
+        drm::gem::IoMemory,
         virtio::{
             Chunks,
             Pieces, //
@@ -151,6 +143,37 @@ impl Resource {
             }
             _ => Ok(()),
         }
+    }
+
+    /// The buffer is about to be shared through a dma-buf: has the host give it a UUID if it may be
+    /// shared with other virtio devices there.
+    ///
+    /// # Errors
+    ///
+    /// [`EINVAL`] for what cannot be shared, those of [`Lifetime::assign_uuid`].
+    pub(crate) fn prepare_export(&self) -> Result {
+        match &self.kind {
+            // The core knows what it has imported, and exports it as the dma-buf that it is.
+            Kind::Userptr(_) | Kind::Imported(_) => Err(EINVAL),
+            _ => {
+                if self.is_known_elsewhere() {
+                    self.lifetime.assign_uuid()?;
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// The UUID by which other virtio devices find the buffer on the host.
+    ///
+    /// # Errors
+    ///
+    /// [`ENODEV`] if they cannot, those of [`Lifetime::uuid`].
+    pub(crate) fn exported_uuid(&self) -> Result<[u8; 16]> {
+        if !self.is_known_elsewhere() {
+            return Err(ENODEV);
+        }
+        self.lifetime.uuid()
     }
 
     /// The registration, if this is user memory.
@@ -269,59 +292,15 @@ pub(crate) fn create_blob(
     }
 }
 
-impl DriverObject for Resource {
-    type Driver = GpuDriver;
-
-    fn open(obj: &Object, file: &File) -> Result {
-        if let Some(userptr) = obj.userptr() {
-            return userptr.open();
-        }
-        file.open_resource(&obj.lifetime)
-    }
-
-    fn close(obj: &Object, file: &File) {
-        if let Some(userptr) = obj.userptr() {
-            userptr.close();
-        }
-        file.close_resource(&obj.lifetime);
-        if obj.userptr().is_some() {
-            // Jobs that are over keep nothing of it, so that this thread releases it, and waits.
-            obj.gpu().control.settle();
-        }
-    }
-
-    fn free(obj: Owned<Resource>) {
-        Lifetime::release(obj);
-    }
-
-    fn io_memory(obj: &Object) -> Result<IoMemory> {
-        match &obj.kind {
-            Kind::Host(memory) => memory.map(obj),
-            _ => Err(EINVAL),
-        }
-    }
-
-    fn export(obj: &Object) -> Result {
-        match &obj.kind {
-            // The core knows what it has imported, and exports it as the dma-buf that it is.
-            Kind::Userptr(_) | Kind::Imported(_) => Err(EINVAL),
-            _ => {
-                if obj.is_known_elsewhere() {
-                    obj.lifetime.assign_uuid()?;
-                }
-                Ok(())
-            }
-        }
-    }
-
-    fn uuid(obj: &Object) -> Result<[u8; 16]> {
-        if !obj.is_known_elsewhere() {
-            return Err(ENODEV);
-        }
-        obj.lifetime.uuid()
-    }
-
-    fn import(dev: &Device, buf: &Importable) -> Result<ARef<Object>> {
-        imported::import(dev, buf)
+/// What the CPU can map of a buffer in host memory.
+///
+/// # Errors
+///
+/// [`EINVAL`] if it is none, or if the host refused; those of
+/// [`HostMemory::map`](host_visible::HostMemory::map).
+pub(crate) fn host_memory(obj: &Object) -> Result<IoMemory> {
+    match &obj.kind {
+        Kind::Host(memory) => memory.map(obj),
+        _ => Err(EINVAL),
     }
 }

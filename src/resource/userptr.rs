@@ -7,7 +7,7 @@ use super::{
     space::Space, //
 };
 use crate::{
-    driver::{
+    drm::{
         File,
         Object, //
     },
@@ -105,7 +105,7 @@ impl Userptr {
     }
 
     /// The handle is being closed.
-    pub(super) fn close(&self) {
+    pub(crate) fn close(&self) {
         if let Some(mirrored) = &self.mirrored {
             mirrored.close_handle();
         }
@@ -117,7 +117,7 @@ impl Userptr {
     /// # Errors
     ///
     /// [`EACCES`] if there is a handle already.
-    pub(super) fn open(&self) -> Result {
+    pub(crate) fn open(&self) -> Result {
         if self.opened.xchg(true, Full) {
             return Err(EACCES);
         }

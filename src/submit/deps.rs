@@ -6,7 +6,7 @@
 //! so no fence of another driver gets between a fence of ours and its signalling.
 
 use crate::{
-    driver::File,
+    drm::File,
     kapi::{
         dma::{
             fence::ChainNode,

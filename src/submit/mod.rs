@@ -21,7 +21,7 @@ use self::deps::{
 };
 use crate::{
     context::Context,
-    driver::{
+    drm::{
         File,
         Object, //
     },

@@ -7,7 +7,7 @@
 
 use crate::{
     context::Context,
-    driver::{
+    drm::{
         File,
         Object, //
     },

@@ -8,7 +8,7 @@ use super::params::{
 };
 use crate::{
     context::Context,
-    driver::{
+    drm::{
         Device,
         File,
         Object, //

@@ -22,7 +22,7 @@
 //! own: neither memory reclaim nor the device ever waits for it.
 
 use crate::{
-    driver::File,
+    drm::File,
     kapi::{
         drm::event::{
             Event,

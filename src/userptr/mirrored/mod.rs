@@ -44,7 +44,7 @@ use super::params::{
 };
 use crate::{
     context::Context,
-    driver::{
+    drm::{
         Device,
         File,
         Object, //

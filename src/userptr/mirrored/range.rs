@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     context::Context,
-    driver::File,
+    drm::File,
     gpu::Gpu,
     kapi::{
         dma::Resv,
