@@ -104,17 +104,3 @@ module! {
         },
     },
 }
-
-/// How long jobs may keep memory that moves from being taken away, in milliseconds.
-fn job_grace_ms() -> u32 {
-    module_parameters::job_grace_ms.value()
-}
-
-/// How long the device may take, as the module's parameters say.
-fn timeouts() -> transport::control::Timeouts {
-    transport::control::Timeouts {
-        answer_ms: module_parameters::ack_timeout_ms.value().max(1),
-        job_ms: module_parameters::job_timeout_ms.value(),
-        grace_ms: job_grace_ms(),
-    }
-}

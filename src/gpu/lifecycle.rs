@@ -25,6 +25,7 @@ use crate::{
             QueueSetup, //
         },
     },
+    module_parameters,
     observe::{
         Counters,
         Knobs, //
@@ -37,7 +38,8 @@ use crate::{
     resource::mapping::Mappings,
     transport::control::{
         Control,
-        Share, //
+        Share,
+        Timeouts, //
     },
 };
 use core::mem::offset_of;
@@ -50,6 +52,15 @@ use kernel::{
         Mutex, //
     },
 };
+
+/// How long the device may take, as the module's parameters say.
+fn timeouts() -> Timeouts {
+    Timeouts {
+        answer_ms: module_parameters::ack_timeout_ms.value().max(1),
+        job_ms: module_parameters::job_timeout_ms.value(),
+        grace_ms: module_parameters::job_grace_ms.value(),
+    }
+}
 
 /// The virtio driver.
 pub(crate) struct VirtioGpu;
@@ -112,7 +123,7 @@ impl VirtioGpu {
         let mappings = Mappings::new(mapper.clone(), counters.clone())?;
         let mappings = Arc::new(mappings, GFP_KERNEL)?;
         let knobs = Arc::new(Knobs::new(), GFP_KERNEL)?;
-        let control = Control::new(binding, crate::timeouts(), mappings.clone(), knobs.clone())?;
+        let control = Control::new(binding, timeouts(), mappings.clone(), knobs.clone())?;
         let mut stop = StopOnError(Some(control.clone()));
         control.start(queues, features.event_slots)?;
         features.settle_mirror(vdev)?;

@@ -420,6 +420,11 @@ impl Control {
         self.timeouts.answer_ms
     }
 
+    /// How long jobs may keep what somebody else waits for, in milliseconds.
+    pub(crate) fn grace_ms(&self) -> u32 {
+        self.timeouts.grace_ms
+    }
+
     /// Whether the device is lost.
     pub(crate) fn is_lost(&self) -> bool {
         self.lost.load(Acquire)

@@ -4,9 +4,9 @@
 //!
 //! The first pass marks the pages, so that no job relies on them any more, and tells the device if
 //! no job is running that does. The second pass waits: for the jobs, which have
-//! [`crate::module_parameters::job_grace_ms`] milliseconds in all, and for the device. INVALIDATE
-//! is sent after the lock was dropped: nothing can be mapped in the range before the kernel has
-//! finished, and what was mapped before is ahead in the queue.
+//! [`Control::grace_ms`](crate::transport::control::Control::grace_ms) milliseconds in all, and for
+//! the device. INVALIDATE is sent after the lock was dropped: nothing can be mapped in the range
+//! before the kernel has finished, and what was mapped before is ahead in the queue.
 //!
 //! What runs here may be what memory reclaim waits for: see [`IntervalHandler`] for what it must
 //! not do.
@@ -210,7 +210,7 @@ impl MirroredRange {
     /// Waits for the jobs that use the range, but not for ever: the context of one that takes too
     /// long is lost, and the device fails the job when it touches what is gone.
     fn wait_for_jobs(&self, since: Instant<Monotonic>) {
-        let grace = i64::from(crate::job_grace_ms());
+        let grace = i64::from(self.gpu.control.grace_ms());
         let left = (grace - since.elapsed().as_millis()).clamp(0, grace);
         if !self.resv.is_idle() && !self.resv.wait(left as u32) {
             self.context.lose();
