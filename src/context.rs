@@ -225,11 +225,7 @@ impl Context {
     /// # Errors
     ///
     /// [`ENOMEM`].
-    pub(crate) fn attachment(&self, resource: &Lifetime, attach: bool) -> Result<ListArc<Command>> {
-        self.attachment_of(&resource.shared_id(), attach)
-    }
-
-    fn attachment_of(&self, resource: &Arc<Id>, attach: bool) -> Result<ListArc<Command>> {
+    pub(crate) fn attachment(&self, resource: &Arc<Id>, attach: bool) -> Result<ListArc<Command>> {
         let kind = if attach {
             command::CTX_ATTACH_RESOURCE
         } else {
@@ -251,7 +247,7 @@ impl Context {
     /// [`ENOMEM`], and those of [`Control::credit`](crate::transport::control::Control::credit).
     fn attach(&self, share: &Arc<Share>, resource: &Arc<Id>) -> Result {
         let control = &self.gpu.control;
-        let attach = self.attachment_of(resource, true)?;
+        let attach = self.attachment(resource, true)?;
         let credit = control.credit(share, [&attach])?;
         control.send(attach, credit).map(drop)
     }
@@ -295,11 +291,11 @@ impl Attached {
         let sent = |detach: &mut Arc<Command>| Control::is_sent(detach);
         drop(self.detach.take_if(sent));
         if self.detach.is_none() || !resource.was_detached() {
-            return context.attach(share, &id);
+            return context.attach(share, id);
         }
         // One of those that wait may be for this resource.
         let control = &context.gpu.control;
-        let attach = context.attachment_of(&id, true)?;
+        let attach = context.attachment(id, true)?;
         let credit = control.credit(share, [&attach])?;
         let sent = control.add_behind_teardown(attach, credit);
         if matches!(sent, Err(e) if e == EBUSY || e == ERESTARTSYS) {
@@ -315,7 +311,7 @@ impl Attached {
             return;
         };
         // Without memory for the command the host detaches the resource when it, or the context, goes.
-        if let Ok(detach) = context.attachment_of(&resource.shared_id(), false) {
+        if let Ok(detach) = context.attachment(resource.shared_id(), false) {
             resource.set_detached();
             self.detach = Some(detach.clone_arc());
             context.gpu.control.teardown(detach);
@@ -418,7 +414,7 @@ impl FileData {
         }
         attached.attach(&self.share, resource)?;
         let opened = Opened {
-            id: resource.shared_id(),
+            id: resource.shared_id().clone(),
             handles: 1,
         };
         attached

@@ -70,7 +70,7 @@ fn create_command(
             ..Default::default()
         };
         let mut request = Request::new(Header::new(command::RESOURCE_CREATE_3D, 0), &fixed);
-        request.id = Some(resource.shared_id());
+        request.id = Some(resource.shared_id().clone());
         request.build()
     } else {
         let fixed = ResourceCreate2d {
@@ -81,7 +81,7 @@ fn create_command(
             ..Default::default()
         };
         let mut request = Request::new(Header::new(command::RESOURCE_CREATE_2D, 0), &fixed);
-        request.id = Some(resource.shared_id());
+        request.id = Some(resource.shared_id().clone());
         request.build()
     }
 }
@@ -114,7 +114,7 @@ pub(crate) fn create(
     };
     let mut attach = Request::new(Header::new(command::RESOURCE_ATTACH_BACKING, 0), &fixed);
     attach.payload = entries;
-    attach.id = Some(object.lifetime.shared_id());
+    attach.id = Some(object.lifetime.shared_id().clone());
     let attach = attach.build()?;
     let fence = UnpublishedFence::new::<Timeline>(allocate_timelines(1))?;
 

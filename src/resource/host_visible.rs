@@ -168,7 +168,7 @@ impl Showing {
         };
         let mut map = Request::new(Header::new(command::RESOURCE_MAP_BLOB, 0), &fixed);
         map.answered_by::<ResponseMapInfo>(response::OK_MAP_INFO);
-        map.id = Some(object.lifetime.shared_id());
+        map.id = Some(object.lifetime.shared_id().clone());
         let map = map.build()?;
 
         let fixed = ResourceCommand {
@@ -177,7 +177,7 @@ impl Showing {
         };
         let mut unmap = Request::new(Header::new(command::RESOURCE_UNMAP_BLOB, 0), &fixed);
         unmap.finish = Some(KBox::new(Unmapped { _range: range }, GFP_KERNEL)?);
-        unmap.id = Some(object.lifetime.shared_id());
+        unmap.id = Some(object.lifetime.shared_id().clone());
         let unmap = unmap.build()?;
         Ok(Self { offset, map, unmap })
     }

@@ -247,7 +247,7 @@ pub(crate) fn import(dev: &Device, buf: &Importable) -> Result<ARef<Object>> {
         view: mapping.ending(),
     };
     detach.finish = Some(KBox::new(detached, GFP_KERNEL)?);
-    detach.id = Some(lifetime.shared_id());
+    detach.id = Some(lifetime.shared_id().clone());
     let mut detach = detach.build()?;
 
     let params = BlobParams {

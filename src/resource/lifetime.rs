@@ -216,8 +216,8 @@ impl Lifetime {
     }
 
     /// The id on the wire, which is not used again as long as this is held.
-    pub(crate) fn shared_id(&self) -> Arc<Id> {
-        self.id.clone()
+    pub(crate) fn shared_id(&self) -> &Arc<Id> {
+        &self.id
     }
 
     /// The device.

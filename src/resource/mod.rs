@@ -270,7 +270,7 @@ pub(crate) fn create_command(
     );
     let mut request = Request::new(header, &fixed);
     request.payload = entries;
-    request.id = Some(resource.shared_id());
+    request.id = Some(resource.shared_id().clone());
     request.build()
 }
 

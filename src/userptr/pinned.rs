@@ -157,7 +157,7 @@ pub(crate) fn register(
 
     let create = resource::create_command(context, &lifetime, &blob, entries, count)?;
     let attach = match context {
-        Some(context) => Some(context.attachment(&lifetime, true)?),
+        Some(context) => Some(context.attachment(lifetime.shared_id(), true)?),
         None => None,
     };
     let object = Object::new_private(

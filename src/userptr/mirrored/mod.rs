@@ -320,7 +320,7 @@ pub(crate) fn register(
 
     let lifetime = Lifetime::new(gpu)?;
     let create = resource::create_command(Some(context), &lifetime, &blob, Chunks::new(), 0)?;
-    let attach = context.attachment(&lifetime, true)?;
+    let attach = context.attachment(lifetime.shared_id(), true)?;
     let mapping = Mapping::new(gpu, lifetime.id(), Memory::Mirrored(range.clone()))?;
     let mirrored = Mirrored {
         range: range.clone(),
