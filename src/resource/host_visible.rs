@@ -22,8 +22,7 @@ use crate::{
             gem::{
                 Caching,
                 IoMemory, //
-            },
-            range::Range, //
+            }, //
         },
         virtio::Chunks, //
     },
@@ -43,7 +42,6 @@ use crate::{
         Control,
         Credit,
         Expect,
-        Finish,
         Request,
         Share, //
     },
@@ -75,15 +73,6 @@ struct Mapping {
     map: Arc<Command>,
     /// Ends the mapping; carries the range until then.
     unmap: ListArc<Command>,
-}
-
-/// Keeps a range of the window until the host has answered that nothing is mapped there.
-struct Unmapped {
-    _range: Range,
-}
-
-impl Finish for Unmapped {
-    fn finish(&mut self, _answer: &Answer) {}
 }
 
 /// Creates a buffer in host memory.
@@ -176,7 +165,8 @@ impl Showing {
             ..Default::default()
         };
         let mut unmap = Request::new(Header::new(command::RESOURCE_UNMAP_BLOB, 0), &fixed);
-        unmap.finish = Some(KBox::new(Unmapped { _range: range }, GFP_KERNEL)?);
+        // Until the host has answered that nothing is mapped there.
+        unmap.keep(range)?;
         unmap.id = Some(object.lifetime.shared_id().clone());
         let unmap = unmap.build()?;
         Ok(Self { offset, map, unmap })

@@ -53,9 +53,7 @@ use crate::{
         },
     },
     transport::control::{
-        Answer,
         Command,
-        Finish,
         HostFence,
         Request, //
     },
@@ -84,17 +82,6 @@ const MAX_BUFFERS: u32 = 1 << 16;
 const MAX_COMMAND: usize = 64 << 20;
 /// Most bytes of the command that may come with RESOURCE_CREATE_BLOB.
 const MAX_INLINE_COMMAND: u32 = 1 << 20;
-
-/// What a job holds until the host is done with it.
-struct Job {
-    _context: Arc<Context>,
-    _buffers: KVVec<ARef<Object>>,
-}
-
-impl Finish for Job {
-    // Whether it failed is what its fence says.
-    fn finish(&mut self, _answer: &Answer) {}
-}
 
 impl Payload for FenceEvent {
     const TYPE: u32 = uapi::EVENT_FENCE_SIGNALED;
@@ -258,13 +245,8 @@ fn job(
     // With a mirror queue, this error says that the job has touched what it may not.
     let lost_on_error = gpu.features.mirror.is_some();
     request.job = Some(context.job().lost_on_error(lost_on_error));
-    request.finish = Some(KBox::new(
-        Job {
-            _context: context.clone(),
-            _buffers: buffers,
-        },
-        GFP_KERNEL,
-    )?);
+    // Whether it failed is what its fence says.
+    request.keep((context.clone(), buffers))?;
     request.build()
 }
 

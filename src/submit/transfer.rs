@@ -39,11 +39,8 @@ use crate::{
     },
     resource::Kind,
     transport::control::{
-        Answer,
         Command,
-        Finish,
         HostFence,
-        Landing,
         Request, //
     },
 };
@@ -58,28 +55,6 @@ use kernel::{
 
 /// How long a wait goes on before the device is looked at again.
 const WAIT_SLICE_MS: u32 = 1_000;
-
-/// What a transfer holds until the host is done with it.
-struct Held {
-    _context: Option<Arc<Context>>,
-    _buffer: ARef<Object>,
-}
-
-impl Finish for Held {
-    // What the host thinks of the box is what the fence says.
-    fn finish(&mut self, _answer: &Answer) {}
-}
-
-/// The pages of a buffer that the device writes to, where that must be synchronized.
-struct Pages(ARef<Object>);
-
-impl Landing for Pages {
-    fn land(&self) {
-        if let Some(dma) = self.0.dma() {
-            dma.sync_for_cpu();
-        }
-    }
-}
 
 /// The device's view of a buffer, where CPU and device see the same only after a synchronization.
 fn unsynced(object: &Object) -> Option<&DmaMap> {
@@ -133,13 +108,10 @@ fn command_3d(
     request.fence = HostFence::Common;
     request.job = Some(context.job());
     if kind == command::TRANSFER_FROM_HOST_3D && unsynced(object).is_some() {
-        request.landing = Some(KBox::new(Pages(object.clone()), GFP_KERNEL)?);
+        request.landing = Some(KBox::new(object.clone(), GFP_KERNEL)?);
     }
-    let held = Held {
-        _context: Some(context),
-        _buffer: object.clone(),
-    };
-    request.finish = Some(KBox::new(held, GFP_KERNEL)?);
+    // What the host thinks of the box is what the fence says.
+    request.keep((context, object.clone()))?;
     Ok((request.build()?, fence))
 }
 
@@ -162,11 +134,7 @@ fn command_2d(
     let mut request = Request::new(Header::new(command::TRANSFER_TO_HOST_2D, 0), &fixed);
     // Without jobs there is nothing that the host would have to wait for.
     let fence = UnpublishedFence::new::<Timeline>(allocate_timelines(1))?;
-    let held = Held {
-        _context: None,
-        _buffer: object.clone(),
-    };
-    request.finish = Some(KBox::new(held, GFP_KERNEL)?);
+    request.keep(object.clone())?;
     Ok((request.build()?, fence))
 }
 

@@ -369,6 +369,12 @@ impl DmaMap {
     }
 }
 
+/// Memory that a device writes, and that the CPU is to see when it has done so.
+pub(crate) trait Landing: Send + Sync {
+    /// Lets the CPU see what the device has written. Does not sleep.
+    fn land(&self);
+}
+
 impl Drop for DmaMap {
     fn drop(&mut self) {
         let key = Arc::as_ptr(&self.table) as usize;

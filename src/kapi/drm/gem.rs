@@ -28,6 +28,7 @@ use crate::kapi::{
     dma::{
         map::{
             DmaMap,
+            Landing,
             Mapper, //
         },
         Resv, //
@@ -675,6 +676,14 @@ impl<O: DriverObject> Deref for Object<O> {
 
     fn deref(&self) -> &O {
         &self.data
+    }
+}
+
+impl<O: DriverObject> Landing for ARef<Object<O>> {
+    fn land(&self) {
+        if let Some(dma) = self.dma() {
+            dma.sync_for_cpu();
+        }
     }
 }
 

@@ -4,7 +4,10 @@
 
 use crate::{
     kapi::{
-        dma::DriverFence,
+        dma::{
+            map::Landing,
+            DriverFence, //
+        },
         drm::event::ReservedEvent,
         ida::Id,
         sync::WaitQueue,
@@ -270,11 +273,14 @@ pub(crate) trait Finish: Send {
     fn finish(&mut self, answer: &Answer);
 }
 
-/// Memory to which the device writes as long as it has not answered.
-pub(crate) trait Landing: Send + Sync {
-    /// Lets the CPU see what the device has written. Called in any context, before the command's
-    /// fence is signalled.
-    fn land(&self);
+/// Keeps something that the device may use as long as it has not answered.
+struct Kept<T> {
+    _kept: T,
+}
+
+impl<T: Send> Finish for Kept<T> {
+    // How it ended does not matter.
+    fn finish(&mut self, _answer: &Answer) {}
 }
 
 /// How a command ended.
@@ -322,7 +328,8 @@ pub(crate) struct Request<'a> {
     pub(crate) fence: HostFence,
     /// An event to send when the fence is signalled.
     pub(crate) event: Option<ReservedEvent>,
-    /// Memory that the device has written when it answers.
+    /// Memory that the device has written when it answers: the CPU is to see that before the fence is
+    /// signalled.
     pub(crate) landing: Option<KBox<dyn Landing>>,
     /// Whose job it is, if it is one.
     pub(crate) job: Option<JobOf>,
@@ -360,6 +367,16 @@ impl<'a> Request<'a> {
     pub(crate) fn answered_by<T>(&mut self, kind: u32) {
         self.success = kind;
         self.response_len = size_of::<T>();
+    }
+
+    /// Nothing is left to do at the end but to drop `kept`.
+    ///
+    /// # Errors
+    ///
+    /// [`ENOMEM`].
+    pub(crate) fn keep(&mut self, kept: impl Send + 'static) -> Result {
+        self.finish = Some(KBox::new(Kept { _kept: kept }, GFP_KERNEL)?);
+        Ok(())
     }
 
     /// Allocates the command.

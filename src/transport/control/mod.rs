@@ -50,7 +50,6 @@ pub(crate) use self::{
         HostFence,
         JobContext,
         JobOf,
-        Landing,
         Request, //
     },
     credit::{
