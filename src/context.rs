@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! An open file's context on the host, and its rings.
+//! A context on the host, and its rings.
 
 use crate::{
     gpu::{
@@ -22,39 +22,19 @@ use crate::{
         CONTEXT_INIT_CAPSET_ID_MASK,
         DEBUG_NAME_LEN, //
     },
-    resource::{
-        releases::Releases,
-        Lifetime, //
-    },
-    transport::{
-        control::{
-            Answer,
-            Command,
-            Control,
-            JobContext,
-            JobOf,
-            Request,
-            Share, //
-        },
-        mirror::MirrorShare, //
-    },
-    userptr::mirrored::{
-        NotifierLock,
-        Outbox, //
+    transport::control::{
+        Answer,
+        Command,
+        JobContext,
+        JobOf,
+        Request,
+        Share, //
     },
 };
 use kernel::{
     list::ListArc,
-    new_mutex,
     prelude::*,
-    rbtree::{
-        RBTree,
-        RBTreeNodeReservation, //
-    },
-    sync::{
-        Arc,
-        Mutex, //
-    },
+    sync::Arc, //
 };
 
 /// Most rings of a context.
@@ -101,7 +81,8 @@ impl ContextParams {
 
 /// A context on the host, which is destroyed when its file is closed.
 pub(crate) struct Context {
-    gpu: Arc<Gpu>,
+    /// The device.
+    pub(crate) gpu: Arc<Gpu>,
     /// No other context has it before the host has answered that this one is gone, and all of its
     /// jobs: these hold the context.
     id: Arc<Id>,
@@ -115,7 +96,14 @@ pub(crate) struct Context {
 }
 
 impl Context {
-    fn new(gpu: &Arc<Gpu>, share: &Arc<Share>, params: &ContextParams) -> Result<Self> {
+    /// Has the host make a context, with commands that take room of `share`.
+    ///
+    /// # Errors
+    ///
+    /// [`EBUSY`] if too many jobs of contexts that are gone fill the ring, [`ENOSPC`] if there are no
+    /// more ids, [`ENOMEM`], those of
+    /// [`Control::credit`](crate::transport::control::Control::credit), that of the host.
+    pub(crate) fn new(gpu: &Arc<Gpu>, share: &Arc<Share>, params: &ContextParams) -> Result<Self> {
         gpu.control.check_abandoned()?;
         let id = Arc::new(gpu.context_ids.allocate()?, GFP_KERNEL)?;
 
@@ -161,7 +149,7 @@ impl Context {
 
     /// Has the host destroy the context and end its jobs, unless that was done before. The fences of
     /// those that it does not end are signalled when it has answered, or has not done so in time.
-    fn destroy(&self) {
+    pub(crate) fn destroy(&self) {
         self.gpu.control.close_jobs(&self.jobs);
     }
 
@@ -245,7 +233,7 @@ impl Context {
     /// # Errors
     ///
     /// [`ENOMEM`], and those of [`Control::credit`](crate::transport::control::Control::credit).
-    fn attach(&self, share: &Arc<Share>, resource: &Arc<Id>) -> Result {
+    pub(crate) fn attach(&self, share: &Arc<Share>, resource: &Arc<Id>) -> Result {
         let control = &self.gpu.control;
         let attach = self.attachment(resource, true)?;
         let credit = control.credit(share, [&attach])?;
@@ -256,238 +244,5 @@ impl Context {
 impl Drop for Context {
     fn drop(&mut self) {
         self.destroy();
-    }
-}
-
-/// A resource to which a file has handles.
-struct Opened {
-    id: Arc<Id>,
-    /// How many; the context has the resource from the first to the last.
-    handles: usize,
-}
-
-/// The context of a file, and what is to be attached to it.
-struct Attached {
-    context: Option<Arc<Context>>,
-    /// By resource id: the resources to which there are handles, but for user memory, which its
-    /// registration attaches.
-    opened: RBTree<u32, Opened>,
-    /// The last command that detaches one, as long as it may wait for descriptors. Such commands are
-    /// sent in their order.
-    detach: Option<Arc<Command>>,
-}
-
-impl Attached {
-    /// Attaches a resource to the context, if there is one.
-    ///
-    /// # Errors
-    ///
-    /// Those of [`Context::attach`], and of [`Control::add_behind_teardown`].
-    fn attach(&mut self, share: &Arc<Share>, resource: &Lifetime) -> Result {
-        let Some(context) = self.context.clone() else {
-            return Ok(());
-        };
-        let id = resource.shared_id();
-        let sent = |detach: &mut Arc<Command>| Control::is_sent(detach);
-        drop(self.detach.take_if(sent));
-        if self.detach.is_none() || !resource.was_detached() {
-            return context.attach(share, id);
-        }
-        // One of those that wait may be for this resource.
-        let control = &context.gpu.control;
-        let attach = context.attachment(id, true)?;
-        let credit = control.credit(share, [&attach])?;
-        let sent = control.add_behind_teardown(attach, credit);
-        if matches!(sent, Err(e) if e == EBUSY || e == ERESTARTSYS) {
-            // It is sent nevertheless, and nobody gets the handle that it was for.
-            self.detach(resource);
-        }
-        sent
-    }
-
-    /// Detaches a resource from the context, if there is one.
-    fn detach(&mut self, resource: &Lifetime) {
-        let Some(context) = &self.context else {
-            return;
-        };
-        // Without memory for the command the host detaches the resource when it, or the context, goes.
-        if let Ok(detach) = context.attachment(resource.shared_id(), false) {
-            resource.set_detached();
-            self.detach = Some(detach.clone_arc());
-            context.gpu.control.teardown(detach);
-        }
-    }
-}
-
-/// What the driver keeps of an open file.
-#[pin_data]
-pub(crate) struct FileData {
-    /// The device.
-    pub(crate) gpu: Arc<Gpu>,
-    /// The file's part of the control queue.
-    pub(crate) share: Arc<Share>,
-    /// Its part of the mirror queue.
-    pub(crate) mirror_share: Arc<MirrorShare>,
-    /// The lock of its memory that moves.
-    notifier_lock: Arc<NotifierLock>,
-    /// Its user memory that a worker releases.
-    releases: Arc<Releases>,
-    /// What its reader is to be told of that memory.
-    outbox: Arc<Outbox>,
-    /// Protects the making of the context, and the order in which resources are attached to it and
-    /// detached; held while the host makes it, and while there is no room in the ring.
-    #[pin]
-    attached: Mutex<Attached>,
-}
-
-impl FileData {
-    /// For a newly opened file.
-    ///
-    /// # Errors
-    ///
-    /// [`ENOMEM`].
-    pub(crate) fn new(gpu: &Arc<Gpu>) -> Result<Pin<KBox<Self>>> {
-        let share = Share::new()?;
-        let mirror_share = MirrorShare::new(&gpu.control)?;
-        let notifier_lock = NotifierLock::new()?;
-        let releases = Releases::new()?;
-        let outbox = Outbox::new()?;
-        KBox::pin_init(
-            try_pin_init!(Self {
-                gpu: gpu.clone(),
-                share,
-                mirror_share,
-                notifier_lock,
-                releases,
-                outbox,
-                attached <- new_mutex!(
-                    Attached {
-                        context: None,
-                        opened: RBTree::new(),
-                        detach: None,
-                    },
-                    "FileData::attached"
-                ),
-            }),
-            GFP_KERNEL,
-        )
-    }
-
-    /// Makes the context that `params` describe, and attaches to it what the file has handles to.
-    ///
-    /// # Errors
-    ///
-    /// [`EEXIST`] if there is one already; that of the host.
-    pub(crate) fn init_context(&self, params: &ContextParams) -> Result<Arc<Context>> {
-        let mut attached = self.attached.lock();
-        if attached.context.is_some() {
-            return Err(EEXIST);
-        }
-        let new = Arc::new(Context::new(&self.gpu, &self.share, params)?, GFP_KERNEL)?;
-        for opened in attached.opened.values() {
-            new.attach(&self.share, &opened.id)?;
-        }
-        attached.context = Some(new.clone());
-        Ok(new)
-    }
-
-    /// A handle to a resource is being made: attaches it to the context, or, if there is none yet,
-    /// has that done when there is one.
-    ///
-    /// # Errors
-    ///
-    /// [`ENOMEM`], those of [`Control::credit`](crate::transport::control::Control::credit).
-    pub(crate) fn open_resource(&self, resource: &Lifetime) -> Result {
-        if !self.gpu.features.virgl {
-            return Ok(());
-        }
-        if !self.gpu.features.context_init {
-            // There is but one kind of context, which nobody is going to ask for.
-            self.ensure_context()?;
-        }
-        let node = RBTreeNodeReservation::new(GFP_KERNEL)?;
-        let mut guard = self.attached.lock();
-        let attached = &mut *guard;
-        if let Some(opened) = attached.opened.get_mut(&resource.id()) {
-            opened.handles += 1;
-            return Ok(());
-        }
-        attached.attach(&self.share, resource)?;
-        let opened = Opened {
-            id: resource.shared_id().clone(),
-            handles: 1,
-        };
-        attached
-            .opened
-            .insert(node.into_node(resource.id(), opened));
-        Ok(())
-    }
-
-    /// A handle to a resource is being closed: detaches it if this was the last one.
-    pub(crate) fn close_resource(&self, resource: &Lifetime) {
-        let mut guard = self.attached.lock();
-        let attached = &mut *guard;
-        let gone = match attached.opened.get_mut(&resource.id()) {
-            Some(opened) if opened.handles > 1 => {
-                opened.handles -= 1;
-                return;
-            }
-            _ => attached.opened.remove_node(&resource.id()),
-        };
-        attached.detach(resource);
-        drop(guard);
-        drop(gone);
-    }
-
-    /// The context; makes one without capability set if there is none and the device has
-    /// contexts.
-    ///
-    /// # Errors
-    ///
-    /// That of the host.
-    pub(crate) fn ensure_context(&self) -> Result<Option<Arc<Context>>> {
-        if !self.gpu.features.virgl {
-            return Ok(None);
-        }
-        if let Some(context) = self.context() {
-            return Ok(Some(context));
-        }
-        match self.init_context(&ContextParams::implicit()) {
-            // Another thread was faster.
-            Err(e) if e == EEXIST => Ok(self.context()),
-            other => other.map(Some),
-        }
-    }
-
-    /// Ends the context, and with it its jobs; and the file's events.
-    ///
-    /// Done before the file's handles are closed, so that releasing what these stand for does not
-    /// have to wait for jobs; and not left to the last reference, which may be a job's.
-    pub(crate) fn close(&self) {
-        self.outbox.close();
-        let context = self.attached.lock().context.take();
-        if let Some(context) = context {
-            context.destroy();
-        }
-    }
-
-    /// The lock of the file's memory that moves.
-    pub(crate) fn notifier_lock(&self) -> &Arc<NotifierLock> {
-        &self.notifier_lock
-    }
-
-    /// The file's user memory that a worker releases.
-    pub(crate) fn releases(&self) -> &Arc<Releases> {
-        &self.releases
-    }
-
-    /// What is to be told of the file's memory that moves.
-    pub(crate) fn outbox(&self) -> &Arc<Outbox> {
-        &self.outbox
-    }
-
-    /// The context, if there is one.
-    pub(crate) fn context(&self) -> Option<Arc<Context>> {
-        self.attached.lock().context.clone()
     }
 }

@@ -3,13 +3,13 @@
 //! The driver as the module loader and the DRM core see it: what they call, in one place.
 
 use crate::{
-    context::FileData,
     drm::{
         Device,
         File,
         GpuDriver,
         Object, //
     },
+    file::FileData,
     gpu, ioctl,
     kapi::{
         dma::fence::check_independence,

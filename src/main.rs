@@ -12,8 +12,9 @@
 //! | [`ioctl`] | reads and judges the arguments of each ioctl |
 //! | [`submit`] | jobs: what they wait for, queueing, what they signal |
 //! | [`userptr`] | registration of user memory |
+//! | [`file`] | what the driver keeps of an open file |
 //! | [`resource`] | buffers and their life on the host |
-//! | [`context`] | an open file's context on the host |
+//! | [`context`] | a context on the host, and its rings |
 //! | [`gpu`] | the device: probe, features, capability sets, removal |
 //! | [`observe`] | counters and knobs of a device, in debugfs |
 //! | [`transport`] | the virtqueues |
@@ -62,6 +63,7 @@ use kernel::prelude::*;
 mod context;
 mod driver;
 mod drm;
+mod file;
 mod gpu;
 mod ioctl;
 mod kapi;
