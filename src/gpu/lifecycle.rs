@@ -7,7 +7,8 @@ use super::{
     Capsets,
     Features,
     Gpu,
-    HostVisible, //
+    HostVisible,
+    Mappings, //
 };
 use crate::{
     drm::GpuDriver,
@@ -35,7 +36,6 @@ use crate::{
         DEVICE_ID,
         SHM_ID_HOST_VISIBLE, //
     },
-    resource::mapping::Mappings,
     transport::control::{
         Control,
         Share,

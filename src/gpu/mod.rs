@@ -5,11 +5,16 @@
 pub(crate) mod capsets;
 mod features;
 mod lifecycle;
+mod reachable;
 
 pub(crate) use self::{
     capsets::Capsets,
     features::Features,
-    lifecycle::VirtioGpu, //
+    lifecycle::VirtioGpu,
+    reachable::{
+        Mappings,
+        Reachable, //
+    },
 };
 
 use crate::{
@@ -25,7 +30,6 @@ use crate::{
         Counters,
         Knobs, //
     },
-    resource::mapping::Mappings,
     transport::control::{
         Control,
         Share, //

@@ -2,23 +2,22 @@
 
 //! What the device can reach of a resource's memory.
 //!
-//! That ends with the resource or with the device, whichever goes first. Files that are still open
-//! when a device is lost or removed keep their resources, but what these held for the device is
-//! given back as soon as the device has been reset: pins, and the addresses of a device that sees
-//! memory through the platform's DMA translation (`VIRTIO_F_ACCESS_PLATFORM`).
+//! That ends with the resource or with the device, whichever goes first ([`Mappings`]). What is given
+//! back as soon as the device has been reset: pins, and the addresses of a device that sees memory
+//! through the platform's DMA translation (`VIRTIO_F_ACCESS_PLATFORM`).
+//!
+//! [`Mappings`]: crate::gpu::Mappings
 
 use super::{
     space::Space,
     Entries, //
 };
 use crate::{
-    gpu::Gpu,
-    kapi::{
-        dma::map::Mapper,
-        drm::prime::Mapped, //
+    gpu::{
+        Gpu,
+        Reachable, //
     },
-    observe::Counters,
-    transport::control::OnReset,
+    kapi::drm::prime::Mapped,
     userptr::{
         mirrored::MirroredRange,
         pinned::Pinned, //
@@ -27,27 +26,11 @@ use crate::{
 use kernel::{
     new_mutex,
     prelude::*,
-    rbtree::{
-        RBTree,
-        RBTreeNode, //
-    },
     sync::{
         Arc,
         Mutex, //
     },
 };
-
-/// What a device can reach, by resource id.
-pub(crate) struct Mappings {
-    /// Has mapped memory for it, if it wants that.
-    mapper: Option<Arc<Mapper>>,
-    /// Told of the end of what there was.
-    counters: Arc<Counters>,
-    /// Protects the tree only; nothing is taken inside. `None` once the device has been reset.
-    live: Pin<KBox<Mutex<Live>>>,
-}
-
-type Live = Option<RBTree<u32, Arc<Shared>>>;
 
 /// What the device can reach of one resource.
 struct Shared {
@@ -77,67 +60,19 @@ impl Drop for Held {
     }
 }
 
-impl Mappings {
-    /// Nothing can be reached, of a device with these counters, for which `mapper` maps memory if it is
-    /// not to see physical addresses.
-    ///
-    /// # Errors
-    ///
-    /// [`ENOMEM`].
-    pub(crate) fn new(mapper: Option<Arc<Mapper>>, counters: Arc<Counters>) -> Result<Self> {
-        Ok(Self {
-            mapper,
-            counters,
-            live: KBox::pin_init(
-                new_mutex!(Some(RBTree::new()), "Mappings::live"),
-                GFP_KERNEL,
-            )?,
-        })
-    }
-}
-
-impl OnReset for Mappings {
-    /// Gives everything back, and lets nothing new be reached.
-    fn reset(&self) {
-        let live = self.live.lock().take();
-        for (_, shared) in live.iter().flatten() {
-            // Under the lock, so that nobody believes it was done before it is.
-            *shared.held.lock() = None;
-        }
-        // What is left is memory of the driver's own.
-        if let Some(mapper) = &self.mapper {
-            mapper.end();
-        }
-        self.counters.forget_spaces();
+impl Reachable for Shared {
+    fn give_back(&self) {
+        // Under the lock, so that nobody believes it was done before it is.
+        *self.held.lock() = None;
     }
 
-    /// Has those told who use memory that moves; that will not be done by `reset` for a long time.
+    /// Has those told who use memory that moves.
     fn overdue(&self) {
-        let mut next = 0;
-        loop {
-            let found = {
-                let live = self.live.lock();
-                let cursor = live
-                    .as_ref()
-                    .and_then(|live| live.cursor_lower_bound(&next));
-                cursor.map(|cursor| {
-                    let (&id, shared) = cursor.current();
-                    (id, shared.clone())
-                })
-            };
-            let Some((id, shared)) = found else {
-                break;
-            };
-            if let Some(Held {
-                memory: Memory::Mirrored(range),
-            }) = &*shared.held.lock()
-            {
-                range.tell_loss();
-            }
-            let Some(following) = id.checked_add(1) else {
-                break;
-            };
-            next = following;
+        if let Some(Held {
+            memory: Memory::Mirrored(range),
+        }) = &*self.held.lock()
+        {
+            range.tell_loss();
         }
     }
 }
@@ -163,16 +98,12 @@ impl Mapping {
             },
             GFP_KERNEL,
         )?;
-        let node = RBTreeNode::new(resource_id, shared.clone(), GFP_KERNEL)?;
         let this = Self {
             gpu: gpu.clone(),
             resource_id,
             shared,
         };
-        match &mut *gpu.mappings.live.lock() {
-            Some(live) => live.insert(node),
-            None => return Err(ENODEV),
-        };
+        gpu.mappings.add(resource_id, this.shared.clone())?;
         Ok(this)
     }
 
@@ -237,10 +168,6 @@ impl Drop for Mapping {
     fn drop(&mut self) {
         // First this, so that the removal of the device does not overlook it.
         *self.shared.held.lock() = None;
-        let node = match &mut *self.gpu.mappings.live.lock() {
-            Some(live) => live.remove_node(&self.resource_id),
-            None => None,
-        };
-        drop(node);
+        self.gpu.mappings.remove(self.resource_id);
     }
 }
