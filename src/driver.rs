@@ -3,6 +3,7 @@
 //! The driver as the module loader and the DRM core see it: what they call, in one place.
 
 use crate::{
+    debugfs,
     drm::{
         Device,
         File,
@@ -35,7 +36,7 @@ use crate::{
         sync::ModuleWorkqueueOwner,
         virtio, //
     },
-    module_parameters, observe,
+    module_parameters,
     resource::{
         self,
         releases,
@@ -123,13 +124,12 @@ impl drm::Driver for GpuDriver {
     }
 
     fn fdinfo(file: &File, out: &drm::fdinfo::FdInfo) {
-        observe::fdinfo::show(file, out);
+        debugfs::fdinfo::show(file, out);
     }
 
     #[cfg(CONFIG_DEBUG_FS)]
     fn debugfs(folder: &drm::debugfs::Folder<'_, Self>) {
-        observe::debugfs::add(folder);
-        observe::device_files::add(folder);
+        debugfs::add(folder);
     }
 }
 

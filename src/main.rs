@@ -12,13 +12,14 @@
 //! | [`ioctl`] | reads and judges the arguments of each ioctl |
 //! | [`submit`] | jobs: what they wait for, queueing, what they signal |
 //! | [`userptr`] | registration of user memory |
+//! | [`debugfs`] | what is shown of a device and its users, in debugfs and fdinfo |
 //! | [`file`] | what the driver keeps of an open file |
 //! | [`resource`] | buffers and their life on the host |
 //! | [`context`] | a context on the host, and its rings |
-//! | [`gpu`] | the device: probe, features, capability sets, removal |
-//! | [`observe`] | counters and knobs of a device, in debugfs |
+//! | [`gpu`] | the device: probe, features, capability sets, removal; what it can reach; counters and knobs |
 //! | [`transport`] | the virtqueues |
 //! | [`drm`] | the driver's name, and the types of the DRM core as it has them |
+//! | [`trace`] | trace events |
 //! | [`kapi`] | safe abstractions over C kernel interfaces; all `unsafe` is there |
 //! | [`protocol`] | wire structures and pure logic, shared with the device and the tests |
 //!
@@ -61,13 +62,13 @@ use self::driver::VirtgpuUserptr;
 use kernel::prelude::*;
 
 mod context;
+mod debugfs;
 mod driver;
 mod drm;
 mod file;
 mod gpu;
 mod ioctl;
 mod kapi;
-mod observe;
 #[allow(
     dead_code,
     unreachable_pub,
@@ -77,6 +78,7 @@ mod observe;
 mod protocol;
 mod resource;
 mod submit;
+mod trace;
 mod transport;
 mod userptr;
 

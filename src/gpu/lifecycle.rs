@@ -5,9 +5,11 @@
 use super::{
     features,
     Capsets,
+    Counters,
     Features,
     Gpu,
     HostVisible,
+    Knobs,
     Mappings, //
 };
 use crate::{
@@ -27,10 +29,6 @@ use crate::{
         },
     },
     module_parameters,
-    observe::{
-        Counters,
-        Knobs, //
-    },
     protocol::virtio_gpu::{
         Config,
         DEVICE_ID,
@@ -122,8 +120,7 @@ impl VirtioGpu {
         let counters = Arc::new(Counters::new(), GFP_KERNEL)?;
         let mappings = Mappings::new(mapper.clone(), counters.clone())?;
         let mappings = Arc::new(mappings, GFP_KERNEL)?;
-        let knobs = Arc::new(Knobs::new(), GFP_KERNEL)?;
-        let control = Control::new(binding, timeouts(), mappings.clone(), knobs.clone())?;
+        let control = Control::new(binding, timeouts(), mappings.clone())?;
         let mut stop = StopOnError(Some(control.clone()));
         control.start(queues, features.event_slots)?;
         features.settle_mirror(vdev)?;
@@ -143,7 +140,7 @@ impl VirtioGpu {
                 mapper,
                 mappings,
                 counters,
-                knobs,
+                knobs: Knobs::new(),
             },
             GFP_KERNEL,
         )?;

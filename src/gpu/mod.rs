@@ -3,13 +3,17 @@
 //! The device: what it offers, and what all files share.
 
 pub(crate) mod capsets;
+mod counters;
 mod features;
+mod knobs;
 mod lifecycle;
 mod reachable;
 
 pub(crate) use self::{
     capsets::Capsets,
+    counters::Counters,
     features::Features,
+    knobs::Knobs,
     lifecycle::VirtioGpu,
     reachable::{
         Mappings,
@@ -25,10 +29,6 @@ use crate::{
         },
         drm::range::RangeAllocator,
         ida::Ida, //
-    },
-    observe::{
-        Counters,
-        Knobs, //
     },
     transport::control::{
         Control,
@@ -73,7 +73,7 @@ pub(crate) struct Gpu {
     /// What has happened.
     pub(crate) counters: Arc<Counters>,
     /// What is made to happen.
-    pub(crate) knobs: Arc<Knobs>,
+    pub(crate) knobs: Knobs,
 }
 
 impl Gpu {
@@ -86,17 +86,6 @@ impl Gpu {
     /// Whether user memory can be registered.
     pub(crate) fn has_userptr(&self) -> bool {
         self.features.blob && !self.bounces()
-    }
-}
-
-#[cfg(CONFIG_DEBUG_FS)]
-impl crate::observe::debugfs::Observed for Arc<Gpu> {
-    fn counters(&self) -> &Counters {
-        &self.counters
-    }
-
-    fn knobs(&self) -> &Knobs {
-        &self.knobs
     }
 }
 

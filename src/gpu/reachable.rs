@@ -7,9 +7,9 @@
 //! given back as soon as the device has been reset. What that is, is for those to know who make
 //! resources; here is who has something.
 
+use super::Counters;
 use crate::{
     kapi::dma::map::Mapper,
-    observe::Counters,
     transport::control::OnReset, //
 };
 use kernel::{

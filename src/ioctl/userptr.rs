@@ -10,12 +10,12 @@ use crate::{
         Object, //
     },
     kapi::drm::ioctl::Ioctl,
-    observe::trace,
     protocol::uapi::{
         self,
         memory_model,
         nr, //
     },
+    trace,
     userptr::{
         mirrored,
         params::Params,

@@ -6,9 +6,11 @@
 //! entries.
 
 use crate::{
-    gpu::Gpu,
+    gpu::{
+        Counters,
+        Gpu, //
+    },
     kapi::ida::Id,
-    observe::Counters,
     protocol::{
         mirror::{
             access,

@@ -4,4 +4,5 @@
 
 pub(crate) mod control;
 pub(crate) mod event;
+pub(crate) mod knobs;
 pub(crate) mod mirror;

@@ -24,7 +24,6 @@ use crate::{
             QueueHandler, //
         },
     },
-    observe::trace,
     protocol::{
         mirror::{
             EVENT_QUEUE,
@@ -37,6 +36,7 @@ use crate::{
             FLAG_INFO_RING_IDX, //
         }, //
     },
+    trace, //
 };
 use core::ptr;
 use kernel::{

@@ -71,6 +71,7 @@ use self::{
 };
 use super::{
     event::Events,
+    knobs::Knobs,
     mirror::Mirror, //
 };
 use crate::{
@@ -94,11 +95,8 @@ use crate::{
             QueueSetup, //
         },
     },
-    observe::{
-        trace,
-        Knobs, //
-    },
     protocol::virtio_gpu::FLAG_FENCE,
+    trace, //
 };
 use kernel::{
     device, impl_has_delayed_work, impl_has_work,
@@ -217,7 +215,7 @@ pub(crate) struct Control {
     timeouts: Timeouts,
     epoch: Instant<Monotonic>,
     on_reset: Arc<dyn OnReset>,
-    knobs: Arc<Knobs>,
+    knobs: Knobs,
     lost: AtomicFlag,
     /// Protects the ring and the counts. Taken in the interrupt; the innermost lock but for
     /// [`Shared::fence`] and `done`.
@@ -277,7 +275,6 @@ impl Control {
         binding: &Arc<Binding>,
         timeouts: Timeouts,
         on_reset: Arc<dyn OnReset>,
-        knobs: Arc<Knobs>,
     ) -> Result<Arc<Self>> {
         let workqueue = Workqueue::new(c"virtgpu-control")?;
         let reset_workqueue = Workqueue::new(c"virtgpu-reset")?;
@@ -288,7 +285,7 @@ impl Control {
                 timeouts,
                 epoch: Instant::now(),
                 on_reset,
-                knobs,
+                knobs: Knobs::new(),
                 lost: AtomicFlag::new(false),
                 inner <- new_spinlock_irq!(Inner {
                     state: State::Running,
@@ -406,6 +403,12 @@ impl Control {
     pub(crate) fn fences(&self) -> (u64, u64) {
         let inner = self.inner.lock();
         (inner.answered_fence, inner.next_fence - 1)
+    }
+
+    /// What is made to happen to the queues.
+    #[cfg(CONFIG_DEBUG_FS)]
+    pub(crate) fn knobs(&self) -> &Knobs {
+        &self.knobs
     }
 
     /// The name of the device, as in `/sys/bus/virtio/devices`.

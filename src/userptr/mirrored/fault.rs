@@ -23,7 +23,6 @@ use crate::{
         },
         task::check_not_killed, //
     },
-    observe::trace,
     protocol::{
         mirror::{
             status,
@@ -35,6 +34,7 @@ use crate::{
         }, //
     },
     resource::space,
+    trace,
     transport::{
         event::SpaceOwner,
         mirror::{

@@ -31,7 +31,7 @@ use crate::{
         Invalidation,
         Start, //
     },
-    observe::trace,
+    trace,
     transport::mirror::{
         Posted,
         Ticket, //

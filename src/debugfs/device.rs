@@ -21,7 +21,7 @@ use kernel::seq_file::{
 };
 
 /// Adds the files.
-pub(crate) fn add(folder: &Folder<'_, GpuDriver>) {
+pub(super) fn add(folder: &Folder<'_, GpuDriver>) {
     folder.show::<Features>(c"virtio-gpu-features");
     folder.show::<Fences>(c"virtio-gpu-irq-fence");
     folder.show::<Window>(c"virtio-gpu-host-visible-mm");

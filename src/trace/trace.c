@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * The trace events, and functions for trace.rs that emit them.
+ * The trace events, and functions for mod.rs that emit them.
  */
 
 #define CREATE_TRACE_POINTS

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 
 //! What has happened to mirrored memory since the device was bound.
+//!
+//! Without CONFIG_DEBUG_FS counters take no room, and counting compiles to nothing.
 
 use crate::kapi::mm::Change;
 #[cfg(CONFIG_DEBUG_FS)]
@@ -52,7 +54,7 @@ impl Counter {
     }
 
     #[cfg(CONFIG_DEBUG_FS)]
-    pub(super) fn get(&self) -> u64 {
+    pub(crate) fn get(&self) -> u64 {
         self.value.load(Relaxed)
     }
 }
@@ -90,7 +92,7 @@ pub(crate) struct Counters {
 
 impl Counters {
     /// Nothing has happened.
-    pub(crate) const fn new() -> Self {
+    pub(super) const fn new() -> Self {
         Self {
             maps: Counter::new(),
             invalidations: [const { Counter::new() }; Change::COUNT],
@@ -121,7 +123,7 @@ impl Counters {
     }
 
     #[cfg(CONFIG_DEBUG_FS)]
-    pub(super) fn invalidations(&self, change: Change) -> u64 {
+    pub(crate) fn invalidations(&self, change: Change) -> u64 {
         self.invalidations[change as usize].get()
     }
 }

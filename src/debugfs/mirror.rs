@@ -1,65 +1,48 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The files in the device's folder of debugfs: `mirror` with the counters, and a file for each
-//! knob. `docs/internals.md` says what is in them.
+//! The files in the device's folder of debugfs that are about mirrored memory and rare courses:
+//! `mirror` with the counters, and a file for each knob. `docs/internals.md` says what is in them.
 
-use super::{
-    Counters,
-    Knobs, //
-};
-use crate::kapi::{
+use crate::{
     drm::{
-        debugfs::{
+        Device,
+        GpuDriver, //
+    },
+    gpu::Counters,
+    kapi::{
+        drm::debugfs::{
             Folder,
             Show, //
         },
-        Device,
-        Driver, //
-    },
-    mm::Change, //
+        mm::Change, //
+    }, //
 };
 use kernel::seq_file::{
     seq_print,
     SeqFile, //
 };
 
-/// What has counters and knobs.
-pub(crate) trait Observed {
-    /// Its counters.
-    fn counters(&self) -> &Counters;
-    /// Its knobs.
-    fn knobs(&self) -> &Knobs;
-}
-
 /// Adds the files.
-pub(crate) fn add<T>(folder: &Folder<'_, T>)
-where
-    T: Driver,
-    T::Data: Observed,
-{
+pub(super) fn add(folder: &Folder<'_, GpuDriver>) {
     folder.show::<Mirror>(c"mirror");
-    folder.number(c"force_retries", |data| &data.knobs().force_retries);
-    folder.number(c"exhaust_invalidates", |data| {
-        &data.knobs().exhaust_invalidates
+    folder.number(c"force_retries", |gpu| gpu.knobs.force_retries.number());
+    folder.number(c"exhaust_invalidates", |gpu| {
+        gpu.knobs.exhaust_invalidates.number()
     });
-    folder.number(c"exhaust_nodes", |data| &data.knobs().exhaust_nodes);
-    folder.number(c"delay_map_ms", |data| &data.knobs().delay_map_ms);
-    folder.number(c"hold_reset", |data| &data.knobs().hold_reset);
-    folder.number(c"exhaust_descriptors", |data| {
-        &data.knobs().exhaust_descriptors
+    folder.number(c"exhaust_nodes", |gpu| gpu.knobs.exhaust_nodes.number());
+    folder.number(c"delay_map_ms", |gpu| gpu.knobs.delay_map_ms.number());
+    folder.number(c"hold_reset", |gpu| gpu.control.knobs().hold_reset.number());
+    folder.number(c"exhaust_descriptors", |gpu| {
+        gpu.control.knobs().exhaust_descriptors.number()
     });
 }
 
 /// The counters, as `name: value`.
 struct Mirror;
 
-impl<T> Show<T> for Mirror
-where
-    T: Driver,
-    T::Data: Observed,
-{
-    fn show(dev: &Device<T>, out: &SeqFile) {
-        let counters = dev.counters();
+impl Show<GpuDriver> for Mirror {
+    fn show(gpu: &Device, out: &SeqFile) {
+        let counters = &*gpu.counters;
         let Counters {
             maps,
             sent_in_first_pass,

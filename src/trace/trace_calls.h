@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /*
- * Functions that emit the events of trace.h. trace.rs declares them, too.
+ * Functions that emit the events of trace.h. mod.rs declares them, too.
  */
 #ifndef VIRTGPU_USERPTR_TRACE_CALLS_H
 #define VIRTGPU_USERPTR_TRACE_CALLS_H
