@@ -10,6 +10,10 @@ use crate::{
     },
     gpu::Gpu,
     kapi::ida::Id,
+    mirror::{
+        NotifierLock,
+        Outbox, //
+    },
     resource::{
         releases::Releases,
         Lifetime, //
@@ -21,10 +25,6 @@ use crate::{
             Share, //
         },
         mirror::MirrorShare, //
-    },
-    userptr::mirrored::{
-        NotifierLock,
-        Outbox, //
     },
 };
 use kernel::{

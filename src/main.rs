@@ -15,6 +15,7 @@
 //! | [`debugfs`] | what is shown of a device and its users, in debugfs and fdinfo |
 //! | [`file`] | what the driver keeps of an open file |
 //! | [`resource`] | buffers and their life on the host |
+//! | [`mirror`] | following a process's pages |
 //! | [`context`] | a context on the host, and its rings |
 //! | [`gpu`] | the device: probe, features, capability sets, removal; what it can reach; counters and knobs |
 //! | [`transport`] | the virtqueues |
@@ -69,6 +70,7 @@ mod file;
 mod gpu;
 mod ioctl;
 mod kapi;
+mod mirror;
 #[allow(
     dead_code,
     unreachable_pub,

@@ -12,10 +12,12 @@ use super::{
 use crate::{
     drm::{
         Device,
-        File,
         Object, //
     },
-    gpu::Timeline,
+    gpu::{
+        Gpu,
+        Timeline, //
+    },
     kapi::{
         dma::{
             fence::allocate_timelines,
@@ -37,24 +39,28 @@ use crate::{
     },
     transport::control::{
         Command,
-        Request, //
+        Request,
+        Share, //
     },
 };
 use kernel::{
     list::ListArc,
     prelude::*,
-    sync::aref::ARef, //
+    sync::{
+        aref::ARef,
+        Arc, //
+    },
 };
 
 /// The command that creates `resource`: a 3D one where the device has contexts, else a 2D one.
 fn create_command(
-    file: &File,
+    gpu: &Gpu,
     resource: &Lifetime,
     args: &ResourceCreate,
 ) -> Result<ListArc<Command>> {
     let id = resource.id();
     // No context: it belongs to those that it is attached to.
-    if file.gpu.features.virgl {
+    if gpu.features.virgl {
         let fixed = ResourceCreate3d {
             resource_id: id.into(),
             target: args.target.into(),
@@ -87,7 +93,7 @@ fn create_command(
 }
 
 /// Creates a resource, gives the host its pages, and does not wait for the answers. The buffer is
-/// busy until they have come.
+/// busy until they have come. The commands take room of `share`.
 ///
 /// # Errors
 ///
@@ -95,17 +101,17 @@ fn create_command(
 /// [`EBUSY`] if there was no room in the ring, [`ERESTARTSYS`], [`ENODEV`].
 pub(crate) fn create(
     dev: &Device,
-    file: &File,
+    share: &Arc<Share>,
     size: u64,
     args: &ResourceCreate,
 ) -> Result<ARef<Object>> {
-    let gpu = &file.gpu;
+    let gpu: &Arc<Gpu> = dev;
     let params = BlobParams {
         size,
         ..Default::default()
     };
-    let (object, entries, count) = guest::allocate(dev, gpu, params, Kind::Classic)?;
-    let create = create_command(file, &object.lifetime, args)?;
+    let (object, entries, count) = guest::allocate(dev, params, Kind::Classic)?;
+    let create = create_command(gpu, &object.lifetime, args)?;
 
     let fixed = ResourceAttachBacking {
         resource_id: object.id().into(),
@@ -119,7 +125,7 @@ pub(crate) fn create(
     let fence = UnpublishedFence::new::<Timeline>(allocate_timelines(1))?;
 
     // One credit for both: who holds one must not wait for another.
-    let mut credit = gpu.control.credit(&file.share, [&create, &attach])?;
+    let mut credit = gpu.control.credit(share, [&create, &attach])?;
     let attach_credit = credit.split(&attach)?;
     let locked = [object.clone()];
     let reservation = Reservation::lock(&locked)?;

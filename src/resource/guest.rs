@@ -14,7 +14,6 @@ use crate::{
     context::Context,
     drm::{
         Device,
-        File,
         Object, //
     },
     gpu::Gpu,
@@ -22,6 +21,7 @@ use crate::{
         mm::total_memory,
         virtio::Chunks, //
     },
+    transport::control::Share, //
 };
 use kernel::{
     page::{
@@ -50,10 +50,10 @@ const MAX_PAGES: usize = i32::MAX as usize / size_of::<usize>();
 /// pages are too scattered, [`ENODEV`].
 pub(super) fn allocate(
     dev: &Device,
-    gpu: &Arc<Gpu>,
     params: BlobParams,
     kind: Kind,
 ) -> Result<(ARef<Object>, Chunks, u64)> {
+    let gpu: &Arc<Gpu> = dev;
     let size = usize::try_from(params.size)?
         .checked_next_multiple_of(PAGE_SIZE)
         .ok_or(EINVAL)?;
@@ -93,14 +93,14 @@ pub(super) fn allocate(
 /// See [`super::create_blob`].
 pub(super) fn create(
     dev: &Device,
-    file: &File,
+    share: &Arc<Share>,
     context: Option<&Context>,
     params: BlobParams,
 ) -> Result<ARef<Object>> {
-    let gpu = &file.gpu;
-    let (object, entries, count) = allocate(dev, gpu, params, Kind::Guest)?;
+    let gpu: &Arc<Gpu> = dev;
+    let (object, entries, count) = allocate(dev, params, Kind::Guest)?;
     let create = create_command(context, &object.lifetime, &params, entries, count)?;
-    let credit = gpu.control.credit(&file.share, [&create])?;
+    let credit = gpu.control.credit(share, [&create])?;
     object.lifetime.set_sent(create.clone_arc());
     gpu.control
         .add(create, credit)

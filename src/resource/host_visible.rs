@@ -13,7 +13,6 @@ use crate::{
     context::Context,
     drm::{
         Device,
-        File,
         Object, //
     },
     gpu::Gpu,
@@ -82,11 +81,11 @@ struct Mapping {
 /// See [`super::create_blob`].
 pub(super) fn create(
     dev: &Device,
-    file: &File,
+    share: &Arc<Share>,
     context: Option<&Context>,
     params: BlobParams,
 ) -> Result<ARef<Object>> {
-    let gpu = &file.gpu;
+    let gpu: &Arc<Gpu> = dev;
     let size = usize::try_from(params.size)?
         .checked_next_multiple_of(PAGE_SIZE)
         .ok_or(EINVAL)?;
@@ -97,7 +96,7 @@ pub(super) fn create(
         mapping: None,
         kind: Kind::Host(HostMemory {
             mapping: KBox::pin_init(new_mutex!(None, "HostMemory::mapping"), GFP_KERNEL)?,
-            share: file.share.clone(),
+            share: share.clone(),
         }),
         entries: Atomic::new(0),
     };
@@ -117,7 +116,7 @@ pub(super) fn create(
     // One credit for both: who holds one must not wait for another.
     let map = showing.as_ref().map(|(_, showing)| &showing.map);
     let commands = Iterator::chain(core::iter::once(&create), map);
-    let mut credit = gpu.control.credit(&file.share, commands)?;
+    let mut credit = gpu.control.credit(share, commands)?;
     let map_credit = map.map(|map| credit.split(map)).transpose()?;
     object.lifetime.set_sent(create.clone_arc());
     gpu.control

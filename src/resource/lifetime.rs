@@ -9,7 +9,6 @@
 
 use super::{
     releases::Pending,
-    space::Space,
     userptr::Userptr,
     Kind,
     Resource,
@@ -22,6 +21,7 @@ use crate::{
         ida::Id,
         task::current_is_worker, //
     },
+    mirror::Space,
     protocol::virtio_gpu::{
         command,
         response,

@@ -9,7 +9,7 @@
 //! [`Mappings`]: crate::gpu::Mappings
 
 use super::{
-    space::Space,
+    pinned::Pinned,
     Entries, //
 };
 use crate::{
@@ -18,9 +18,9 @@ use crate::{
         Reachable, //
     },
     kapi::drm::prime::Mapped,
-    userptr::{
-        mirrored::MirroredRange,
-        pinned::Pinned, //
+    mirror::{
+        MirroredRange,
+        Space, //
     }, //
 };
 use kernel::{

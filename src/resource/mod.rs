@@ -7,7 +7,7 @@
 //! - [`host_visible`]: memory of the host, shown in the host-visible window;
 //! - [`userptr`]: memory of the process;
 //! - [`imported`]: memory of other drivers;
-//! - [`space`]: what a device with a mirror queue may reach of user memory;
+//! - [`pinned`]: user memory that stays where it is;
 //! - [`releases`]: user memory that is released by a worker;
 //! - [`mapping`]: addresses for devices that do not see physical ones.
 
@@ -17,15 +17,14 @@ mod host_visible;
 pub(crate) mod imported;
 pub(crate) mod lifetime;
 pub(crate) mod mapping;
+pub(crate) mod pinned;
 pub(crate) mod releases;
-pub(crate) mod space;
 pub(crate) mod userptr;
 
 use crate::{
     context::Context,
     drm::{
         Device,
-        File,
         Object, //
     },
     gpu::Gpu,
@@ -52,7 +51,8 @@ use crate::{
     },
     transport::control::{
         Command,
-        Request, //
+        Request,
+        Share, //
     },
 };
 use kernel::{
@@ -274,7 +274,8 @@ pub(crate) fn create_command(
     request.build()
 }
 
-/// Creates a blob of any kind but user memory, and tells the host; does not wait for its answer.
+/// Creates a blob of any kind but user memory, and tells the host; does not wait for its answer. The
+/// commands take room of `share`.
 ///
 /// # Errors
 ///
@@ -282,13 +283,13 @@ pub(crate) fn create_command(
 /// full, [`ENODEV`].
 pub(crate) fn create_blob(
     dev: &Device,
-    file: &File,
+    share: &Arc<Share>,
     context: Option<&Context>,
     params: BlobParams,
 ) -> Result<ARef<Object>> {
     match params.mem {
-        blob_mem::HOST3D => host_visible::create(dev, file, context, params),
-        _ => guest::create(dev, file, context, params),
+        blob_mem::HOST3D => host_visible::create(dev, share, context, params),
+        _ => guest::create(dev, share, context, params),
     }
 }
 

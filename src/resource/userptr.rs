@@ -2,17 +2,17 @@
 
 //! Buffers in memory of the process.
 
-use super::{
-    releases::Releases,
-    space::Space, //
-};
+use super::releases::Releases;
 use crate::{
-    drm::{
-        File,
-        Object, //
+    drm::Object,
+    mirror::{
+        Mirrored,
+        Space, //
     },
-    transport::control::Command,
-    userptr::mirrored::Mirrored, //
+    transport::control::{
+        Command,
+        Share, //
+    }, //
 };
 use kernel::{
     list::ListArc,
@@ -44,14 +44,14 @@ pub(crate) struct Userptr {
 }
 
 impl Userptr {
-    /// A registration of pinned memory by `file` that has no handle yet.
-    pub(crate) fn new(file: &File, pages: usize, addr: u64, flags: u32) -> Self {
+    /// A registration of pinned memory that has no handle yet. `releases` are those of its file.
+    pub(crate) fn new(releases: &Arc<Releases>, pages: usize, addr: u64, flags: u32) -> Self {
         Self {
             pages,
             addr,
             flags,
             opened: AtomicFlag::new(false),
-            releases: file.releases().clone(),
+            releases: releases.clone(),
             mirrored: None,
             space: None,
         }
@@ -59,7 +59,7 @@ impl Userptr {
 
     /// A registration of memory that moves, without handle yet.
     pub(crate) fn mirrored(
-        file: &File,
+        releases: &Arc<Releases>,
         pages: usize,
         addr: u64,
         flags: u32,
@@ -67,15 +67,21 @@ impl Userptr {
     ) -> Self {
         Self {
             mirrored: Some(mirrored),
-            ..Self::new(file, pages, addr, flags)
+            ..Self::new(releases, pages, addr, flags)
         }
     }
 
     /// A registration of pinned memory that the device reaches through a space.
-    pub(crate) fn in_space(file: &File, pages: usize, addr: u64, flags: u32, space: Space) -> Self {
+    pub(crate) fn in_space(
+        releases: &Arc<Releases>,
+        pages: usize,
+        addr: u64,
+        flags: u32,
+        space: Space,
+    ) -> Self {
         Self {
             space: Some(space),
-            ..Self::new(file, pages, addr, flags)
+            ..Self::new(releases, pages, addr, flags)
         }
     }
 
@@ -125,7 +131,8 @@ impl Userptr {
     }
 }
 
-/// Has the host create the resource of `object`, and attach it to a context, and waits for both.
+/// Has the host create the resource of `object`, and attach it to a context, and waits for both. The
+/// commands take room of `share`.
 ///
 /// Dropping the object afterwards, whatever the outcome, tells the host to forget it, and waits
 /// until it has.
@@ -135,17 +142,17 @@ impl Userptr {
 /// [`ENODEV`], [`EBUSY`] if there was no room in the ring or no answer, [`ERESTARTSYS`] on a fatal
 /// signal, that of the host.
 pub(crate) fn create_on_host(
-    file: &File,
+    share: &Arc<Share>,
     object: &Object,
     create: ListArc<Command>,
     attach: Option<ListArc<Command>>,
 ) -> Result {
-    let control = &file.gpu.control;
+    let control = &object.gpu().control;
     let created = create.clone_arc();
     let attached = attach.as_ref().map(|attach| attach.clone_arc());
     // One credit for both: who holds one must not wait for another.
     let commands = Iterator::chain(core::iter::once(&create), attach.as_ref());
-    let mut credit = control.credit(&file.share, commands)?;
+    let mut credit = control.credit(share, commands)?;
     let attach = match attach {
         Some(attach) => Some((credit.split(&attach)?, attach)),
         None => None,

@@ -40,6 +40,11 @@ use crate::{
         },
         virtio::Chunks, //
     },
+    mirror::{
+        Commits,
+        Deadline,
+        Mirrored, //
+    },
     protocol::{
         uapi::{
             self,
@@ -56,11 +61,6 @@ use crate::{
         Command,
         HostFence,
         Request, //
-    },
-    userptr::mirrored::{
-        Commits,
-        Deadline,
-        Mirrored, //
     },
 };
 use kernel::{

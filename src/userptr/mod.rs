@@ -3,8 +3,8 @@
 //! Registration of user memory.
 //!
 //! - [`params`]: what userspace asks for, judged;
-//! - [`pinned`]: memory that stays where it is, and the registration of it;
-//! - [`mirrored`]: memory that moves, followed by the device.
+//! - [`pinned`]: the registration of memory that stays where it is;
+//! - [`mirrored`]: that of memory that moves, followed by the device.
 
 pub(crate) mod mirrored;
 pub(crate) mod params;

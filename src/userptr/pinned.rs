@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Memory that stays where it is until the registration ends.
+//! The registration of memory that stays where it is.
 
 use super::params::{
     Params,
@@ -13,18 +13,15 @@ use crate::{
         File,
         Object, //
     },
-    kapi::{
-        dma::map::Mapper,
-        mm::{
-            PinnedVm,
-            Pins,
-            Run, //
-        },
+    kapi::mm::{
+        PinnedVm,
+        Pins, //
     },
+    mirror::Space,
     resource::{
         self,
         mapping::Memory,
-        space::Space,
+        pinned::Pinned,
         userptr::Userptr,
         BlobParams,
         Entries,
@@ -44,72 +41,31 @@ use kernel::{
             ordering::Relaxed,
             Atomic, //
         },
-        Arc, //
     },
 };
 
-/// Pinned pages, charged to their owner.
-pub(crate) struct Pinned {
-    pins: Pins,
-    _charge: PinnedVm,
-}
-
-impl Pinned {
-    /// Pins the memory. What the caller could not write is taken only with `enforced`: if the
-    /// device cannot write it, either.
-    fn new(params: &Params, enforced: bool) -> Result<Self> {
-        let charge = PinnedVm::charge(params.len >> PAGE_SHIFT)?;
-        let pins = match params.source {
-            Source::Address(addr) => Pins::of_user_range(addr, params.len, params.write, enforced)?,
-            Source::File(fd, offset) => {
-                let file = LocalFile::fget(fd)?;
-                let access = file.flags() & kernel::fs::file::flags::O_ACCMODE;
-                // A descriptor that cannot be read is not for the device to read either.
-                if access == kernel::fs::file::flags::O_WRONLY {
-                    return Err(EACCES);
-                }
-                // Without write permission only the device's good will protects the file, also
-                // against a registration that is read-only by name.
-                if access != kernel::fs::file::flags::O_RDWR && !enforced {
-                    return Err(EPERM);
-                }
-                Pins::of_file_range(&file, offset, params.len, params.write, enforced)?
+/// Pins the memory. What the caller could not write is taken only with `enforced`: if the device
+/// cannot write it, either.
+fn pin(params: &Params, enforced: bool) -> Result<Pinned> {
+    let charge = PinnedVm::charge(params.len >> PAGE_SHIFT)?;
+    let pins = match params.source {
+        Source::Address(addr) => Pins::of_user_range(addr, params.len, params.write, enforced)?,
+        Source::File(fd, offset) => {
+            let file = LocalFile::fget(fd)?;
+            let access = file.flags() & kernel::fs::file::flags::O_ACCMODE;
+            // A descriptor that cannot be read is not for the device to read either.
+            if access == kernel::fs::file::flags::O_WRONLY {
+                return Err(EACCES);
             }
-        };
-        Ok(Self {
-            pins,
-            _charge: charge,
-        })
-    }
-
-    /// The memory.
-    pub(crate) fn runs(&self) -> &[Run] {
-        self.pins.runs()
-    }
-
-    /// Maps the memory for a device that does not see physical addresses.
-    ///
-    /// # Errors
-    ///
-    /// Those of [`Pins::map_for`].
-    pub(crate) fn map_for(&mut self, mapper: &Arc<Mapper>) -> Result {
-        self.pins.map_for(mapper)
-    }
-
-    /// Passes the memory to `emit`, as addresses that the device sees and bytes.
-    ///
-    /// # Errors
-    ///
-    /// Those of `emit`.
-    pub(crate) fn for_each_address(&self, mut emit: impl FnMut(u64, u64) -> Result) -> Result {
-        match self.pins.dma() {
-            Some(dma) => dma.for_each(emit),
-            None => self
-                .runs()
-                .iter()
-                .try_for_each(|run| emit(run.phys, run.len)),
+            // Without write permission only the device's good will protects the file, also
+            // against a registration that is read-only by name.
+            if access != kernel::fs::file::flags::O_RDWR && !enforced {
+                return Err(EPERM);
+            }
+            Pins::of_file_range(&file, offset, params.len, params.write, enforced)?
         }
-    }
+    };
+    Ok(Pinned::new(pins, charge))
 }
 
 /// Registers memory and has the host confirm it; returns the object, without handle.
@@ -142,7 +98,7 @@ pub(crate) fn register(
     // Memory entries would not keep the device from writing. A space has whole pages.
     let enforced =
         !params.write && gpu.features.mirror.is_some() && params.wire_size == params.len as u64;
-    let pinned = Pinned::new(params, enforced)?;
+    let pinned = pin(params, enforced)?;
     let lifetime = Lifetime::new(gpu)?;
     let (pages, runs) = (params.len >> PAGE_SHIFT, pinned.runs().len());
     let mapping = Mapping::new(gpu, lifetime.id(), Memory::Pinned(pinned))?;
@@ -168,14 +124,14 @@ pub(crate) fn register(
             params: blob,
             mapping: Some(mapping),
             kind: Kind::Userptr(match space {
-                Some(space) => Userptr::in_space(file, pages, addr, params.flags, space),
-                None => Userptr::new(file, pages, addr, params.flags),
+                Some(space) => Userptr::in_space(file.releases(), pages, addr, params.flags, space),
+                None => Userptr::new(file.releases(), pages, addr, params.flags),
             }),
             entries: Atomic::new(count),
         },
     )?;
 
-    resource::userptr::create_on_host(file, &object, create, attach)?;
+    resource::userptr::create_on_host(&file.share, &object, create, attach)?;
     let space = object.userptr().and_then(Userptr::space);
     if let (Some(space), Some(mapping)) = (space, &object.mapping) {
         space.create(object.id(), blob.size, Some(space.loss().clone()))?;

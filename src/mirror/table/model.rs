@@ -5,8 +5,8 @@
 //!
 //! That is the way in (lookup, MAP, answer, taking back what was refused), two changes of the process's
 //! memory at a time with both passes of their callbacks, a job, eviction, the mirror ring with its
-//! credits and its kept commands, the device, its loss and its reset. The steps are those of `fault.rs`,
-//! `invalidate.rs`, `evict.rs`, `range.rs` and EXECBUFFER; who changes these changes them here.
+//! credits and its kept commands, the device, its loss and its reset. The steps are those of
+//! `populate.rs`, `invalidate.rs`, `evict.rs`, `range.rs` and EXECBUFFER; who changes these changes them here.
 //!
 //! Left out are holds of the lock between which nothing can come that could not come before or after
 //! as well: the callback moves the sequence on and marks the first granule in one step, and it looks at

@@ -22,7 +22,6 @@
 //! own: neither memory reclaim nor the device ever waits for it.
 
 use crate::{
-    drm::File,
     kapi::{
         drm::event::{
             Event,
@@ -135,7 +134,7 @@ struct State {
 
 /// What a program has yet to be told of a registration.
 #[pin_data]
-pub(super) struct Notice {
+pub(crate) struct Notice {
     outbox: Arc<Outbox>,
     queue: Arc<EventQueue>,
     addr: u64,
@@ -167,17 +166,23 @@ enum Blocked {
 }
 
 impl Notice {
-    /// For a registration of `pages` pages at `addr`, whose events go to `file`.
+    /// For a registration of `pages` pages at `addr`, whose events go through `outbox` to `queue`.
     ///
     /// # Errors
     ///
     /// [`ENOMEM`].
-    pub(super) fn new(file: &File, addr: u64, pages: usize, cookie: u64) -> Result<Arc<Self>> {
+    pub(crate) fn new(
+        outbox: &Arc<Outbox>,
+        queue: &Arc<EventQueue>,
+        addr: u64,
+        pages: usize,
+        cookie: u64,
+    ) -> Result<Arc<Self>> {
         let event = Event::new()?;
         Arc::pin_init(
             pin_init!(Self {
-                outbox: file.outbox().clone(),
-                queue: file.events().clone(),
+                outbox: outbox.clone(),
+                queue: queue.clone(),
                 addr,
                 pages,
                 cookie,

@@ -7,6 +7,7 @@ use super::{
         count,
         MirroredRange, //
     },
+    space,
     table::{
         Having,
         Table,
@@ -33,7 +34,6 @@ use crate::{
             Run, //
         }, //
     },
-    resource::space,
     trace,
     transport::{
         event::SpaceOwner,

@@ -5,6 +5,7 @@
 use super::{
     event::Notice,
     invalidate::Pending,
+    space::Space,
     table::{
         Having,
         Layout,
@@ -15,7 +16,6 @@ use super::{
 };
 use crate::{
     context::Context,
-    drm::File,
     gpu::Gpu,
     kapi::{
         dma::Resv,
@@ -24,9 +24,10 @@ use crate::{
             FinishNode, //
         }, //
     },
-    resource::space::Space,
-    transport::event::SpaceOwner,
-    userptr::params::Params, //
+    transport::{
+        event::SpaceOwner,
+        mirror::MirrorShare, //
+    },
 };
 use core::ops::Range;
 use kernel::{
@@ -77,6 +78,19 @@ pub(super) fn count(counter: &Atomic<u64>, by: u64) {
     counter.fetch_add(by, Relaxed);
 }
 
+/// What memory a range is of, and what it is for.
+#[derive(Clone, Copy)]
+pub(crate) struct RangeParams {
+    /// Guest-virtual address, that of a page.
+    pub(crate) addr: usize,
+    /// Pages.
+    pub(crate) pages: usize,
+    /// Whether the device may write.
+    pub(crate) write: bool,
+    /// Jobs use only what was prefetched.
+    pub(crate) sparse: bool,
+}
+
 /// A mirrored range.
 #[pin_data]
 pub(crate) struct MirroredRange {
@@ -115,23 +129,28 @@ pub(crate) struct MirroredRange {
 }
 
 impl MirroredRange {
-    /// The range at `addr` of memory of `file`'s that `params` describe, of which nothing is mapped.
+    /// The range that `params` describe, of which nothing is mapped, for jobs of `context`. Its table is
+    /// under `lock`, and its commands take room of `share`.
     ///
     /// # Errors
     ///
     /// [`ENOMEM`], [`ENOSPC`] if there are no more spaces.
-    pub(super) fn new(
-        file: &File,
+    pub(crate) fn new(
+        gpu: &Arc<Gpu>,
+        lock: &Arc<NotifierLock>,
+        share: &Arc<MirrorShare>,
         context: Arc<Context>,
-        addr: usize,
-        params: &Params,
+        params: RangeParams,
         notice: Option<Arc<Notice>>,
     ) -> Result<Arc<Self>> {
-        let (gpu, lock) = (&file.gpu, file.notifier_lock());
-        let pages = params.len >> PAGE_SHIFT;
-        let (write, sparse) = (params.write, params.sparse);
+        let RangeParams {
+            addr,
+            pages,
+            write,
+            sparse,
+        } = params;
         let node = FinishNode::new()?;
-        let space = Space::new(gpu, &file.mirror_share, write)?;
+        let space = Space::new(gpu, share, write)?;
         let layout = Layout::new(addr >> PAGE_SHIFT, pages);
         let resv = Resv::new()?;
         Arc::pin_init(

@@ -3,7 +3,7 @@
 //! Memory that moves: the device follows the process's page tables, and nothing is held.
 //!
 //! A registration has a space on the device and an interval notifier. Pages are mapped into the
-//! space when a job wants to use them ([`fault`]), and taken out of it before the kernel takes them
+//! space when a job wants to use them ([`populate`]), and taken out of it before the kernel takes them
 //! away ([`invalidate`]). What is mapped is in [`table`], which is valid under the file's
 //! [`NotifierLock`]; the notifier's sequence only tells that a lookup must be repeated.
 //!
@@ -16,75 +16,53 @@
 
 mod event;
 mod evict;
-mod fault;
 mod invalidate;
+mod populate;
 mod range;
+mod space;
 mod table;
 #[cfg(CONFIG_KUNIT = "y")]
 mod table_tests;
 
 pub(crate) use self::{
-    event::Outbox,
-    fault::Deadline,
-    range::MirroredRange, //
+    event::{
+        Notice,
+        Outbox, //
+    },
+    populate::Deadline,
+    range::{
+        MirroredRange,
+        RangeParams, //
+    },
+    space::Space, //
 };
 
 use self::{
-    event::Notice,
     evict::{
         Oldest,
         Residents, //
     },
-    fault::Wish,
-    invalidate::Handler, //
+    invalidate::Handler,
+    populate::Wish, //
 };
-use super::params::{
-    Params,
-    Source, //
-};
-use crate::{
-    context::Context,
-    drm::{
-        Device,
-        File,
-        Object, //
+use crate::kapi::{
+    mm::{
+        is_current,
+        IntervalNotifier, //
     },
-    kapi::{
-        mm::{
-            is_anything_mapped,
-            is_current,
-            IntervalNotifier, //
-        },
-        sync::{
-            reclaim,
-            KillableMutex, //
-        },
-        virtio::Chunks, //
-    },
-    resource::{
-        self,
-        mapping::Memory,
-        space::Space,
-        userptr::Userptr,
-        BlobParams,
-        Kind,
-        Lifetime,
-        Mapping,
-        Resource, //
+    sync::{
+        reclaim,
+        KillableMutex, //
     },
 };
 use kernel::{
-    current,
     mm::Mm,
     new_mutex,
     page::PAGE_SHIFT,
     prelude::*,
     sync::{
         aref::ARef,
-        atomic::{
-            ordering::Relaxed,
-            Atomic, //
-        },
+        atomic::ordering::Relaxed,
         Arc,
         Mutex, //
     },
@@ -151,6 +129,48 @@ pub(crate) struct Mirrored {
 }
 
 impl Mirrored {
+    /// A registration of `range`, which is memory of `mm`'s. Nothing is followed yet.
+    ///
+    /// # Errors
+    ///
+    /// [`ENOMEM`].
+    pub(crate) fn new(range: Arc<MirroredRange>, mm: ARef<Mm>) -> Result<Self> {
+        Ok(Self {
+            range,
+            mm,
+            outer: KBox::pin_init(
+                KillableMutex::new(None, c"Mirrored::outer", kernel::static_lock_class!()),
+                GFP_KERNEL,
+            )?,
+        })
+    }
+
+    /// Follows the memory, which is at `addr`: has the device make the space, of `size` bytes, for
+    /// resource `id`, and begins the notifications. [`Mirrored::end`] ends what has begun, also on
+    /// failure.
+    ///
+    /// # Errors
+    ///
+    /// [`ENOSPC`] if the device has no more spaces, [`ENOMEM`], [`EBUSY`], [`ENODEV`], [`EINTR`] on a
+    /// signal, that of the device.
+    pub(crate) fn begin(&self, id: u32, size: u64, addr: usize) -> Result {
+        let range = &self.range;
+        let mut outer = self.outer.lock()?;
+        range.space.create(id, size, Some(range.clone()))?;
+        *outer = Some(KBox::pin_init(
+            Notifier::new(
+                &self.mm,
+                addr,
+                range.pages << PAGE_SHIFT,
+                Handler(range.clone()),
+            ),
+            GFP_KERNEL,
+        )?);
+        drop(outer);
+        // Taken out by `Mirrored::end`.
+        range.lock.residents.add(range)
+    }
+
     /// The range, as others see it.
     pub(crate) fn range(&self) -> &Arc<MirroredRange> {
         &self.range
@@ -274,95 +294,4 @@ impl Mirrored {
         drop(outer);
         drop(notifier);
     }
-}
-
-/// Registers memory that moves; returns the object, without handle. Touches none of the memory.
-///
-/// # Errors
-///
-/// [`EFAULT`] if nothing is mapped at all, [`ENOSPC`] if the device has no more spaces, [`ENOMEM`],
-/// [`EINTR`] on a signal, those of
-/// [`Releases::wait_for_room`](crate::resource::releases::Releases::wait_for_room), and that of the
-/// host.
-pub(crate) fn register(
-    dev: &Device,
-    file: &File,
-    context: &Arc<Context>,
-    params: &Params,
-) -> Result<ARef<Object>> {
-    let gpu = &file.gpu;
-    let control = &gpu.control;
-    let Source::Address(addr) = params.source else {
-        return Err(EINVAL);
-    };
-    file.releases().wait_for_room(control)?;
-    if !is_anything_mapped(addr, params.len)? {
-        return Err(EFAULT);
-    }
-    let mm: ARef<Mm> = {
-        let task = current!();
-        let mm: &Mm = task.mm().ok_or(EFAULT)?;
-        mm.into()
-    };
-    let blob = BlobParams {
-        mem: params.blob_mem,
-        flags: context.userptr_wire_flags(),
-        size: params.wire_size,
-        id: params.blob_id,
-        defer_mapping: false,
-    };
-    let pages = params.len >> PAGE_SHIFT;
-    let notice = params
-        .event
-        .map(|cookie| Notice::new(file, addr as u64, pages, cookie))
-        .transpose()?;
-    let range = MirroredRange::new(file, context.clone(), addr, params, notice)?;
-
-    let lifetime = Lifetime::new(gpu)?;
-    let create = resource::create_command(Some(context), &lifetime, &blob, Chunks::new(), 0)?;
-    let attach = context.attachment(lifetime.shared_id(), true)?;
-    let mapping = Mapping::new(gpu, lifetime.id(), Memory::Mirrored(range.clone()))?;
-    let mirrored = Mirrored {
-        range: range.clone(),
-        mm: mm.clone(),
-        outer: KBox::pin_init(
-            KillableMutex::new(None, c"Mirrored::outer", kernel::static_lock_class!()),
-            GFP_KERNEL,
-        )?,
-    };
-    let object = Object::new_private_with_resv(
-        dev,
-        params.len,
-        range.resv().clone(),
-        Resource {
-            lifetime,
-            params: blob,
-            mapping: Some(mapping),
-            kind: Kind::Userptr(Userptr::mirrored(
-                file,
-                pages,
-                addr as u64,
-                params.flags,
-                mirrored,
-            )),
-            entries: Atomic::new(0),
-        },
-    )?;
-
-    // From here on, dropping the object ends what has begun.
-    resource::userptr::create_on_host(file, &object, create, Some(attach))?;
-    let userptr = object.userptr().ok_or(EINVAL)?;
-    let mirrored = userptr.as_mirrored().ok_or(EINVAL)?;
-    let mut outer = mirrored.outer.lock()?;
-    range
-        .space
-        .create(object.id(), blob.size, Some(range.clone()))?;
-    *outer = Some(KBox::pin_init(
-        Notifier::new(&mm, addr, params.len, Handler(range.clone())),
-        GFP_KERNEL,
-    )?);
-    drop(outer);
-    // Taken out by `Mirrored::end`.
-    range.lock.residents.add(&range)?;
-    Ok(object)
 }

@@ -75,7 +75,7 @@ pub(crate) struct Space {
 }
 
 /// The error for a [`status`] that is not OK.
-pub(crate) fn to_result(answer: u32) -> Result {
+pub(super) fn to_result(answer: u32) -> Result {
     match answer {
         status::OK => Ok(()),
         status::NO_MEMORY => Err(ENOMEM),

@@ -1,0 +1,128 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The registration of memory that moves.
+
+use super::params::{
+    Params,
+    Source, //
+};
+use crate::{
+    context::Context,
+    drm::{
+        Device,
+        File,
+        Object, //
+    },
+    kapi::{
+        mm::is_anything_mapped,
+        virtio::Chunks, //
+    },
+    mirror::{
+        Mirrored,
+        MirroredRange,
+        Notice,
+        RangeParams, //
+    },
+    resource::{
+        self,
+        mapping::Memory,
+        userptr::Userptr,
+        BlobParams,
+        Kind,
+        Lifetime,
+        Mapping,
+        Resource, //
+    },
+};
+use kernel::{
+    current,
+    mm::Mm,
+    page::PAGE_SHIFT,
+    prelude::*,
+    sync::{
+        aref::ARef,
+        atomic::Atomic,
+        Arc, //
+    },
+};
+
+/// Registers memory that moves; returns the object, without handle. Touches none of the memory.
+///
+/// # Errors
+///
+/// [`EFAULT`] if nothing is mapped at all, [`ENOSPC`] if the device has no more spaces, [`ENOMEM`],
+/// [`EINTR`] on a signal, those of
+/// [`Releases::wait_for_room`](crate::resource::releases::Releases::wait_for_room), and that of the
+/// host.
+pub(crate) fn register(
+    dev: &Device,
+    file: &File,
+    context: &Arc<Context>,
+    params: &Params,
+) -> Result<ARef<Object>> {
+    let gpu = &file.gpu;
+    let control = &gpu.control;
+    let Source::Address(addr) = params.source else {
+        return Err(EINVAL);
+    };
+    file.releases().wait_for_room(control)?;
+    if !is_anything_mapped(addr, params.len)? {
+        return Err(EFAULT);
+    }
+    let mm: ARef<Mm> = {
+        let task = current!();
+        let mm: &Mm = task.mm().ok_or(EFAULT)?;
+        mm.into()
+    };
+    let blob = BlobParams {
+        mem: params.blob_mem,
+        flags: context.userptr_wire_flags(),
+        size: params.wire_size,
+        id: params.blob_id,
+        defer_mapping: false,
+    };
+    let pages = params.len >> PAGE_SHIFT;
+    let notice = params
+        .event
+        .map(|cookie| Notice::new(file.outbox(), file.events(), addr as u64, pages, cookie))
+        .transpose()?;
+    let memory = RangeParams {
+        addr,
+        pages,
+        write: params.write,
+        sparse: params.sparse,
+    };
+    let (lock, share) = (file.notifier_lock(), &file.mirror_share);
+    let range = MirroredRange::new(gpu, lock, share, context.clone(), memory, notice)?;
+
+    let lifetime = Lifetime::new(gpu)?;
+    let create = resource::create_command(Some(context), &lifetime, &blob, Chunks::new(), 0)?;
+    let attach = context.attachment(lifetime.shared_id(), true)?;
+    let mapping = Mapping::new(gpu, lifetime.id(), Memory::Mirrored(range.clone()))?;
+    let mirrored = Mirrored::new(range.clone(), mm)?;
+    let object = Object::new_private_with_resv(
+        dev,
+        params.len,
+        range.resv().clone(),
+        Resource {
+            lifetime,
+            params: blob,
+            mapping: Some(mapping),
+            kind: Kind::Userptr(Userptr::mirrored(
+                file.releases(),
+                pages,
+                addr as u64,
+                params.flags,
+                mirrored,
+            )),
+            entries: Atomic::new(0),
+        },
+    )?;
+
+    // From here on, dropping the object ends what has begun.
+    resource::userptr::create_on_host(&file.share, &object, create, Some(attach))?;
+    let userptr = object.userptr().ok_or(EINVAL)?;
+    let mirrored = userptr.as_mirrored().ok_or(EINVAL)?;
+    mirrored.begin(object.id(), blob.size, addr)?;
+    Ok(object)
+}
