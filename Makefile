@@ -72,7 +72,7 @@ fmt: ## format all Rust code
 	@scripts/fmt.sh
 
 .PHONY: lint
-lint: ## rustfmt, clippy, checkpatch and shellcheck, every warning an error
+lint: ## rustfmt, clippy, layers, checkpatch and shellcheck, every warning an error
 	@scripts/check.sh lint
 
 .PHONY: rust-analyzer

@@ -2,27 +2,29 @@
 
 //! virtio-gpu guest driver for rendering and compute, with user memory.
 //!
-//! # Map
+//! # Layers
 //!
-//! Dependencies point downwards only.
+//! A module uses what is in it, and modules of layers with lower numbers, but nothing beside or above
+//! it. `scripts/layers.py`, part of suite `lint`, reads this table and checks that.
 //!
-//! | module | what |
-//! |---|---|
-//! | [`driver`] | what the module loader and the DRM core call |
-//! | [`ioctl`] | reads and judges the arguments of each ioctl |
-//! | [`submit`] | jobs: what they wait for, queueing, what they signal |
-//! | [`userptr`] | registration of user memory |
-//! | [`debugfs`] | what is shown of a device and its users, in debugfs and fdinfo |
-//! | [`file`] | what the driver keeps of an open file |
-//! | [`resource`] | buffers and their life on the host |
-//! | [`mirror`] | following a process's pages |
-//! | [`context`] | a context on the host, and its rings |
-//! | [`gpu`] | the device: probe, features, capability sets, removal; what it can reach; counters and knobs |
-//! | [`transport`] | the virtqueues |
-//! | [`drm`] | the driver's name, and the types of the DRM core as it has them |
-//! | [`trace`] | trace events |
-//! | [`kapi`] | safe abstractions over C kernel interfaces; all `unsafe` is there |
-//! | [`protocol`] | wire structures and pure logic, shared with the device and the tests |
+//! | layer | module | what |
+//! |---|---|---|
+//! | 10 | [`driver`] | what the module loader and the DRM core call |
+//! | 9 | [`ioctl`] | reads and judges the arguments of each ioctl |
+//! | 8 | [`submit`] | jobs: what they wait for, queueing, what they signal |
+//! | 8 | [`userptr`] | registration of user memory |
+//! | 8 | [`debugfs`] | what is shown of a device and its users, in debugfs and fdinfo |
+//! | 7 | [`file`] | what the driver keeps of an open file |
+//! | 6 | [`resource`] | buffers and their life on the host |
+//! | 5 | [`mirror`] | following a process's pages |
+//! | 4 | [`context`] | a context on the host, and its rings |
+//! | 3 | [`gpu`] | the device: probe, removal, what it offers and can reach; counters and knobs |
+//! | 2 | [`transport`] | the virtqueues |
+//! | 2 | [`drm`] | the driver's name, and the types of the DRM core as it has them |
+//! | 1 | [`trace`] | trace events |
+//! | 1 | [`kapi`] | safe abstractions over C kernel interfaces; all `unsafe` is there |
+//! | 0 | [`protocol`] | wire structures and pure logic, shared with the device and the tests |
+//! | 0 | [`module_parameters`] | the module's parameters, as `module!` makes them |
 //!
 //! # Lock order
 //!
