@@ -90,6 +90,7 @@ const FAMILIES: &[&Family] = &[
     &mappings::FAMILY,
     &quarantine::MIRRORED,
     &quarantine::PINNED,
+    &quarantine::UNREF,
     &remove::FAMILY,
     &nomodeset::FAMILY,
     &probe::SMALL_RINGS,

@@ -53,6 +53,13 @@ pub(crate) const PINNED: Family = family(
     ],
 );
 
+/// RESOURCE_UNREF is neither carried out nor answered.
+pub(crate) const UNREF: Family = family(
+    "quarantine_unref",
+    "--adversary ignore --adversary-on RESOURCE_UNREF",
+    cases![forgotten: 300],
+);
+
 const PAGES: usize = 64;
 const SIZE: usize = PAGES * PAGE;
 /// Marks a host object whose pages the device rewrites, see `virtgpu-device --hammer`.
@@ -226,6 +233,34 @@ fn pinned_closed(env: &Env) -> TestResult {
         PAGES as i64,
         "pinned until the reset"
     );
+    reset_device()?;
+    check_eq!(procfs::pinned_pages()?, 0, "pages pinned after the reset");
+    check_eq!(procfs::vm_pin()?, 0, "VmPin after the reset");
+    all_let_go(&frames)
+}
+
+/// A host that has not said that it has forgotten a resource may use its memory, though no job does.
+fn forgotten(env: &Env) -> TestResult {
+    gpu::reload(env, c"ack_timeout_ms=2000")?;
+    check_eq!(procfs::pinned_pages()?, 0, "pages pinned before");
+    let device = env.compute()?;
+    let place = Place::base(SIZE)?;
+    place.fill(1);
+    let userptr = device.register(&place, RegisterOptions::pinned())?;
+    let frames = frames(&place)?;
+    check_eq!(procfs::pinned_pages()?, PAGES as i64, "pages pinned");
+    let _ = userptr.close();
+    let pinned = |when: &str| -> TestResult {
+        check_eq!(procfs::pinned_pages()?, PAGES as i64, "pinned {when}");
+        check_eq!(procfs::vm_pin()?, SIZE as u64, "VmPin {when}");
+        Ok(())
+    };
+    pinned("after GEM_CLOSE")?;
+    place.unmap(0, SIZE)?;
+    drop(device);
+    pinned("after close")?;
+    check_eq!(held(&frames)?, PAGES, "pages held after munmap");
+    belong_to_nobody(&frames)?;
     reset_device()?;
     check_eq!(procfs::pinned_pages()?, 0, "pages pinned after the reset");
     check_eq!(procfs::vm_pin()?, 0, "VmPin after the reset");
