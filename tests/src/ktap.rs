@@ -179,6 +179,8 @@ fn run_family(family: &Family, filter: Option<&str>, env: &Env, number: usize) -
         let mut outcome = run_case(family, case, env);
         if family.leak_check && outcome.is_ok() {
             outcome = leak::check(env);
+        } else {
+            leak::forget();
         }
         let (status, remark) = match &outcome {
             Ok(()) => ("ok", String::new()),

@@ -506,7 +506,7 @@ fn storm_of_invalidations(env: &Env) -> TestResult {
     let place = Place::base(SIZE)?;
     let mirror = Mirror::new(&device, &place)?;
     let rounds = env.iterations(60);
-    let outcomes = Race::run(
+    let outcomes = Race::storm(
         |_| {
             // Two at a time.
             std::thread::scope(|scope| {

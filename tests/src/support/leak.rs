@@ -49,9 +49,12 @@ fn now(env: &Env) -> TestResult<State> {
     })
 }
 
-/// Notes the state before a case.
+/// Notes the state before a case, unless that is the one which the check after another has found.
 pub(crate) fn remember(env: &Env) -> TestResult {
-    // What the case before used may still be on its way back.
+    if BEFORE.lock().expect("one thread").is_some() {
+        return Ok(());
+    }
+    // What others used may still be on its way back.
     let mut state = now(env)?;
     eventually(Duration::from_secs(30), || {
         let last = state;
@@ -62,9 +65,17 @@ pub(crate) fn remember(env: &Env) -> TestResult {
     Ok(())
 }
 
+/// There was something that nobody has checked.
+pub(crate) fn forget() {
+    *BEFORE.lock().expect("one thread") = None;
+}
+
 /// Compares with the state before a case. Memory is given back by workers, so this waits for it.
+///
+/// What there is then is the state before the next case: never more than before this one, so that
+/// nothing that is on its way back hides what is left behind later.
 pub(crate) fn check(env: &Env) -> TestResult {
-    let before = BEFORE.lock().expect("one thread").expect("remembered");
+    let before = BEFORE.lock().expect("one thread").take().expect("remembered");
     let mut after = Ok(before);
     let same = eventually(Duration::from_secs(60), || {
         after = now(env);
@@ -73,6 +84,7 @@ pub(crate) fn check(env: &Env) -> TestResult {
             .is_ok_and(|after| after.nothing_above(&before))
     });
     if same {
+        *BEFORE.lock().expect("one thread") = after.ok();
         return Ok(());
     }
     match after {
