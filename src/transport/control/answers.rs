@@ -17,24 +17,14 @@ use super::{
 };
 use crate::{
     kapi::{
-        dma::fence::Signalling,
         ida::Id,
-        virtio::{
-            Message,
-            QueueHandler, //
-        },
+        virtio::Message, //
     },
-    protocol::{
-        mirror::{
-            EVENT_QUEUE,
-            MIRROR_QUEUE, //
-        },
-        virtio_gpu::{
-            response,
-            Header,
-            FLAG_FENCE,
-            FLAG_INFO_RING_IDX, //
-        }, //
+    protocol::virtio_gpu::{
+        response,
+        Header,
+        FLAG_FENCE,
+        FLAG_INFO_RING_IDX, //
     },
     trace, //
 };
@@ -51,8 +41,7 @@ use kernel::{
             Relaxed,
             Release, //
         },
-        Arc,
-        ArcBorrow, //
+        Arc, //
     },
     workqueue::WorkItem,
 };
@@ -354,32 +343,18 @@ fn is_answer_to(asked: &Header, got: &Header) -> bool {
             || (got.flags.get() & FLAG_FENCE != 0 && got.fence_id.get() == asked.fence_id.get()))
 }
 
-impl QueueHandler for Control {
-    fn used(this: ArcBorrow<'_, Self>, index: u32) {
-        let this: Arc<Self> = this.into();
-        let _section = Signalling::begin();
-        if index == u32::from(MIRROR_QUEUE) {
-            if !this.mirror.used() {
-                this.lose(c"it broke the protocol of the mirror queue");
-            }
-            return;
-        }
-        if index == u32::from(EVENT_QUEUE) {
-            if !this.events.used() {
-                this.lose(c"it broke the protocol of the event queue");
-            }
-            let _ = this.workqueue.enqueue::<Arc<Self>, 5>(this.clone());
-            return;
-        }
-
-        let mut inner = this.inner.lock();
-        let (mut answered, sane) = this.collect(&mut inner);
+impl Control {
+    /// The device has used buffers of the control queue: takes the answers, signals fences and wakes who
+    /// waits. Called in the interrupt, where fences are being signalled.
+    pub(in crate::transport) fn control_used(self: &Arc<Self>) {
+        let mut inner = self.inner.lock();
+        let (mut answered, sane) = self.collect(&mut inner);
         let mut notification = None;
         if sane {
-            notification = this.go_on(&mut inner);
+            notification = self.go_on(&mut inner);
         } else if inner.state == State::Running {
-            dev_err!(this.vdev, "device lost: it broke the protocol\n");
-            this.lose_locked(&mut inner);
+            dev_err!(self.vdev, "device lost: it broke the protocol\n");
+            self.lose_locked(&mut inner);
         }
         drop(inner);
         drop(notification);
@@ -395,7 +370,7 @@ impl QueueHandler for Control {
                 }
             }
             if let Some(destroyed) = command.shared.destroys {
-                this.cancel_jobs_where(|job| job.context == destroyed);
+                self.cancel_jobs_where(|job| job.context == destroyed);
             }
             if let Some(landing) = &Message::owned(&mut command).landing {
                 landing.land();
@@ -408,8 +383,8 @@ impl QueueHandler for Control {
             done.push_back(command);
         }
         if !done.is_empty() {
-            this.done.lock().push_all_back(&mut done);
-            let _ = this.workqueue.enqueue::<Arc<Self>, 1>(this.clone());
+            self.done.lock().push_all_back(&mut done);
+            let _ = self.workqueue.enqueue::<Arc<Self>, 1>(self.clone());
         }
     }
 }

@@ -197,6 +197,11 @@ impl Control {
     /// The configuration space has changed. May be called in any context.
     pub(crate) fn config_changed(self: &Arc<Self>) {
         self.changed.store(true, Release);
+        self.look_later();
+    }
+
+    /// Has the worker look at events and at the configuration. May be called in any context.
+    pub(in crate::transport) fn look_later(self: &Arc<Self>) {
         let _ = self.workqueue.enqueue::<Arc<Self>, 5>(self.clone());
     }
 
