@@ -4,7 +4,7 @@
 //!
 //! May be called in any context. An event that nobody has enabled costs a call.
 //!
-//! This is the one place above `kapi` with `unsafe`: trace events can be defined in C only, and
+//! There is `unsafe` here, as in `kapi`: trace events can be defined in C only, and
 //! these are the driver's own.
 
 use crate::protocol::virtio_gpu::Header;

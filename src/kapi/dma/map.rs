@@ -357,7 +357,7 @@ impl DmaMap {
         });
     }
 
-    /// Lets the CPU see what the device has written. Does not sleep.
+    /// Lets the CPU see what the device has written. Called in any context, also in hard interrupts.
     pub(crate) fn sync_for_cpu(&self) {
         if !self.table.write {
             return;

@@ -373,8 +373,12 @@ impl<'a> Request<'a> {
     ///
     /// # Errors
     ///
-    /// [`ENOMEM`].
+    /// - [`ENOMEM`];
+    /// - [`EINVAL`] if something is left to do, or to drop, already.
     pub(crate) fn keep(&mut self, kept: impl Send + 'static) -> Result {
+        if self.finish.is_some() {
+            return Err(EINVAL);
+        }
         self.finish = Some(KBox::new(Kept { _kept: kept }, GFP_KERNEL)?);
         Ok(())
     }
