@@ -9,9 +9,12 @@
 //! having the thread continue at a return of an error. An exception at any other instruction is a
 //! bug, and ends the process as it would without the handler.
 
-use crate::segments::Fault;
-
 pub(crate) use arch::{install, AVAILABLE};
+
+/// An access outside a resource, or to memory that cannot be accessed in this way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("access outside the resource")]
+pub struct Fault;
 
 /// Reads `dst.len()` bytes at `src`, words of eight bytes as one where they are aligned. When it
 /// fails, a part may have been read.
@@ -79,7 +82,7 @@ mod arch {
     use std::mem::MaybeUninit;
     use std::sync::{Mutex, OnceLock, PoisonError};
 
-    use crate::segments::Fault;
+    use super::Fault;
 
     /// Whether there are such accesses for this CPU.
     pub(crate) const AVAILABLE: bool = true;
@@ -291,7 +294,7 @@ mod arch {
 /// No accesses: there are none of the kind for this CPU, so all of them fail.
 #[cfg(not(target_arch = "x86_64"))]
 mod arch {
-    use crate::segments::Fault;
+    use super::Fault;
 
     /// Whether there are such accesses for this CPU.
     pub(crate) const AVAILABLE: bool = false;

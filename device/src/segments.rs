@@ -8,14 +8,10 @@ use std::sync::Arc;
 use virtgpu_protocol::virtio_gpu::MemEntry;
 
 use crate::access;
+use crate::guarded::Fault;
 use crate::hostmem::HostBlob;
 use crate::mirror::area::Area;
 use crate::ram::{GuestRam, HostPtr};
-
-/// An access outside a resource, or to memory that cannot be accessed in this way.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("access outside the resource")]
-pub struct Fault;
 
 /// Why a list of memory entries was refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]

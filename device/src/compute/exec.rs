@@ -5,14 +5,13 @@
 //! Memory that the guest can write is worked on in blocks, which are read into private memory once,
 //! so that no value is looked at twice.
 
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use virtgpu_protocol::compute::{op, Op, Operand};
+use virtgpu_protocol::compute::{op, Op};
 use zerocopy::IntoBytes;
 
+use super::operand::{Place, Stop};
 use super::{accesses, gemm, shape, Environment, Failure};
-use crate::segments::{Fault, Segments};
 
 /// Bytes worked on at a time: a part of a first-level cache.
 const BLOCK: usize = 16 << 10;
@@ -22,20 +21,6 @@ const STEPS: u64 = 4096;
 const SPIN: Duration = Duration::from_micros(100);
 /// How often it looks afterwards.
 const POLL: Duration = Duration::from_micros(50);
-
-/// Why one operation ended early.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Stop {
-    Fault,
-    TimedOut,
-    Cancelled,
-}
-
-impl From<Fault> for Stop {
-    fn from(_: Fault) -> Self {
-        Self::Fault
-    }
-}
 
 /// Executes well-formed operations in order, up to the first that fails.
 ///
@@ -54,34 +39,6 @@ pub fn execute(ops: &[Op], environment: &Environment<'_>) -> Result<(), Failure>
         })?;
     }
     Ok(())
-}
-
-/// An operand with its memory.
-pub(super) struct Place {
-    pub(super) memory: Arc<Segments>,
-    pub(super) offset: u64,
-}
-
-impl Place {
-    fn new(operand: &Operand, environment: &Environment<'_>) -> Result<Self, Stop> {
-        let memory = (environment.memory)(operand.resource_id.get()).ok_or(Stop::Fault)?;
-        Ok(Self {
-            memory,
-            offset: operand.offset.get(),
-        })
-    }
-
-    /// Reads at `offset` bytes after the place. Offsets beyond the end of the address space fault.
-    pub(super) fn read(&self, offset: u64, buffer: &mut [u8]) -> Result<(), Stop> {
-        let offset = self.offset.checked_add(offset).ok_or(Stop::Fault)?;
-        Ok(self.memory.read(offset, buffer)?)
-    }
-
-    /// Writes at `offset` bytes after the place.
-    pub(super) fn write(&self, offset: u64, buffer: &[u8]) -> Result<(), Stop> {
-        let offset = self.offset.checked_add(offset).ok_or(Stop::Fault)?;
-        Ok(self.memory.write(offset, buffer)?)
-    }
 }
 
 fn one(op: &Op, environment: &Environment<'_>) -> Result<(), Stop> {

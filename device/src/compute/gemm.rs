@@ -6,7 +6,7 @@
 //! order for each block of the result, so each element is summed in the order that the protocol
 //! prescribes.
 
-use super::exec::{Place, Stop};
+use super::operand::{Place, Stop};
 
 /// Rows of a block of the first matrix and of the result.
 const ROWS: u64 = 64;

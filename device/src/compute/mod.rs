@@ -4,6 +4,7 @@
 
 mod exec;
 mod gemm;
+mod operand;
 mod shape;
 
 use std::sync::Arc;

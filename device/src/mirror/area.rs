@@ -16,8 +16,7 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use super::usage::Usage;
-use crate::guarded;
-use crate::segments::Fault;
+use crate::guarded::{self, Fault};
 
 /// Bytes of a window.
 const WINDOW: u64 = 1 << 30;
