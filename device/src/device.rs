@@ -108,7 +108,7 @@ impl Device {
             None
         };
         Ok(Arc::new(Self {
-            mirror: Mirror::new(&options, &memory, &log),
+            mirror: Mirror::new(options.mirror, options.mutants.clone(), &memory, &log),
             virgl,
             mirrored: AtomicBool::new(false),
             options,

@@ -27,7 +27,6 @@ use virtgpu_protocol::mirror::{self as wire, device_state, MirrorConfig, VERSION
 use vm_memory::GuestMemoryAtomic;
 use zerocopy::little_endian::U32;
 
-use crate::device::Options;
 use crate::event_log::EventLog;
 use crate::guarded;
 use crate::host;
@@ -129,12 +128,14 @@ pub(crate) struct Mirror {
 }
 
 impl Mirror {
+    /// One without spaces, which offers what `limits` says, and breaks the contract as `mutants` say.
     pub(crate) fn new(
-        options: &Options,
+        limits: Option<Limits>,
+        mutants: Vec<Mutant>,
         memory: &GuestMemoryAtomic<Memory>,
         log: &Arc<EventLog>,
     ) -> Self {
-        let limits = options.mirror.filter(|_| guarded::AVAILABLE);
+        let limits = limits.filter(|_| guarded::AVAILABLE);
         let mappings = match limits.as_ref().map(|l| l.mappings) {
             Some(0) | None => host::max_mappings() / 2,
             Some(count) => count,
@@ -149,7 +150,7 @@ impl Mirror {
             events: Events::new(memory.clone(), log.clone()),
             counters: Counters::default(),
             hammer: Arc::new(Hammer::new(log.clone())),
-            mutants: options.mutants.clone(),
+            mutants,
             state: AtomicU32::new(device_state::OK),
             log: log.clone(),
         }
