@@ -33,7 +33,7 @@ use crate::adversary::Attack;
 use crate::device::Device;
 use crate::event_log::Event;
 use crate::frontend::Channel;
-use crate::mirror::{queue, Serving};
+use crate::mirror::{command, queue, Serving};
 use crate::ram::Memory;
 use crate::request::{Ticket, MAX_REQUEST};
 use crate::state::Window;
@@ -252,7 +252,10 @@ impl GpuBackend {
             };
             let (ring, more) = self.waiting(vring);
             device.mirror.note(backlog, bytes, ring, more);
-            let attack = device.options.adversary.attack_command(queue::kind(bytes));
+            let attack = device
+                .options
+                .adversary
+                .attack_command(command::kind(bytes));
             let ticket = queue::Ticket {
                 cmd: device.mirror.begin(bytes, &attack),
                 generation,
@@ -262,7 +265,7 @@ impl GpuBackend {
             };
             let attack = ticket.attack.clone();
             device.mirror_command(ticket, bytes);
-            self.after(&attack, queue::space(bytes));
+            self.after(&attack, command::space(bytes));
         });
     }
 

@@ -23,14 +23,17 @@ mod usage;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use virtgpu_protocol::mirror::command::{INVALIDATE, MAP};
 use virtgpu_protocol::mirror::{self as wire, device_state, MirrorConfig, VERSION};
 use vm_memory::GuestMemoryAtomic;
 use zerocopy::little_endian::U32;
 
-use crate::event_log::EventLog;
+use crate::adversary::Attack;
+use crate::event_log::{Event, EventLog};
 use crate::guarded;
 use crate::host;
-use crate::mutant::Mutant;
+use crate::mutant::{self, Mutant};
+use crate::names;
 use crate::ram::{GuestRam, Memory};
 use crate::request::RequestBuffer;
 
@@ -289,9 +292,9 @@ impl Mirror {
     /// are.
     pub(crate) fn note(&self, backlog: &mut Backlog, bytes: &[u8], ring: u16, more: u16) {
         let kind = command::kind(bytes);
-        let counted = matches!(kind, wire::command::MAP | wire::command::INVALIDATE);
+        let counted = matches!(kind, MAP | INVALIDATE);
         let client = if counted { self.client_of(bytes) } else { None };
-        let map = client.filter(|_| kind == wire::command::MAP);
+        let map = client.filter(|_| kind == MAP);
         let since = backlog.take(more.min(ring), map);
         let counters = &self.counters;
         counters.ring.store(ring.into(), Ordering::Relaxed);
@@ -305,5 +308,57 @@ impl Mirror {
     pub(crate) fn execute(&self, bytes: &[u8], ram: &GuestRam) -> Option<u32> {
         let limits = self.offered()?;
         self.act(command::parse(bytes, &limits), bytes, ram)
+    }
+
+    /// Bytes of the longest command.
+    pub(crate) fn longest(&self) -> usize {
+        let entries = self.limits.as_ref().map_or(0, |l| l.max_entries as usize);
+        size_of::<wire::Map>() + entries * size_of::<wire::MapEntry>()
+    }
+
+    /// What a mutant does after it has acknowledged an INVALIDATE, if there is a page to write to.
+    pub(crate) fn stray(&self, bytes: &[u8]) -> Option<impl FnOnce() + Send + 'static + use<>> {
+        let command = command::parse(bytes, &self.offered()?).ok()?;
+        let command::Command::Invalidate { space, start, last } = command else {
+            return None;
+        };
+        let area = self.alias(space, start, last)?;
+        let mut before = vec![0; PAGE as usize];
+        area.read(0, &mut before).ok()?;
+        let replies = self.replies.clone();
+        Some(move || {
+            for _ in 0..2000 {
+                if !replies.is_open() {
+                    return;
+                }
+                let _ = area.write(0, &before);
+                std::thread::sleep(mutant::WINDOW / 50);
+            }
+        })
+    }
+
+    /// The number of the next command, after writing it to the log.
+    pub(crate) fn begin(&self, bytes: &[u8], attack: &Attack) -> u64 {
+        let cmd = self.commands.fetch_add(1, Ordering::Relaxed);
+        let kind = command::kind(bytes);
+        let word = |at: usize| {
+            let word = bytes.get(at..at + 8)?;
+            word.try_into().ok().map(u64::from_le_bytes)
+        };
+        self.log.write(|| Event::Command {
+            cmd,
+            kind: names::command(kind).into(),
+            space: command::space(bytes),
+            start: word(16).filter(|_| matches!(kind, MAP | INVALIDATE)),
+            length: word(24).filter(|_| kind == MAP),
+            last: word(24).filter(|_| kind == INVALIDATE),
+            malformed: match &self.offered() {
+                Some(limits) => command::parse(bytes, limits).is_err(),
+                None => true,
+            },
+            bytes: bytes.len() as u64,
+            adversary: attack.name().map(Into::into),
+        });
+        cmd
     }
 }

@@ -1,25 +1,16 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0-only
 
-//! The mirror queue: taking commands and giving them back.
+//! The mirror queue: giving commands back.
 
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use virtgpu_protocol::mirror as wire;
-use virtgpu_protocol::mirror::command::{INVALIDATE, MAP, SPACE_DESTROY};
 use vm_memory::{GuestAddressSpace, GuestMemoryAtomic};
 use zerocopy::little_endian::U32;
 use zerocopy::IntoBytes;
 
-pub(crate) use super::command::{kind, space};
-use super::events::Record;
-use super::{command, Mirror, PAGE};
 use crate::adversary::Attack;
 use crate::answers::{give_back, scatter};
-use crate::device::Device;
 use crate::event_log::{Event, EventLog};
-use crate::mutant::{self, Mutant};
-use crate::names;
 use crate::ram::Memory;
 use crate::vring::Vring;
 
@@ -86,7 +77,7 @@ impl Replies {
     }
 
     /// Whether it is open.
-    fn is_open(&self) -> bool {
+    pub(super) fn is_open(&self) -> bool {
         self.lock().vring.is_some()
     }
 
@@ -132,124 +123,5 @@ impl Replies {
             adversary: ticket.attack.name().map(Into::into),
         });
         give_back(vring, &memory, &twisted.heads, used);
-    }
-}
-
-impl Device {
-    /// Carries out a command of the mirror queue and gives it back.
-    pub(crate) fn mirror_command(&self, ticket: Ticket, bytes: &[u8]) {
-        if let Some(status) = ticket.attack.exit() {
-            self.end();
-            std::process::exit(status);
-        }
-        let mirror = &self.mirror;
-        if ticket.attack.is_ignored() {
-            // Silent, too: this goes to the log.
-            return mirror.replies.send(ticket, None);
-        }
-        ticket.attack.slow_down();
-        let (kind, space) = (command::kind(bytes), command::space(bytes));
-        let status = match ticket.attack.refused_status() {
-            Some(code) if names::has_status(kind) => Some(code),
-            _ if kind == INVALIDATE && mirror.has(Mutant::EarlyAck) => {
-                mirror.replies.send(ticket, None);
-                std::thread::sleep(mutant::WINDOW);
-                mirror.execute(bytes, &self.ram());
-                return;
-            }
-            _ if kind == INVALIDATE && mirror.has(Mutant::WriteAfterAck) => {
-                let stray = mirror.stray(bytes);
-                mirror.execute(bytes, &self.ram());
-                mirror.replies.send(ticket, None);
-                if let Some(stray) = stray {
-                    std::thread::spawn(stray);
-                }
-                return;
-            }
-            _ => mirror.execute(bytes, &self.ram()),
-        };
-        mirror.replies.send(ticket, status);
-        if kind == SPACE_DESTROY && mirror.has(Mutant::EventForDeadSpace) {
-            mirror.events.post(Record::space_lost(space));
-        }
-    }
-
-    /// What the adversary does after a command, which names a space or 0.
-    pub(crate) fn after(&self, attack: &Attack, space: u32) {
-        let mirror = &self.mirror;
-        if attack.loses_device() {
-            mirror.lose();
-        }
-        if attack.loses_space() && space != 0 {
-            mirror.lose_space(space);
-        }
-        for _ in 0..attack.stale_events() {
-            mirror.events.post(Record {
-                adversary: true,
-                ..Record::space_lost(space)
-            });
-        }
-        for (bytes, used) in attack.garbage_events() {
-            mirror.events.post(Record {
-                event: bytes,
-                used,
-                adversary: true,
-                resource: None,
-            });
-        }
-    }
-}
-
-impl Mirror {
-    /// Bytes of the longest command.
-    pub(crate) fn longest(&self) -> usize {
-        let entries = self.limits.as_ref().map_or(0, |l| l.max_entries as usize);
-        size_of::<wire::Map>() + entries * size_of::<wire::MapEntry>()
-    }
-
-    /// What a mutant does after it has acknowledged an INVALIDATE, if there is a page to write to.
-    fn stray(&self, bytes: &[u8]) -> Option<impl FnOnce() + Send + 'static + use<>> {
-        let command = command::parse(bytes, &self.offered()?).ok()?;
-        let command::Command::Invalidate { space, start, last } = command else {
-            return None;
-        };
-        let area = self.alias(space, start, last)?;
-        let mut before = vec![0; PAGE as usize];
-        area.read(0, &mut before).ok()?;
-        let replies = self.replies.clone();
-        Some(move || {
-            for _ in 0..2000 {
-                if !replies.is_open() {
-                    return;
-                }
-                let _ = area.write(0, &before);
-                std::thread::sleep(mutant::WINDOW / 50);
-            }
-        })
-    }
-
-    /// The number of the next command, after writing it to the log.
-    pub(crate) fn begin(&self, bytes: &[u8], attack: &Attack) -> u64 {
-        let cmd = self.commands.fetch_add(1, Ordering::Relaxed);
-        let kind = command::kind(bytes);
-        let word = |at: usize| {
-            let word = bytes.get(at..at + 8)?;
-            word.try_into().ok().map(u64::from_le_bytes)
-        };
-        self.log.write(|| Event::Command {
-            cmd,
-            kind: names::command(kind).into(),
-            space: command::space(bytes),
-            start: word(16).filter(|_| matches!(kind, MAP | INVALIDATE)),
-            length: word(24).filter(|_| kind == MAP),
-            last: word(24).filter(|_| kind == INVALIDATE),
-            malformed: match &self.offered() {
-                Some(limits) => command::parse(bytes, limits).is_err(),
-                None => true,
-            },
-            bytes: bytes.len() as u64,
-            adversary: attack.name().map(Into::into),
-        });
-        cmd
     }
 }

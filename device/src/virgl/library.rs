@@ -8,6 +8,7 @@
 use std::ffi::{c_char, c_int, c_void};
 
 use libc::iovec;
+use virtgpu_protocol::virtio_gpu_image::{target, ResourceCreate2d, ResourceCreate3d};
 
 /// What the library is called.
 const NAME: &str = "libvirglrenderer.so.1";
@@ -23,9 +24,9 @@ pub(super) const USE_GLES: c_int = 1 << 4;
 pub(super) const USE_EXTERNAL_BLOB: c_int = 1 << 5;
 
 /// `VIRGL_RES_BIND_RENDER_TARGET`.
-pub(super) const BIND_RENDER_TARGET: u32 = 1 << 1;
+const BIND_RENDER_TARGET: u32 = 1 << 1;
 /// `VIRGL_RESOURCE_Y_0_TOP` of `virgl_hw.h`.
-pub(super) const Y_0_TOP: u32 = 1 << 0;
+const Y_0_TOP: u32 = 1 << 0;
 
 /// `struct virgl_renderer_callbacks`, version 1, and room for what later ones have.
 #[repr(C)]
@@ -50,6 +51,42 @@ pub(crate) struct CreateArgs {
     pub(crate) last_level: u32,
     pub(crate) nr_samples: u32,
     pub(crate) flags: u32,
+}
+
+impl From<&ResourceCreate3d> for CreateArgs {
+    fn from(request: &ResourceCreate3d) -> Self {
+        Self {
+            handle: request.resource_id.get(),
+            target: request.target.get(),
+            format: request.format.get(),
+            bind: request.bind.get(),
+            width: request.width.get(),
+            height: request.height.get(),
+            depth: request.depth.get(),
+            array_size: request.array_size.get(),
+            last_level: request.last_level.get(),
+            nr_samples: request.nr_samples.get(),
+            flags: request.flags.get(),
+        }
+    }
+}
+
+impl From<&ResourceCreate2d> for CreateArgs {
+    fn from(request: &ResourceCreate2d) -> Self {
+        Self {
+            handle: request.resource_id.get(),
+            target: target::TEXTURE_2D,
+            format: request.format.get(),
+            bind: BIND_RENDER_TARGET,
+            width: request.width.get(),
+            height: request.height.get(),
+            depth: 1,
+            array_size: 1,
+            last_level: 0,
+            nr_samples: 0,
+            flags: Y_0_TOP,
+        }
+    }
 }
 
 /// `struct virgl_box`.

@@ -5,7 +5,6 @@
 //! The library is called on one thread, in the order in which the control queue's commands come.
 //! That thread takes no lock of the device, so anyone may wait for it.
 
-mod commands;
 mod library;
 mod renderer;
 
@@ -18,7 +17,7 @@ use virtgpu_protocol::virtio_gpu::response;
 use crate::answers::Response;
 use crate::capsets::Capset;
 pub(crate) use library::CreateArgs;
-use renderer::Renderer;
+pub(crate) use renderer::Renderer;
 
 /// How often the library is asked for fences while there are any; it does not tell by itself.
 const POLL: Duration = Duration::from_millis(1);

@@ -1,0 +1,82 @@
+// SPDX-License-Identifier: MIT OR GPL-2.0-only
+
+//! The commands of the mirror queue, with the ways in which a mutant or an adversary breaks their
+//! contract. What they do to spaces is in [`crate::mirror`].
+//!
+//! The thread that serves the mirror queue carries them out, and takes no lock of the state: the
+//! guest's reclaim waits for INVALIDATE, which must not wait for a job.
+
+use virtgpu_protocol::mirror::command::{INVALIDATE, SPACE_DESTROY};
+
+use crate::adversary::Attack;
+use crate::device::Device;
+use crate::mirror::command;
+use crate::mirror::events::Record;
+use crate::mirror::queue::Ticket;
+use crate::mutant::{self, Mutant};
+use crate::names;
+
+impl Device {
+    /// Carries out a command of the mirror queue and gives it back.
+    pub(crate) fn mirror_command(&self, ticket: Ticket, bytes: &[u8]) {
+        if let Some(status) = ticket.attack.exit() {
+            self.end();
+            std::process::exit(status);
+        }
+        let mirror = &self.mirror;
+        if ticket.attack.is_ignored() {
+            // Silent, too: this goes to the log.
+            return mirror.replies.send(ticket, None);
+        }
+        ticket.attack.slow_down();
+        let (kind, space) = (command::kind(bytes), command::space(bytes));
+        let status = match ticket.attack.refused_status() {
+            Some(code) if names::has_status(kind) => Some(code),
+            _ if kind == INVALIDATE && mirror.has(Mutant::EarlyAck) => {
+                mirror.replies.send(ticket, None);
+                std::thread::sleep(mutant::WINDOW);
+                mirror.execute(bytes, &self.ram());
+                return;
+            }
+            _ if kind == INVALIDATE && mirror.has(Mutant::WriteAfterAck) => {
+                let stray = mirror.stray(bytes);
+                mirror.execute(bytes, &self.ram());
+                mirror.replies.send(ticket, None);
+                if let Some(stray) = stray {
+                    std::thread::spawn(stray);
+                }
+                return;
+            }
+            _ => mirror.execute(bytes, &self.ram()),
+        };
+        mirror.replies.send(ticket, status);
+        if kind == SPACE_DESTROY && mirror.has(Mutant::EventForDeadSpace) {
+            mirror.events.post(Record::space_lost(space));
+        }
+    }
+
+    /// What the adversary does after a command, which names a space or 0.
+    pub(crate) fn after(&self, attack: &Attack, space: u32) {
+        let mirror = &self.mirror;
+        if attack.loses_device() {
+            mirror.lose();
+        }
+        if attack.loses_space() && space != 0 {
+            mirror.lose_space(space);
+        }
+        for _ in 0..attack.stale_events() {
+            mirror.events.post(Record {
+                adversary: true,
+                ..Record::space_lost(space)
+            });
+        }
+        for (bytes, used) in attack.garbage_events() {
+            mirror.events.post(Record {
+                event: bytes,
+                used,
+                adversary: true,
+                resource: None,
+            });
+        }
+    }
+}

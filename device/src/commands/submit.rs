@@ -1,0 +1,127 @@
+// SPDX-License-Identifier: MIT OR GPL-2.0-only
+
+//! SUBMIT_3D: checks a job of a context, and makes it live.
+//!
+//! The job holds the memory of the attached resources that it names, so what the guest detaches
+//! later does not change what the job may touch. From here on commands that take memory away wait
+//! for it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use virtgpu_protocol::compute::Op;
+use virtgpu_protocol::virtio_gpu::{self as wire, response};
+use zerocopy::little_endian::U32;
+use zerocopy::FromBytes;
+
+use super::{parse, Failed, Outcome};
+use crate::answers::fence;
+use crate::backend::QUEUE_SIZE;
+use crate::compute;
+use crate::device::Device;
+use crate::event_log::Event;
+use crate::request::Ticket;
+use crate::state::{Job, Live, State, Storage, Timeline, Work};
+
+/// The most jobs of a context that are not over.
+const MAX_JOBS: usize = 1 << 14;
+
+/// The most operations of all jobs that are not over, jobs included: a full queue of full jobs.
+const MAX_QUEUED_OPS: usize = QUEUE_SIZE * compute::MAX_OPS as usize;
+
+impl Device {
+    pub(super) fn submit(&self, ticket: &Ticket, bytes: &[u8]) -> Result<Outcome, Failed> {
+        let (request, rest) = parse::<wire::Submit3d>(bytes)?;
+        let payload = rest
+            .get(..request.size.get() as usize)
+            .ok_or(response::ERR_INVALID_PARAMETER)?;
+        let ctx = ticket.header.ctx_id.get();
+        let mut state = self.lock();
+        let context = state.context(ctx).ok_or(response::ERR_INVALID_CONTEXT_ID)?;
+        if let Some(virgl) = self.virgl.as_ref().filter(|_| context.virgl) {
+            let words = <[U32]>::ref_from_bytes(payload);
+            let words = words.map_err(|_| response::ERR_INVALID_PARAMETER)?;
+            let commands = words.iter().map(|word| word.get()).collect();
+            return Ok(Outcome::Rendering(virgl.submit(ctx, commands)));
+        }
+        if context.capset == 0 && !payload.is_empty() {
+            return Err(response::ERR_INVALID_PARAMETER);
+        }
+        let ops = compute::parse(payload).map_err(|error| {
+            log::info!("job of context {ctx}: {error}");
+            response::ERR_INVALID_PARAMETER
+        })?;
+        if context.lost {
+            return Err(response::ERR_UNSPEC);
+        }
+        // A context gets no more than it leaves to all others.
+        let (jobs, own) = (context.jobs, context.ops + ops.len() + 1);
+        let free = MAX_QUEUED_OPS.checked_sub(state.queued_ops + ops.len() + 1);
+        if jobs >= MAX_JOBS || free.is_none_or(|free| own > free) {
+            return Err(response::ERR_OUT_OF_MEMORY);
+        }
+        let timeline = Timeline::of(&ticket.header);
+        let job = self.job(&mut state, ticket, timeline, ops);
+        Ok(match fence(&ticket.header) {
+            Some(_) => Outcome::Job(timeline, job),
+            None => Outcome::Unfenced(timeline, job),
+        })
+    }
+
+    /// A job of an existing context. From here on it is live.
+    fn job(&self, state: &mut State, ticket: &Ticket, timeline: Timeline, ops: Vec<Op>) -> Job {
+        let ctx = ticket.header.ctx_id.get();
+        state.jobs += 1;
+        let id = state.jobs;
+        let mut live = Live {
+            ctx,
+            reads: BTreeSet::new(),
+            writes: BTreeSet::new(),
+            ops: ops.len() + 1,
+            abandoned: None,
+        };
+        let mut memory = BTreeMap::new();
+        let mut cancel = Arc::default();
+        if let Some(context) = state.contexts.get_mut(&ctx) {
+            context.jobs += 1;
+            context.ops += live.ops;
+            cancel = context.cancel.clone();
+            for access in ops.iter().flat_map(compute::accesses) {
+                let name = access.resource;
+                let resource = state.resources.get_mut(&name).filter(|r| !r.dying);
+                let Some(resource) = resource.filter(|_| context.attached.contains(&name)) else {
+                    continue;
+                };
+                let Some(segments) = resource.memory().cloned() else {
+                    continue;
+                };
+                if access.write {
+                    live.writes.insert(name);
+                    if let Storage::Host { written, .. } = &mut resource.storage {
+                        *written = true;
+                    }
+                }
+                live.reads.insert(name);
+                memory.insert(name, segments);
+            }
+        }
+        self.log.write(|| Event::Job {
+            job: id,
+            req: ticket.req,
+            ctx,
+            ring: timeline.ring(),
+            ops: ops.len() as u64,
+            resources: live.reads.iter().copied().collect(),
+        });
+        state.queued_ops += live.ops;
+        state.live.insert(id, live);
+        Job {
+            id,
+            ctx,
+            ticket: None,
+            work: Work::Ops(ops),
+            memory,
+            cancel,
+        }
+    }
+}
