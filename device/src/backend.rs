@@ -33,9 +33,10 @@ use crate::adversary::Attack;
 use crate::device::Device;
 use crate::event_log::Event;
 use crate::frontend::Channel;
-use crate::mirror::{command, queue, Serving};
+use crate::mirror::{command, Serving};
+use crate::queues::{control, mirror as mirror_queue};
 use crate::ram::Memory;
-use crate::request::{Ticket, MAX_REQUEST};
+use crate::request::MAX_REQUEST;
 use crate::state::Window;
 use crate::vring::Vring;
 
@@ -47,8 +48,6 @@ const CONTROL: u32 = 0;
 const MIRROR: u32 = mirror::MIRROR_QUEUE as u32;
 /// The event queue.
 const EVENTS: u32 = mirror::EVENT_QUEUE as u32;
-/// The most descriptors of a queue, unless an option says less.
-pub const QUEUE_SIZE: usize = 1024;
 /// `Config::events_read`: a display has changed.
 const EVENT_DISPLAY: u32 = 1;
 /// How often the cursor queue is emptied for one kick.
@@ -190,29 +189,29 @@ impl GpuBackend {
         let serve = self.device.serve.lock();
         let mut buffer = serve.unwrap_or_else(PoisonError::into_inner);
         let going = || vring.get_ref().get_queue().ready() && !self.device.is_shut_down();
-        let Some(generation) = self.device.answers.open(vring, going) else {
+        let Some(generation) = self.device.control.open(vring, going) else {
             return;
         };
         self.drain(vring, going, |chain, start| {
             let head = chain.head_index();
-            if !self.device.answers.take(head) {
+            if !self.device.control.take(head) {
                 return log::warn!("request: descriptor {head} is with the device already");
             }
             let (writable, result) = buffer.read(chain, MAX_REQUEST);
             if let Err(error) = result {
                 log::warn!("request: {error}");
             }
-            let ticket = Ticket {
+            let request = control::Request {
                 req: self.requests.fetch_add(1, Ordering::Relaxed),
+                header: buffer.header(),
+            };
+            let adversary = &self.device.options.adversary;
+            let ticket = control::Ticket {
                 generation,
                 head,
                 writable,
-                header: buffer.header(),
-                attack: self
-                    .device
-                    .options
-                    .adversary
-                    .attack_request(buffer.header().kind.get(), buffer.bytes()),
+                attack: adversary.attack_request(request.command(), buffer.bytes()),
+                request,
             };
             let attack = ticket.attack.clone();
             self.device.handle(ticket, buffer.bytes(), start);
@@ -236,7 +235,7 @@ impl GpuBackend {
         let mut serve = serve.unwrap_or_else(PoisonError::into_inner);
         let Serving { buffer, backlog } = &mut *serve;
         let going = || self.is_mirroring(vring);
-        let Some(generation) = device.mirror.replies.open(vring, going) else {
+        let Some(generation) = device.mirror.ring.open(vring, going) else {
             return;
         };
         self.drain(vring, going, |chain, _| {
@@ -256,11 +255,13 @@ impl GpuBackend {
                 .options
                 .adversary
                 .attack_command(command::kind(bytes));
-            let ticket = queue::Ticket {
-                cmd: device.mirror.begin(bytes, &attack),
+            let ticket = mirror_queue::Ticket {
                 generation,
                 head,
                 writable,
+                request: mirror_queue::Command {
+                    cmd: device.mirror.begin(bytes, &attack),
+                },
                 attack,
             };
             let attack = ticket.attack.clone();
@@ -441,7 +442,9 @@ impl VhostUserBackend for GpuBackend {
         match index {
             CONTROL => self.device.reset(),
             MIRROR => self.device.stop_mirror(),
-            EVENTS => self.device.mirror.events.close(),
+            EVENTS => {
+                self.device.mirror.events.close();
+            }
             _ => {}
         }
         Ok(())

@@ -7,12 +7,12 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 use crate::adversary::{Adversary, Mode};
-use crate::backend::QUEUE_SIZE;
 use crate::capsets::Capset;
 use crate::device::Options;
 use crate::mirror::Limits;
 use crate::mutant::Mutant;
 use crate::names;
+use crate::queues::QUEUE_SIZE;
 
 /// A reference virtio-gpu device with a compute context, as a vhost-user process.
 ///

@@ -4,7 +4,7 @@
 //!
 //! Threads: the control queue's (serving requests), the workers (running jobs), the renderer's (see
 //! [`crate::virgl`]), the mirror queue's (see [`crate::mirror`]), the frontend's socket's (starting and stopping). Lock order:
-//! [`Device::serve`], state, table of spaces, answers, vring. The mirror queue's thread takes no
+//! [`Device::serve`], state, table of spaces, [ring](crate::queues::ring), vring. The mirror queue's thread takes no
 //! state, and has a lock like [`Device::serve`] of its own. The socket's thread takes any of them;
 //! nobody who holds one waits for that thread.
 
@@ -16,13 +16,13 @@ use vm_memory::{GuestAddressSpace, GuestMemoryAtomic};
 use zerocopy::little_endian::U64;
 
 use crate::adversary::Adversary;
-use crate::answers::Answers;
 use crate::capsets::Capset;
 use crate::event_log::{Event, EventLog};
 use crate::hostmem::HostMemory;
 use crate::mirror::backlog::Backlog;
 use crate::mirror::{Limits, Mirror};
 use crate::mutant::Mutant;
+use crate::queues::control::ControlRing;
 use crate::ram::{GuestRam, Memory};
 use crate::request::RequestBuffer;
 use crate::state::{Action, Resource, State, Storage, Window};
@@ -81,7 +81,7 @@ pub struct Device {
     pub(crate) work: Condvar,
     /// A job is over.
     pub(crate) over: Condvar,
-    pub(crate) answers: Arc<Answers>,
+    pub(crate) control: Arc<ControlRing>,
     pub(crate) counters: Counters,
     pub(crate) mirror: Mirror,
     /// OpenGL, if there is any.
@@ -118,7 +118,7 @@ impl Device {
             state: Mutex::new(State::new(host)),
             work: Condvar::new(),
             over: Condvar::new(),
-            answers: Arc::new(Answers::new(memory.clone(), log.clone())),
+            control: Arc::new(ControlRing::new(memory.clone(), log.clone())),
             counters: Counters::default(),
             shut_down: AtomicBool::new(false),
             memory,
@@ -219,7 +219,7 @@ impl Device {
     /// Stops all jobs, forgets everything, and returns once nothing touches guest memory any more.
     /// The control queue must not be ready.
     pub fn reset(&self) {
-        self.answers.close();
+        self.control.close();
         // The queue is not ready, so the control thread lets go after the command at hand.
         let serve = self.serve.lock().unwrap_or_else(PoisonError::into_inner);
         let mut state = self.lock();
@@ -232,7 +232,9 @@ impl Device {
             .filter_map(crate::state::Item::into_ticket)
             .chain(deferred.into_iter().filter_map(|(ticket, _)| ticket));
         for ticket in tickets {
-            self.log.write(|| Event::Dropped { req: ticket.req });
+            self.log.write(|| Event::Dropped {
+                req: ticket.request.req,
+            });
         }
         // Those who wait for it to draw are running jobs, too.
         if let Some(virgl) = &self.virgl {
@@ -279,7 +281,7 @@ impl Device {
     /// Revokes all spaces, stops all jobs, and returns once nothing touches guest memory on behalf
     /// of the mirror queue any more. That queue must not be ready.
     pub fn stop_mirror(&self) {
-        let open = self.mirror.replies.close();
+        let open = self.mirror.ring.close();
         // The queue is not ready, so the thread that serves it lets go after the command at hand.
         let serve = self.mirror.serve.lock();
         let mut serve = serve.unwrap_or_else(PoisonError::into_inner);

@@ -11,15 +11,15 @@ use std::time::Duration;
 use virtgpu_protocol::compute::Op;
 use virtgpu_protocol::virtio_gpu::response;
 
-use crate::answers::Response;
-use crate::backend::QUEUE_SIZE;
 use crate::cancel::Cancel;
 use crate::compute::{self, Environment, Failure};
 use crate::device::Device;
 use crate::event_log::Event;
 use crate::mutant::{self, Mutant};
 use crate::names;
-use crate::request::Ticket;
+use crate::queues::control::Response;
+use crate::queues::control::Ticket;
+use crate::queues::QUEUE_SIZE;
 use crate::state::{Item, Job, State, Timeline, Work};
 
 /// The most worker threads: one for each job that a full queue holds.
@@ -42,11 +42,14 @@ impl Item {
 impl Device {
     /// Answers a request, behind what is before it on its timeline.
     pub(crate) fn respond(&self, state: &mut State, ticket: Ticket, answer: Response) {
-        if state.is_behind(&ticket.header) {
-            let lane = state.lanes.entry(Timeline::of(&ticket.header)).or_default();
+        if state.is_behind(&ticket.request.header) {
+            let lane = state
+                .lanes
+                .entry(Timeline::of(&ticket.request.header))
+                .or_default();
             lane.items.push_back(Item::Answer(ticket, answer));
         } else {
-            self.answers.send(&ticket, &answer);
+            self.control.send(ticket, answer);
         }
     }
 
@@ -132,11 +135,11 @@ impl Device {
                 drop(state);
                 let answer = rendering.wait();
                 state = self.lock();
-                self.answers.send(&ticket, &answer);
+                self.control.send(ticket, answer);
                 state.running -= 1;
                 self.over.notify_all();
             }
-            Some(Some(Item::Answer(ticket, answer))) => self.answers.send(&ticket, &answer),
+            Some(Some(Item::Answer(ticket, answer))) => self.control.send(ticket, answer),
             Some(None) => {
                 state.lanes.remove(&timeline);
                 return state;
@@ -171,7 +174,7 @@ impl Device {
         if !self.log.is_on() && !early {
             compute::execute(ops, &environment)?;
         } else {
-            self.execute_each((job.id, ops), &job.cancel, ticket.as_ref(), &environment)?;
+            self.execute_each((job.id, ops), &job.cancel, ticket, &environment)?;
         }
         if endless {
             // Until it is cancelled. The log has the first time.
@@ -189,12 +192,12 @@ impl Device {
         &self,
         (job, ops): (u64, &[Op]),
         cancel: &Cancel,
-        early: Option<&Ticket>,
+        mut early: Option<Ticket>,
         environment: &Environment<'_>,
     ) -> Result<(), Failure> {
         for (index, op) in ops.iter().enumerate() {
-            if let Some(ticket) = early.filter(|_| index + 1 == ops.len()) {
-                self.answers.send(ticket, &Response::ok());
+            if let Some(ticket) = early.take_if(|_| index + 1 == ops.len()) {
+                self.control.send(ticket, Response::ok());
                 cancel.sleep(mutant::WINDOW);
             }
             for access in compute::accesses(op) {
@@ -243,7 +246,7 @@ impl Device {
                 _ => Response::plain(response::ERR_UNSPEC),
             };
             // Not through `respond`: the job was the first of its timeline.
-            self.answers.send(&ticket, &answer);
+            self.control.send(ticket, answer);
         }
         self.run_deferred(state);
     }

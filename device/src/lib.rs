@@ -3,7 +3,7 @@
 //! A reference virtio-gpu device with a compute context, as a vhost-user process.
 //!
 //! - [`cli`], [`serve`]: the process;
-//! - [`backend`]: the vhost-user side; [`request`], [`answers`]: the control queue;
+//! - [`backend`]: the vhost-user side; [`queues`]: the queues, as the device writes to them;
 //! - [`device`] and its parts: what exists, the commands, the jobs;
 //! - [`mirror`]: spaces, and the queue on which the guest fills and empties them;
 //! - [`segments`], [`ram`], [`hostmem`]: memory; [`image`]: storage that is not shared; [`compute`]: the operations on it;
@@ -13,7 +13,6 @@
 
 mod access;
 pub mod adversary;
-pub mod answers;
 pub mod backend;
 pub mod cancel;
 pub mod capsets;
@@ -32,8 +31,9 @@ mod jobs;
 pub mod mirror;
 pub mod mutant;
 pub mod names;
+pub mod queues;
 pub mod ram;
-pub mod request;
+mod request;
 pub mod segments;
 pub mod serve;
 mod state;

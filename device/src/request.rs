@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0-only
 
-//! Requests on the control queue.
+//! Reading descriptor chains: what the driver wrote, and where the device may write.
+//!
+//! A [`RequestBuffer`] belongs to the thread that serves a queue. The driver can change the memory of
+//! a chain at any time, so it is read once, into the buffer.
 
 use std::ops::Deref;
 
@@ -9,44 +12,18 @@ use virtio_queue::DescriptorChain;
 use vm_memory::{Bytes, GuestAddress, GuestMemory};
 use zerocopy::FromBytes;
 
-use crate::adversary::Attack;
-use crate::backend::QUEUE_SIZE;
+use crate::queues::QUEUE_SIZE;
 use crate::ram::Memory;
 
 /// The longest request: 16 million memory entries.
-pub const MAX_REQUEST: usize = 256 << 20;
+pub(crate) const MAX_REQUEST: usize = 256 << 20;
 
 /// The longest answer.
 const LONGEST_ANSWER: u64 = 64 << 10;
 
-/// Where the answer to a request goes.
-#[derive(Clone, Debug)]
-pub struct Ticket {
-    /// Number of the request, for logs.
-    pub req: u64,
-    /// The reset that the request came after.
-    pub generation: u64,
-    /// Head of the descriptor chain.
-    pub head: u16,
-    /// Device-writable buffers: guest address and length.
-    pub writable: Vec<(u64, u32)>,
-    /// The request's header.
-    pub header: Header,
-    /// How it is mistreated.
-    pub attack: Attack,
-}
-
-impl Ticket {
-    /// The request's type.
-    #[must_use]
-    pub fn command(&self) -> u32 {
-        self.header.kind.get()
-    }
-}
-
 /// What was wrong with a descriptor chain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum ChainError {
+pub(crate) enum ChainError {
     /// A descriptor is not in guest memory.
     #[error("a descriptor is not in guest memory")]
     Memory,
@@ -57,7 +34,7 @@ pub enum ChainError {
 
 /// A buffer for requests, which keeps its memory.
 #[derive(Debug, Default)]
-pub struct RequestBuffer {
+pub(crate) struct RequestBuffer {
     bytes: Vec<u8>,
     filled: usize,
 }
@@ -124,14 +101,12 @@ impl RequestBuffer {
     }
 
     /// The request.
-    #[must_use]
-    pub fn bytes(&self) -> &[u8] {
+    pub(crate) fn bytes(&self) -> &[u8] {
         &self.bytes[..self.filled]
     }
 
     /// The request's header; zeroes where it is shorter.
-    #[must_use]
-    pub fn header(&self) -> Header {
+    pub(crate) fn header(&self) -> Header {
         let mut bytes = [0; size_of::<Header>()];
         let length = bytes.len().min(self.filled);
         bytes[..length].copy_from_slice(&self.bytes[..length]);

@@ -8,11 +8,11 @@ use std::sync::Arc;
 use virtgpu_protocol::compute::Op;
 use virtgpu_protocol::virtio_gpu::{response, Header, FLAG_FENCE, FLAG_INFO_RING_IDX};
 
-use crate::answers::Response;
 use crate::cancel::Cancel;
 use crate::hostmem::{HostBlob, HostMemory};
 use crate::image::{Copying, Image};
-use crate::request::Ticket;
+use crate::queues::control::Response;
+use crate::queues::control::Ticket;
 use crate::segments::Segments;
 use crate::virgl::Rendering;
 

@@ -6,8 +6,8 @@ use virtgpu_protocol::virtio_gpu::{self as wire, response};
 use zerocopy::little_endian::U32;
 
 use super::{parse, with_body, Failed, Outcome};
-use crate::answers::Response;
 use crate::device::Device;
+use crate::queues::control::Response;
 
 impl Device {
     pub(super) fn get_capset_info(&self, bytes: &[u8]) -> Result<Outcome, Failed> {

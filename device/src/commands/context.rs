@@ -15,7 +15,7 @@ use super::{parse, Failed, Outcome};
 use crate::cancel::Cancel;
 use crate::device::Device;
 use crate::event_log::Event;
-use crate::request::Ticket;
+use crate::queues::control::Ticket;
 use crate::state::{Action, Context};
 
 /// The most contexts.
@@ -72,7 +72,7 @@ impl Device {
     }
 
     pub(super) fn ctx_destroy(&self, ticket: &Ticket) -> Result<Outcome, Failed> {
-        let ctx = ticket.header.ctx_id.get();
+        let ctx = ticket.request.header.ctx_id.get();
         let mut state = self.lock();
         let context = state.context(ctx).ok_or(response::ERR_INVALID_CONTEXT_ID)?;
         context.dying = true;

@@ -14,17 +14,17 @@ use virtgpu_protocol::virtio_gpu::{self as wire, response};
 use zerocopy::little_endian::U32;
 use zerocopy::IntoBytes;
 
-use crate::answers::Response;
 use crate::device::{release, Device};
 use crate::event_log::Event;
-use crate::request::Ticket;
+use crate::queues::control::Response;
+use crate::queues::control::Ticket;
 use crate::state::{Action, State, Storage};
 
 impl Device {
     /// Notes that the adversary answers a request before `jobs` are over.
     pub(super) fn say_early(&self, ticket: &Ticket, jobs: Vec<u64>) {
         self.log.write(|| Event::Early {
-            req: ticket.req,
+            req: ticket.request.req,
             jobs,
         });
     }

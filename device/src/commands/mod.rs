@@ -32,13 +32,13 @@ use virtgpu_protocol::virtio_gpu::{command, response, Header};
 use virtgpu_protocol::virtio_gpu_2d as wire2d;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-use crate::answers::{fence, Response};
 use crate::compute;
 use crate::device::Device;
 use crate::event_log::Event;
 use crate::image::Direction;
 use crate::names;
-use crate::request::Ticket;
+use crate::queues::control::Ticket;
+use crate::queues::control::{fence, Response};
 use crate::state::{Action, Item, Job, Timeline};
 use crate::virgl::Rendering;
 
@@ -85,10 +85,10 @@ impl Device {
     /// Carries out the request `bytes`. `start` is when it was taken from the queue.
     pub(crate) fn handle(self: &Arc<Self>, mut ticket: Ticket, bytes: &[u8], start: Instant) {
         self.counters.commands.fetch_add(1, Ordering::Relaxed);
-        let header = ticket.header;
-        let kind = ticket.command();
+        let header = ticket.request.header;
+        let kind = ticket.request.command();
         self.log.write(|| Event::Request {
-            req: ticket.req,
+            req: ticket.request.req,
             cmd: names::command(kind).into(),
             ctx: header.ctx_id.get(),
             ring: Timeline::of(&header).ring(),
@@ -105,7 +105,7 @@ impl Device {
         }
         if ticket.attack.is_ignored() {
             // Silent, too: this goes to the log.
-            return self.answers.send(&ticket, &Response::ok());
+            return self.control.send(ticket, Response::ok());
         }
         ticket.attack.slow_down();
         let Some(late) = ticket.attack.take_lateness() else {
@@ -116,7 +116,7 @@ impl Device {
             std::thread::sleep(late);
             // A reset comes before or after it.
             let serve = this.serve.lock().unwrap_or_else(PoisonError::into_inner);
-            if this.answers.is_open_for(&ticket) {
+            if this.control.is_open_for(&ticket) {
                 this.carry_out(ticket, &bytes, start);
             }
             drop(serve);
@@ -124,8 +124,8 @@ impl Device {
     }
 
     fn carry_out(self: &Arc<Self>, ticket: Ticket, bytes: &[u8], start: Instant) {
-        let header = ticket.header;
-        let kind = ticket.command();
+        let header = ticket.request.header;
+        let kind = ticket.request.command();
         let outcome = match ticket.attack.refusal() {
             Some(code) => Err(code),
             None => check_ring(&header).and_then(|()| self.command(&ticket, bytes)),
@@ -142,15 +142,15 @@ impl Device {
             }
             Ok(Outcome::Later(action)) => self.act(&mut state, Some(ticket), action),
             Ok(Outcome::Rendering(_)) if ticket.attack.is_early() => {
-                self.answers.send(&ticket, &Response::ok());
+                self.control.send(ticket, Response::ok());
             }
             Ok(Outcome::Rendering(rendering)) => {
-                let timeline = Timeline::of(&ticket.header);
+                let timeline = Timeline::of(&ticket.request.header);
                 self.enqueue(&mut state, timeline, Item::Rendering(ticket, rendering));
             }
             Ok(Outcome::Job(timeline, job)) if ticket.attack.is_early() => {
                 self.say_early(&ticket, vec![job.id]);
-                self.answers.send(&ticket, &Response::ok());
+                self.control.send(ticket, Response::ok());
                 self.queue(&mut state, timeline, job);
             }
             Ok(Outcome::Job(timeline, mut job)) => {
@@ -176,10 +176,10 @@ impl Device {
 
     fn command(self: &Arc<Self>, ticket: &Ticket, bytes: &[u8]) -> Result<Outcome, Failed> {
         let for_contexts = command::CTX_CREATE..=command::SUBMIT_3D;
-        if !self.options.virgl && for_contexts.contains(&ticket.command()) {
+        if !self.options.virgl && for_contexts.contains(&ticket.request.command()) {
             return Err(response::ERR_UNSPEC);
         }
-        match ticket.command() {
+        match ticket.request.command() {
             command::GET_DISPLAY_INFO => Ok(with_body(
                 response::OK_DISPLAY_INFO,
                 &wire2d::ResponseDisplayInfo::default(),

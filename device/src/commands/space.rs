@@ -11,10 +11,10 @@ use virtgpu_protocol::mirror::command::{INVALIDATE, SPACE_DESTROY};
 use crate::adversary::Attack;
 use crate::device::Device;
 use crate::mirror::command;
-use crate::mirror::events::Record;
-use crate::mirror::queue::Ticket;
 use crate::mutant::{self, Mutant};
 use crate::names;
+use crate::queues::events::Record;
+use crate::queues::mirror::Ticket;
 
 impl Device {
     /// Carries out a command of the mirror queue and gives it back.
@@ -26,14 +26,14 @@ impl Device {
         let mirror = &self.mirror;
         if ticket.attack.is_ignored() {
             // Silent, too: this goes to the log.
-            return mirror.replies.send(ticket, None);
+            return mirror.ring.send(ticket, None);
         }
         ticket.attack.slow_down();
         let (kind, space) = (command::kind(bytes), command::space(bytes));
         let status = match ticket.attack.refused_status() {
             Some(code) if names::has_status(kind) => Some(code),
             _ if kind == INVALIDATE && mirror.has(Mutant::EarlyAck) => {
-                mirror.replies.send(ticket, None);
+                mirror.ring.send(ticket, None);
                 std::thread::sleep(mutant::WINDOW);
                 mirror.execute(bytes, &self.ram());
                 return;
@@ -41,7 +41,7 @@ impl Device {
             _ if kind == INVALIDATE && mirror.has(Mutant::WriteAfterAck) => {
                 let stray = mirror.stray(bytes);
                 mirror.execute(bytes, &self.ram());
-                mirror.replies.send(ticket, None);
+                mirror.ring.send(ticket, None);
                 if let Some(stray) = stray {
                     std::thread::spawn(stray);
                 }
@@ -49,7 +49,7 @@ impl Device {
             }
             _ => mirror.execute(bytes, &self.ram()),
         };
-        mirror.replies.send(ticket, status);
+        mirror.ring.send(ticket, status);
         if kind == SPACE_DESTROY && mirror.has(Mutant::EventForDeadSpace) {
             mirror.events.post(Record::space_lost(space));
         }

@@ -15,12 +15,12 @@ use zerocopy::little_endian::U32;
 use zerocopy::FromBytes;
 
 use super::{parse, Failed, Outcome};
-use crate::answers::fence;
-use crate::backend::QUEUE_SIZE;
 use crate::compute;
 use crate::device::Device;
 use crate::event_log::Event;
-use crate::request::Ticket;
+use crate::queues::control::fence;
+use crate::queues::control::Ticket;
+use crate::queues::QUEUE_SIZE;
 use crate::state::{Job, Live, State, Storage, Timeline, Work};
 
 /// The most jobs of a context that are not over.
@@ -35,7 +35,7 @@ impl Device {
         let payload = rest
             .get(..request.size.get() as usize)
             .ok_or(response::ERR_INVALID_PARAMETER)?;
-        let ctx = ticket.header.ctx_id.get();
+        let ctx = ticket.request.header.ctx_id.get();
         let mut state = self.lock();
         let context = state.context(ctx).ok_or(response::ERR_INVALID_CONTEXT_ID)?;
         if let Some(virgl) = self.virgl.as_ref().filter(|_| context.virgl) {
@@ -60,9 +60,9 @@ impl Device {
         if jobs >= MAX_JOBS || free.is_none_or(|free| own > free) {
             return Err(response::ERR_OUT_OF_MEMORY);
         }
-        let timeline = Timeline::of(&ticket.header);
+        let timeline = Timeline::of(&ticket.request.header);
         let job = self.job(&mut state, ticket, timeline, ops);
-        Ok(match fence(&ticket.header) {
+        Ok(match fence(&ticket.request.header) {
             Some(_) => Outcome::Job(timeline, job),
             None => Outcome::Unfenced(timeline, job),
         })
@@ -70,7 +70,7 @@ impl Device {
 
     /// A job of an existing context. From here on it is live.
     fn job(&self, state: &mut State, ticket: &Ticket, timeline: Timeline, ops: Vec<Op>) -> Job {
-        let ctx = ticket.header.ctx_id.get();
+        let ctx = ticket.request.header.ctx_id.get();
         state.jobs += 1;
         let id = state.jobs;
         let mut live = Live {
@@ -107,7 +107,7 @@ impl Device {
         }
         self.log.write(|| Event::Job {
             job: id,
-            req: ticket.req,
+            req: ticket.request.req,
             ctx,
             ring: timeline.ring(),
             ops: ops.len() as u64,

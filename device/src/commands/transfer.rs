@@ -17,7 +17,7 @@ use super::{parse, Failed, Outcome};
 use crate::device::Device;
 use crate::event_log::Event;
 use crate::image::{Copying, Direction, Transfer};
-use crate::request::Ticket;
+use crate::queues::control::Ticket;
 use crate::state::{Job, Live, Storage, Timeline, Work};
 
 impl Device {
@@ -113,7 +113,7 @@ impl Device {
     /// The job that copies between image `id` and its guest memory: there is no bound to the time
     /// that it may take.
     fn copy(&self, ticket: &Ticket, ctx: u32, id: u32, copying: Copying) -> Outcome {
-        let timeline = Timeline::of(&ticket.header);
+        let timeline = Timeline::of(&ticket.request.header);
         let mut state = self.lock();
         let state = &mut *state;
         let cancel = match state.contexts.get_mut(&ctx) {
@@ -135,7 +135,7 @@ impl Device {
         };
         self.log.write(|| Event::Job {
             job,
-            req: ticket.req,
+            req: ticket.request.req,
             ctx,
             ring: timeline.ring(),
             ops: 1,

@@ -13,9 +13,7 @@
 pub(crate) mod area;
 pub(crate) mod backlog;
 pub(crate) mod command;
-pub(crate) mod events;
 pub(crate) mod hammer;
-pub(crate) mod queue;
 mod runs;
 mod table;
 mod usage;
@@ -34,14 +32,14 @@ use crate::guarded;
 use crate::host;
 use crate::mutant::{self, Mutant};
 use crate::names;
+use crate::queues::events::EventRing;
+use crate::queues::mirror::CommandRing;
 use crate::ram::{GuestRam, Memory};
 use crate::request::RequestBuffer;
 
 use area::Area;
 use backlog::Backlog;
-use events::Events;
 use hammer::Hammer;
-use queue::Replies;
 use table::Table;
 
 /// Bytes of a page of this process and of the counts.
@@ -121,8 +119,8 @@ pub(crate) struct Mirror {
     pub(crate) serve: Mutex<Serving>,
     /// Commands so far.
     commands: AtomicU64,
-    pub(crate) replies: Arc<Replies>,
-    pub(crate) events: Events,
+    pub(crate) ring: Arc<CommandRing>,
+    pub(crate) events: EventRing,
     hammer: Arc<Hammer>,
     mutants: Vec<Mutant>,
     pub(crate) counters: Counters,
@@ -149,8 +147,8 @@ impl Mirror {
             block_size: AtomicU32::new(PAGE as u32),
             serve: Mutex::default(),
             commands: AtomicU64::new(0),
-            replies: Arc::new(Replies::new(memory.clone(), log.clone())),
-            events: Events::new(memory.clone(), log.clone()),
+            ring: Arc::new(CommandRing::new(memory.clone(), log.clone())),
+            events: EventRing::new(memory.clone(), log.clone()),
             counters: Counters::default(),
             hammer: Arc::new(Hammer::new(log.clone())),
             mutants,
@@ -325,10 +323,10 @@ impl Mirror {
         let area = self.alias(space, start, last)?;
         let mut before = vec![0; PAGE as usize];
         area.read(0, &mut before).ok()?;
-        let replies = self.replies.clone();
+        let ring = self.ring.clone();
         Some(move || {
             for _ in 0..2000 {
-                if !replies.is_open() {
+                if !ring.is_open() {
                     return;
                 }
                 let _ = area.write(0, &before);

@@ -10,13 +10,13 @@ use virtgpu_protocol::mirror::{self as wire, access, space_kind, status};
 
 use super::area::Area;
 use super::command::{self, Command, Malformed};
-use super::events::Record;
 use super::runs::{push, Placed, Run, Runs};
 use super::usage::{Budget, Usage};
 use super::{Mirror, SpaceCounts, PAGE};
 use crate::event_log::Event;
 use crate::mutant::Mutant;
 use crate::names;
+use crate::queues::events::Record;
 use crate::ram::GuestRam;
 
 /// A resource that can have a space.

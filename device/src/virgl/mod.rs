@@ -14,8 +14,8 @@ use std::time::Duration;
 
 use virtgpu_protocol::virtio_gpu::response;
 
-use crate::answers::Response;
 use crate::capsets::Capset;
+use crate::queues::control::Response;
 pub(crate) use library::CreateArgs;
 pub(crate) use renderer::Renderer;
 

@@ -13,9 +13,9 @@ use virtgpu_protocol::virtio_gpu::{capset, response};
 use super::library::{
     Callbacks, CreateArgs, Library, VirglBox, USE_EGL, USE_EXTERNAL_BLOB, USE_GLES, USE_SURFACELESS,
 };
-use crate::answers::Response;
 use crate::capsets::Capset;
 use crate::image::{Direction, Transfer};
+use crate::queues::control::Response;
 use crate::segments::Segments;
 
 /// The answer with this error code.

@@ -91,7 +91,7 @@ pub fn options() -> Options {
         blob_alignment: 0,
         access_platform: false,
         indirect: true,
-        queue_size: virtgpu_device::backend::QUEUE_SIZE,
+        queue_size: virtgpu_device::queues::QUEUE_SIZE,
         mirror: Some(Limits::default()),
         hammer: false,
         mutants: Vec::new(),

@@ -1,20 +1,22 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0-only
 
 //! The event queue: what the device says unasked.
+//!
+//! An event waits until the driver has put a buffer into the queue. Meanwhile the space that it
+//! names can end, and then the event must not be sent any more: the guest may use the number of the
+//! space, or the resource that it belonged to, for another.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use vhost_user_backend::VringT;
 use virtgpu_protocol::mirror as wire;
 use virtio_queue::QueueT;
-use vm_memory::{GuestAddressSpace, GuestMemoryAtomic};
+use vm_memory::GuestAddressSpace;
 use zerocopy::little_endian::U32;
 use zerocopy::IntoBytes;
 
-use crate::answers::{give_back, scatter};
+use super::ring::{give_back, scatter, GuestRing, Inner, Queue};
 use crate::event_log::{Event, EventLog};
-use crate::ram::Memory;
 use crate::vring::Vring;
 
 /// Events that wait for a buffer; more are lost.
@@ -49,82 +51,62 @@ impl Record {
     }
 }
 
-#[derive(Default)]
-struct Inner {
-    vring: Option<Vring>,
-    waiting: VecDeque<Record>,
+/// The event queue.
+pub(crate) struct Events;
+
+/// Its ring.
+pub(crate) type EventRing = GuestRing<Events>;
+
+impl Queue for Events {
+    /// Events that wait for a buffer, oldest first.
+    type State = VecDeque<Record>;
+
+    fn opened(_: &mut VecDeque<Record>, _: u64, _: &EventLog) {}
 }
 
-/// The device's side of the event queue.
-pub(crate) struct Events {
-    memory: GuestMemoryAtomic<Memory>,
-    log: Arc<EventLog>,
-    inner: Mutex<Inner>,
-}
-
-impl Events {
-    /// Without a queue.
-    pub(crate) fn new(memory: GuestMemoryAtomic<Memory>, log: Arc<EventLog>) -> Self {
-        Self {
-            memory,
-            log,
-            inner: Mutex::default(),
-        }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
+impl EventRing {
     /// There are buffers in the queue. Not unless `going`: who stops it says so before closing this.
     pub(crate) fn kicked(&self, vring: &Vring, going: impl FnOnce() -> bool) {
-        let mut inner = self.lock();
-        if going() {
-            inner.vring = Some(vring.clone());
-            self.flush(&mut inner);
+        if self.open(vring, going).is_some() {
+            self.flush(&mut self.lock());
         }
-    }
-
-    /// Writes nothing to the guest any more.
-    pub(crate) fn close(&self) {
-        self.lock().vring = None;
     }
 
     /// Forgets what waits.
     pub(crate) fn clear(&self) {
-        self.lock().waiting.clear();
+        self.lock().state.clear();
     }
 
     /// Forgets what waits and names a space.
     pub(crate) fn forget(&self, space: u32) {
-        let waiting = &mut self.lock().waiting;
+        let waiting = &mut self.lock().state;
         waiting.retain(|record| record.event.space_id.get() != space);
     }
 
     /// Forgets what waits and names a space that resource `resource` has had.
     pub(crate) fn forget_resource(&self, resource: u32) {
-        let waiting = &mut self.lock().waiting;
+        let waiting = &mut self.lock().state;
         waiting.retain(|record| record.resource != Some(resource));
     }
 
     /// Tells the guest, as soon as there is a buffer.
     pub(crate) fn post(&self, record: Record) {
         let mut inner = self.lock();
-        if inner.waiting.len() >= MOST {
+        if inner.state.len() >= MOST {
             log::warn!("an event is lost: the driver takes none");
             return;
         }
-        inner.waiting.push_back(record);
+        inner.state.push_back(record);
         self.flush(&mut inner);
     }
 
-    fn flush(&self, inner: &mut Inner) {
+    fn flush(&self, inner: &mut Inner<VecDeque<Record>>) {
         let Some(vring) = inner.vring.clone() else {
             return;
         };
         // A ring that is filled as fast as it is emptied, with buffers that are too short, ends, too.
         let mut left = 2 * usize::from(vring.get_ref().get_queue().size());
-        while let Some(record) = inner.waiting.front() {
+        while let Some(record) = inner.state.front() {
             let memory = self.memory.memory();
             let more = left.checked_sub(1);
             let chain = more.and_then(|_| {
@@ -158,7 +140,7 @@ impl Events {
                 adversary: record.adversary,
             });
             give_back(&vring, &memory, &[head], record.used);
-            inner.waiting.pop_front();
+            inner.state.pop_front();
         }
     }
 }
