@@ -6,7 +6,7 @@
 use std::io;
 
 use clap::CommandFactory;
-use virtgpu_device::cli::Cli;
+use virtgpu_device::options::cli::Cli;
 
 fn main() -> io::Result<()> {
     let folder = std::env::args().nth(1);

@@ -2,40 +2,32 @@
 
 //! A reference virtio-gpu device with a compute context, as a vhost-user process.
 //!
-//! - [`cli`], [`serve`]: the process;
-//! - [`backend`]: the vhost-user side; [`queues`]: the queues, as the device writes to them;
-//! - [`device`] and its parts: what exists, the commands, the jobs;
-//! - [`mirror`]: spaces, and the queue on which the guest fills and empties them;
-//! - [`segments`], [`ram`], [`hostmem`]: memory; [`image`]: storage that is not shared; [`compute`]: the operations on it;
-//! - [`event_log`]: what happened; [`check_log`]: whether it should have;
+//! From top to bottom; a module uses those below it:
+//!
+//! - [`backend`]: the process, and the vhost-user side: features, configuration space, threads;
+//! - `commands`: what the commands of the guest do, a file each family;
+//! - [`device`]: what exists, the jobs, and the life of the device from reset to reset;
 //! - `virgl`: OpenGL by virglrenderer;
-//! - [`adversary`] is misbehaviour, [`mutant`] breaks the contract unnoticed.
+//! - [`options`]: the command line, and what it says;
+//! - [`compute`]: the operations of a job;
+//! - [`mirror`]: spaces, which follow the pages of the guest's processes;
+//! - [`queues`]: chains of the guest, which are read and given back;
+//! - [`misbehave`]: adversary, mutants and hammer;
+//! - [`memory`]: what resources are made of; [`cancel`] ends early what uses it;
+//! - [`log`]: what happened, and whether it should have.
+//!
+//! `device` and `commands` are one layer: both are `impl Device`, and a job that ends has commands
+//! go on.
 
-mod access;
-pub mod adversary;
 pub mod backend;
 pub mod cancel;
-pub mod capsets;
-pub mod check_log;
-pub mod cli;
 mod commands;
 pub mod compute;
 pub mod device;
-pub mod event_log;
-mod frontend;
-mod guarded;
-mod host;
-pub mod hostmem;
-pub mod image;
-mod jobs;
+pub mod log;
+pub mod memory;
 pub mod mirror;
-pub mod mutant;
-pub mod names;
+pub mod misbehave;
+pub mod options;
 pub mod queues;
-pub mod ram;
-mod request;
-pub mod segments;
-pub mod serve;
-mod state;
 mod virgl;
-pub mod vring;

@@ -9,17 +9,17 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use clap::Parser;
-use virtgpu_device::cli::{Cli, Command, RunArgs};
+use virtgpu_device::backend::serve::serve;
 use virtgpu_device::device::Device;
-use virtgpu_device::event_log::{Event, EventLog};
-use virtgpu_device::serve::serve;
-use virtgpu_device::{adversary, check_log, mutant};
+use virtgpu_device::log::{check, Event, EventLog};
+use virtgpu_device::misbehave::{adversary, mutant};
+use virtgpu_device::options::cli::{Cli, Command, RunArgs};
 
 fn main() -> ExitCode {
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("warn")).init();
     let cli = Cli::parse();
     let result = match &cli.command {
-        Some(Command::CheckLog { unfinished, file }) => check(file, *unfinished),
+        Some(Command::CheckLog { unfinished, file }) => check_log(file, *unfinished),
         None if cli.run.list_adversary => {
             print!("{}", adversary::list());
             Ok(ExitCode::SUCCESS)
@@ -36,9 +36,9 @@ fn main() -> ExitCode {
     })
 }
 
-fn check(file: &Path, unfinished: bool) -> Result<ExitCode, Box<dyn std::error::Error>> {
+fn check_log(file: &Path, unfinished: bool) -> Result<ExitCode, Box<dyn std::error::Error>> {
     let input = File::open(file).map_err(|error| format!("{}: {error}", file.display()))?;
-    let report = check_log::check(BufReader::new(input))?;
+    let report = check::check(BufReader::new(input))?;
     for (line, what) in &report.violations {
         println!("line {line}: {what}");
     }

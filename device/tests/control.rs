@@ -8,7 +8,7 @@ use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
 
 use common::*;
-use virtgpu_device::capsets::Capset;
+use virtgpu_device::options::capset::Capset;
 use virtgpu_protocol::compute::{self, op, CAPSET_ID};
 use virtgpu_protocol::virtio_gpu::{self as wire, blob_mem, command, response, Config, Header};
 use virtgpu_protocol::virtio_gpu_2d as wire2d;

@@ -8,9 +8,9 @@ mod common;
 use std::time::{Duration, Instant};
 
 use common::*;
-use virtgpu_device::adversary::{Adversary, Mode};
-use virtgpu_device::device::Options;
-use virtgpu_device::mutant;
+use virtgpu_device::misbehave::adversary::{Adversary, Mode};
+use virtgpu_device::misbehave::mutant;
+use virtgpu_device::options::Options;
 use virtgpu_protocol::compute::{op, CAPSET_ID};
 use virtgpu_protocol::mirror::{self, status};
 use virtgpu_protocol::virtio_gpu::{self as wire, blob_mem, command, response};

@@ -7,9 +7,9 @@ mod common;
 use std::time::{Duration, Instant};
 
 use common::*;
-use virtgpu_device::adversary::Adversary;
-use virtgpu_device::device::Options;
 use virtgpu_device::mirror::Limits;
+use virtgpu_device::misbehave::adversary::Adversary;
+use virtgpu_device::options::Options;
 use virtgpu_protocol::compute::{op, Op};
 use virtgpu_protocol::mirror::{self, device_state, status, MirrorConfig};
 use virtgpu_protocol::virtio_gpu::{blob_mem, command, response};

@@ -12,13 +12,14 @@ use virtgpu_protocol::virtio_gpu::{self as wire, blob_flag, blob_mem, response};
 
 use super::resource::bounds;
 use super::{parse, Failed, Outcome};
-use crate::capsets::AMD_CAPSET_ID;
+use crate::device::state::{Action, Resource, State, Storage, Window};
 use crate::device::Device;
-use crate::event_log::Event;
-use crate::hostmem::{WindowError, PAGE};
-use crate::mirror::hammer;
-use crate::segments::Segments;
-use crate::state::{Action, Resource, State, Storage, Window};
+use crate::log::Event;
+use crate::memory::hostmem::WindowError;
+use crate::memory::segments::Segments;
+use crate::memory::PAGE;
+use crate::misbehave::hammer;
+use crate::options::capset::AMD_CAPSET_ID;
 
 impl Device {
     pub(super) fn create_blob(&self, bytes: &[u8]) -> Result<Outcome, Failed> {

@@ -13,10 +13,10 @@ use virtgpu_protocol::virtio_gpu::{self as wire, response};
 
 use super::{parse, Failed, Outcome};
 use crate::cancel::Cancel;
+use crate::device::state::{Action, Context};
 use crate::device::Device;
-use crate::event_log::Event;
+use crate::log::Event;
 use crate::queues::control::Ticket;
-use crate::state::{Action, Context};
 
 /// The most contexts.
 const MAX_CONTEXTS: usize = 1 << 12;

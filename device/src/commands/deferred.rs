@@ -3,9 +3,9 @@
 //! The second part of commands that wait until jobs are over.
 //!
 //! A command that takes memory away is checked when it comes, and done when no job can touch that
-//! memory any more: its response permits the guest to use the memory for something else. RESOURCE_MAP_BLOB
-//! waits for jobs that write the blob. [`Device::run_deferred`] is called, with the state locked, by
-//! the worker that ends a job and by whoever learns of the window.
+//! memory any more: its response permits the guest to use the memory for something else.
+//! RESOURCE_MAP_BLOB waits for jobs that write the blob. [`Device::run_deferred`] is called, with the
+//! state locked, by the worker that ends a job and by whoever learns of the window.
 
 use std::sync::atomic::Ordering;
 use std::time::Instant;
@@ -14,11 +14,11 @@ use virtgpu_protocol::virtio_gpu::{self as wire, response};
 use zerocopy::little_endian::U32;
 use zerocopy::IntoBytes;
 
+use crate::device::state::{Action, State, Storage};
 use crate::device::{release, Device};
-use crate::event_log::Event;
+use crate::log::Event;
 use crate::queues::control::Response;
 use crate::queues::control::Ticket;
-use crate::state::{Action, State, Storage};
 
 impl Device {
     /// Notes that the adversary answers a request before `jobs` are over.

@@ -13,11 +13,11 @@ use virtgpu_protocol::virtio_gpu_image as wire_image;
 
 use super::resource::{total, MAX_ENTRIES};
 use super::{parse, Failed, Outcome};
+use crate::device::state::{Action, Storage};
 use crate::device::Device;
-use crate::event_log::Event;
-use crate::image::{Image, ImageError, Shape};
-use crate::segments::Segments;
-use crate::state::{Action, Storage};
+use crate::log::Event;
+use crate::memory::image::{Image, ImageError, Shape};
+use crate::memory::segments::Segments;
 use crate::virgl::CreateArgs;
 
 /// The most bytes of storage of all images.

@@ -33,13 +33,13 @@ use virtgpu_protocol::virtio_gpu_2d as wire2d;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use crate::compute;
+use crate::device::state::{Action, Item, Job, Timeline};
 use crate::device::Device;
-use crate::event_log::Event;
-use crate::image::Direction;
-use crate::names;
+use crate::log::names;
+use crate::log::Event;
+use crate::memory::image::Direction;
 use crate::queues::control::Ticket;
 use crate::queues::control::{fence, Response};
-use crate::state::{Action, Item, Job, Timeline};
 use crate::virgl::Rendering;
 
 /// What became of a command.

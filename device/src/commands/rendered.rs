@@ -8,9 +8,9 @@
 use virtgpu_protocol::virtio_gpu::response;
 
 use super::Failed;
+use crate::device::state::Storage;
 use crate::device::Device;
-use crate::event_log::Event;
-use crate::state::Storage;
+use crate::log::Event;
 use crate::virgl::{CreateArgs, Renderer, Virgl};
 
 impl Device {

@@ -8,9 +8,9 @@ use zerocopy::little_endian::U64;
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::{parse, with_body, Failed, Outcome};
+use crate::device::state::{Action, Resource, State, Storage};
 use crate::device::{release, Device};
-use crate::segments::{EntryError, Segments};
-use crate::state::{Action, Resource, State, Storage};
+use crate::memory::segments::{EntryError, Segments};
 
 /// The most resources.
 const MAX_RESOURCES: usize = 1 << 20;

@@ -8,11 +8,11 @@
 
 use virtgpu_protocol::mirror::command::{INVALIDATE, SPACE_DESTROY};
 
-use crate::adversary::Attack;
 use crate::device::Device;
+use crate::log::names;
 use crate::mirror::command;
-use crate::mutant::{self, Mutant};
-use crate::names;
+use crate::misbehave::adversary::Attack;
+use crate::misbehave::mutant::{self, Mutant};
 use crate::queues::events::Record;
 use crate::queues::mirror::Ticket;
 

@@ -16,12 +16,12 @@ use zerocopy::FromBytes;
 
 use super::{parse, Failed, Outcome};
 use crate::compute;
+use crate::device::state::{Job, Live, State, Storage, Timeline, Work};
 use crate::device::Device;
-use crate::event_log::Event;
+use crate::log::Event;
 use crate::queues::control::fence;
 use crate::queues::control::Ticket;
 use crate::queues::QUEUE_SIZE;
-use crate::state::{Job, Live, State, Storage, Timeline, Work};
 
 /// The most jobs of a context that are not over.
 const MAX_JOBS: usize = 1 << 14;

@@ -14,11 +14,11 @@ use virtgpu_protocol::virtio_gpu_image as wire_image;
 
 use super::image::image_failed;
 use super::{parse, Failed, Outcome};
+use crate::device::state::{Job, Live, Storage, Timeline, Work};
 use crate::device::Device;
-use crate::event_log::Event;
-use crate::image::{Copying, Direction, Transfer};
+use crate::log::Event;
+use crate::memory::image::{Copying, Direction, Transfer};
 use crate::queues::control::Ticket;
-use crate::state::{Job, Live, Storage, Timeline, Work};
 
 impl Device {
     pub(super) fn transfer_2d(&self, ticket: &Ticket, bytes: &[u8]) -> Result<Outcome, Failed> {

@@ -14,7 +14,7 @@ use zerocopy::little_endian::{U32, U64};
 use zerocopy::FromBytes;
 
 use crate::cancel::Cancel;
-use crate::segments::Segments;
+use crate::memory::segments::Segments;
 
 pub use exec::execute;
 pub use shape::{accesses, check, Access, Malformed};

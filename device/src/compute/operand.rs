@@ -11,8 +11,8 @@ use std::sync::Arc;
 use virtgpu_protocol::compute::Operand;
 
 use super::Environment;
-use crate::guarded::Fault;
-use crate::segments::Segments;
+use crate::memory::guarded::Fault;
+use crate::memory::segments::Segments;
 
 /// Why one operation ended early.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -3,20 +3,17 @@
 //! Spaces: guest memory that the guest gives and takes page by page, on a queue of its own.
 //!
 //! A space belongs to a resource that was created without memory. What is mapped in it is mapped in
-//! this process too, at the addresses of an [`area::Area`], and that is all that jobs get to see of
+//! this process too, at the addresses of an [`Area`], and that is all that jobs get to see of
 //! it: they take no lock, and find out by a fault that something is not there (any more).
 //!
 //! Whoever serves the mirror queue takes the lock of the table, which is held for system calls of
 //! this process and nothing else, least of all while a job or the guest is waited for. Threads that
 //! take resources away take it inside the device's state.
 
-pub(crate) mod area;
 pub(crate) mod backlog;
 pub(crate) mod command;
-pub(crate) mod hammer;
 mod runs;
 mod table;
-mod usage;
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -26,24 +23,21 @@ use virtgpu_protocol::mirror::{self as wire, device_state, MirrorConfig, VERSION
 use vm_memory::GuestMemoryAtomic;
 use zerocopy::little_endian::U32;
 
-use crate::adversary::Attack;
-use crate::event_log::{Event, EventLog};
-use crate::guarded;
-use crate::host;
-use crate::mutant::{self, Mutant};
-use crate::names;
+use crate::log::names;
+use crate::log::{Event, EventLog};
+use crate::memory::area::{self, Area};
+use crate::memory::guarded;
+use crate::memory::ram::{GuestRam, Memory};
+use crate::memory::{host, PAGE};
+use crate::misbehave::adversary::Attack;
+use crate::misbehave::hammer::Hammer;
+use crate::misbehave::mutant::{self, Mutant};
+use crate::queues::chain::RequestBuffer;
 use crate::queues::events::EventRing;
 use crate::queues::mirror::CommandRing;
-use crate::ram::{GuestRam, Memory};
-use crate::request::RequestBuffer;
 
-use area::Area;
 use backlog::Backlog;
-use hammer::Hammer;
 use table::Table;
-
-/// Bytes of a page of this process and of the counts.
-pub const PAGE: u64 = 4096;
 
 /// What the extension offers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

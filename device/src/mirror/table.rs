@@ -8,16 +8,17 @@ use std::sync::Arc;
 
 use virtgpu_protocol::mirror::{self as wire, access, space_kind, status};
 
-use super::area::Area;
 use super::command::{self, Command, Malformed};
 use super::runs::{push, Placed, Run, Runs};
-use super::usage::{Budget, Usage};
-use super::{Mirror, SpaceCounts, PAGE};
-use crate::event_log::Event;
-use crate::mutant::Mutant;
-use crate::names;
+use super::{Mirror, SpaceCounts};
+use crate::log::names;
+use crate::log::Event;
+use crate::memory::area::Area;
+use crate::memory::ram::GuestRam;
+use crate::memory::usage::{Budget, Usage};
+use crate::memory::PAGE;
+use crate::misbehave::mutant::Mutant;
 use crate::queues::events::Record;
-use crate::ram::GuestRam;
 
 /// A resource that can have a space.
 #[derive(Debug)]

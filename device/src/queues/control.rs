@@ -13,8 +13,8 @@ use zerocopy::little_endian::{U32, U64};
 use zerocopy::IntoBytes;
 
 use super::ring::{self, GuestRing, Queue, Responding};
-use crate::event_log::{Event, EventLog, Name};
-use crate::names;
+use crate::log::names;
+use crate::log::{Event, EventLog, Name};
 
 /// The control queue.
 pub(crate) struct Control;

@@ -16,8 +16,8 @@ use zerocopy::little_endian::U32;
 use zerocopy::IntoBytes;
 
 use super::ring::{give_back, scatter, GuestRing, Inner, Queue};
-use crate::event_log::{Event, EventLog};
-use crate::vring::Vring;
+use super::vring::Vring;
+use crate::log::{Event, EventLog};
 
 /// Events that wait for a buffer; more are lost.
 const MOST: usize = 4096;

@@ -8,7 +8,7 @@ use zerocopy::little_endian::U32;
 use zerocopy::IntoBytes;
 
 use super::ring::{self, GuestRing, Queue, Responding};
-use crate::event_log::{Event, EventLog, Name};
+use crate::log::{Event, EventLog, Name};
 
 /// The mirror queue.
 pub(crate) struct Commands;

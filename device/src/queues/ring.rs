@@ -8,7 +8,7 @@
 //! written to the guest while the ring is closed, nor as a response to what was taken before it was
 //! closed, for which each time it is opened is a new generation.
 //!
-//! The lock of the ring is the last one but that of the vring: nothing else is locked under it.
+//! Under the lock of a ring only those of its vring and of the event log are taken.
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -21,10 +21,10 @@ use vm_memory::{
 use zerocopy::little_endian::U32;
 use zerocopy::IntoBytes;
 
-use crate::adversary::Attack;
-use crate::event_log::{Event, EventLog, Name};
-use crate::ram::Memory;
-use crate::vring::Vring;
+use super::vring::Vring;
+use crate::log::{Event, EventLog, Name};
+use crate::memory::ram::Memory;
+use crate::misbehave::adversary::Attack;
 
 /// A queue of the device.
 pub(crate) trait Queue: Sized + 'static {

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use virtgpu_protocol::virtio_gpu::response;
 
-use crate::capsets::Capset;
+use crate::options::capset::Capset;
 use crate::queues::control::Response;
 pub(crate) use library::CreateArgs;
 pub(crate) use renderer::Renderer;

@@ -13,10 +13,10 @@ use virtgpu_protocol::virtio_gpu::{capset, response};
 use super::library::{
     Callbacks, CreateArgs, Library, VirglBox, USE_EGL, USE_EXTERNAL_BLOB, USE_GLES, USE_SURFACELESS,
 };
-use crate::capsets::Capset;
-use crate::image::{Direction, Transfer};
+use crate::memory::image::{Direction, Transfer};
+use crate::memory::segments::Segments;
+use crate::options::capset::Capset;
 use crate::queues::control::Response;
-use crate::segments::Segments;
 
 /// The answer with this error code.
 type Failed = u32;

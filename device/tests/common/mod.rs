@@ -24,13 +24,13 @@ use vhost::vhost_user::{
     Frontend, FrontendReqHandler, HandlerResult, VhostUserFrontend, VhostUserFrontendReqHandler,
 };
 use vhost::{VhostBackend, VhostUserMemoryRegionInfo};
-use virtgpu_device::adversary::Adversary;
-use virtgpu_device::capsets::Capset;
-use virtgpu_device::check_log;
-use virtgpu_device::device::{Device, Options};
-use virtgpu_device::event_log::EventLog;
+use virtgpu_device::backend::serve::{serve, ServeError};
+use virtgpu_device::device::Device;
+use virtgpu_device::log::{check, EventLog};
 use virtgpu_device::mirror::Limits;
-use virtgpu_device::serve::{serve, ServeError};
+use virtgpu_device::misbehave::adversary::Adversary;
+use virtgpu_device::options::capset::Capset;
+use virtgpu_device::options::Options;
 use virtgpu_protocol::compute::{op, Op, Operand, Stat, CAPSET_ID};
 use virtgpu_protocol::mirror;
 use virtgpu_protocol::virtio_gpu::{self as wire, blob_mem, command, response, Header};
@@ -565,7 +565,7 @@ impl Vm {
             Host::Process(mut device) => assert_eq!(device.wait().unwrap().code(), Some(0)),
         }
         let log = File::open(self.folder.join("log")).unwrap();
-        let report = check_log::check(BufReader::new(log)).unwrap();
+        let report = check::check(BufReader::new(log)).unwrap();
         assert!(report.complete);
         report.violations
     }

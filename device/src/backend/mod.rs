@@ -2,6 +2,9 @@
 
 //! The vhost-user side of the device: features, configuration space, queues.
 
+mod frontend;
+pub mod serve;
+
 use std::io;
 use std::num::Wrapping;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -29,16 +32,16 @@ use vmm_sys_util::event::{
 use zerocopy::little_endian::U32;
 use zerocopy::IntoBytes;
 
-use crate::adversary::Attack;
+use crate::device::state::Window;
 use crate::device::Device;
-use crate::event_log::Event;
-use crate::frontend::Channel;
+use crate::log::Event;
+use crate::memory::ram::Memory;
 use crate::mirror::{command, Serving};
+use crate::misbehave::adversary::Attack;
+use crate::queues::chain::MAX_REQUEST;
+use crate::queues::vring::Vring;
 use crate::queues::{control, mirror as mirror_queue};
-use crate::ram::Memory;
-use crate::request::MAX_REQUEST;
-use crate::state::Window;
-use crate::vring::Vring;
+use frontend::Channel;
 
 /// The queues: control, cursor, mirror, events.
 pub const QUEUES: usize = 4;

@@ -6,182 +6,21 @@
 //! Whether and how a request is mistreated depends on the seed, the requests before it and nothing
 //! else, so that a run can be repeated.
 
+mod mode;
+
 use std::collections::BTreeSet;
-use std::str::FromStr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use virtgpu_protocol::mirror;
-use virtgpu_protocol::virtio_gpu::{command, response, CtxCreate, Header, FLAG_FENCE};
+use virtgpu_protocol::virtio_gpu::{command, CtxCreate, Header, FLAG_FENCE};
 use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
-use crate::names;
-
-/// A way to misbehave.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
-    /// The answer is cut off.
-    Short,
-    /// The used length is more than the buffer.
-    Oversized,
-    /// The answer's type is none.
-    GarbageType,
-    /// All of the answer is random.
-    Garbage,
-    /// The buffer comes back twice.
-    Duplicate,
-    /// Another buffer comes back.
-    UnknownHead,
-    /// The answer names another fence.
-    WrongFence,
-    /// The answer names no fence.
-    NoFence,
-    /// There is no answer.
-    Silence,
-    /// The command is not carried out, and there is no answer.
-    Ignore,
-    /// CTX_DESTROY forgets the jobs of the context.
-    Abandon,
-    /// A job is carried out again and again.
-    Endless,
-    /// What follows the answer's header has another length.
-    Body,
-    /// The answer comes late.
-    Delay,
-    /// The command is carried out late.
-    Late,
-    /// The command takes long, and those behind it wait.
-    Slow,
-    /// The process ends.
-    Exit,
-    /// The command is refused.
-    Refuse,
-    /// GET_CAPSET_INFO lies about the size.
-    CapsetSize,
-    /// GET_CAPSET_INFO names the same set again and again.
-    CapsetDuplicate,
-    /// The configuration space has too many sets.
-    CapsetCount,
-    /// RESOURCE_MAP_BLOB asks for a kind of mapping that does not exist.
-    MapInfo,
-    /// The configuration space changes, or so the device says.
-    ConfigChange,
-    /// The answer comes before it is true.
-    Early,
-    /// The device says that it must be reset.
-    DeviceLost,
-    /// The space is lost, and the device says so.
-    SpaceLost,
-    /// Events say that the space is lost, which it is not, or is gone.
-    StaleEvent,
-    /// Events are random.
-    GarbageEvent,
-}
-
-/// A kind's name, what its number means, the number's default, and what it does.
-struct Description {
-    kind: Kind,
-    name: &'static str,
-    number: u64,
-    help: &'static str,
-}
-
-const fn describe(kind: Kind, name: &'static str, number: u64, help: &'static str) -> Description {
-    Description {
-        kind,
-        name,
-        number,
-        help,
-    }
-}
-
-const KINDS: &[Description] = &[
-    describe(Kind::Short, "short", 24, "only N bytes of the answer are written; 24 and more: a random number below 24; of a status 4"),
-    describe(Kind::Oversized, "oversized", 4096, "the used length is N more than the buffer"),
-    describe(Kind::GarbageType, "garbage-type", 0, "the answer's type is N; 0: a random number"),
-    describe(Kind::Garbage, "garbage", 0, "all bytes of the answer are random"),
-    describe(Kind::Duplicate, "duplicate", 1, "the buffer comes back N more times"),
-    describe(Kind::UnknownHead, "unknown-head", 0xffff, "descriptor N comes back instead"),
-    describe(Kind::WrongFence, "wrong-fence", 1 << 40, "N is added to the answer's fence id"),
-    describe(Kind::NoFence, "no-fence", 0, "the answer to a fenced request has no fence"),
-    describe(Kind::Silence, "silence", 0, "the command is executed, but never answered"),
-    describe(Kind::Ignore, "ignore", 0, "the command is neither executed nor answered"),
-    describe(Kind::Abandon, "abandon", 0, "CTX_DESTROY is answered at once: the context's jobs that run go on to their end, those that are queued never begin, and none of them is ever answered; RESOURCE_UNREF still waits for those that run"),
-    describe(Kind::Endless, "endless", 0, "a job is carried out again and again, until its context is destroyed or, with abandon, until the device is reset"),
-    describe(Kind::Body, "body", 0, "N bytes follow the answer's header, cut off or filled up with zeroes, as far as the buffer goes"),
-    describe(Kind::Delay, "delay", 100, "the answer comes N milliseconds late"),
-    describe(Kind::Late, "late", 5000, "the command is carried out and answered N milliseconds late, after others that came later"),
-    describe(Kind::Slow, "slow", 100, "the command takes N milliseconds more, at most 10000, in which the queue stands still"),
-    describe(Kind::Exit, "exit", 1, "the process ends with exit status N instead of executing the command"),
-    describe(Kind::Refuse, "refuse", response::ERR_OUT_OF_MEMORY as u64, "the command is not executed and the answer is error N; RESOURCE_CREATE_BLOB unless --adversary-on says otherwise; on the mirror queue it is status N, 3 if N is not below 256"),
-    describe(Kind::CapsetSize, "capset-size", 0xffff_fff0, "GET_CAPSET_INFO says that a capability set has N bytes"),
-    describe(Kind::CapsetDuplicate, "capset-duplicate", 29, "GET_CAPSET_INFO says that every capability set has id N"),
-    describe(Kind::CapsetCount, "capset-count", 0xffff_ffff, "the configuration space says that there are N capability sets"),
-    describe(Kind::MapInfo, "map-info", 0xffff_fff7, "RESOURCE_MAP_BLOB's answer has map_info N"),
-    describe(Kind::ConfigChange, "config-change", 1, "after the command a change of the configuration space is announced N times, with a display event in it"),
-    describe(Kind::Early, "early", 0, "jobs are answered before they run; UNREF, DETACH and DESTROY before the last job is over that can touch what they take away, which the device keeps until then"),
-    describe(Kind::DeviceLost, "device-lost", 0, "after the command the configuration space says that the device is lost, and a change is announced; commands are still served"),
-    describe(Kind::SpaceLost, "space-lost", 0, "after the command the space that it names is revoked, and an event says so"),
-    describe(Kind::StaleEvent, "stale-event", 1, "after the command N events say that the space that it names is lost: it is not, or it is gone since SPACE_DESTROY"),
-    describe(Kind::GarbageEvent, "garbage-event", 1, "after the command N events are random, with random used lengths"),
-];
-
-/// Names and explanations of all kinds, one a line.
-#[must_use]
-pub fn list() -> String {
-    let line = |d: &Description| format!("{:<18}{} [N: {}]\n", d.name, d.help, d.number);
-    KINDS.iter().map(line).collect()
-}
-
-/// A kind and its number: `MODE[:N]`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Mode {
-    kind: Kind,
-    number: u64,
-}
-
-impl FromStr for Mode {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let (name, number) = match text.split_once(':') {
-            Some((name, number)) => (name, Some(number)),
-            None => (text, None),
-        };
-        let known = KINDS.iter().find(|d| d.name == name);
-        let known = known.ok_or("unknown; --list-adversary prints the names")?;
-        let number = match number.map(|n| (n, n.strip_prefix("0x"))) {
-            None => Ok(known.number),
-            Some((_, Some(digits))) => u64::from_str_radix(digits, 16),
-            Some((digits, None)) => digits.parse(),
-        };
-        Ok(Self {
-            kind: known.kind,
-            number: number.map_err(|e| e.to_string())?,
-        })
-    }
-}
-
-impl Mode {
-    fn name(self) -> &'static str {
-        let known = KINDS.iter().find(|d| d.kind == self.kind);
-        known.map_or("unknown", |d| d.name)
-    }
-
-    /// The commands that it is about, if not about all.
-    fn scope(self) -> Option<u32> {
-        match self.kind {
-            Kind::Refuse => Some(command::RESOURCE_CREATE_BLOB),
-            Kind::CapsetSize | Kind::CapsetDuplicate => Some(command::GET_CAPSET_INFO),
-            Kind::MapInfo => Some(command::RESOURCE_MAP_BLOB),
-            Kind::Abandon => Some(command::CTX_DESTROY),
-            Kind::Endless => Some(command::SUBMIT_3D),
-            _ => None,
-        }
-    }
-}
+use crate::log::names;
+use mode::Kind;
+pub use mode::{list, Mode};
 
 /// When and how to misbehave.
 #[derive(Debug, Default)]
@@ -571,7 +410,9 @@ pub(crate) fn mix(value: u64) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use super::mode::KINDS;
     use super::*;
+    use virtgpu_protocol::virtio_gpu::response;
 
     fn attack(modes: &[&str]) -> Attack {
         Attack {

@@ -13,9 +13,9 @@ use std::ops::Bound;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
-use super::area::Area;
-use super::PAGE;
-use crate::event_log::{Event, EventLog};
+use crate::log::{Event, EventLog};
+use crate::memory::area::Area;
+use crate::memory::PAGE;
 
 /// Bit of `blob_id` that marks a resource.
 pub(crate) const MARK: u64 = 1 << 63;

@@ -12,8 +12,8 @@ use virtio_queue::DescriptorChain;
 use vm_memory::{Bytes, GuestAddress, GuestMemory};
 use zerocopy::FromBytes;
 
-use crate::queues::QUEUE_SIZE;
-use crate::ram::Memory;
+use super::QUEUE_SIZE;
+use crate::memory::ram::Memory;
 
 /// The longest request: 16 million memory entries.
 pub(crate) const MAX_REQUEST: usize = 256 << 20;

@@ -2,11 +2,17 @@
 
 //! The device as a whole: what its threads share, and its life from reset to reset.
 //!
-//! Threads: the control queue's (serving requests), the workers (running jobs), the renderer's (see
-//! [`crate::virgl`]), the mirror queue's (see [`crate::mirror`]), the frontend's socket's (starting and stopping). Lock order:
-//! [`Device::serve`], state, table of spaces, [ring](crate::queues::ring), vring. The mirror queue's thread takes no
-//! state, and has a lock like [`Device::serve`] of its own. The socket's thread takes any of them;
-//! nobody who holds one waits for that thread.
+//! There is a thread for the control queue, which carries out requests; one for the mirror queue (see
+//! [`crate::mirror`]); workers, which run jobs; one for the renderer (see [`crate::virgl`]); and the
+//! one of the frontend's socket, which starts and stops queues.
+//!
+//! Locks are taken in this order: [`Device::serve`], the state, the table of spaces, a
+//! [ring](crate::queues::ring), its vring. The thread of the mirror queue does not take the state, and
+//! has a lock of its own like [`Device::serve`]. The socket's thread takes any of them; nobody who
+//! holds one waits for that thread.
+
+mod jobs;
+pub(crate) mod state;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
@@ -15,47 +21,17 @@ use virtgpu_protocol::compute::Stat;
 use vm_memory::{GuestAddressSpace, GuestMemoryAtomic};
 use zerocopy::little_endian::U64;
 
-use crate::adversary::Adversary;
-use crate::capsets::Capset;
-use crate::event_log::{Event, EventLog};
-use crate::hostmem::HostMemory;
+use crate::log::{Event, EventLog};
+use crate::memory::hostmem::HostMemory;
+use crate::memory::ram::{GuestRam, Memory};
 use crate::mirror::backlog::Backlog;
-use crate::mirror::{Limits, Mirror};
-use crate::mutant::Mutant;
+use crate::mirror::Mirror;
+use crate::options::Options;
+use crate::queues::chain::RequestBuffer;
 use crate::queues::control::ControlRing;
-use crate::ram::{GuestRam, Memory};
-use crate::request::RequestBuffer;
-use crate::state::{Action, Resource, State, Storage, Window};
 use crate::virgl::Virgl;
 
-/// What the device offers.
-#[derive(Debug)]
-pub struct Options {
-    /// Offer contexts: `VIRGL` and `CONTEXT_INIT`.
-    pub virgl: bool,
-    /// Bytes of the host-visible window, 0 for none.
-    pub hostmem: u64,
-    /// Let virglrenderer carry out OpenGL, and offer its capability sets, too.
-    pub virgl_renderer: bool,
-    /// Capability sets.
-    pub capsets: Vec<Capset>,
-    /// Bytes to which blob sizes are aligned, 0 to offer no `BLOB_ALIGNMENT`.
-    pub blob_alignment: u32,
-    /// Offer `ACCESS_PLATFORM`.
-    pub access_platform: bool,
-    /// Offer `RING_INDIRECT_DESC`.
-    pub indirect: bool,
-    /// Most descriptors of a queue.
-    pub queue_size: usize,
-    /// What the mirror extension offers, if it is offered.
-    pub mirror: Option<Limits>,
-    /// Rewrite the pages of marked resources, see `--hammer`.
-    pub hammer: bool,
-    /// How to break the contract.
-    pub mutants: Vec<Mutant>,
-    /// How to misbehave.
-    pub adversary: Adversary,
-}
+use state::{Action, Resource, State, Storage, Window};
 
 /// Counts since the process was started.
 #[derive(Debug, Default)]
@@ -229,7 +205,7 @@ impl Device {
         let queued = lanes.into_values().flat_map(|lane| lane.items);
         let deferred = std::mem::take(&mut state.deferred);
         let tickets = queued
-            .filter_map(crate::state::Item::into_ticket)
+            .filter_map(state::Item::into_ticket)
             .chain(deferred.into_iter().filter_map(|(ticket, _)| ticket));
         for ticket in tickets {
             self.log.write(|| Event::Dropped {

@@ -9,11 +9,11 @@ use virtgpu_protocol::compute::Op;
 use virtgpu_protocol::virtio_gpu::{response, Header, FLAG_FENCE, FLAG_INFO_RING_IDX};
 
 use crate::cancel::Cancel;
-use crate::hostmem::{HostBlob, HostMemory};
-use crate::image::{Copying, Image};
+use crate::memory::hostmem::{HostBlob, HostMemory};
+use crate::memory::image::{Copying, Image};
+use crate::memory::segments::Segments;
 use crate::queues::control::Response;
 use crate::queues::control::Ticket;
-use crate::segments::Segments;
 use crate::virgl::Rendering;
 
 /// What a resource is made of.

@@ -2,7 +2,7 @@
 
 //! Devices that break the contract on purpose, in ways that nobody notices by their answers.
 //!
-//! Each is what a test of the driver, or [`crate::check_log`], must be able to tell from a device
+//! Each is what a test of the driver, or [`crate::log::check`], must be able to tell from a device
 //! that keeps it. The event log says what they really do.
 
 use std::str::FromStr;

@@ -5,7 +5,7 @@
 //! They come in windows of 1 GiB, reserved without rights when something is first mapped there, and
 //! found through a table of two levels. A window stays reserved as long as anybody can know its
 //! address, so that an access never meets memory of somebody else. What is mapped in it changes
-//! under the feet of whoever accesses it; see [`crate::guarded`].
+//! under the feet of whoever accesses it; see [`super::guarded`].
 
 use std::fs::File;
 use std::io;
@@ -15,8 +15,8 @@ use std::sync::atomic::{AtomicPtr, Ordering};
 use std::sync::OnceLock;
 use std::time::Duration;
 
+use super::guarded::{self, Fault};
 use super::usage::Usage;
-use crate::guarded::{self, Fault};
 
 /// Bytes of a window.
 const WINDOW: u64 = 1 << 30;
@@ -353,7 +353,7 @@ mod tests {
     use std::os::unix::fs::FileExt;
     use std::sync::atomic::AtomicBool;
 
-    const PAGE: u64 = 4096;
+    use crate::memory::PAGE;
 
     fn memfd(size: u64) -> File {
         // SAFETY: The name is a C string; the descriptor is new.

@@ -9,7 +9,7 @@ use vhost_user_backend::{VringRwLock, VringStateGuard, VringStateMutGuard, Vring
 use virtio_queue::Error;
 use vm_memory::GuestMemoryAtomic;
 
-use crate::ram::Memory;
+use crate::memory::ram::Memory;
 
 type Mem = GuestMemoryAtomic<Memory>;
 type Inner = VringRwLock<Mem>;

@@ -7,11 +7,11 @@ use std::sync::Arc;
 
 use virtgpu_protocol::virtio_gpu::MemEntry;
 
-use crate::access;
-use crate::guarded::Fault;
-use crate::hostmem::HostBlob;
-use crate::mirror::area::Area;
-use crate::ram::{GuestRam, HostPtr};
+use super::access;
+use super::area::Area;
+use super::guarded::Fault;
+use super::hostmem::HostBlob;
+use super::ram::{GuestRam, HostPtr};
 
 /// Why a list of memory entries was refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -107,7 +107,7 @@ impl Segments {
 
     /// The memory of a host blob.
     #[must_use]
-    pub fn from_host(blob: Arc<HostBlob>) -> Self {
+    pub(crate) fn from_host(blob: Arc<HostBlob>) -> Self {
         Self {
             starts: vec![0],
             hosts: vec![blob.ptr()],
@@ -283,7 +283,7 @@ mod tests {
     use vm_memory::{Bytes, GuestAddress};
     use zerocopy::little_endian::{U32, U64};
 
-    use crate::ram::Memory;
+    use crate::memory::ram::Memory;
 
     const RAM: usize = 0x1_0000;
 

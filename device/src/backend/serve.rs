@@ -8,7 +8,7 @@ use std::sync::Arc;
 use vhost::vhost_user::{Error as VhostUserError, Listener};
 use vhost_user_backend::{Error as DaemonError, VhostUserDaemon};
 
-use crate::backend::GpuBackend;
+use super::GpuBackend;
 use crate::device::Device;
 
 /// Why the process ends early.

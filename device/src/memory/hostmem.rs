@@ -13,16 +13,12 @@ use std::io;
 use std::os::fd::{AsRawFd, FromRawFd};
 use std::sync::Arc;
 
-use crate::access;
-use crate::host;
-use crate::ram::HostPtr;
-
-/// Bytes to which places in the window are aligned.
-pub const PAGE: u64 = 4096;
+use super::ram::HostPtr;
+use super::{access, host, PAGE};
 
 /// The host storage of a blob.
 #[derive(Debug)]
-pub struct HostBlob {
+pub(crate) struct HostBlob {
     ptr: HostPtr,
     size: u64,
 }
@@ -85,7 +81,7 @@ impl HostBlob {
 
     /// Bytes.
     #[must_use]
-    pub fn size(&self) -> u64 {
+    pub(crate) fn size(&self) -> u64 {
         self.size
     }
 }
@@ -99,7 +95,7 @@ impl Drop for HostBlob {
 
 /// Why a blob cannot be shown in the window.
 #[derive(Debug, thiserror::Error)]
-pub enum WindowError {
+pub(crate) enum WindowError {
     /// The place is not aligned, not in the window, or taken.
     #[error("no such place in the window, or it is taken")]
     Place,
@@ -110,7 +106,7 @@ pub enum WindowError {
 
 /// The host-visible window, and the memory of all host blobs.
 #[derive(Debug)]
-pub struct HostMemory {
+pub(crate) struct HostMemory {
     memfd: Arc<File>,
     size: u64,
     /// Length of what is shown at an offset.
@@ -128,7 +124,7 @@ impl HostMemory {
     /// # Errors
     ///
     /// Those of memfd_create(2) and ftruncate(2).
-    pub fn new(size: u64) -> io::Result<Self> {
+    pub(crate) fn new(size: u64) -> io::Result<Self> {
         // SAFETY: The name is a C string.
         let fd = unsafe { libc::memfd_create(c"virtgpu-hostmem".as_ptr(), libc::MFD_CLOEXEC) };
         if fd < 0 {
@@ -150,24 +146,24 @@ impl HostMemory {
 
     /// The file of the window.
     #[must_use]
-    pub fn memfd(&self) -> &Arc<File> {
+    pub(crate) fn memfd(&self) -> &Arc<File> {
         &self.memfd
     }
 
     /// Bytes of the window.
     #[must_use]
-    pub fn size(&self) -> u64 {
+    pub(crate) fn size(&self) -> u64 {
         self.size
     }
 
     /// Bytes of the window that are in use.
     #[must_use]
-    pub fn bytes_shown(&self) -> u64 {
+    pub(crate) fn bytes_shown(&self) -> u64 {
         self.shown.values().sum()
     }
 
     /// A new blob of `size` bytes, a multiple of [`PAGE`], zeroed; `None` if that is too much.
-    pub fn allocate(&mut self, size: u64) -> Option<Arc<HostBlob>> {
+    pub(crate) fn allocate(&mut self, size: u64) -> Option<Arc<HostBlob>> {
         let allocated = self.allocated.checked_add(size)?;
         if allocated > self.size || self.blobs >= self.max_blobs {
             return None;
@@ -179,14 +175,14 @@ impl HostMemory {
     }
 
     /// Takes back the allowance of a blob that is not shown.
-    pub fn free(&mut self, blob: &HostBlob) {
+    pub(crate) fn free(&mut self, blob: &HostBlob) {
         self.allocated = self.allocated.saturating_sub(blob.size);
         self.blobs = self.blobs.saturating_sub(1);
     }
 
     /// Whether a blob of `size` bytes could be shown at `offset`.
     #[must_use]
-    pub fn has_place(&self, offset: u64, size: u64) -> bool {
+    pub(crate) fn has_place(&self, offset: u64, size: u64) -> bool {
         let Some(end) = offset.checked_add(size) else {
             return false;
         };
@@ -202,7 +198,12 @@ impl HostMemory {
     /// # Errors
     ///
     /// If that is no place, or the kernel refuses.
-    pub fn show(&mut self, blob: &HostBlob, offset: u64, keep: bool) -> Result<(), WindowError> {
+    pub(crate) fn show(
+        &mut self,
+        blob: &HostBlob,
+        offset: u64,
+        keep: bool,
+    ) -> Result<(), WindowError> {
         if !self.has_place(offset, blob.size) {
             return Err(WindowError::Place);
         }
@@ -224,7 +225,7 @@ impl HostMemory {
     /// # Errors
     ///
     /// If the kernel refuses.
-    pub fn hide(&mut self, blob: &HostBlob, offset: u64, keep: bool) -> io::Result<()> {
+    pub(crate) fn hide(&mut self, blob: &HostBlob, offset: u64, keep: bool) -> io::Result<()> {
         let saved = keep.then(|| HostBlob::new(blob.size)).transpose()?;
         if let Some(saved) = &saved {
             copy(blob.ptr, saved.ptr, blob.size);
@@ -259,7 +260,7 @@ impl HostMemory {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::segments::Segments;
+    use crate::memory::segments::Segments;
     use std::os::unix::fs::FileExt;
 
     #[test]

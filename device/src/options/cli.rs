@@ -6,12 +6,12 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::adversary::{Adversary, Mode};
-use crate::capsets::Capset;
-use crate::device::Options;
+use super::capset::Capset;
+use super::Options;
+use crate::log::names;
 use crate::mirror::Limits;
-use crate::mutant::Mutant;
-use crate::names;
+use crate::misbehave::adversary::{Adversary, Mode};
+use crate::misbehave::mutant::Mutant;
 use crate::queues::QUEUE_SIZE;
 
 /// A reference virtio-gpu device with a compute context, as a vhost-user process.

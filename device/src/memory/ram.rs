@@ -8,14 +8,14 @@ use std::sync::Arc;
 
 use vm_memory::{FileOffset, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 
-use crate::host;
+use super::host;
 
 /// Guest memory as the vhost-user frontend described it.
 pub type Memory = GuestMemoryMmap<()>;
 
 /// An address in a mapping of memory shared with the guest.
 ///
-/// What it points to may change at any time; see [`crate::access`].
+/// What it points to may change at any time; see [`crate::memory::access`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct HostPtr(pub(crate) *mut u8);
 

@@ -10,8 +10,8 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use virtgpu_protocol::mirror::{access, command, status};
 
 use super::ranges::Ranges;
-use crate::event_log::Event;
-use crate::names;
+use crate::log::names;
+use crate::log::Event;
 
 /// A command that has not been given back.
 struct Pending {

@@ -11,8 +11,8 @@ use std::time::Duration;
 use virtgpu_protocol::uapi::Box3d;
 use virtgpu_protocol::virtio_gpu_image::{format, target, ResourceCreate3d, TransferHost3d};
 
+use super::segments::Segments;
 use crate::cancel::Cancel;
-use crate::segments::Segments;
 
 /// The largest width, height and depth of a picture.
 const MAX_SIDE: u32 = 1 << 14;
@@ -32,7 +32,7 @@ const TURN: Duration = Duration::from_millis(1);
 
 /// Why an image cannot be, or cannot be copied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum ImageError {
+pub(crate) enum ImageError {
     /// The target, the format, the number of samples or of levels.
     #[error("no such kind of image")]
     Kind,
@@ -55,29 +55,29 @@ pub enum ImageError {
 
 /// What an image is like.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Shape {
+pub(crate) struct Shape {
     /// A [`target`].
-    pub target: u32,
+    pub(crate) target: u32,
     /// A [`format`](mod@format).
-    pub format: u32,
+    pub(crate) format: u32,
     /// Pixels in a row; of a buffer, bytes.
-    pub width: u32,
+    pub(crate) width: u32,
     /// Rows.
-    pub height: u32,
+    pub(crate) height: u32,
     /// Slices.
-    pub depth: u32,
+    pub(crate) depth: u32,
     /// Layers.
-    pub layers: u32,
+    pub(crate) layers: u32,
     /// Mip levels - 1.
-    pub last_level: u32,
+    pub(crate) last_level: u32,
     /// Samples.
-    pub samples: u32,
+    pub(crate) samples: u32,
 }
 
 impl Shape {
     /// A picture of one layer.
     #[must_use]
-    pub fn picture(format: u32, width: u32, height: u32) -> Self {
+    pub(crate) fn picture(format: u32, width: u32, height: u32) -> Self {
         Self {
             target: target::TEXTURE_2D,
             format,
@@ -92,7 +92,7 @@ impl Shape {
 
     /// What a command asks for.
     #[must_use]
-    pub fn of(request: &ResourceCreate3d) -> Self {
+    pub(crate) fn of(request: &ResourceCreate3d) -> Self {
         Self {
             target: request.target.get(),
             format: request.format.get(),
@@ -157,23 +157,23 @@ struct Level {
 
 /// A copy between guest memory and storage.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Transfer {
+pub(crate) struct Transfer {
     /// The part of the image.
-    pub region: Box3d,
+    pub(crate) region: Box3d,
     /// Mip level.
-    pub level: u32,
+    pub(crate) level: u32,
     /// Of the first pixel in the backing memory.
-    pub offset: u64,
+    pub(crate) offset: u64,
     /// From row to row in the backing memory, 0 for a row of the level.
-    pub stride: u32,
+    pub(crate) stride: u32,
     /// From slice to slice in the backing memory, 0 for the rows of the level.
-    pub layer_stride: u32,
+    pub(crate) layer_stride: u32,
 }
 
 impl Transfer {
     /// What a command asks for.
     #[must_use]
-    pub fn of(request: &TransferHost3d) -> Self {
+    pub(crate) fn of(request: &TransferHost3d) -> Self {
         let region = &request.region;
         Self {
             region: Box3d {
@@ -194,7 +194,7 @@ impl Transfer {
 
 /// Which way a copy goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Direction {
+pub(crate) enum Direction {
     /// From guest memory to the storage.
     ToHost,
     /// Back.
@@ -236,7 +236,7 @@ impl Plan {
 
 /// A resource with storage of its own.
 #[derive(Debug)]
-pub struct Image {
+pub(crate) struct Image {
     /// Bytes of a pixel.
     pixel: u64,
     levels: Vec<Level>,
@@ -250,7 +250,7 @@ impl Image {
     /// # Errors
     ///
     /// For one that cannot be.
-    pub fn new(shape: &Shape) -> Result<Self, ImageError> {
+    pub(crate) fn new(shape: &Shape) -> Result<Self, ImageError> {
         shape.check()?;
         let pixel = if shape.target == target::BUFFER {
             1
@@ -286,7 +286,7 @@ impl Image {
 
     /// Bytes of storage.
     #[must_use]
-    pub fn size(&self) -> u64 {
+    pub(crate) fn size(&self) -> u64 {
         self.levels.last().map_or(0, |level| {
             level.start + level.width * level.height * level.depth * self.pixel
         })
@@ -344,7 +344,7 @@ impl Image {
     /// # Errors
     ///
     /// If the box is not in the image, or its rows are not in the backing memory.
-    pub fn check(&self, backing: &Segments, transfer: &Transfer) -> Result<(), ImageError> {
+    pub(crate) fn check(&self, backing: &Segments, transfer: &Transfer) -> Result<(), ImageError> {
         self.plan(backing, transfer).map(|_| ())
     }
 
@@ -353,7 +353,7 @@ impl Image {
     /// # Errors
     ///
     /// As [`Self::check`], or if it is cancelled.
-    pub fn transfer(
+    pub(crate) fn transfer(
         &self,
         backing: &Segments,
         transfer: &Transfer,
@@ -429,7 +429,7 @@ mod tests {
     use vm_memory::{Bytes, GuestAddress};
     use zerocopy::little_endian::{U32, U64};
 
-    use crate::ram::{GuestRam, Memory};
+    use crate::memory::ram::{GuestRam, Memory};
 
     const RAM: usize = 1 << 16;
 

@@ -13,14 +13,14 @@ use virtgpu_protocol::virtio_gpu::response;
 
 use crate::cancel::Cancel;
 use crate::compute::{self, Environment, Failure};
+use crate::device::state::{Item, Job, State, Timeline, Work};
 use crate::device::Device;
-use crate::event_log::Event;
-use crate::mutant::{self, Mutant};
-use crate::names;
+use crate::log::names;
+use crate::log::Event;
+use crate::misbehave::mutant::{self, Mutant};
 use crate::queues::control::Response;
 use crate::queues::control::Ticket;
 use crate::queues::QUEUE_SIZE;
-use crate::state::{Item, Job, State, Timeline, Work};
 
 /// The most worker threads: one for each job that a full queue holds.
 const MAX_WORKERS: usize = QUEUE_SIZE;

@@ -1,0 +1,323 @@
+// SPDX-License-Identifier: MIT OR GPL-2.0-only
+
+//! Logs with and without violations.
+
+use super::*;
+
+/// Violations in a log of these events, without `seq` and `t`.
+fn violations(events: &[&str]) -> Vec<u64> {
+    let lines = events.iter().enumerate().map(|(seq, event)| {
+        let (name, rest) = event.split_once(' ').unwrap_or((event, ""));
+        let comma = if rest.is_empty() { "" } else { "," };
+        format!("{{\"seq\":{seq},\"t\":0,\"event\":\"{name}\"{comma}{rest}}}\n")
+    });
+    let text: String = lines.collect();
+    let report = check(text.as_bytes()).unwrap();
+    report.violations.iter().map(|(line, _)| *line).collect()
+}
+
+const OPEN: &str = r#"open "generation":1"#;
+const CREATE: &str =
+    r#"create "resource":1,"kind":"guest","bytes":4096,"entries":1,"segments":1,"low":0,"high":0"#;
+const CONTEXT: &str = r#"ctx_create "ctx":1,"capset":29,"name":"""#;
+const ATTACH: &str = r#"attach "ctx":1,"resource":1"#;
+const JOB: &str = r#"job "job":1,"req":0,"ctx":1,"ring":null,"ops":1,"resources":[1]"#;
+const ACCESS: &str =
+    r#"access "job":1,"op":"FILL","resource":1,"offset":0,"length":8,"write":true"#;
+const JOB_END: &str = r#"job_end "job":1,"result":"ok""#;
+const UNREF: &str = r#"unref "resource":1"#;
+
+fn submit(req: u64, fence: u64) -> String {
+    format!(r#"request "req":{req},"cmd":"SUBMIT_3D","ctx":1,"fence":{fence},"bytes":1"#)
+}
+
+fn answer(req: u64, fence: u64) -> String {
+    format!(
+        r#"response "req":{req},"cmd":"SUBMIT_3D","kind":"OK_NODATA","fence":{fence},"used":24"#
+    )
+}
+
+#[test]
+fn a_good_life() {
+    let end = r#"end "resources":0,"contexts":1,"commands":1"#;
+    let (submit, answer) = (submit(0, 1), answer(0, 1));
+    let events = [
+        OPEN, CREATE, CONTEXT, ATTACH, &submit, JOB, ACCESS, JOB_END, &answer, UNREF, end,
+    ];
+    assert_eq!(violations(&events), [0u64; 0]);
+}
+
+#[test]
+fn access_after_unref() {
+    let before = [OPEN, CREATE, CONTEXT, ATTACH, JOB];
+    assert_eq!(violations(&[&before[..], &[UNREF]].concat()), [6]);
+    assert_eq!(
+        violations(&[&before[..], &[JOB_END, UNREF, ACCESS]].concat()),
+        [8]
+    );
+    let destroy = r#"ctx_destroy "ctx":1"#;
+    assert_eq!(violations(&[&before[..], &[destroy]].concat()), [6]);
+    let detach = r#"detach "ctx":1,"resource":1"#;
+    assert_eq!(violations(&[&before[..], &[detach]].concat()), [6]);
+    let reset = r#"reset "resources":1,"contexts":1"#;
+    assert_eq!(violations(&[&before[..], &[reset, ACCESS]].concat()), [7]);
+}
+
+#[test]
+fn access_outside() {
+    let outside = ACCESS.replace("\"offset\":0", "\"offset\":4090");
+    let before = [OPEN, CREATE, CONTEXT, ATTACH, JOB, &outside];
+    assert_eq!(violations(&[&before[..], &[JOB_END]].concat()), [7]);
+    let failed = JOB_END.replace("ok", "fault");
+    assert_eq!(violations(&[&before[..], &[&failed]].concat()), [0u64; 0]);
+}
+
+#[test]
+fn answer_before_the_job_is_over() {
+    let (submit, answer) = (submit(0, 1), answer(0, 1));
+    let events = [
+        OPEN, CREATE, CONTEXT, ATTACH, &submit, JOB, &answer, JOB_END,
+    ];
+    assert_eq!(violations(&events), [7]);
+}
+
+#[test]
+fn answers_that_are_early_on_purpose() {
+    const START: &str = r#"start "options":"--adversary early""#;
+    const EARLY: &str = r#"early "req":0,"jobs":[1]"#;
+    let twisted = |answer: &str, mode: &str| {
+        answer.replace("\"used\":", &format!("\"adversary\":\"{mode}\",\"used\":"))
+    };
+    let (submit, right) = (submit(0, 1), answer(0, 1));
+    let early = twisted(&right, "early");
+    let before = [START, OPEN, CREATE, CONTEXT, ATTACH, &submit, JOB];
+    let run = |more: &[&str]| violations(&[&before[..], more].concat());
+    assert_eq!(run(&[EARLY, &early, ACCESS, JOB_END]), [0u64; 0]);
+    // Only if it is said, of this job, and done by this mode.
+    assert_eq!(run(&[&early, JOB_END]), [8]);
+    assert_eq!(run(&[&twisted(&right, "delay"), JOB_END]), [8]);
+    assert_eq!(run(&[EARLY, &right, JOB_END]), [9]);
+    assert_eq!(run(&[EARLY, &twisted(&right, "delay"), JOB_END]), [9]);
+    let other = EARLY.replace("[1]", "[2]");
+    assert_eq!(run(&[&other, &early, JOB_END]), [8, 9]);
+    assert_eq!(run(&[JOB_END, EARLY, &early]), [9]);
+    assert_eq!(run(&[JOB_END, &right, EARLY]), [10]);
+    let honest = r#"start "options":"""#;
+    let mut honestly = before;
+    honestly[0] = honest;
+    let all = [&honestly[..], &[EARLY, &early, JOB_END]].concat();
+    assert_eq!(violations(&all), [8]);
+    // It excuses nothing else: what is taken away meanwhile, and what is touched later.
+    let unref = r#"request "req":1,"cmd":"RESOURCE_UNREF","ctx":0,"resource":1,"bytes":32"#;
+    let unreffed = answer(1, 0)
+        .replace("SUBMIT_3D", "RESOURCE_UNREF")
+        .replace("\"fence\":0,", "");
+    let gone = [EARLY, &early, unref, UNREF, &unreffed, JOB_END];
+    assert_eq!(run(&gone), [11]);
+    assert_eq!(
+        run(&[EARLY, &early, unref, JOB_END, UNREF, &unreffed]),
+        [0u64; 0]
+    );
+    // What takes away is early, too: not before it is said, and the resource stays.
+    let second = r#"early "req":1,"jobs":[1]"#;
+    let too_soon = twisted(&unreffed, "early");
+    let start = [EARLY, &early, unref];
+    let more = |more: &[&str]| run(&[&start[..], more].concat());
+    assert_eq!(more(&[second, &too_soon, JOB_END, UNREF]), [0u64; 0]);
+    assert_eq!(more(&[&too_soon, JOB_END, UNREF]), [11]);
+    assert_eq!(more(&[&unreffed, JOB_END, UNREF]), [11]);
+    assert_eq!(more(&[second, &too_soon, UNREF, JOB_END]), [13]);
+    assert_eq!(more(&[&twisted(&unreffed, "ignore"), JOB_END]), [0u64; 0]);
+}
+
+#[test]
+fn answers() {
+    let (first, second) = (submit(0, 1), submit(1, 2));
+    let before = [OPEN, &first, &second];
+    let (one, two) = (answer(0, 1), answer(1, 2));
+    assert_eq!(
+        violations(&[&before[..], &[&one, &two]].concat()),
+        [0u64; 0]
+    );
+    assert_eq!(violations(&[&before[..], &[&two, &one]].concat()), [4]);
+    assert_eq!(violations(&[&before[..], &[&one, &one]].concat()), [5]);
+    assert_eq!(violations(&[&before[..], &[&answer(0, 2)]].concat()), [4]);
+    let reset = r#"reset "resources":0,"contexts":0"#;
+    assert_eq!(violations(&[&before[..], &[reset, &one]].concat()), [5, 5]);
+}
+
+#[test]
+fn ids() {
+    assert_eq!(violations(&[OPEN, CREATE, CREATE]), [3]);
+    assert_eq!(violations(&[OPEN, CREATE, UNREF, UNREF]), [4]);
+    assert_eq!(violations(&[OPEN, CONTEXT, CONTEXT]), [3]);
+    assert_eq!(violations(&[OPEN, CONTEXT, ATTACH]), [3]);
+    assert_eq!(
+        violations(&[
+            OPEN,
+            CREATE,
+            r#"end "resources":0,"contexts":0,"commands":0"#
+        ]),
+        [3]
+    );
+    assert_eq!(violations(&["nonsense"]), [1]);
+}
+
+const MIRROR: &str = r#"mirror_open "generation":1"#;
+const MIRRORED: &str = r#"create "resource":1,"kind":"mirrored","bytes":16384,"entries":0,"segments":0,"low":0,"high":0"#;
+const SPACE: &str = r#"space "space":1,"resource":1,"bytes":16384,"access":3"#;
+const GONE: &str = r#"space_gone "space":1,"why":"destroyed""#;
+const UNMAPPED: &str = r#"unmapped "space":1,"start":0,"length":8192"#;
+
+fn command(cmd: u64, kind: &str, rest: &str) -> String {
+    format!(r#"command "cmd":{cmd},"kind":"{kind}","space":1,{rest}"bytes":0"#)
+}
+
+fn reply(cmd: u64, status: &str) -> String {
+    format!(r#"reply "cmd":{cmd},"status":{status},"used":0"#)
+}
+
+fn mapped(runs: &str) -> String {
+    let what = r#""space":1,"start":0,"length":8192,"entries":1,"pages":2"#;
+    format!(r#"mapped {what},"asked":[[0,8192,1]],"runs":{runs}"#)
+}
+
+/// Up to a space in which two pages are mapped: 9 lines.
+fn with_pages() -> Vec<String> {
+    let map = r#""start":0,"length":8192,"#;
+    let lines = [OPEN, MIRROR, MIRRORED].map(String::from);
+    let mut lines = Vec::from(lines);
+    lines.push(command(0, "SPACE_CREATE", ""));
+    lines.push(SPACE.into());
+    lines.push(reply(0, "0"));
+    lines.push(command(1, "MAP", map));
+    lines.push(mapped("[[0,8192,1]]"));
+    lines.push(reply(1, "0"));
+    lines
+}
+
+fn after(lines: &[String], more: &[&str]) -> Vec<u64> {
+    let all: Vec<&str> = lines.iter().map(String::as_str).collect();
+    violations(&[&all[..], more].concat())
+}
+
+#[test]
+fn spaces() {
+    let invalidate = command(2, "INVALIDATE", r#""start":0,"last":4095,"#);
+    let (done, next) = (reply(2, "null"), reply(3, "null"));
+    let destroy = command(3, "SPACE_DESTROY", "");
+    let all: [&str; 8] = [
+        &invalidate,
+        r#"unmapped "space":1,"start":0,"length":4096"#,
+        &done,
+        &destroy,
+        UNMAPPED,
+        GONE,
+        &next,
+        UNREF,
+    ];
+    let lines = with_pages();
+    assert_eq!(after(&lines, &all), [0u64; 0]);
+    let without = |index: usize| {
+        let mut some = all.to_vec();
+        some.remove(index);
+        after(&lines, &some)
+    };
+    // Acknowledged, but still mapped.
+    assert_eq!(without(1), [11]);
+    // Not done, and not said to be; but then, others overtake it.
+    let ignored = done.replace("\"used\":", "\"adversary\":\"body+ignore\",\"used\":");
+    let mut some = all.to_vec();
+    some[2] = &ignored;
+    some.remove(1);
+    assert_eq!(after(&lines, &some), [15]);
+    // Gone with something in it; and then it is destroyed.
+    assert_eq!(without(4), [14, 15]);
+    // Not gone: it outlives both, its command and its resource.
+    assert_eq!(without(5), [15, 16]);
+    // Given back without having been taken, and destroyed by nobody.
+    assert_eq!(without(0), [11]);
+    // In another order.
+    let swapped = [all[0], all[3], all[1], all[4], all[5], all[6], all[2]];
+    assert_eq!(after(&lines, &swapped), [15]);
+    // An event after the end, and one before.
+    let told = r#"told "kind":2,"space":1"#;
+    assert_eq!(after(&lines, &[told]), [0u64; 0]);
+    assert_eq!(after(&lines, &[&all[..], &[told]].concat()), [18]);
+    // Left over.
+    let reset = r#"reset "resources":1,"contexts":0"#;
+    assert_eq!(after(&lines, &[reset]), [10, 10]);
+    assert_eq!(after(&lines, &["mirror_close"]), [10, 10]);
+    // A process that ends takes its mappings along.
+    let end = r#"end "resources":1,"contexts":0,"commands":1"#;
+    assert_eq!(after(&lines, &[end]), [0u64; 0]);
+    let detach = r#"detach "ctx":1,"resource":1"#;
+    assert_eq!(after(&lines, &[CONTEXT, ATTACH, detach]), [12]);
+}
+
+#[test]
+fn mappings() {
+    let with = |runs: &str, status: &str| {
+        let mut lines = with_pages();
+        lines[7] = mapped(runs);
+        lines[8] = reply(1, status);
+        after(&lines, &[])
+    };
+    assert_eq!(with("[[0,4096,1],[4096,4096,1]]", "0"), [0u64; 0]);
+    assert_eq!(with("[[0,4096,1]]", "0"), [9]);
+    assert_eq!(with("[[0,8192,3]]", "0"), [8]);
+    assert_eq!(with("[[0,8192,1]]", "3"), [9]);
+    assert_eq!(with("[[4096,8192,1]]", "0"), [8, 8]);
+    let lines = with_pages();
+    // Nobody asked, in a space that is gone.
+    assert_eq!(after(&lines[..5], &[&lines[7]]), [6]);
+    assert_eq!(after(&lines[..2], &[&lines[7]]), [3, 3]);
+    let hammer = r#"hammer "space":1,"start":0,"length":4096,"on":true"#;
+    let invalidate = command(2, "INVALIDATE", r#""start":0,"last":8191,"#);
+    let done = reply(2, "null");
+    let more = [hammer, &invalidate, UNMAPPED, &done];
+    assert_eq!(after(&lines, &more), [13]);
+}
+
+#[test]
+fn accesses_to_spaces() {
+    let access = |at: u64, offset: u64, write: bool| {
+        ACCESS
+            .replace("\"offset\":0", &format!("\"offset\":{offset}"))
+            .replace(
+                "\"write\":true",
+                &format!("\"write\":{write},\"at\":{at},\"whole\":true"),
+            )
+    };
+    let run = |more: &[&str]| after(&with_pages(), &[&[CONTEXT, ATTACH, JOB], more].concat());
+    let (read, write) = (access(0, 0, false), access(0, 0, true));
+    let hole = access(0, 8188, false);
+    let failed = JOB_END.replace("ok", "fault");
+    assert_eq!(run(&[&read, JOB_END]), [0u64; 0]);
+    assert_eq!(run(&[&write, JOB_END]), [14]);
+    assert_eq!(run(&[&write, &failed]), [0u64; 0]);
+    assert_eq!(run(&[&hole, JOB_END]), [14]);
+    assert_eq!(run(&[&hole, &failed]), [0u64; 0]);
+    // Taken away before, and while it runs.
+    assert_eq!(run(&[UNMAPPED, &read, JOB_END]), [15]);
+    assert_eq!(run(&[&read, UNMAPPED, JOB_END]), [0u64; 0]);
+    // Mapped while it runs.
+    let map = command(2, "MAP", r#""start":0,"length":8192,"#);
+    let again = mapped("[[0,8192,1]]");
+    let more = [UNMAPPED, &read, &map, &again, JOB_END];
+    assert_eq!(run(&more), [0u64; 0]);
+    // It goes on.
+    let next = access(1, 0, false);
+    assert_eq!(run(&[&hole, &next, &failed]), [14]);
+}
+
+#[test]
+fn maps() {
+    let map =
+        |resource: u32, offset: u64| format!(r#"map "resource":{resource},"offset":{offset}"#);
+    let other = CREATE.replace("\"resource\":1", "\"resource\":2");
+    let before = [OPEN, CREATE, &other];
+    let (a, b, c) = (map(1, 0), map(2, 4096), map(2, 4095));
+    assert_eq!(violations(&[&before[..], &[&a, &b]].concat()), [0u64; 0]);
+    assert_eq!(violations(&[&before[..], &[&a, &c]].concat()), [5]);
+}
