@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0-only
 
 //! A flag that ends jobs early, and a sleep that it interrupts.
+//!
+//! Each context has one, and one is for copies of no context. Whoever destroys the context or
+//! resets the device sets it; workers look at it between pieces of work and sleep on it.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, PoisonError};

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0-only
 
-//! The program `virtgpu-device`.
+//! The program `virtgpu-device`: a device, a list of what its options know, or the check of a log.
 
 use std::fs::File;
 use std::io::BufReader;

@@ -3,9 +3,9 @@
 //! The one message to the frontend that the vhost crate cannot send: the configuration space has
 //! changed.
 //!
-//! The crate owns the channel and lends it to nobody. So its descriptor is looked for among those of
-//! the process: the channel is one end of a socket pair, and unlike the main connection it has no
-//! name. That is done only for an adversary that wants to send this message.
+//! The crate owns the channel and lends it to nobody. So its descriptor is looked for among those
+//! of the process: the channel is one end of a socket pair, and unlike the main connection it has
+//! no name. That is done only for an adversary that wants to send this message.
 
 use std::collections::BTreeSet;
 use std::io::{self, Write};

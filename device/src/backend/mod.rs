@@ -1,6 +1,15 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0-only
 
-//! The vhost-user side of the device: features, configuration space, queues.
+//! The vhost-user side of the device: features, configuration space, and who serves which queue.
+//!
+//! The library calls [`GpuBackend`] from the thread of the frontend's socket, with messages that
+//! start and stop queues and change guest memory, and from three more threads with kicks: that of
+//! the control queue, that of the mirror queue, and one for the cursor and the event queue. Where
+//! the guest waits for the mirror queue in the middle of reclaim, it must not wait behind the
+//! control queue.
+//!
+//! A queue can be stopped while a thread serves it. Each looks whether its queue is ready before
+//! each chain; the socket's thread makes it unready first, and then waits for the command at hand.
 
 mod frontend;
 pub mod serve;
@@ -119,8 +128,8 @@ impl GpuBackend {
     /// Asks the frontend to map the window, which it forgets at a reset. On a thread of its own,
     /// because the answer may come only after the frontend has had an answer from us.
     ///
-    /// Only when the driver wants to map something: QEMU 11.1 crashes now and then when the question
-    /// meets a reset, so there had better be few.
+    /// Only when the driver wants to map something: QEMU 11.1 crashes now and then when the
+    /// question meets a reset, so there had better be few.
     fn show_window(&self) {
         let mut state = self.device.lock();
         if state.window != Window::Unknown {

@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0-only
 
 //! The life of the process: one socket, one virtual machine.
+//!
+//! When the frontend hangs up, the device is shut down before the threads of the queues are told to
+//! end: one of them may be waiting for a job.
 
 use std::path::Path;
 use std::sync::Arc;

@@ -4,8 +4,8 @@
 //!
 //! A command that takes memory away is checked when it comes, and done when no job can touch that
 //! memory any more: its response permits the guest to use the memory for something else.
-//! RESOURCE_MAP_BLOB waits for jobs that write the blob. [`Device::run_deferred`] is called, with the
-//! state locked, by the worker that ends a job and by whoever learns of the window.
+//! RESOURCE_MAP_BLOB waits for jobs that write the blob. [`Device::run_deferred`] is called, with
+//! the state locked, by the worker that ends a job and by whoever learns of the window.
 
 use std::sync::atomic::Ordering;
 use std::time::Instant;
@@ -29,7 +29,8 @@ impl Device {
         });
     }
 
-    /// Carries out `action` as soon as no job is in the way, and answers, if that has not been done.
+    /// Carries out `action` as soon as no job is in the way, and answers, if that has not been
+    /// done.
     pub(super) fn act(&self, state: &mut State, ticket: Option<Ticket>, action: Action) {
         if state.is_blocked(action) {
             state.deferred.push_back((ticket, action));

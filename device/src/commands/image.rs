@@ -2,8 +2,8 @@
 
 //! Images: resources whose storage is the device's own, and the guest memory behind them.
 //!
-//! Where virglrenderer is used, the storage is the renderer's. Copies between an image and the memory
-//! behind it are jobs of `transfer`, and may be going on when RESOURCE_DETACH_BACKING comes.
+//! Where virglrenderer is used, the storage is the renderer's. Copies between an image and the
+//! memory behind it are jobs of `transfer`, and may be going on when RESOURCE_DETACH_BACKING comes.
 
 use std::sync::Arc;
 

@@ -3,15 +3,15 @@
 //! The commands of the guest: what each checks, and what it does to what exists.
 //!
 //! [`Device::handle`] takes a request of the control queue, has it carried out by the function for
-//! its type, and sees to its response: at once, behind others on its timeline, or by the job that the
-//! request has become. A file each is in charge of capability sets, contexts, resources, blobs,
+//! its type, and sees to its response: at once, behind others on its timeline, or by the job that
+//! the request has become. A file each is in charge of capability sets, contexts, resources, blobs,
 //! images, transfers and jobs; `deferred` of what waits for jobs, `rendered` of what virglrenderer
 //! does. `space` has the commands of the mirror queue.
 //!
-//! One thread at a time carries out requests: the one that serves the control queue, or one for which
-//! an adversary has put a request off, holds [`Device::serve`]. Workers end jobs at the same time,
-//! and the mirror queue has a thread of its own. All that two of them can touch is behind the lock of
-//! the state, which nobody here keeps locked while a job is waited for.
+//! One thread at a time carries out requests: the one that serves the control queue, or one for
+//! which an adversary has put a request off, holds [`Device::serve`]. Workers end jobs at the same
+//! time, and the mirror queue has a thread of its own. All that two of them can touch is behind the
+//! lock of the state or that of the table of spaces. Nobody keeps one locked to wait for a job.
 
 mod blob;
 mod capset;

@@ -2,8 +2,8 @@
 
 //! What virglrenderer has to do with contexts and resources, where it is used.
 //!
-//! The renderer has a thread of its own, which takes no lock of the device: it may be waited for with
-//! the state locked.
+//! The renderer has a thread of its own, which takes no lock of the device: it may be waited for
+//! with the state locked.
 
 use virtgpu_protocol::virtio_gpu::response;
 

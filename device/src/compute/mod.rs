@@ -1,6 +1,12 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0-only
 
 //! The operations of a compute context: checking them and executing them.
+//!
+//! A job is an array of operations. `shape` says whether one is well-formed and which memory it
+//! touches, before anything is executed; `exec` executes it, with its operands from `operand` and
+//! matrix products from `gemm`. Nothing here locks anything: a worker executes a job while the
+//! guest and other workers write the same memory, and while pages of a space come and go. An access
+//! that is not possible is a [`Failure`], which costs the job its context.
 
 mod exec;
 mod gemm;

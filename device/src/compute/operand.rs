@@ -3,8 +3,8 @@
 //! The operands of an operation, and why an operation on them ends early.
 //!
 //! An operand names a resource and an offset. While an operation runs, a [`Place`] keeps the memory
-//! of that resource mapped. The guest may write that memory, and may unmap what a space has there, at
-//! the same time: a read can return different bytes each time, and any access can fault.
+//! of that resource mapped. The guest may write that memory, and may unmap what a space has there,
+//! at the same time: a read can return different bytes each time, and any access can fault.
 
 use std::sync::Arc;
 

@@ -1,6 +1,10 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0-only
 
 //! What makes an operation well-formed, and which memory it touches.
+//!
+//! Both depend on the operation alone: not on what resources there are, nor on what is in memory.
+//! The same ranges decide which resources a job holds, what the event log says that it touches, and
+//! what is checked before it touches anything.
 
 use virtgpu_protocol::compute::{op, Op, Operand, Stat, MAX_DELAY_US};
 

@@ -2,14 +2,14 @@
 
 //! The device as a whole: what its threads share, and its life from reset to reset.
 //!
-//! There is a thread for the control queue, which carries out requests; one for the mirror queue (see
-//! [`crate::mirror`]); workers, which run jobs; one for the renderer (see [`crate::virgl`]); and the
-//! one of the frontend's socket, which starts and stops queues.
+//! There is a thread for the control queue, which carries out requests; one for the mirror queue
+//! (see [`crate::mirror`]); workers, which run jobs; one for the renderer (see `virgl`); and
+//! the one of the frontend's socket, which starts and stops queues.
 //!
-//! Locks are taken in this order: [`Device::serve`], the state, the table of spaces, a
-//! [ring](crate::queues::ring), its vring. The thread of the mirror queue does not take the state, and
-//! has a lock of its own like [`Device::serve`]. The socket's thread takes any of them; nobody who
-//! holds one waits for that thread.
+//! Locks are taken in this order: `Device::serve`, the state, the table of spaces, a
+//! ring (see `queues::ring`), its vring. The thread of the mirror queue does not take the state,
+//! and has a lock of its own like `Device::serve`. The socket's thread takes any of them; nobody
+//! who holds one waits for that thread.
 
 mod jobs;
 pub(crate) mod state;

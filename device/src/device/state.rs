@@ -1,6 +1,10 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0-only
 
 //! What exists in the device: resources, contexts, and the work that is queued on them.
+//!
+//! All of it is behind one lock, and says what commands need to know of jobs: which resources a job
+//! can touch, and which commands wait for it. What jobs need of memory they hold themselves, so
+//! that they run without the lock.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;

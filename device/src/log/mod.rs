@@ -3,8 +3,8 @@
 //! The event log: what the device did, one JSON object a line, for [`check`] and people.
 //!
 //! All threads write to it. A line is written before what it announces can be seen by the guest, or
-//! after what it says is over, as the description of each event says, so that the order of the lines
-//! is one that a check can judge by.
+//! after what it says is over, as the description of each event says, so that the order of the
+//! lines is one that a check can judge by.
 
 pub mod check;
 pub mod names;

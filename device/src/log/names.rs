@@ -1,6 +1,10 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0-only
 
 //! Names of numbers of the protocol, for logs and options.
+//!
+//! What the event log and the command line call a command, a response or an operation is what the
+//! protocol calls it. Which commands name a resource, and which have a status, is known here too,
+//! because the log has to say it.
 
 use virtgpu_protocol::compute::op;
 use virtgpu_protocol::mirror::command as mirror;

@@ -4,8 +4,8 @@
 //!
 //! Nobody is asked before an access, and no lock is held during it: whoever takes memory away
 //! replaces the mapping, and need not wait. What then is left of the access is an exception of the
-//! CPU, which the kernel delivers as SIGSEGV or SIGBUS. All loads and stores of this kind are in one
-//! stretch of assembly. They use no stack, so that the signal handler can end them anywhere by
+//! CPU, which the kernel delivers as SIGSEGV or SIGBUS. All loads and stores of this kind are in
+//! one stretch of assembly. They use no stack, so that the signal handler can end them anywhere by
 //! having the thread continue at a return of an error. An exception at any other instruction is a
 //! bug, and ends the process as it would without the handler.
 

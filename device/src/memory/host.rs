@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0-only
 
-//! What the host's kernel lets a process have.
+//! What the host's kernel lets a process have: a number of mappings, and pages of a size.
 
 use std::fs::File;
 use std::mem::MaybeUninit;

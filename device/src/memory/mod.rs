@@ -2,9 +2,10 @@
 
 //! Memory: what resources are made of, and how it is accessed while others change it.
 //!
-//! Nothing here trusts memory to stay as it is. The guest writes its memory at any time, so `access`
-//! reads and writes it with volatile accesses, never through references. What a space maps may also
-//! be unmapped at any time, even in the middle of an access, which `guarded` turns into a [`Fault`].
+//! Nothing here trusts memory to stay as it is. The guest writes its memory at any time, so
+//! `access` reads and writes it with volatile accesses, never through references. What a space maps
+//! may also be unmapped at any time, even in the middle of an access, which `guarded` turns into a
+//! `Fault`.
 //!
 //! - `ram`: guest RAM as this process sees it; a snapshot keeps it mapped;
 //! - [`segments`]: the memory of a resource, in pieces, as one;
@@ -12,8 +13,6 @@
 //! - `image`: the storage of images, and copies between it and guest memory;
 //! - `area`: the addresses of a space in this process; `usage` counts the mappings that they take;
 //! - `host`: what the host's kernel lets a process have.
-//!
-//! [`Fault`]: guarded::Fault
 
 mod access;
 pub(crate) mod area;

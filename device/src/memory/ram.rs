@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0-only
 
 //! Guest RAM as this process sees it.
+//!
+//! The frontend can change it at any time. A [`GuestRam`] is a snapshot, which stays mapped while
+//! anybody has it: a resource keeps the memory that it was created with.
 
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;

@@ -1,6 +1,10 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0-only
 
 //! The memory of a resource: a list of stretches of host memory that appears as one.
+//!
+//! It is what jobs read and write, at the same time as the guest and other jobs. It keeps what it
+//! is made of mapped for as long as it exists: guest RAM, a blob of the host, or the addresses of a
+//! space, in which pages come and go.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;
@@ -41,10 +45,10 @@ enum Owner {
 ///
 /// # Invariants
 ///
-/// Unless `owner` is an area, `starts` and `hosts` are of the same length. Segment `i` reaches from byte `starts[i]` of the
-/// resource to `starts[i + 1]`, the last one to `size`; `starts` begins with 0 and ascends strictly;
-/// all are below `size`. `hosts[i]` is valid for reads and writes of that length while `owner`
-/// exists.
+/// Unless `owner` is an area, `starts` and `hosts` are of the same length. Segment `i` reaches from
+/// byte `starts[i]` of the resource to `starts[i + 1]`, the last one to `size`; `starts` begins
+/// with 0 and ascends strictly; all are below `size`. `hosts[i]` is valid for reads and writes of
+/// that length while `owner` exists.
 #[derive(Debug)]
 pub struct Segments {
     starts: Vec<u64>,
@@ -253,8 +257,8 @@ impl Segments {
     ///
     /// # Errors
     ///
-    /// If it is not inside, not aligned in host memory, not in one piece, or not mapped in the space
-    /// for writing.
+    /// If it is not inside, not aligned in host memory, not in one piece, or not mapped in the
+    /// space for writing.
     pub fn fetch_add(&self, offset: u64, value: u64) -> Result<u64, Fault> {
         if let Owner::Mirrored(area) = &self.owner {
             return area.fetch_add(offset, value);

@@ -2,9 +2,9 @@
 
 //! What an INVALIDATE has to wait for: the commands that were in the queue before it.
 //!
-//! The guest's memory reclaim waits for INVALIDATE, and a process of the guest can have as many MAPs
-//! sent as the driver lets it. How many of one client were before an INVALIDATE of another is what a
-//! driver can bound.
+//! The guest's memory reclaim waits for INVALIDATE, and a process of the guest can have as many
+//! MAPs sent as the driver lets it. How many of one client were before an INVALIDATE of another is
+//! what a driver can bound.
 
 use std::collections::{HashMap, VecDeque};
 

@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0-only
 
 //! The commands of the mirror queue, and what makes them well-formed.
+//!
+//! Whether a command is well-formed depends on its bytes and on what the device offers, not on
+//! which spaces there are. What a command does is in `table`.
 
 use virtgpu_protocol::mirror::{self as wire, access, command, Header};
 use zerocopy::{FromBytes, Immutable, KnownLayout, Unaligned};

@@ -3,7 +3,7 @@
 //! Spaces: guest memory that the guest gives and takes page by page, on a queue of its own.
 //!
 //! A space belongs to a resource that was created without memory. What is mapped in it is mapped in
-//! this process too, at the addresses of an [`Area`], and that is all that jobs get to see of
+//! this process too, at the addresses of an `Area`, and that is all that jobs get to see of
 //! it: they take no lock, and find out by a fault that something is not there (any more).
 //!
 //! Whoever serves the mirror queue takes the lock of the table, which is held for system calls of
@@ -48,7 +48,7 @@ pub struct Limits {
     pub max_spaces: u32,
     /// Buffers that the driver should keep in the event queue.
     pub event_slots: u32,
-    /// Bytes that addresses and lengths are multiples of, a power of two, [`PAGE`] or more.
+    /// Bytes that addresses and lengths are multiples of, a power of two, 4096 or more.
     pub granularity: u32,
     /// Mappings of the host that spaces may use, 0 for half of what the kernel lets a process have.
     pub mappings: usize,
@@ -123,7 +123,8 @@ pub(crate) struct Mirror {
 }
 
 impl Mirror {
-    /// One without spaces, which offers what `limits` says, and breaks the contract as `mutants` say.
+    /// One without spaces, which offers what `limits` says, and breaks the contract as `mutants`
+    /// say.
     pub(crate) fn new(
         limits: Option<Limits>,
         mutants: Vec<Mutant>,

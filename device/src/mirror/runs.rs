@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0-only
 
 //! What is mapped in a space: runs of addresses that are consecutive bytes of a file.
+//!
+//! Each run is one mapping of the host, of which a process has a limited number, so what
+//! continues a run becomes a part of it. The lock of the table protects runs.
 
 use std::collections::BTreeMap;
 use std::fs::File;

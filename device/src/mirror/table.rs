@@ -1,6 +1,10 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0-only
 
 //! The spaces that exist, and what commands do to them.
+//!
+//! A command changes the table and the mappings of this process under the lock of the table. Jobs
+//! take no part in that: they go on while pages come and go, and an access to what is not mapped is
+//! a fault. When a command that takes pages returns, no access to them is going on.
 
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;

@@ -94,8 +94,8 @@ impl Hammer {
         self.work.notify_one();
     }
 
-    /// Ends what [`Self::add`] began, for what is between `start` and `end`. When it returns, nothing
-    /// is written there any more.
+    /// Ends what [`Self::add`] began, for what is between `start` and `end`. When it returns,
+    /// nothing is written there any more.
     pub(crate) fn remove(&self, space: u32, start: u64, end: u64) {
         let mut inner = self.lock_first();
         let range = inner.pages.range((space, start)..(space, end));

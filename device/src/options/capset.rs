@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0-only
 
-//! Capability sets.
+//! Capability sets that the device offers.
+//!
+//! The first is that of the compute context. Those that `--capset` adds only look like the sets of
+//! other hosts: contexts of them execute compute operations, too.
 
 use std::str::FromStr;
 

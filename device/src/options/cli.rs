@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0-only
 
-//! The command line.
+//! The command line: every option, its explanation, and what it makes of [`Options`].
+//!
+//! Help texts and the manual page are made from the comments here.
 
 use std::path::PathBuf;
 

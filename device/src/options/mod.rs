@@ -2,8 +2,8 @@
 
 //! What the device offers and how it misbehaves, as the command line says.
 //!
-//! Options are read once, before there is a guest. `--virgl-renderer` adds the capability sets of the
-//! renderer when it has started; after that nothing changes them.
+//! Options are read once, before there is a guest. `--virgl-renderer` adds the capability sets of
+//! the renderer when it has started; after that nothing changes them.
 
 pub mod capset;
 pub mod cli;

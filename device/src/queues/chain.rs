@@ -2,8 +2,8 @@
 
 //! Reading descriptor chains: what the driver wrote, and where the device may write.
 //!
-//! A [`RequestBuffer`] belongs to the thread that serves a queue. The driver can change the memory of
-//! a chain at any time, so it is read once, into the buffer.
+//! A [`RequestBuffer`] belongs to the thread that serves a queue. The driver can change the memory
+//! of a chain at any time, so it is read once, into the buffer.
 
 use std::ops::Deref;
 
@@ -44,7 +44,8 @@ impl RequestBuffer {
     const KEEP: usize = 32 << 20;
 
     /// Reads the device-readable part of `chain`, of at most `limit` bytes, and returns the
-    /// device-writable buffers as far as an answer can need them. After an error the buffer holds what was read before.
+    /// device-writable buffers as far as an answer can need them. After an error the buffer holds
+    /// what was read before.
     pub(crate) fn read<M>(
         &mut self,
         chain: DescriptorChain<M>,

@@ -65,7 +65,8 @@ impl Queue for Events {
 }
 
 impl EventRing {
-    /// There are buffers in the queue. Not unless `going`: who stops it says so before closing this.
+    /// There are buffers in the queue. Not unless `going`: who stops it says so before closing
+    /// this.
     pub(crate) fn kicked(&self, vring: &Vring, going: impl FnOnce() -> bool) {
         if self.open(vring, going).is_some() {
             self.flush(&mut self.lock());

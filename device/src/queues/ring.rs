@@ -3,10 +3,10 @@
 //! One queue of the guest: when the device may write to it, and how chains are given back.
 //!
 //! The thread that serves a queue opens its [`GuestRing`] when it begins, and the frontend's thread
-//! closes it when the driver stops the queue. Workers, timers and the thread of another queue want to
-//! respond at any time in between and after. All of them meet at the lock of the ring: nothing is
-//! written to the guest while the ring is closed, nor as a response to what was taken before it was
-//! closed, for which each time it is opened is a new generation.
+//! closes it when the driver stops the queue. Workers, timers and the thread of another queue want
+//! to respond at any time in between and after. All of them meet at the lock of the ring: nothing
+//! is written to the guest while the ring is closed, nor as a response to what was taken before it
+//! was closed, for which each time it is opened is a new generation.
 //!
 //! Under the lock of a ring only those of its vring and of the event log are taken.
 

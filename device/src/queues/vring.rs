@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0-only
 
-//! The vrings of the device.
+//! The vrings of the device: those of the vhost-user library, but for one of its errors.
 
 use std::fs::File;
 use std::io;

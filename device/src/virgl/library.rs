@@ -19,8 +19,8 @@ pub(super) const USE_EGL: c_int = 1 << 0;
 pub(super) const USE_SURFACELESS: c_int = 1 << 3;
 /// `VIRGL_RENDERER_USE_GLES`: OpenGL ES rather than OpenGL.
 pub(super) const USE_GLES: c_int = 1 << 4;
-/// `VIRGL_RENDERER_USE_EXTERNAL_BLOB`: the virtual machine is another process. Without it the library
-/// offers buffers that the guest maps, which are memory of this process.
+/// `VIRGL_RENDERER_USE_EXTERNAL_BLOB`: the virtual machine is another process. Without it the
+/// library offers buffers that the guest maps, which are memory of this process.
 pub(super) const USE_EXTERNAL_BLOB: c_int = 1 << 5;
 
 /// `VIRGL_RES_BIND_RENDER_TARGET`.

@@ -1,6 +1,10 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0-only
 
 //! virglrenderer, as the one thread sees it that may call it.
+//!
+//! The library keeps pointers to guest memory and to what its callbacks get. Here is what keeps
+//! them valid for as long: the memory behind each resource until it is detached, the list of fences
+//! for ever.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::ffi::{c_int, c_void};

@@ -406,8 +406,8 @@ impl Checker {
         }
     }
 
-    /// The adversary answers `req` too early on purpose. That excuses the answer and nothing else: what
-    /// the request takes away stays until no job can touch it.
+    /// The adversary answers `req` too early on purpose. That excuses the answer and nothing else:
+    /// what the request takes away stays until no job can touch it.
     fn early(&mut self, req: u64, jobs: Vec<u64>) {
         let on_purpose = self.adversary;
         self.expect(on_purpose, || format!("request {req} is answered early"));

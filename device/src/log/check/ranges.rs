@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0-only
 
 //! Ranges of addresses, each with what is allowed there.
+//!
+//! The check keeps what a log says is mapped in a space in this way, and compares it with what a
+//! command wanted and with what a job touched.
 
 use std::collections::BTreeMap;
 

@@ -2,6 +2,10 @@
 
 //! The rules of the mirror queue.
 //!
+//! Commands are carried out in order; what INVALIDATE names is not mapped when the device gives the
+//! command back; what is mapped is what a MAP asked for, and no more; a job must
+//! fail if something that it touches was not mapped at any time of the access.
+//!
 //! A mapping is in the log before it is made and its end after it is over: what a log does not
 //! allow has not been possible either.
 

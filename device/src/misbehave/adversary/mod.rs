@@ -114,7 +114,8 @@ pub(crate) struct Answer {
 }
 
 impl Adversary {
-    /// What happens to the next request of the control queue, which is `command` and has these bytes.
+    /// What happens to the next request of the control queue, which is `command` and has these
+    /// bytes.
     pub(crate) fn attack_request(&self, command: u32, bytes: &[u8]) -> Attack {
         if let Some(prefix) = &self.context {
             let mut aimed = self.aimed.lock().unwrap_or_else(PoisonError::into_inner);
@@ -125,7 +126,8 @@ impl Adversary {
         self.attack(command)
     }
 
-    /// What happens to the next command of the mirror queue, which is `command`. It names no context.
+    /// What happens to the next command of the mirror queue, which is `command`. It names no
+    /// context.
     pub(crate) fn attack_command(&self, command: u32) -> Attack {
         match self.context {
             Some(_) => Attack::default(),
