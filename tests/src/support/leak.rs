@@ -75,7 +75,11 @@ pub(crate) fn forget() {
 /// What there is then is the state before the next case: never more than before this one, so that
 /// nothing that is on its way back hides what is left behind later.
 pub(crate) fn check(env: &Env) -> TestResult {
-    let before = BEFORE.lock().expect("one thread").take().expect("remembered");
+    let before = BEFORE
+        .lock()
+        .expect("one thread")
+        .take()
+        .expect("remembered");
     let mut after = Ok(before);
     let same = eventually(Duration::from_secs(60), || {
         after = now(env);
