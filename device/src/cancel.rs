@@ -2,8 +2,9 @@
 
 //! A flag that ends jobs early, and a sleep that it interrupts.
 //!
-//! Each context has one, and one is for copies of no context. Whoever destroys the context or
-//! resets the device sets it; workers look at it between pieces of work and sleep on it.
+//! Each context has one, and one is for copies of no context. Whoever destroys the context, resets
+//! the device or stops its mirror queue sets it; workers look at it between pieces of work and sleep
+//! on it.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, PoisonError};

@@ -8,8 +8,9 @@
 //! the guest waits for the mirror queue in the middle of reclaim, it must not wait behind the
 //! control queue.
 //!
-//! A queue can be stopped while a thread serves it. Each looks whether its queue is ready before
-//! each chain; the socket's thread makes it unready first, and then waits for the command at hand.
+//! A queue can be stopped while a thread serves it. Those of the control and the mirror queue look
+//! whether their queue is ready before each chain; the socket's thread makes it unready first, and
+//! then waits for the command at hand. To close the ring of events it waits for the write at hand.
 
 mod frontend;
 pub mod serve;

@@ -3,8 +3,8 @@
 //! The commands of the mirror queue, with the ways in which a mutant or an adversary breaks their
 //! contract. What they do to spaces is in [`crate::mirror`].
 //!
-//! The thread that serves the mirror queue carries them out, and takes no lock of the state: the
-//! guest's reclaim waits for INVALIDATE, which must not wait for a job.
+//! The thread that serves the mirror queue carries them out, and takes no lock of the state, but to
+//! end the process: the guest's reclaim waits for INVALIDATE, which must not wait for a job.
 
 use virtgpu_protocol::mirror::command::{INVALIDATE, SPACE_DESTROY};
 
