@@ -124,7 +124,7 @@ impl FailNth {
 }
 
 /// Calls `attempt` with each of its faults; `undo` takes back what it did.
-fn each_fault<T>(
+pub(crate) fn each_fault<T>(
     what: &str,
     attempt: impl FnMut() -> Result<T, Errno>,
     undo: impl FnMut(T) -> TestResult,
@@ -182,7 +182,7 @@ fn each_fault_but_the_last<T>(
 }
 
 /// Calls `attempt`, which returns a new handle of `device`, with each of its faults.
-fn each_fault_of_a_handle(
+pub(crate) fn each_fault_of_a_handle(
     what: &str,
     device: &Device,
     mut attempt: impl FnMut() -> Result<u32, Errno>,
@@ -467,8 +467,9 @@ fn execbuffer_without_large_pages(env: &Env) -> TestResult {
     let submitted = {
         let _single = SinglePages::begin()?;
         let submitted = exec.submit_with_fence(&device);
-        // Not of this driver: it tries large pages first.
-        sender.send(&[1; 8 * PAGE])?;
+        // Not of this driver: it wants large pages, and is refused without.
+        let sent = sender.send(&[1; 8 * PAGE]);
+        check!(sent.is_err(), "there are large pages");
         let refused = SinglePages::refused()?;
         check!(refused > 0, "no allocation was refused");
         submitted
