@@ -6,12 +6,15 @@
 use std::fs;
 use std::time::Duration;
 
-use virtgpu_client::{compute, Bytes, Memory};
+use virtgpu_client::{compute, Bytes, Memfd, Memory};
 
+use super::mm_unmap::punch;
 use super::race::additions;
 use super::support::{family, open, Mirror, READ_ONLY};
 use crate::ktap::{Family, Outcome, TestResult};
-use crate::support::place::{Pages, Place};
+use crate::support::place::{Pages, Place, RW};
+use crate::support::procfs::{self, kernel_page};
+use crate::support::setting::Setting;
 use crate::support::{eventually, Env, HUGE, PAGE};
 use crate::{cases, check, check_eq, skip};
 
@@ -23,6 +26,9 @@ pub(crate) const FAMILY: Family = family(
         split_by_the_kernel,
         split_by_a_part,
         collapse_and_split_while_the_device_writes: 300,
+        by_khugepaged: 300,
+        of_64_kib,
+        of_shared_memory,
         merged,
         merged_and_written_by_the_device,
         hugetlb_pages,
@@ -99,6 +105,113 @@ fn collapse_read_only(env: &Env) -> TestResult {
         "the device's view of a later write"
     );
     mirror.agrees("in the end")
+}
+
+const SETTINGS: &str = "/sys/kernel/mm/transparent_hugepage";
+
+/// The kernel's thread makes pages one, which the device has, and nobody has asked for.
+fn by_khugepaged(env: &Env) -> TestResult {
+    can_collapse()?;
+    let _eager = [
+        Setting::new(format!("{SETTINGS}/khugepaged/scan_sleep_millisecs"), "10")?,
+        Setting::new(format!("{SETTINGS}/khugepaged/alloc_sleep_millisecs"), "10")?,
+        Setting::new(format!("{SETTINGS}/khugepaged/pages_to_scan"), "8192")?,
+    ];
+    let device = open(env)?;
+    let place = small(HUGE)?;
+    let mirror = Mirror::new(&device, &place)?;
+    let data = mirror.scatter(5);
+    mirror.agrees("small pages")?;
+    let told = mirror.stat()?.space_invalidates;
+    place.advise(0, HUGE, libc::MADV_HUGEPAGE)?;
+    let mut last = Ok(());
+    let done = eventually(Duration::from_secs(60), || {
+        last = mirror.agrees("while khugepaged looks");
+        last.is_err() || place.is_huge(0) == Ok(true)
+    });
+    last?;
+    if !done {
+        skip!("the kernel gave small pages");
+    }
+    check!(
+        mirror.stat()?.space_invalidates > told,
+        "the device was not told"
+    );
+    check_eq!(
+        mirror.csum(0, HUGE)?,
+        compute::crc32c(0, &data),
+        "CRC32C of the huge page"
+    );
+    mirror.coherent_all_over("a huge page")
+}
+
+/// Pages of a size in between.
+fn of_64_kib(env: &Env) -> TestResult {
+    const LARGE: usize = 64 << 10;
+    const SIZE: usize = 8 * LARGE;
+    let _on = Setting::new(format!("{SETTINGS}/hugepages-64kB/enabled"), "madvise")?;
+    let device = open(env)?;
+    let place = Place::new(Pages::Huge, SIZE)?;
+    place.fill(1);
+    let frames: Option<Vec<u64>> = place.frames()?.into_iter().collect();
+    let frames = frames.unwrap_or_default();
+    let large = frames.chunks(LARGE / PAGE).all(|chunk| {
+        chunk[0] % (LARGE / PAGE) as u64 == 0 && chunk.windows(2).all(|two| two[0] + 1 == two[1])
+    });
+    let flags = procfs::page_flags(&frames)?;
+    let heads = flags.iter().filter(|flags| **flags & kernel_page::COMPOUND_HEAD != 0);
+    if !large || heads.count() != SIZE / LARGE {
+        skip!("the kernel gave small pages");
+    }
+    let mirror = Mirror::new(&device, &place)?;
+    let mut expected = mirror.scatter(6);
+    mirror.agrees("pages of 64 KiB")?;
+    let entries = mirror.count()?.entries;
+    check!(
+        entries <= (SIZE / LARGE) as u64,
+        "{entries} entries for {} pages",
+        SIZE / LARGE
+    );
+    // Half of one, and across two.
+    for (at, length) in [(LARGE, LARGE / 2), (4 * LARGE - PAGE, 2 * PAGE)] {
+        mirror.loses("MADV_DONTNEED of a part", length, || {
+            place.advise(at, length, libc::MADV_DONTNEED)
+        })?;
+        expected[at..at + length].fill(0);
+        check_eq!(
+            mirror.csum(0, SIZE)?,
+            compute::crc32c(0, &expected),
+            "CRC32C without {length:#x} bytes at {at:#x}"
+        );
+    }
+    mirror.coherent_all_over("in the end")
+}
+
+/// A huge page of memory that is shared, which a hole is made in.
+fn of_shared_memory(env: &Env) -> TestResult {
+    let _on = Setting::new(format!("{SETTINGS}/shmem_enabled"), "advise")?;
+    let device = open(env)?;
+    let memfd = Memfd::new(2 * HUGE as u64)?;
+    let place = Place::reserve(Pages::Base, 2 * HUGE)?;
+    place.map_file(0, 2 * HUGE, &memfd, 0, [RW, libc::MAP_SHARED])?;
+    place.try_advise(0, 2 * HUGE, libc::MADV_HUGEPAGE, "MADV_HUGEPAGE")?;
+    place.fill(1);
+    if procfs::smaps(place.address(0), "ShmemPmdMapped:")? < 2 * HUGE as u64 {
+        skip!("the kernel gave small pages");
+    }
+    let mirror = Mirror::new(&device, &place)?;
+    let mut expected = mirror.scatter(7);
+    mirror.agrees("huge pages of shared memory")?;
+    let entries = mirror.count()?.entries;
+    check!(entries <= 2, "{entries} entries for two huge pages");
+    mirror.loses("a hole", PAGE, || punch(&memfd, HUGE + 3 * PAGE, PAGE))?;
+    expected[HUGE + 3 * PAGE..HUGE + 4 * PAGE].fill(0);
+    check_eq!(
+        mirror.csum(0, 2 * HUGE)?,
+        compute::crc32c(0, &expected),
+        "CRC32C with a hole"
+    );
+    mirror.coherent_all_over("in the end")
 }
 
 /// A huge page, if the kernel gives any.

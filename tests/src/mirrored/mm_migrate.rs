@@ -15,6 +15,7 @@ use super::race::additions;
 use super::support::{each_kind, family, on_each_kind, open, Mirror, READ_ONLY, WHOLE};
 use crate::ktap::{Family, Outcome, TestResult};
 use crate::support::place::{Pages, Place, RW};
+use crate::support::setting::Setting;
 use crate::support::{numa, pace, procfs, Env, HUGE, PAGE};
 use crate::{cases, check, check_eq, skip};
 
@@ -47,28 +48,10 @@ const BALANCED: Duration = Duration::from_secs(30);
 
 const BALANCING: &str = "/proc/sys/kernel/numa_balancing";
 
-/// Keeps the kernel from moving pages on its own; as before on drop.
-struct NoBalancing(Option<String>);
-
-impl NoBalancing {
-    fn new() -> Self {
-        let before = fs::read_to_string(BALANCING).ok();
-        let _ = fs::write(BALANCING, "0");
-        Self(before)
-    }
-}
-
-impl Drop for NoBalancing {
-    fn drop(&mut self) {
-        if let Some(before) = &self.0 {
-            let _ = fs::write(BALANCING, before);
-        }
-    }
-}
-
 fn between_nodes(env: &Env) -> TestResult {
     numa::two_nodes()?;
-    let _still = NoBalancing::new();
+    // A kernel without it moves no pages on its own.
+    let _still = Setting::new(BALANCING, "0").ok();
     on_each_kind(env, SIZE, |device, place| {
         let mirror = Mirror::new(device, place)?;
         mirror.scatter(1);
@@ -139,20 +122,19 @@ fn numa_balancing(env: &Env) -> TestResult {
     let device = open(env)?;
     let place = Place::base(SIZE)?;
     let mirror = Mirror::new(&device, &place)?;
-    // Puts back what it was before.
-    let _before = NoBalancing::new();
-    fs::write(BALANCING, "1").map_err(|error| Outcome::Skip(format!("{BALANCING}: {error}")))?;
-    for (name, value) in [
+    let _on = Setting::new(BALANCING, "1")?;
+    let _faster = [
         ("scan_delay_ms", "0"),
         ("scan_period_min_ms", "10"),
         ("scan_period_max_ms", "20"),
         ("scan_size_mb", "1024"),
-    ] {
-        let _ = fs::write(
+    ]
+    .map(|(name, value)| {
+        Setting::new(
             format!("/sys/kernel/debug/sched/numa_balancing/{name}"),
             value,
-        );
-    }
+        )
+    });
     let told = || -> TestResult<u64> { Ok(mirror.stat()?.space_invalidates.get()) };
     let looked_at = || procfs::vmstat("numa_pte_updates");
     let (told_before, looked_at_before) = (told()?, looked_at()?);

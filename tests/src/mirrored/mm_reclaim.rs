@@ -12,13 +12,14 @@ use super::support::{each_kind, family, open, Mirror, READ_ONLY, SPARSE, WHOLE};
 use crate::ktap::{pidfd, reap, Family, Outcome, TestResult};
 use crate::support::memcg::Group;
 use crate::support::place::{Pages, Place, RW};
-use crate::support::{child, eventually, job, swap, Env, Random, HUGE, PAGE};
+use crate::support::{child, eventually, job, procfs, swap, Env, Random, HUGE, PAGE};
 use crate::{cases, check, check_eq, skip};
 
 pub(crate) const FAMILY: Family = family(
     "mm_reclaim",
     cases![
         paged_out,
+        shared_memory_paged_out,
         paged_out_many_times,
         written_after_swap_in_by_reading,
         freed_lazily_then_written,
@@ -109,6 +110,30 @@ fn paged_out_many_times(env: &Env) -> TestResult {
         }
         Ok(())
     })
+}
+
+/// Shared memory goes to swap from a file that others may have open, too.
+fn shared_memory_paged_out(env: &Env) -> TestResult {
+    const SIZE: usize = 64 * PAGE;
+    prepare()?;
+    let device = open(env)?;
+    let memfd = Memfd::new(SIZE as u64)?;
+    let place = Place::reserve(Pages::Base, SIZE)?;
+    place.map_file(0, SIZE, &memfd, 0, [RW, libc::MAP_SHARED])?;
+    let mirror = Mirror::new(&device, &place)?;
+    let data = Random(4).bytes(SIZE);
+    mirror.write(0, &data)?;
+    let before = procfs::vmstat("pswpout")?;
+    mirror.loses("MADV_PAGEOUT", SIZE, || page_out(&place))?;
+    let swapped = procfs::vmstat("pswpout")? - before;
+    check!(swapped >= (SIZE / PAGE) as u64, "{swapped} pages were swapped out");
+    check_eq!(
+        mirror.csum(0, SIZE)?,
+        compute::crc32c(0, &data),
+        "from swap, by the device"
+    );
+    check_eq!(place.to_vec(0, SIZE), data, "our view");
+    mirror.coherent_all_over("in the end")
 }
 
 /// Such a page is writable and clean: only the driver knows that the device has written to it.

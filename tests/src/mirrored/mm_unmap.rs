@@ -482,7 +482,7 @@ fn guard_pages(env: &Env) -> TestResult {
     })
 }
 
-fn punch(memfd: &Memfd, offset: usize, length: usize) -> TestResult {
+pub(super) fn punch(memfd: &Memfd, offset: usize, length: usize) -> TestResult {
     rustix::fs::fallocate(
         memfd,
         FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE,

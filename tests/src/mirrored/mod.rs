@@ -5,6 +5,7 @@
 
 mod basic;
 mod events;
+mod faults;
 mod fences;
 mod flood;
 mod hammer;
@@ -51,6 +52,7 @@ pub(crate) const FAMILIES: &[Family] = &[
     mm_userfaultfd::FAMILY,
     hmm_tests::FAMILY,
     fences::FAMILY,
+    faults::FAMILY,
     knobs::FAMILY,
     hammer::FAMILY,
     stress::FAMILY,

@@ -19,6 +19,7 @@ pub(crate) mod pace;
 pub(crate) mod place;
 pub(crate) mod procfs;
 pub(crate) mod raw;
+pub(crate) mod setting;
 pub(crate) mod stat;
 pub(crate) mod swap;
 pub(crate) mod udmabuf;

@@ -71,6 +71,8 @@ pub(crate) fn frames(address: usize, pages: usize) -> TestResult<Vec<Option<u64>
 pub(crate) mod kernel_page {
     /// Free, in the buddy allocator.
     pub(crate) const BUDDY: u64 = 1 << 10;
+    /// The first of several pages that are one.
+    pub(crate) const COMPOUND_HEAD: u64 = 1 << 15;
     /// Anonymous memory.
     pub(crate) const ANON: u64 = 1 << 12;
 }
