@@ -214,6 +214,11 @@ fn memory_offline(env: &Env) -> TestResult {
     let mirror = Mirror::new(&device, &place)?;
     mirror.scatter(4);
     mirror.agrees("before")?;
+    if numa::two_nodes().is_ok() {
+        // With `numa=fake=2` that is where such memory is.
+        numa::move_to(&place, 1)?;
+        mirror.agrees("on the other node")?;
+    }
     let mut blocks = BTreeSet::new();
     for frame in place.frames()?.into_iter().flatten() {
         blocks.extend(numa::block::movable(frame)?);

@@ -46,6 +46,9 @@ const SIZE: usize = 16 * PAGE;
 /// Marks a host object whose pages the device rewrites, see `virtgpu-device --hammer`.
 const HAMMER: u64 = 1 << 63;
 
+/// Rounds in which that must have happened.
+const MET: u64 = 5;
+
 /// Pages are replaced between the lookup that brings them and their MAP: the device gets those that
 /// stay.
 fn lookup_meets_change(env: &Env) -> TestResult {
@@ -54,8 +57,12 @@ fn lookup_meets_change(env: &Env) -> TestResult {
     let place = Place::base(SIZE)?;
     let mirror = Mirror::with(&device, &place, SPARSE)?;
     knobs.set("delay_map_ms", 200)?;
-    let (rounds, mut met) = (env.iterations(50).clamp(8, 25), 0);
-    for round in 0..rounds {
+    let least = env.iterations(50).clamp(8, 25);
+    let (mut rounds, mut met) = (0, 0);
+    // On a busy machine this thread may come too late.
+    while rounds < least || (met < MET && rounds < 50) {
+        let round = rounds;
+        rounds += 1;
         let before = mirror.count()?.retries;
         place.map(0, SIZE)?;
         std::thread::scope(|scope| -> TestResult {
@@ -71,7 +78,7 @@ fn lookup_meets_change(env: &Env) -> TestResult {
     }
     println!("    # in {met} of {rounds} rounds a lookup was repeated");
     check!(
-        met * 2 > rounds,
+        met >= MET,
         "in {met} of {rounds} rounds only pages were replaced between lookup and MAP"
     );
     Ok(())
