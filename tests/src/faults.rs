@@ -401,10 +401,11 @@ fn execbuffer_long(env: &Env) -> TestResult {
     each_fault("a long EXECBUFFER", || exec.submit(&device), nothing)
 }
 
-/// As long as this is there, the kernel gives this thread single pages only.
-struct SinglePages;
+/// As long as this is there, the kernel gives this thread two pages at most: as many as 4 KiB of
+/// kmalloc() take where there are zones around them for KASAN.
+struct SmallPages;
 
-impl SinglePages {
+impl SmallPages {
     /// Allocations of more that are refused before there are some again: more than there will be.
     const TIMES: u64 = 1 << 20;
 
@@ -419,7 +420,7 @@ impl SinglePages {
         configure()?;
         let times = Self::TIMES.to_string();
         Self::configure(&[
-            ("min-order", "1"),
+            ("min-order", "2"),
             ("times", &times),
             ("task-filter", "Y"),
             ("probability", "100"),
@@ -439,7 +440,7 @@ impl SinglePages {
     }
 }
 
-impl Drop for SinglePages {
+impl Drop for SmallPages {
     fn drop(&mut self) {
         let _ = fs::write("/proc/thread-self/make-it-fail", "0");
         let _ = Self::configure(&[
@@ -450,7 +451,7 @@ impl Drop for SinglePages {
     }
 }
 
-/// A command of many pages is sent in pieces where there are single pages only.
+/// A command of many pages is sent in pieces where there are no large ones.
 fn execbuffer_without_large_pages(env: &Env) -> TestResult {
     let device = env.compute()?;
     let blob = device.create_blob(&BlobOptions::guest(4096))?;
@@ -465,12 +466,12 @@ fn execbuffer_without_large_pages(env: &Env) -> TestResult {
     let exec = Exec::new(stream.as_bytes()).buffers(&handles);
     let (sender, receiver) = UnixDatagram::pair()?;
     let submitted = {
-        let _single = SinglePages::begin()?;
+        let _small = SmallPages::begin()?;
         let submitted = exec.submit_with_fence(&device);
         // Not of this driver: it wants large pages, and is refused without.
         let sent = sender.send(&[1; 8 * PAGE]);
         check!(sent.is_err(), "there are large pages");
-        let refused = SinglePages::refused()?;
+        let refused = SmallPages::refused()?;
         check!(refused > 0, "no allocation was refused");
         submitted
     };

@@ -159,7 +159,9 @@ fn of_64_kib(env: &Env) -> TestResult {
         chunk[0] % (LARGE / PAGE) as u64 == 0 && chunk.windows(2).all(|two| two[0] + 1 == two[1])
     });
     let flags = procfs::page_flags(&frames)?;
-    let heads = flags.iter().filter(|flags| **flags & kernel_page::COMPOUND_HEAD != 0);
+    let heads = flags
+        .iter()
+        .filter(|flags| **flags & kernel_page::COMPOUND_HEAD != 0);
     if !large || heads.count() != SIZE / LARGE {
         skip!("the kernel gave small pages");
     }

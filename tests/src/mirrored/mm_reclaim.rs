@@ -5,7 +5,7 @@
 
 use std::time::{Duration, Instant};
 
-use virtgpu_client::{compute, Bytes, Exec, Memory};
+use virtgpu_client::{compute, Bytes, Exec, Memfd, Memory};
 
 use super::race::additions;
 use super::support::{each_kind, family, open, Mirror, READ_ONLY, SPARSE, WHOLE};
@@ -126,7 +126,10 @@ fn shared_memory_paged_out(env: &Env) -> TestResult {
     let before = procfs::vmstat("pswpout")?;
     mirror.loses("MADV_PAGEOUT", SIZE, || page_out(&place))?;
     let swapped = procfs::vmstat("pswpout")? - before;
-    check!(swapped >= (SIZE / PAGE) as u64, "{swapped} pages were swapped out");
+    check!(
+        swapped >= (SIZE / PAGE) as u64,
+        "{swapped} pages were swapped out"
+    );
     check_eq!(
         mirror.csum(0, SIZE)?,
         compute::crc32c(0, &data),
