@@ -109,7 +109,7 @@ pub(crate) struct FileData {
     pub(crate) share: Arc<Share>,
     /// Its part of the mirror queue.
     pub(crate) mirror_share: Arc<MirrorShare>,
-    /// The lock of its memory that moves.
+    /// The lock of its mirrored memory.
     notifier_lock: Arc<NotifierLock>,
     /// Its user memory that a worker releases.
     releases: Arc<Releases>,
@@ -252,7 +252,7 @@ impl FileData {
         }
     }
 
-    /// The lock of the file's memory that moves.
+    /// The lock of the file's mirrored memory.
     pub(crate) fn notifier_lock(&self) -> &Arc<NotifierLock> {
         &self.notifier_lock
     }
@@ -262,7 +262,7 @@ impl FileData {
         &self.releases
     }
 
-    /// What is to be told of the file's memory that moves.
+    /// What is to be told of the file's mirrored memory.
     pub(crate) fn outbox(&self) -> &Arc<Outbox> {
         &self.outbox
     }

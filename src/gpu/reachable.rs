@@ -104,7 +104,7 @@ impl OnReset for Mappings {
         self.counters.forget_spaces();
     }
 
-    /// Has those told who use memory that moves; that will not be done by `reset` for a long time.
+    /// Has those told who use mirrored memory; that will not be done by `reset` for a long time.
     fn overdue(&self) {
         let mut next = 0;
         loop {

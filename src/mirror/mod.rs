@@ -118,7 +118,7 @@ impl NotifierLock {
 type Notifier = IntervalNotifier<Handler>;
 type PinnedNotifier = Pin<KBox<Notifier>>;
 
-/// A registration of memory that moves.
+/// A registration of mirrored memory.
 pub(crate) struct Mirrored {
     range: Arc<MirroredRange>,
     /// The process.

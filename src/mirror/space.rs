@@ -70,7 +70,7 @@ pub(crate) struct Space {
     /// Ends the space; made with it, so that the end needs no memory. `None` if there is nothing to
     /// end. Protects only itself; taken where spaces begin and end.
     destroy: Pin<KBox<Mutex<Option<ListArc<MirrorCommand>>>>>,
-    /// Of memory that stays; that of memory that moves is told itself.
+    /// Of memory that stays; that of mirrored memory is told itself.
     loss: Arc<Loss>,
 }
 

@@ -66,7 +66,7 @@ impl Reachable for Shared {
         *self.held.lock() = None;
     }
 
-    /// Has those told who use memory that moves.
+    /// Has those told who use mirrored memory.
     fn overdue(&self) {
         if let Some(Held {
             memory: Memory::Mirrored(range),

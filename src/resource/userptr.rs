@@ -57,7 +57,7 @@ impl Userptr {
         }
     }
 
-    /// A registration of memory that moves, without handle yet.
+    /// A registration of mirrored memory, without handle yet.
     pub(crate) fn mirrored(
         releases: &Arc<Releases>,
         pages: usize,

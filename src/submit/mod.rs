@@ -114,7 +114,7 @@ impl Drop for RoomGivenBack<'_> {
 /// [`EINVAL`] for arguments that make no sense, [`ENOENT`] for a handle that does not exist,
 /// [`EALREADY`](kernel::error::code) for one that is listed twice, [`EFAULT`], [`ENOMEM`] also if
 /// there is no room for an event,
-/// [`ENODEV`], [`EBUSY`], [`ERESTARTSYS`], [`EIO`] if the context is lost; for memory that moves, what
+/// [`ENODEV`], [`EBUSY`], [`ERESTARTSYS`], [`EIO`] if the context is lost; for mirrored memory, what
 /// [`Mirrored::make_ready`] says. That the host refuses or fails the job shows in its fence, as
 /// -EIO.
 pub(crate) fn submit(file: &File, args: &mut ExecBuffer) -> Result {
@@ -275,12 +275,12 @@ fn clone_list(buffers: &KVVec<ARef<Object>>) -> Result<KVVec<ARef<Object>>> {
     Ok(clone)
 }
 
-/// The registration, if the buffer is memory that moves.
+/// The registration, if the buffer is mirrored memory.
 fn mirrored(object: &Object) -> Option<&Mirrored> {
     object.userptr()?.as_mirrored()
 }
 
-/// Has all memory that moves where the device can reach it, for now.
+/// Has all mirrored memory where the device can reach it, for now.
 fn make_ready(file: &File, buffers: &[ARef<Object>]) -> Result {
     let now = file.notifier_lock().now();
     for mirrored in buffers.iter().filter_map(|object| mirrored(object)) {
@@ -292,7 +292,7 @@ fn make_ready(file: &File, buffers: &[ARef<Object>]) -> Result {
     Ok(())
 }
 
-/// Whether all memory that moves is where the device can reach it.
+/// Whether all mirrored memory is where the device can reach it.
 fn is_ready(buffers: &[ARef<Object>], commits: &Commits) -> bool {
     let mut ranges = buffers.iter().filter_map(|object| mirrored(object));
     ranges.all(|mirrored| mirrored.range().is_ready(commits))

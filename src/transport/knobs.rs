@@ -70,7 +70,7 @@ impl Knob {
 
 /// The knobs of the queues of a device.
 pub(crate) struct Knobs {
-    /// Not 0: a device that was given up is not reset yet.
+    /// Not 0: a lost device is not reset yet.
     pub(crate) hold_reset: Knob,
     /// Attempts to put a command into the control ring that are still to find no descriptors.
     pub(crate) exhaust_descriptors: Knob,

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The registration of memory that moves.
+//! The registration of mirrored memory.
 
 use super::params::{
     Params,
@@ -46,7 +46,7 @@ use kernel::{
     },
 };
 
-/// Registers memory that moves; returns the object, without handle. Touches none of the memory.
+/// Registers mirrored memory; returns the object, without handle. Touches none of the memory.
 ///
 /// # Errors
 ///

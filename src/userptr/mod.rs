@@ -4,7 +4,7 @@
 //!
 //! - [`params`]: what userspace asks for, judged;
 //! - [`pinned`]: the registration of memory that stays where it is;
-//! - [`mirrored`]: that of memory that moves, followed by the device.
+//! - [`mirrored`]: that of mirrored memory, followed by the device.
 
 pub(crate) mod mirrored;
 pub(crate) mod params;

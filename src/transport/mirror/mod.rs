@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The mirror queue: what the device may reach of memory that moves.
+//! The mirror queue: what the device may reach of mirrored memory.
 //!
 //! MAP and SPACE_CREATE are sent where one may wait, with room in the ring taken ahead.
 //! INVALIDATE is sent from notifier callbacks, on which memory reclaim waits: its commands are
