@@ -106,11 +106,14 @@ impl Control {
                         let header = Message::owned(&mut command).header;
                         self.note_end(inner, &mut command);
                         command.shared.verdict.store(verdict, Release);
-                        inner.answered_fence = inner.answered_fence.max(header.fence_id.get());
-                        if header.flags.get() & (FLAG_FENCE | FLAG_INFO_RING_IDX) == FLAG_FENCE {
+                        // A host may refuse at once, whatever came before.
+                        if header.flags.get() & (FLAG_FENCE | FLAG_INFO_RING_IDX) == FLAG_FENCE
+                            && matches!(Self::answer(&command), Answer::Ok(_))
+                        {
                             let order = command.shared.order.load(Relaxed);
                             inner.common_answered = inner.common_answered.max(order);
                         }
+                        inner.answered_fence = inner.answered_fence.max(header.fence_id.get());
                         trace::answer(self.name(), &header, verdict);
                         // Before its fence is signalled, see `settle`.
                         inner.answered += 1;

@@ -158,7 +158,7 @@ struct Inner {
     next_fence: u64,
     /// The highest fence that was answered.
     answered_fence: u64,
-    /// [`Shared::order`] of the last fence of the device's common timeline that was answered.
+    /// [`Shared::order`] of the last fence of the device's common timeline that has succeeded.
     common_answered: u64,
     /// The commands in the ring, and in `pending`; as many places as the ring has descriptors.
     in_flight: KVec<Option<Arc<Command>>>,
