@@ -64,10 +64,56 @@ CASES = {
         ("virtgpu_client/doc/client/src/lib.rs:12", "ok", "")]),
 }
 
-print(f"KTAP version 1\n1..{len(CASES)}")
+
+
+class Clock:
+    """Stands in for the module `time`."""
+
+    def __init__(self):
+        self.now = 0
+
+    def monotonic(self):
+        return self.now
+
+
+def seconds(make, text):
+    """What the tests in `text` took, if each of its lines begins with the time at which it came."""
+    ktap.time, real = Clock(), ktap.time
+    try:
+        reader, out = make(), []
+        for line in text.splitlines():
+            now, _, line = line.partition("|")
+            ktap.time.now = int(now)
+            out += reader.feed(line)
+        return [(r.name, r.seconds) for r in out]
+    finally:
+        ktap.time = real
+
+
+# Neither the build nor the boot is a test's.
+TIMES = {
+    "cargo_times": (ktap.Cargo, """0|   Compiling virtgpu-bench v0.1.0
+400|    Finished `release` profile [optimized] target(s) in 6m 40s
+401|     Running unittests src/main.rs (build/target/release/deps/virtgpu_bench-0123abcd)
+402|test report::tests::medians ... ok
+405|test report::tests::goals ... ok
+500|   Doc-tests virtgpu_client
+507|test client/src/lib.rs - (line 12) ... ok
+""", [("virtgpu_bench/report::tests::medians", 1), ("virtgpu_bench/report::tests::goals", 3),
+      ("virtgpu_client/doc/client/src/lib.rs:12", 7)]),
+    "ktap_times": (ktap.Ktap, """0|booting
+30|KTAP version 1
+30|1..2
+31|ok 1 small
+35|ok 2 large
+""", [("small", 1), ("large", 4)]),
+}
+
+print(f"KTAP version 1\n1..{len(CASES) + len(TIMES)}")
 failed = 0
-for number, (name, (reader, text, want)) in enumerate(CASES.items(), 1):
-    got = read(reader, text)
+results = [(name, want, read(reader, text)) for name, (reader, text, want) in CASES.items()]
+results += [(name, want, seconds(make, text)) for name, (make, text, want) in TIMES.items()]
+for number, (name, want, got) in enumerate(results, 1):
     good = got == want
     failed += not good
     if not good:

@@ -16,7 +16,7 @@ class Result:
     status: str  # ok, not ok, skip
     reason: str = ""
     notes: list = field(default_factory=list)  # diagnostics that came before it
-    seconds: float = None  # since the result before it, as the lines arrived
+    seconds: float = None  # since the result or the beginning before it, as the lines arrived
 
 
 @dataclass
@@ -143,6 +143,7 @@ class Cargo:
     def feed(self, line):
         if m := self.CRATE.match(line):
             self.crate = m[1] or m[2] + "/doc"
+            self.last = time.monotonic()  # not the build of it
         elif m := self.TEST.match(line.strip()):
             self.total += 1
             now, last = time.monotonic(), self.last
