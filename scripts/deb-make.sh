@@ -17,6 +17,17 @@ rm -rf "$out"
 mkdir -p "$out"
 cargo build --release --locked -p virtgpu-device --example man
 
+# manual TITLE SECTION WHAT PANDOC-ARGUMENT...: prints a manual page made from Markdown.
+manual() {
+	local title=$1 section=$2 what=$3
+	shift 3
+	pandoc -s -f gfm -t man -V title="${title^^}" -V section="$section" -V date="$day" \
+		-V footer="virtgpu-userptr $version" \
+		-V include-before=".SH NAME"$'\n'"$title \\- $what"$'\n.SH DESCRIPTION' "$@" |
+		# The last column of a table has what is left of the line.
+		sed -E 's/^((l )*)l\.$/\1lx./'
+}
+
 # page FROM TO: one manual page, compressed as Debian wants it.
 page() {
 	mkdir -p "$(dirname "$2")"
@@ -60,10 +71,10 @@ install -D -m 644 "$TOP/uapi/drm/virtgpu_userptr_drm.h" "$tree/usr/include/drm/v
 install -D -m 644 "$TOP/uapi/linux/virtio_gpu_mirror.h" "$tree/usr/include/linux/virtio_gpu_mirror.h"
 install -D -m 644 "$TOP/packaging/dkms/modprobe.conf" "$tree/etc/modprobe.d/virtgpu-userptr.conf"
 install -D -m 644 "$TOP/packaging/dkms/udev.rules" "$tree/usr/lib/udev/rules.d/60-virtgpu-userptr.rules"
-python3 "$TOP/scripts/man.py" ioctl_virtgpu 2 "$day" "ioctls of virtio-gpu render nodes, and for user memory" \
-	"$TOP/docs/uapi.md" >"$out/ioctl_virtgpu.2"
-python3 "$TOP/scripts/man.py" virtgpu_userptr 4 "$day" "virtio-gpu render driver with user memory" \
-	<(echo && sed '/^## /,$d' "$TOP/README.md" && cat "$TOP/docs/limits.md" "$TOP/docs/install.md") >"$out/virtgpu_userptr.4"
+manual ioctl_virtgpu 2 "ioctls of virtio-gpu render nodes, and for user memory" \
+	--shift-heading-level-by=-1 "$TOP/docs/uapi.md" >"$out/ioctl_virtgpu.2"
+manual virtgpu_userptr 4 "virtio-gpu render driver with user memory" \
+	<(sed '1d; /^## /,$d' "$TOP/README.md") "$TOP/docs/limits.md" "$TOP/docs/install.md" >"$out/virtgpu_userptr.4"
 page "$out/ioctl_virtgpu.2" "$tree/usr/share/man/man2/ioctl_virtgpu.2"
 page "$out/virtgpu_userptr.4" "$tree/usr/share/man/man4/virtgpu_userptr.4"
 pack dkms
