@@ -29,7 +29,6 @@ pub(crate) const FAMILY: Family = family(
     ],
 );
 
-const MADV_PAGEOUT: i32 = 21;
 const MADV_COLLAPSE: i32 = 25;
 const LENGTH: usize = HUGE;
 
@@ -179,7 +178,7 @@ fn move_pages(env: &Env) -> TestResult {
 
 fn page_out(place: &Place, number: u64) -> TestResult {
     let part = place.len() / PAGE / 8 * PAGE;
-    place.advise(number as usize % 8 * part, part, MADV_PAGEOUT)
+    place.advise(number as usize % 8 * part, part, libc::MADV_PAGEOUT)
 }
 
 fn swap_out(env: &Env) -> TestResult {

@@ -12,13 +12,15 @@ use super::support::{each_kind, family, open, Mirror, READ_ONLY, SPARSE, WHOLE};
 use crate::ktap::{pidfd, reap, Family, Outcome, TestResult};
 use crate::support::memcg::Group;
 use crate::support::place::{Pages, Place, RW};
-use crate::support::{child, eventually, job, procfs, swap, Env, Random, HUGE, PAGE};
+use crate::support::swap::page_out;
+use crate::support::{child, cpu, eventually, job, procfs, swap, Env, Random, HUGE, PAGE};
 use crate::{cases, check, check_eq, skip};
 
 pub(crate) const FAMILY: Family = family(
     "mm_reclaim",
     cases![
         paged_out,
+        paged_out_by_another_cpu,
         shared_memory_paged_out,
         paged_out_many_times,
         written_after_swap_in_by_reading,
@@ -33,25 +35,6 @@ pub(crate) const FAMILY: Family = family(
         reaped_while_unmapped: 300,
     ],
 );
-
-const MADV_PAGEOUT: i32 = 21;
-
-/// Sends all pages of a place to swap. Pages that somebody holds would stay.
-fn page_out(place: &Place) -> TestResult {
-    let mut last = Ok(());
-    let gone = eventually(job::LIMIT, || {
-        last = place.advise(0, place.len(), MADV_PAGEOUT);
-        last.is_err() || place.resident() == Ok(0)
-    });
-    last?;
-    check!(
-        gone,
-        "{} bytes of {} do not leave memory",
-        place.resident()?,
-        place.len()
-    );
-    Ok(())
-}
 
 /// Makes sure that there is swap space and that memory no one uses goes there.
 fn prepare() -> TestResult {
@@ -91,6 +74,29 @@ fn paged_out(env: &Env) -> TestResult {
         );
         mirror.coherent_all_over("in the end")
     })
+}
+
+/// Pages that one CPU has faulted in and another one pages out, too few for the first one to have put
+/// them into the kernel's lists.
+fn paged_out_by_another_cpu(env: &Env) -> TestResult {
+    const PAGES: usize = 8;
+    prepare()?;
+    let device = open(env)?;
+    let test = || -> TestResult {
+        for round in 1..5 {
+            let place = Place::base(PAGES * PAGE)?;
+            let mirror = Mirror::new(&device, &place)?;
+            cpu::bind(0)?;
+            mirror.fill(round)?;
+            cpu::bind(1)?;
+            mirror.loses("paging out", PAGES * PAGE, || page_out(&place))?;
+            check_eq!(mirror.peek(0)?, round, "from swap, by the device");
+            mirror.coherent_all_over("back")?;
+        }
+        Ok(())
+    };
+    // A thread of its own is bound, and no other one.
+    std::thread::scope(|scope| scope.spawn(test).join().expect("no panic"))
 }
 
 fn paged_out_many_times(env: &Env) -> TestResult {
@@ -218,7 +224,7 @@ fn reclaimed_while_the_device_writes(env: &Env) -> TestResult {
     let mirror = Mirror::new(&device, &place)?;
     mirror.fill(0)?;
     let jobs = additions(&mirror, 64 * PAGE, env.rounds(80), |_| {
-        place.advise(0, 64 * PAGE, MADV_PAGEOUT)
+        place.advise(0, 64 * PAGE, libc::MADV_PAGEOUT)
     })?;
     for page in 0..64 {
         check_eq!(

@@ -4,6 +4,7 @@
 
 pub(crate) mod child;
 pub(crate) mod cma;
+pub(crate) mod cpu;
 pub(crate) mod debugfs;
 pub(crate) mod dmirror;
 pub(crate) mod errno;
