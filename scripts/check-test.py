@@ -322,6 +322,20 @@ def lockdep_is_looked_at(build):
             and not errors(build, [device()], "stock", log))
 
 
+def a_hung_boot_is_no_long_job(build):
+    def hang(console):
+        with open(f"{build}/console.log", "w") as f:
+            f.write(console)
+        args = argparse.Namespace(kernel="stock", timeout=1, interactive=False, quiet=True)
+        clock = types.SimpleNamespace(stood_still=0)
+        return vm.run_qemu(args, build, None, None, clock)[1]
+    vm.qemu_command = lambda *args: ["sleep", "60"]
+    vm.where_it_hangs = lambda *args: "asleep"
+    vm.START_SECONDS = 2
+    return (hang("[    1.4] hpet0: 3 comparators\n") == vm.NEVER_STARTED
+            and hang("VIRTGPU-GUEST-START\n") == "killed after 1 s (asleep)")
+
+
 TESTS = [all_in_one_guest, finding_names_its_case, the_rest_runs_in_the_next_guest, no_family_is_lost,
          a_silent_family_fails, status_without_failure_fails, a_pause_does_not_fail, a_pause_hides_no_finding,
          fails_twice, short_pauses_count, no_result_fails, two_hung_boots_fail, unchanged_guests_are_skipped,
@@ -330,7 +344,7 @@ TESTS = [all_in_one_guest, finding_names_its_case, the_rest_runs_in_the_next_gue
          what_is_expected_must_come, what_cannot_be_listed_fails,
          devices_are_those_that_match_or_are_named,
          lines_belong_to_cases, good_devices_are_not_given_up, devices_end_well, devices_misbehave_as_they_are_told,
-         lockdep_is_looked_at]
+         lockdep_is_looked_at, a_hung_boot_is_no_long_job]
 
 
 def main():

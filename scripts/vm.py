@@ -62,8 +62,9 @@ LOST = "device lost: "
 BUS_RESET = LOST + "its bus resets it"
 # A guest whose first process is not heard before it has loaded the driver has hung in booting, or
 # has no interrupts of its serial ports, as happens when the machine stands still while the kernel
-# finds them. It tells nothing of what is tested, and is started once more, which is said.
-START_SECONDS = 480
+# finds them. It tells nothing of what is tested, and is started once more, which is said. The job's time
+# limit begins only where the guest has started.
+START_SECONDS = 300
 # How long a device may take to end when QEMU is gone.
 END_SECONDS = 90
 # A thread that sleeps and wakes up later than this has stood still with the whole machine.
@@ -619,7 +620,7 @@ def run_qemu(args, run, gpus, qmp, clock):
         f.write(shlex.join(command) + "\n")
     # While the machine stands still, so does the guest.
     now = lambda: time.monotonic() - clock.stood_still
-    start = limit_from = now()
+    start, limit_from = now(), None
     with open(f"{run}/qemu.log", "wb") as log:
         qemu = subprocess.Popen(command, stderr=None if args.interactive else log,
                                 stdin=None if args.interactive else subprocess.DEVNULL)
@@ -638,6 +639,8 @@ def run_qemu(args, run, gpus, qmp, clock):
                 print(line, flush=True)
         phases.look()
         started = args.interactive or phases.at
+        if started and limit_from is None:
+            limit_from = now()
         if not running:
             if not hang and not started:
                 hang = NEVER_STARTED
@@ -645,7 +648,7 @@ def run_qemu(args, run, gpus, qmp, clock):
         if not started and now() - start > START_SECONDS:
             where_it_hangs(run, qmp)
             hang = NEVER_STARTED
-        if not args.interactive and now() - limit_from > timeout:
+        if started and not args.interactive and now() - limit_from > timeout:
             hang = f"killed after {timeout} s ({where_it_hangs(run, qmp)})"
         if hang:
             qemu.terminate()
