@@ -44,7 +44,7 @@ quick: ## what needs no guest: host tests and lint
 	@scripts/check.sh host lint
 
 .PHONY: bench
-bench: ## the measures, in a kernel without debugging; writes bench/results/
+bench: ## the measures, in a kernel without debugging; bench/results/ has them and a picture
 	@scripts/bench.sh $(BENCH_ARGS)
 
 .PHONY: stress

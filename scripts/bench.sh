@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-2.0
 # bench.sh [options and measures of virtgpu-bench]: builds everything, runs the
 # benchmarks in guests with the release kernel and keeps the results in
-# bench/results/KERNEL-DATE.json. P8 has three guests: the reference device and
+# bench/results/KERNEL-DATE.json, and a picture of them beside it. P8 has three guests: the reference device and
 # QEMU's virtio-gpu-gl, with OpenGL and with Vulkan. --before FILE is a file here, an
 # older build of the module for the release kernel.
 . "$(dirname "$0")/lib.sh"
@@ -64,4 +64,8 @@ rows = [row for line in sys.stdin for row in json.loads(line)["rows"]]
 print(json.dumps({"rows": rows}, indent=1))' >"$result.new"
 mv "$result.new" "$result"
 note "results: ${result#"$TOP"/}"
+picture=${result%.json}.svg
+"$TOP/scripts/in-root" cargo run --quiet --release --locked -p virtgpu-bench --example draw -- \
+	"${result#"$TOP"/}" "${picture#"$TOP"/}"
+note "drawn: ${picture#"$TOP"/}"
 exit $status
