@@ -112,7 +112,7 @@ fn short(value: f64) -> String {
 fn axis(rows: &[Row]) -> Range<f64> {
     let values = rows.iter().flat_map(|row| [row.ratio, row.goal]).flatten();
     let (mut least, mut most) = (0.5_f64, 2.0_f64);
-    // What is not above 0 has no place on the axis. Its bar goes to the end.
+    // What is not above 0 has no place on the axis: plotters draws its bar to the end.
     for value in values.filter(|value| *value > 0.0) {
         least = least.min(value);
         most = most.max(value);
@@ -181,7 +181,7 @@ fn group(area: &Area, rows: &[Row], top: i32) -> Result<i32> {
             chart.draw_series([line(goal, [above, below], MET, 2)])?;
         }
         if let Some(ratio) = row.ratio {
-            let (ratio, middle) = (ratio.max(range.start), (above + below) / 2);
+            let middle = (above + below) / 2;
             let color = row.color();
             chart.draw_series([PathElement::new(
                 vec![(1.0, middle), (ratio, middle)],
@@ -339,6 +339,20 @@ mod tests {
         let svg = draw(P7)?;
         let heading = |text: &str| svg.matches(&format!("\n{text}\n</text>")).count();
         assert_eq!(["P5", "P6", "P7", "P8"].map(heading), [0, 1, 1, 0]);
+        Ok(())
+    }
+
+    #[test]
+    fn nothing_is_beside_the_axis() -> Result {
+        let svg = draw(P7)?;
+        let circles = svg.lines().filter_map(|line| {
+            let (x, _) = line.strip_prefix("<circle cx=\"")?.split_once('"')?;
+            x.parse::<i32>().ok()
+        });
+        // The legend's are first.
+        let mut on_axis = circles.skip(3).peekable();
+        assert!(on_axis.peek().is_some());
+        assert!(on_axis.all(|x| (LEFT..=RIGHT).contains(&x)));
         Ok(())
     }
 
