@@ -28,7 +28,7 @@ use crate::{
         JobContext,
         JobOf,
         Request,
-        Share, //
+        RingQuota, //
     },
 };
 use kernel::{
@@ -96,14 +96,18 @@ pub(crate) struct Context {
 }
 
 impl Context {
-    /// Has the host make a context, with commands that take room of `share`.
+    /// Has the host make a context, with commands that take room of `quota`.
     ///
     /// # Errors
     ///
     /// [`EBUSY`] if too many jobs of contexts that are gone fill the ring, [`ENOSPC`] if there are no
     /// more ids, [`ENOMEM`], those of
     /// [`Control::credit`](crate::transport::control::Control::credit), that of the host.
-    pub(crate) fn new(gpu: &Arc<Gpu>, share: &Arc<Share>, params: &ContextParams) -> Result<Self> {
+    pub(crate) fn new(
+        gpu: &Arc<Gpu>,
+        quota: &Arc<RingQuota>,
+        params: &ContextParams,
+    ) -> Result<Self> {
         gpu.control.check_abandoned()?;
         let id = Arc::new(gpu.context_ids.allocate()?, GFP_KERNEL)?;
 
@@ -123,7 +127,7 @@ impl Context {
         let jobs = JobContext::new()?;
 
         let sent = create.clone_arc();
-        let credit = gpu.control.credit(share, [&create])?;
+        let credit = gpu.control.credit(quota, [&create])?;
         gpu.control.add(create, credit)?;
         gpu.control.kick();
         let answer = gpu.control.wait_killable(&sent);
@@ -233,10 +237,10 @@ impl Context {
     /// # Errors
     ///
     /// [`ENOMEM`], and those of [`Control::credit`](crate::transport::control::Control::credit).
-    pub(crate) fn attach(&self, share: &Arc<Share>, resource: &Arc<Id>) -> Result {
+    pub(crate) fn attach(&self, quota: &Arc<RingQuota>, resource: &Arc<Id>) -> Result {
         let control = &self.gpu.control;
         let attach = self.attachment(resource, true)?;
-        let credit = control.credit(share, [&attach])?;
+        let credit = control.credit(quota, [&attach])?;
         control.send(attach, credit).map(drop)
     }
 }

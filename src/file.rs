@@ -22,9 +22,9 @@ use crate::{
         control::{
             Command,
             Control,
-            Share, //
+            RingQuota, //
         },
-        mirror::MirrorShare, //
+        mirror::MirrorQuota, //
     },
 };
 use kernel::{
@@ -64,7 +64,7 @@ impl Attached {
     /// # Errors
     ///
     /// Those of [`Context::attach`], and of [`Control::add_behind_teardown`].
-    fn attach(&mut self, share: &Arc<Share>, resource: &Lifetime) -> Result {
+    fn attach(&mut self, quota: &Arc<RingQuota>, resource: &Lifetime) -> Result {
         let Some(context) = self.context.clone() else {
             return Ok(());
         };
@@ -72,12 +72,12 @@ impl Attached {
         let sent = |detach: &mut Arc<Command>| Control::is_sent(detach);
         drop(self.detach.take_if(sent));
         if self.detach.is_none() || !resource.was_detached() {
-            return context.attach(share, id);
+            return context.attach(quota, id);
         }
         // One of those that wait may be for this resource.
         let control = &context.gpu.control;
         let attach = context.attachment(id, true)?;
-        let credit = control.credit(share, [&attach])?;
+        let credit = control.credit(quota, [&attach])?;
         let sent = control.add_behind_teardown(attach, credit);
         if matches!(sent, Err(e) if e == EBUSY || e == ERESTARTSYS) {
             // It is sent nevertheless, and nobody gets the handle that it was for.
@@ -106,9 +106,9 @@ pub(crate) struct FileData {
     /// The device.
     pub(crate) gpu: Arc<Gpu>,
     /// The file's part of the control queue.
-    pub(crate) share: Arc<Share>,
+    pub(crate) quota: Arc<RingQuota>,
     /// Its part of the mirror queue.
-    pub(crate) mirror_share: Arc<MirrorShare>,
+    pub(crate) mirror_quota: Arc<MirrorQuota>,
     /// The lock of its mirrored memory.
     notifier_lock: Arc<NotifierLock>,
     /// Its user memory that a worker releases.
@@ -128,16 +128,16 @@ impl FileData {
     ///
     /// [`ENOMEM`].
     pub(crate) fn new(gpu: &Arc<Gpu>) -> Result<Pin<KBox<Self>>> {
-        let share = Share::new()?;
-        let mirror_share = MirrorShare::new(&gpu.control)?;
+        let quota = RingQuota::new()?;
+        let mirror_quota = MirrorQuota::new(&gpu.control)?;
         let notifier_lock = NotifierLock::new()?;
         let releases = Releases::new()?;
         let outbox = Outbox::new()?;
         KBox::pin_init(
             try_pin_init!(Self {
                 gpu: gpu.clone(),
-                share,
-                mirror_share,
+                quota,
+                mirror_quota,
                 notifier_lock,
                 releases,
                 outbox,
@@ -164,9 +164,9 @@ impl FileData {
         if attached.context.is_some() {
             return Err(EEXIST);
         }
-        let new = Arc::new(Context::new(&self.gpu, &self.share, params)?, GFP_KERNEL)?;
+        let new = Arc::new(Context::new(&self.gpu, &self.quota, params)?, GFP_KERNEL)?;
         for opened in attached.opened.values() {
-            new.attach(&self.share, &opened.id)?;
+            new.attach(&self.quota, &opened.id)?;
         }
         attached.context = Some(new.clone());
         Ok(new)
@@ -193,7 +193,7 @@ impl FileData {
             opened.handles += 1;
             return Ok(());
         }
-        attached.attach(&self.share, resource)?;
+        attached.attach(&self.quota, resource)?;
         let opened = Opened {
             id: resource.shared_id().clone(),
             handles: 1,

@@ -18,7 +18,7 @@ use crate::{
     transport::control::{
         Control,
         Request,
-        Share, //
+        RingQuota, //
     },
 };
 use kernel::{
@@ -73,7 +73,7 @@ impl Capsets {
     pub(super) fn query(
         vdev: &virtio::Device<device::Core<'_>>,
         control: &Arc<Control>,
-        share: &Arc<Share>,
+        quota: &Arc<RingQuota>,
         count: u32,
     ) -> Result<Self> {
         if count > MAX_CAPSETS {
@@ -87,7 +87,7 @@ impl Capsets {
             };
             let mut request = Request::new(Header::new(command::GET_CAPSET_INFO, 0), &fixed);
             request.answered_by::<ResponseCapsetInfo>(response::OK_CAPSET_INFO);
-            let answered = match control.call(share, request.build()?) {
+            let answered = match control.call(quota, request.build()?) {
                 Ok(answered) => answered,
                 Err(e) if e == ENODEV => return Err(e),
                 Err(e) => {
@@ -152,7 +152,7 @@ impl Capsets {
     pub(crate) fn get(
         &self,
         control: &Arc<Control>,
-        share: &Arc<Share>,
+        quota: &Arc<RingQuota>,
         id: u32,
         version: u32,
     ) -> Result<Arc<KVVec<u8>>> {
@@ -174,7 +174,7 @@ impl Capsets {
         let mut request = Request::new(Header::new(command::GET_CAPSET, 0), &fixed);
         request.answered_by::<Header>(response::OK_CAPSET);
         request.reply = Chunks::zeroed(size, control.pieces(2))?;
-        let answered = control.call(share, request.build()?)?;
+        let answered = control.call(quota, request.build()?)?;
         let mut bytes = KVVec::from_elem(0, size, GFP_KERNEL)?;
         answered.read_reply(&mut bytes);
 

@@ -36,7 +36,7 @@ use crate::{
     },
     transport::control::{
         Control,
-        Share,
+        RingQuota,
         Timeouts, //
     },
 };
@@ -125,14 +125,14 @@ impl VirtioGpu {
         control.start(queues, features.event_slots)?;
         features.settle_mirror(vdev)?;
 
-        let share = Share::new()?;
-        let capsets = Capsets::query(vdev, &control, &share, capset_count)?;
+        let quota = RingQuota::new()?;
+        let capsets = Capsets::query(vdev, &control, &quota, capset_count)?;
         let gpu = Arc::new(
             Gpu {
                 control,
                 features,
                 capsets,
-                share,
+                quota,
                 resource_ids: Arc::pin_init(Ida::new(), GFP_KERNEL)?,
                 context_ids: Arc::pin_init(Ida::new(), GFP_KERNEL)?,
                 space_ids: Arc::pin_init(Ida::new(), GFP_KERNEL)?,

@@ -32,7 +32,7 @@ use crate::{
     },
     transport::control::{
         Control,
-        Share, //
+        RingQuota, //
     },
 };
 use kernel::{
@@ -57,7 +57,7 @@ pub(crate) struct Gpu {
     /// Its capability sets.
     pub(crate) capsets: Capsets,
     /// The driver's own part of the control queue, for commands that belong to no file.
-    pub(crate) share: Arc<Share>,
+    pub(crate) quota: Arc<RingQuota>,
     /// Resource ids.
     pub(crate) resource_ids: Arc<Ida>,
     /// Context ids.

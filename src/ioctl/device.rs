@@ -95,7 +95,7 @@ impl Ioctl<GpuDriver> for GetCaps {
         }
         let bytes =
             gpu.capsets
-                .get(&gpu.control, &file.share, args.cap_set_id, args.cap_set_ver)?;
+                .get(&gpu.control, &file.quota, args.cap_set_id, args.cap_set_ver)?;
         let len = bytes.len().min(args.size as usize);
         let addr = UserPtr::from_addr(usize::try_from(args.addr)?);
         UserSlice::new(addr, len)

@@ -77,7 +77,7 @@ impl Ioctl<GpuDriver> for ResourceCreate {
             0 => PAGE_SIZE as u64,
             size => size.into(),
         };
-        let object = classic::create(dev, &file.share, size, args)?;
+        let object = classic::create(dev, &file.quota, size, args)?;
         args.bo_handle = object.create_handle(file)?;
         args.res_handle = object.id();
         Ok(())
@@ -156,7 +156,7 @@ impl Ioctl<GpuDriver> for ResourceCreateBlob {
         if let (Some(context), true) = (&context, args.cmd_size != 0) {
             submit_inline(file, context, args.cmd, args.cmd_size)?;
         }
-        let object = resource::create_blob(dev, &file.share, context.as_deref(), params)?;
+        let object = resource::create_blob(dev, &file.quota, context.as_deref(), params)?;
         args.bo_handle = object.create_handle(file)?;
         args.res_handle = object.id();
         Ok(())

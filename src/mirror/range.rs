@@ -26,7 +26,7 @@ use crate::{
     },
     transport::{
         event::SpaceOwner,
-        mirror::MirrorShare, //
+        mirror::MirrorQuota, //
     },
 };
 use core::ops::Range;
@@ -130,7 +130,7 @@ pub(crate) struct MirroredRange {
 
 impl MirroredRange {
     /// The range that `params` describe, of which nothing is mapped, for jobs of `context`. Its table is
-    /// under `lock`, and its commands take room of `share`.
+    /// under `lock`, and its commands take room of `quota`.
     ///
     /// # Errors
     ///
@@ -138,7 +138,7 @@ impl MirroredRange {
     pub(crate) fn new(
         gpu: &Arc<Gpu>,
         lock: &Arc<NotifierLock>,
-        share: &Arc<MirrorShare>,
+        quota: &Arc<MirrorQuota>,
         context: Arc<Context>,
         params: RangeParams,
         notice: Option<Arc<Notice>>,
@@ -150,7 +150,7 @@ impl MirroredRange {
             sparse,
         } = params;
         let node = FinishNode::new()?;
-        let space = Space::new(gpu, share, write)?;
+        let space = Space::new(gpu, quota, write)?;
         let layout = Layout::new(addr >> PAGE_SHIFT, pages);
         let resv = Resv::new()?;
         Arc::pin_init(

@@ -24,7 +24,7 @@ use crate::{
         MirrorCommand,
         MirrorCredit,
         MirrorQueue,
-        MirrorShare,
+        MirrorQuota,
         Posted,
         Ticket,
         MAP_DESCRIPTORS,
@@ -86,15 +86,15 @@ pub(super) fn to_result(answer: u32) -> Result {
 
 impl Space {
     /// A space that the device does not know yet, which it may write only with `write`. Its commands
-    /// take room of `share`.
+    /// take room of `quota`.
     ///
     /// # Errors
     ///
     /// [`EOPNOTSUPP`] if the device has no mirror queue, [`ENOMEM`], [`ENOSPC`].
-    pub(crate) fn new(gpu: &Gpu, share: &Arc<MirrorShare>, write: bool) -> Result<Self> {
+    pub(crate) fn new(gpu: &Gpu, quota: &Arc<MirrorQuota>, write: bool) -> Result<Self> {
         let mirror = gpu.features.mirror.ok_or(EOPNOTSUPP)?;
         Ok(Self {
-            queue: MirrorQueue::new(&gpu.control, share),
+            queue: MirrorQueue::new(&gpu.control, quota),
             counters: gpu.counters.clone(),
             id: gpu.space_ids.allocate_cyclic()?,
             write,
@@ -137,10 +137,10 @@ impl Space {
         self.max_entries
     }
 
-    /// Entries for which there is room in the file's share of the ring, however they are spread over
+    /// Entries for which there is room in the file's quota of the ring, however they are spread over
     /// commands.
     pub(crate) fn max_fragments(&self) -> usize {
-        (self.queue.share() / MAP_DESCRIPTORS) * self.max_entries
+        (self.queue.quota() / MAP_DESCRIPTORS) * self.max_entries
     }
 
     /// Has the device create the space for resource `id`, which it has created without entries, of

@@ -40,7 +40,7 @@ use crate::{
     transport::control::{
         Command,
         Request,
-        Share, //
+        RingQuota, //
     },
 };
 use kernel::{
@@ -93,7 +93,7 @@ fn create_command(
 }
 
 /// Creates a resource, gives the host its pages, and does not wait for the answers. The buffer is
-/// busy until they have come. The commands take room of `share`.
+/// busy until they have come. The commands take room of `quota`.
 ///
 /// # Errors
 ///
@@ -101,7 +101,7 @@ fn create_command(
 /// [`EBUSY`] if there was no room in the ring, [`ERESTARTSYS`], [`ENODEV`].
 pub(crate) fn create(
     dev: &Device,
-    share: &Arc<Share>,
+    quota: &Arc<RingQuota>,
     size: u64,
     args: &ResourceCreate,
 ) -> Result<ARef<Object>> {
@@ -125,7 +125,7 @@ pub(crate) fn create(
     let fence = UnpublishedFence::new::<Timeline>(allocate_timelines(1))?;
 
     // One credit for both: who holds one must not wait for another.
-    let mut credit = gpu.control.credit(share, [&create, &attach])?;
+    let mut credit = gpu.control.credit(quota, [&create, &attach])?;
     let attach_credit = credit.split(&attach)?;
     let locked = [object.clone()];
     let reservation = Reservation::lock(&locked)?;

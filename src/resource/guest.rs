@@ -21,7 +21,7 @@ use crate::{
         mm::total_memory,
         virtio::Chunks, //
     },
-    transport::control::Share, //
+    transport::control::RingQuota, //
 };
 use kernel::{
     page::{
@@ -93,14 +93,14 @@ pub(super) fn allocate(
 /// See [`super::create_blob`].
 pub(super) fn create(
     dev: &Device,
-    share: &Arc<Share>,
+    quota: &Arc<RingQuota>,
     context: Option<&Context>,
     params: BlobParams,
 ) -> Result<ARef<Object>> {
     let gpu: &Arc<Gpu> = dev;
     let (object, entries, count) = allocate(dev, params, Kind::Guest)?;
     let create = create_command(context, &object.lifetime, &params, entries, count)?;
-    let credit = gpu.control.credit(share, [&create])?;
+    let credit = gpu.control.credit(quota, [&create])?;
     object.lifetime.set_sent(create.clone_arc());
     gpu.control
         .add(create, credit)

@@ -42,7 +42,7 @@ use crate::{
         Credit,
         Expect,
         Request,
-        Share, //
+        RingQuota, //
     },
 };
 use kernel::{
@@ -64,7 +64,7 @@ pub(crate) struct HostMemory {
     /// Protects the mapping; held while it is being made, and taken with `mmap_lock` held.
     mapping: Pin<KBox<Mutex<Option<Mapping>>>>,
     /// Part of the ring of the file that has made it.
-    share: Arc<Share>,
+    quota: Arc<RingQuota>,
 }
 
 struct Mapping {
@@ -81,7 +81,7 @@ struct Mapping {
 /// See [`super::create_blob`].
 pub(super) fn create(
     dev: &Device,
-    share: &Arc<Share>,
+    quota: &Arc<RingQuota>,
     context: Option<&Context>,
     params: BlobParams,
 ) -> Result<ARef<Object>> {
@@ -96,7 +96,7 @@ pub(super) fn create(
         mapping: None,
         kind: Kind::Host(HostMemory {
             mapping: KBox::pin_init(new_mutex!(None, "HostMemory::mapping"), GFP_KERNEL)?,
-            share: share.clone(),
+            quota: quota.clone(),
         }),
         entries: Atomic::new(0),
     };
@@ -116,7 +116,7 @@ pub(super) fn create(
     // One credit for both: who holds one must not wait for another.
     let map = showing.as_ref().map(|(_, showing)| &showing.map);
     let commands = Iterator::chain(core::iter::once(&create), map);
-    let mut credit = gpu.control.credit(share, commands)?;
+    let mut credit = gpu.control.credit(quota, commands)?;
     let map_credit = map.map(|map| credit.split(map)).transpose()?;
     object.lifetime.set_sent(create.clone_arc());
     gpu.control
@@ -195,7 +195,7 @@ impl HostMemory {
             return Ok(());
         }
         let showing = Showing::new(gpu, object)?;
-        let credit = gpu.control.credit(&self.share, [&showing.map])?;
+        let credit = gpu.control.credit(&self.quota, [&showing.map])?;
         *mapping = Some(showing.send(gpu, credit)?);
         Ok(())
     }

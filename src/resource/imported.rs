@@ -277,7 +277,7 @@ pub(crate) fn import(dev: &Device, buf: &Importable) -> Result<ARef<Object>> {
     Control::set_expect(&mut detach, Expect::SuccessUnlessFailed(sent.clone()));
     let credit = gpu
         .control
-        .credit_within(&gpu.share, [&create], PRIME_WAIT_MS)?;
+        .credit_within(&gpu.quota, [&create], PRIME_WAIT_MS)?;
     object.lifetime.set_sent(sent);
     gpu.control
         .add(create, credit)

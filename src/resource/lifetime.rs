@@ -362,7 +362,7 @@ impl Lifetime {
         let credit = self
             .gpu
             .control
-            .credit_within(&self.gpu.share, [&assign], PRIME_WAIT_MS)?;
+            .credit_within(&self.gpu.quota, [&assign], PRIME_WAIT_MS)?;
         self.gpu.control.add(assign, credit)?;
         self.gpu.control.kick();
         // Of two that were asked for at the same time either will do: the host has one.

@@ -52,7 +52,7 @@ use crate::{
     transport::control::{
         Command,
         Request,
-        Share, //
+        RingQuota, //
     },
 };
 use kernel::{
@@ -275,7 +275,7 @@ pub(crate) fn create_command(
 }
 
 /// Creates a blob of any kind but user memory, and tells the host; does not wait for its answer. The
-/// commands take room of `share`.
+/// commands take room of `quota`.
 ///
 /// # Errors
 ///
@@ -283,13 +283,13 @@ pub(crate) fn create_command(
 /// full, [`ENODEV`].
 pub(crate) fn create_blob(
     dev: &Device,
-    share: &Arc<Share>,
+    quota: &Arc<RingQuota>,
     context: Option<&Context>,
     params: BlobParams,
 ) -> Result<ARef<Object>> {
     match params.mem {
-        blob_mem::HOST3D => host_visible::create(dev, share, context, params),
-        _ => guest::create(dev, share, context, params),
+        blob_mem::HOST3D => host_visible::create(dev, quota, context, params),
+        _ => guest::create(dev, quota, context, params),
     }
 }
 

@@ -11,7 +11,7 @@ use crate::{
     },
     transport::control::{
         Command,
-        Share, //
+        RingQuota, //
     }, //
 };
 use kernel::{
@@ -132,7 +132,7 @@ impl Userptr {
 }
 
 /// Has the host create the resource of `object`, and attach it to a context, and waits for both. The
-/// commands take room of `share`.
+/// commands take room of `quota`.
 ///
 /// Dropping the object afterwards, whatever the outcome, tells the host to forget it, and waits
 /// until it has.
@@ -142,7 +142,7 @@ impl Userptr {
 /// [`ENODEV`], [`EBUSY`] if there was no room in the ring or no answer, [`ERESTARTSYS`] on a fatal
 /// signal, that of the host.
 pub(crate) fn create_on_host(
-    share: &Arc<Share>,
+    quota: &Arc<RingQuota>,
     object: &Object,
     create: ListArc<Command>,
     attach: Option<ListArc<Command>>,
@@ -152,7 +152,7 @@ pub(crate) fn create_on_host(
     let attached = attach.as_ref().map(|attach| attach.clone_arc());
     // One credit for both: who holds one must not wait for another.
     let commands = Iterator::chain(core::iter::once(&create), attach.as_ref());
-    let mut credit = control.credit(share, commands)?;
+    let mut credit = control.credit(quota, commands)?;
     let attach = match attach {
         Some(attach) => Some((credit.split(&attach)?, attach)),
         None => None,

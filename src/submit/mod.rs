@@ -163,7 +163,7 @@ pub(crate) fn submit(file: &File, args: &mut ExecBuffer) -> Result {
     let published = loop {
         make_ready(file, &locked)?;
         // Not kept while pages are faulted in, which may take any time.
-        let credit = gpu.control.credit_patiently(&file.share, &job)?;
+        let credit = gpu.control.credit_patiently(&file.quota, &job)?;
         let reservation = if locked.is_empty() {
             None
         } else {
@@ -215,7 +215,7 @@ pub(crate) fn submit_inline(file: &File, context: &Arc<Context>, addr: u64, size
     let payload = command_bytes(gpu, addr, size)?;
     let fence = UnpublishedFence::new::<Timeline>(context.own_timeline())?;
     let job = job(gpu, context, payload, None, None, KVVec::new())?;
-    let credit = gpu.control.credit_patiently(&file.share, &job)?;
+    let credit = gpu.control.credit_patiently(&file.quota, &job)?;
     context.check()?;
     gpu.control.send_fenced(job, fence, credit).map(drop)
 }

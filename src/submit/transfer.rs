@@ -152,7 +152,7 @@ fn queue(
         if unsynced(object).is_some() {
             wait_idle(file, object)?;
         }
-        let credit = control.credit_patiently(&file.share, &command)?;
+        let credit = control.credit_patiently(&file.quota, &command)?;
         let reservation = Reservation::lock(&locked)?;
         if let Some(dma) = unsynced(object) {
             // The memory changes hands as a whole: the device must not have it yet, and gets it before

@@ -92,8 +92,8 @@ pub(crate) fn register(
         write: params.write,
         sparse: params.sparse,
     };
-    let (lock, share) = (file.notifier_lock(), &file.mirror_share);
-    let range = MirroredRange::new(gpu, lock, share, context.clone(), memory, notice)?;
+    let (lock, quota) = (file.notifier_lock(), &file.mirror_quota);
+    let range = MirroredRange::new(gpu, lock, quota, context.clone(), memory, notice)?;
 
     let lifetime = Lifetime::new(gpu)?;
     let create = resource::create_command(Some(context), &lifetime, &blob, Chunks::new(), 0)?;
@@ -120,7 +120,7 @@ pub(crate) fn register(
     )?;
 
     // From here on, dropping the object ends what has begun.
-    resource::userptr::create_on_host(&file.share, &object, create, Some(attach))?;
+    resource::userptr::create_on_host(&file.quota, &object, create, Some(attach))?;
     let userptr = object.userptr().ok_or(EINVAL)?;
     let mirrored = userptr.as_mirrored().ok_or(EINVAL)?;
     mirrored.begin(object.id(), blob.size, addr)?;

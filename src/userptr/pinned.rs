@@ -104,7 +104,7 @@ pub(crate) fn register(
     let mapping = Mapping::new(gpu, lifetime.id(), Memory::Pinned(pinned))?;
     let mut entries = Entries::new(gpu, runs);
     let space = if enforced {
-        Some(Space::new(gpu, &file.mirror_share, false)?)
+        Some(Space::new(gpu, &file.mirror_quota, false)?)
     } else {
         mapping.push_pinned(&mut entries)?;
         None
@@ -131,7 +131,7 @@ pub(crate) fn register(
         },
     )?;
 
-    resource::userptr::create_on_host(&file.share, &object, create, attach)?;
+    resource::userptr::create_on_host(&file.quota, &object, create, attach)?;
     let space = object.userptr().and_then(Userptr::space);
     if let (Some(space), Some(mapping)) = (space, &object.mapping) {
         space.create(object.id(), blob.size, Some(space.loss().clone()))?;

@@ -47,7 +47,7 @@ use zerocopy::IntoBytes;
 
 use super::credit::{
     Part,
-    Share, //
+    RingQuota, //
 };
 
 /// `Shared::verdict` of a command that is on its way.
@@ -228,7 +228,7 @@ impl JobOf {
 pub(crate) struct Owned {
     pub(super) header: Header,
     /// Where its descriptors are counted, unless the command takes something away.
-    pub(super) taken_from: Option<(Arc<Share>, Part)>,
+    pub(super) taken_from: Option<(Arc<RingQuota>, Part)>,
     /// The place in [`Inner::in_flight`].
     pub(super) index: usize,
     pub(super) expect: Expect,

@@ -57,12 +57,12 @@ use kernel::{
 /// from the ring.
 const MAX_INDIRECT: usize = 128;
 
-/// Shares without waiters that may be in line besides as many as there are waiters.
+/// Files without waiters that may be in line besides as many as there are waiters.
 const SWEPT_AT: usize = 64;
 
-/// A file's part of the ring.
+/// How many descriptors of the ring a file has in use, of the quarter that it may have.
 #[pin_data]
-pub(crate) struct Share {
+pub(crate) struct RingQuota {
     /// Descriptors in use. Grows without a lock, falls under that of the control queue.
     used: Atomic<usize>,
     /// Commands in line; changed under the control queue's lock.
@@ -78,16 +78,16 @@ pub(crate) struct Share {
 }
 
 impl_list_arc_safe! {
-    impl ListArcSafe<0> for Share { tracked_by in_turns: AtomicTracker<0>; }
-    impl ListArcSafe<1> for Share { tracked_by in_idle: AtomicTracker<1>; }
+    impl ListArcSafe<0> for RingQuota { tracked_by in_turns: AtomicTracker<0>; }
+    impl ListArcSafe<1> for RingQuota { tracked_by in_idle: AtomicTracker<1>; }
 }
 impl_list_item! {
-    impl ListItem<0> for Share { using ListLinks { self.turns }; }
-    impl ListItem<1> for Share { using ListLinks { self.idle }; }
+    impl ListItem<0> for RingQuota { using ListLinks { self.turns }; }
+    impl ListItem<1> for RingQuota { using ListLinks { self.idle }; }
 }
 
-impl Share {
-    /// An unused share.
+impl RingQuota {
+    /// An unused quota.
     ///
     /// # Errors
     ///
@@ -203,23 +203,23 @@ impl Waiter {
     }
 }
 
-/// The place of a waiter: the address of its share, and a number that grows.
+/// The place of a waiter: the address of its quota, and a number that grows.
 type Place = (usize, u64);
 
 /// Who waits for room.
 ///
-/// A share with waiters is in `turns`, unless it has its quarter of the ring. Either list may also have
-/// shares for which that is not so any more.
+/// A quota with waiters is in `turns`, unless it has its quarter of the ring. Either list may also have
+/// quotas for which that is not so any more.
 pub(super) struct Line {
     waiters: RBTree<Place, Arc<Waiter>>,
     /// How many.
     waiting: usize,
-    /// Shares whose last waiter has left, at most, since the lists were swept.
+    /// Quotas whose last waiter has left, at most, since the lists were swept.
     left: usize,
     next: u64,
-    turns: List<Share, 0>,
-    /// Shares that may have nothing in the ring.
-    idle: List<Share, 1>,
+    turns: List<RingQuota, 0>,
+    /// Quotas that may have nothing in the ring.
+    idle: List<RingQuota, 1>,
 }
 
 impl Line {
@@ -234,37 +234,37 @@ impl Line {
         }
     }
 
-    /// The first waiter of a share.
-    fn head(&self, share: &Arc<Share>) -> Option<(Place, Arc<Waiter>)> {
-        let id = Arc::as_ptr(share) as usize;
+    /// The first waiter of a quota.
+    fn head(&self, quota: &Arc<RingQuota>) -> Option<(Place, Arc<Waiter>)> {
+        let id = Arc::as_ptr(quota) as usize;
         let cursor = self.waiters.cursor_lower_bound(&(id, 0))?;
         let (place, waiter) = cursor.current();
         (place.0 == id).then(|| (*place, waiter.clone()))
     }
 
-    /// A share has got a waiter, or room for one more command.
-    fn line_up(&mut self, share: &Arc<Share>) {
-        if share.waiting.load(Relaxed) == 0 {
+    /// A quota has got a waiter, or room for one more command.
+    fn line_up(&mut self, quota: &Arc<RingQuota>) {
+        if quota.waiting.load(Relaxed) == 0 {
             return;
         }
-        if let Some(share) = ListArc::try_from_arc_or_drop(share.clone()) {
-            self.turns.push_back(share);
+        if let Some(quota) = ListArc::try_from_arc_or_drop(quota.clone()) {
+            self.turns.push_back(quota);
         }
-        if share.used.load(Relaxed) == 0 {
-            if let Some(share) = ListArc::try_from_arc_or_drop(share.clone()) {
-                self.idle.push_back(share);
+        if quota.used.load(Relaxed) == 0 {
+            if let Some(quota) = ListArc::try_from_arc_or_drop(quota.clone()) {
+                self.idle.push_back(quota);
             }
         }
     }
 
-    fn remove(&mut self, share: &Share, place: Place) {
+    fn remove(&mut self, quota: &RingQuota, place: Place) {
         if self.waiters.remove(&place).is_some() {
             self.waiting -= 1;
-            let _ = share.waiting.fetch_sub(1, Relaxed);
+            let _ = quota.waiting.fetch_sub(1, Relaxed);
         }
     }
 
-    /// Takes shares without waiters out of the lists, if they may be more than the others: whoever
+    /// Takes quotas without waiters out of the lists, if they may be more than the others: whoever
     /// joins the line and leaves it again must not fill memory.
     fn sweep(&mut self) {
         if self.left <= self.waiting + SWEPT_AT {
@@ -272,25 +272,25 @@ impl Line {
         }
         self.left = 0;
         let mut turns = List::new();
-        while let Some(share) = self.turns.pop_front() {
-            if share.waiting.load(Relaxed) != 0 {
-                turns.push_back(share);
+        while let Some(quota) = self.turns.pop_front() {
+            if quota.waiting.load(Relaxed) != 0 {
+                turns.push_back(quota);
             }
         }
         self.turns.push_all_back(&mut turns);
         let mut idle = List::new();
-        while let Some(share) = self.idle.pop_front() {
-            if share.waiting.load(Relaxed) != 0 {
-                idle.push_back(share);
+        while let Some(quota) = self.idle.pop_front() {
+            if quota.waiting.load(Relaxed) != 0 {
+                idle.push_back(quota);
             }
         }
         self.idle.push_all_back(&mut idle);
     }
 
-    fn grant(&mut self, share: &Share, place: Place, waiter: &Waiter, part: Part) {
-        self.remove(share, place);
+    fn grant(&mut self, quota: &RingQuota, place: Place, waiter: &Waiter, part: Part) {
+        self.remove(quota, place);
         // It may be in the other list still.
-        self.left += usize::from(share.waiting.load(Relaxed) == 0);
+        self.left += usize::from(quota.waiting.load(Relaxed) == 0);
         let got = match part {
             Part::Common => GOT_COMMON,
             Part::First => GOT_FIRST,
@@ -388,13 +388,13 @@ impl Room {
         self.slots_of_bytes(command.bytes()) > self.limit()
     }
 
-    /// Takes room that is there. If there is none, says how many slots of the share are to be given
+    /// Takes room that is there. If there is none, says how many slots of the quota are to be given
     /// back, under the lock.
-    fn try_take(&self, share: &Share, slots: usize) -> Result<Part, usize> {
-        if share.waiting.load(Relaxed) != 0 {
+    fn try_take(&self, quota: &RingQuota, slots: usize) -> Result<Part, usize> {
+        if quota.waiting.load(Relaxed) != 0 {
             return Err(0);
         }
-        let before = share.take(slots, self.limit()).ok_or(0usize)?;
+        let before = quota.take(slots, self.limit()).ok_or(0usize)?;
         if !self.crowded.load(Relaxed) && self.common.take(slots) {
             Ok(Part::Common)
         } else if before == 0 && self.first.take(slots) {
@@ -415,7 +415,7 @@ impl Room {
         true
     }
 
-    /// Gives back room that was not a share's.
+    /// Gives back room that was not a quota's.
     fn give(&self, slots: usize) {
         self.common.give(slots);
     }
@@ -428,58 +428,58 @@ impl Room {
 
     /// A command has taken so many slots more than its room, for which `ahead` were taken by
     /// [`Room::take_beyond`]. If these were too few, nothing is given out until they are back.
-    pub(super) fn overdraw(&self, share: Option<&Share>, ahead: usize, slots: usize) {
+    pub(super) fn overdraw(&self, quota: Option<&RingQuota>, ahead: usize, slots: usize) {
         if slots > ahead {
             self.common.overdraw(slots - ahead);
         } else {
             self.common.give(ahead - slots);
         }
-        if let Some(share) = share {
-            let _ = share.used.fetch_add(slots, Relaxed);
+        if let Some(quota) = quota {
+            let _ = quota.used.fetch_add(slots, Relaxed);
         }
     }
 
     /// Such a command is over. Its own room is given back by [`Room::give_back`].
-    fn settle_overdraft(&self, share: Option<&Share>, slots: usize) {
+    fn settle_overdraft(&self, quota: Option<&RingQuota>, slots: usize) {
         self.common.give(slots);
-        if let Some(share) = share {
-            share.give(slots);
+        if let Some(quota) = quota {
+            quota.give(slots);
         }
     }
 
-    /// Gives back a share's room. [`Room::serve`] is to follow.
-    fn give_back(&self, line: &mut Line, share: &Arc<Share>, slots: usize, part: Part) {
+    /// Gives back a quota's room. [`Room::serve`] is to follow.
+    fn give_back(&self, line: &mut Line, quota: &Arc<RingQuota>, slots: usize, part: Part) {
         match part {
             Part::Common => self.common.give(slots),
             Part::First => self.first.give(slots),
         }
-        share.give(slots);
-        line.line_up(share);
+        quota.give(slots);
+        line.line_up(quota);
     }
 
     /// Puts a waiter in line. [`Room::serve`] is to follow.
     fn queue(
         &self,
         line: &mut Line,
-        share: &Arc<Share>,
+        quota: &Arc<RingQuota>,
         waiter: Arc<Waiter>,
         node: RBTreeNodeReservation<Place, Arc<Waiter>>,
     ) -> Place {
-        let place = (Arc::as_ptr(share) as usize, line.next);
+        let place = (Arc::as_ptr(quota) as usize, line.next);
         line.next += 1;
         let _ = line.waiters.insert(node.into_node(place, waiter));
         line.waiting += 1;
-        let _ = share.waiting.fetch_add(1, Relaxed);
-        line.line_up(share);
+        let _ = quota.waiting.fetch_add(1, Relaxed);
+        line.line_up(quota);
         place
     }
 
     /// Takes a waiter that has got nothing out of the line. [`Room::serve`] is to follow.
-    fn leave(&self, line: &mut Line, share: &Arc<Share>, place: Place) {
-        line.remove(share, place);
+    fn leave(&self, line: &mut Line, quota: &Arc<RingQuota>, place: Place) {
+        line.remove(quota, place);
         // The next one may want less.
-        line.line_up(share);
-        if share.waiting.load(Relaxed) == 0 {
+        line.line_up(quota);
+        if quota.waiting.load(Relaxed) == 0 {
             line.left += 1;
             line.sweep();
         }
@@ -488,40 +488,40 @@ impl Room {
     /// Gives the room that there is to those in line.
     pub(super) fn serve(&self, line: &mut Line) {
         while let Some(idle) = line.idle.pop_front() {
-            let share = idle.as_arc().clone();
-            let Some((place, waiter)) = line.head(&share) else {
+            let quota = idle.as_arc().clone();
+            let Some((place, waiter)) = line.head(&quota) else {
                 continue;
             };
             // So large a command waits for its turn.
-            if waiter.slots > self.size() / 8 || !share.take_first(waiter.slots) {
+            if waiter.slots > self.size() / 8 || !quota.take_first(waiter.slots) {
                 continue;
             }
             if !self.first.take(waiter.slots) {
-                share.give(waiter.slots);
+                quota.give(waiter.slots);
                 line.idle.push_front(idle);
                 break;
             }
-            line.grant(&share, place, &waiter, Part::First);
+            line.grant(&quota, place, &waiter, Part::First);
         }
 
         let mut crowded = false;
         while let Some(next) = line.turns.pop_front() {
-            let share = next.as_arc().clone();
-            let Some((place, waiter)) = line.head(&share) else {
+            let quota = next.as_arc().clone();
+            let Some((place, waiter)) = line.head(&quota) else {
                 continue;
             };
-            if share.take(waiter.slots, self.limit()).is_none() {
+            if quota.take(waiter.slots, self.limit()).is_none() {
                 // Until it has less in the ring.
                 continue;
             }
             if !self.common.take(waiter.slots) {
-                share.give(waiter.slots);
+                quota.give(waiter.slots);
                 line.turns.push_front(next);
                 crowded = true;
                 break;
             }
-            line.grant(&share, place, &waiter, Part::Common);
-            if share.waiting.load(Relaxed) != 0 {
+            line.grant(&quota, place, &waiter, Part::Common);
+            if quota.waiting.load(Relaxed) != 0 {
                 line.turns.push_back(next);
             }
         }
@@ -533,7 +533,7 @@ impl Room {
 /// The right to add a command to the ring.
 pub(crate) struct Credit {
     control: Arc<Control>,
-    share: Arc<Share>,
+    quota: Arc<RingQuota>,
     slots: usize,
     part: Part,
 }
@@ -549,16 +549,16 @@ impl Credit {
         self.slots = self.slots.checked_sub(slots).ok_or(EINVAL)?;
         Ok(Self {
             control: self.control.clone(),
-            share: self.share.clone(),
+            quota: self.quota.clone(),
             slots,
             part: self.part,
         })
     }
 
     /// Turns the credit into descriptors in use.
-    pub(super) fn spend(mut self) -> (usize, Arc<Share>, Part) {
+    pub(super) fn spend(mut self) -> (usize, Arc<RingQuota>, Part) {
         let slots = core::mem::take(&mut self.slots);
-        (slots, self.share.clone(), self.part)
+        (slots, self.quota.clone(), self.part)
     }
 }
 
@@ -569,7 +569,7 @@ impl Drop for Credit {
             let mut inner = control.inner.lock();
             control
                 .room
-                .give_back(&mut inner.line, &self.share, self.slots, self.part);
+                .give_back(&mut inner.line, &self.quota, self.slots, self.part);
             let notification = control.go_on(&mut inner);
             drop(inner);
             drop(notification);
@@ -580,7 +580,7 @@ impl Drop for Credit {
 /// A place in line. Dropping it leaves the line.
 struct InLine<'a> {
     control: &'a Arc<Control>,
-    share: &'a Arc<Share>,
+    quota: &'a Arc<RingQuota>,
     waiter: Arc<Waiter>,
     place: Place,
     /// The credit was given, and taken.
@@ -588,10 +588,10 @@ struct InLine<'a> {
 }
 
 impl<'a> InLine<'a> {
-    /// Joins the line; `taken` slots of the share are to be given back.
+    /// Joins the line; `taken` slots of the quota are to be given back.
     fn join(
         control: &'a Arc<Control>,
-        share: &'a Arc<Share>,
+        quota: &'a Arc<RingQuota>,
         slots: usize,
         taken: usize,
     ) -> Result<Self> {
@@ -602,15 +602,15 @@ impl<'a> InLine<'a> {
         let new = new();
         let mut inner = control.inner.lock();
         if taken != 0 {
-            share.give(taken);
-            inner.line.line_up(share);
+            quota.give(taken);
+            inner.line.line_up(quota);
         }
         let joined = new.map(|(waiter, node)| Self {
             control,
-            share,
+            quota,
             place: control
                 .room
-                .queue(&mut inner.line, share, waiter.clone(), node),
+                .queue(&mut inner.line, quota, waiter.clone(), node),
             waiter,
             served: Cell::new(false),
         });
@@ -633,7 +633,7 @@ impl<'a> InLine<'a> {
         let part = self.waiter.got()?;
         (!self.served.replace(true)).then(|| Credit {
             control: self.control.clone(),
-            share: self.share.clone(),
+            quota: self.quota.clone(),
             slots: self.waiter.slots,
             part,
         })
@@ -648,7 +648,7 @@ impl Drop for InLine<'_> {
         let mut inner = self.control.inner.lock();
         self.control
             .room
-            .leave(&mut inner.line, self.share, self.place);
+            .leave(&mut inner.line, self.quota, self.place);
         let notification = self.control.go_on(&mut inner);
         drop(inner);
         drop(notification);
@@ -669,10 +669,10 @@ impl Control {
     /// [`ENOMEM`], also if a command is longer than a file's part of the bounce buffers.
     pub(crate) fn credit<'a>(
         self: &Arc<Self>,
-        share: &Arc<Share>,
+        quota: &Arc<RingQuota>,
         commands: impl IntoIterator<Item = &'a ListArc<Command>>,
     ) -> Result<Credit> {
-        self.credit_within(share, commands, self.timeouts.answer_ms)
+        self.credit_within(quota, commands, self.timeouts.answer_ms)
     }
 
     /// As [`Control::credit`], but waits for `ms` milliseconds at most.
@@ -682,11 +682,11 @@ impl Control {
     /// As there.
     pub(crate) fn credit_within<'a>(
         self: &Arc<Self>,
-        share: &Arc<Share>,
+        quota: &Arc<RingQuota>,
         commands: impl IntoIterator<Item = &'a ListArc<Command>>,
         ms: u32,
     ) -> Result<Credit> {
-        self.credit_while(share, commands, ms, || false)
+        self.credit_while(quota, commands, ms, || false)
     }
 
     /// As [`Control::credit_within`]; when the time is over, `goes_on` says whether to wait again.
@@ -696,7 +696,7 @@ impl Control {
     /// As there.
     pub(super) fn credit_while<'a>(
         self: &Arc<Self>,
-        share: &Arc<Share>,
+        quota: &Arc<RingQuota>,
         commands: impl IntoIterator<Item = &'a ListArc<Command>>,
         ms: u32,
         mut goes_on: impl FnMut() -> bool,
@@ -714,18 +714,18 @@ impl Control {
         if slots > self.room.limit() {
             return Err(E2BIG);
         }
-        let taken = match self.room.try_take(share, slots) {
+        let taken = match self.room.try_take(quota, slots) {
             Ok(part) => {
                 return Ok(Credit {
                     control: self.clone(),
-                    share: share.clone(),
+                    quota: quota.clone(),
                     slots,
                     part,
                 })
             }
             Err(taken) => taken,
         };
-        let in_line = InLine::join(self, share, slots, taken)?;
+        let in_line = InLine::join(self, quota, slots, taken)?;
         loop {
             match in_line.wait(ms) {
                 Err(e) if e == EBUSY && goes_on() => continue,
@@ -742,11 +742,11 @@ impl Control {
         command.shared.overdrawn.store(0, Relaxed);
         let slots = command.shared.slots.load(Relaxed) - overdrawn;
         let taken_from = Message::owned(command).taken_from.take();
-        let share = taken_from.as_ref().map(|(share, _)| &**share);
-        self.room.settle_overdraft(share, overdrawn);
+        let quota = taken_from.as_ref().map(|(quota, _)| &**quota);
+        self.room.settle_overdraft(quota, overdrawn);
         match taken_from {
-            Some((share, part)) => {
-                self.room.give_back(&mut inner.line, &share, slots, part);
+            Some((quota, part)) => {
+                self.room.give_back(&mut inner.line, &quota, slots, part);
             }
             None => {
                 let reserve = (TEARDOWN_RESERVE - inner.reserve).min(slots);
@@ -791,23 +791,28 @@ mod tests {
             }
         }
 
-        fn join(&mut self, share: &Arc<Share>, slots: usize) -> Result<Joined> {
+        fn join(&mut self, quota: &Arc<RingQuota>, slots: usize) -> Result<Joined> {
             let waiter = Waiter::new(slots)?;
             let node = RBTreeNodeReservation::new(GFP_KERNEL)?;
-            let place = self.room.queue(&mut self.line, share, waiter.clone(), node);
+            let place = self.room.queue(&mut self.line, quota, waiter.clone(), node);
             self.room.serve(&mut self.line);
             Ok(Joined { waiter, place })
         }
 
-        fn give_back(&mut self, share: &Arc<Share>, slots: usize) {
+        fn give_back(&mut self, quota: &Arc<RingQuota>, slots: usize) {
             self.room
-                .give_back(&mut self.line, share, slots, Part::Common);
+                .give_back(&mut self.line, quota, slots, Part::Common);
             self.room.serve(&mut self.line);
         }
 
         /// Files that fill the common part of the ring.
-        fn fill(&self) -> Result<[Arc<Share>; 4]> {
-            let files = [Share::new()?, Share::new()?, Share::new()?, Share::new()?];
+        fn fill(&self) -> Result<[Arc<RingQuota>; 4]> {
+            let files = [
+                RingQuota::new()?,
+                RingQuota::new()?,
+                RingQuota::new()?,
+                RingQuota::new()?,
+            ];
             for (file, slots) in files.iter().zip([64, 64, 64, 16]) {
                 for _ in 0..slots {
                     assert_eq!(self.room.try_take(file, 1), Ok(Part::Common));
@@ -820,13 +825,13 @@ mod tests {
     #[test]
     fn a_file_has_a_quarter() -> Result {
         let mut ring = Ring::new();
-        let file = Share::new()?;
+        let file = RingQuota::new()?;
         assert_eq!(ring.room.try_take(&file, 64), Ok(Part::Common));
         assert_eq!(ring.room.try_take(&file, 1), Err(0));
         let waiting = ring.join(&file, 1)?;
         assert!(!waiting.served());
         // Others are not concerned.
-        let other = Share::new()?;
+        let other = RingQuota::new()?;
         assert_eq!(ring.room.try_take(&other, 3), Ok(Part::Common));
         ring.give_back(&file, 1);
         assert!(waiting.served());
@@ -855,7 +860,7 @@ mod tests {
     fn large_is_not_starved() -> Result {
         let mut ring = Ring::new();
         let files = ring.fill()?;
-        let (large, small) = (Share::new()?, Share::new()?);
+        let (large, small) = (RingQuota::new()?, RingQuota::new()?);
         assert_eq!(ring.room.try_take(&large, 40), Err(40));
         large.give(40);
         let first = ring.join(&large, 40)?;
@@ -880,7 +885,7 @@ mod tests {
     fn order() -> Result {
         let mut ring = Ring::new();
         let files = ring.fill()?;
-        let (a, b) = (Share::new()?, Share::new()?);
+        let (a, b) = (RingQuota::new()?, RingQuota::new()?);
         for file in [&a, &b] {
             assert_eq!(ring.room.try_take(file, 1), Ok(Part::First));
         }
@@ -909,7 +914,7 @@ mod tests {
     fn others_go_first() -> Result {
         let mut ring = Ring::new();
         let files = ring.fill()?;
-        let other = Share::new()?;
+        let other = RingQuota::new()?;
         assert_eq!(ring.room.try_take(&other, 1), Ok(Part::First));
         let full = ring.join(&files[0], 1)?;
         let waits = ring.join(&other, 1)?;
@@ -931,11 +936,11 @@ mod tests {
         let busy = ring.join(&files[3], 1)?;
         let mut news = KVec::new();
         for _ in 0..32 {
-            let file = Share::new()?;
+            let file = RingQuota::new()?;
             assert_eq!(ring.room.try_take(&file, 1), Ok(Part::First));
             news.push(file, GFP_KERNEL)?;
         }
-        let late = Share::new()?;
+        let late = RingQuota::new()?;
         let waits = ring.join(&late, 1)?;
         assert!(!busy.served() && !waits.served());
         let Ring { room, line } = &mut ring;
@@ -949,7 +954,7 @@ mod tests {
     fn gives_up() -> Result {
         let mut ring = Ring::new();
         let files = ring.fill()?;
-        let (large, small) = (Share::new()?, Share::new()?);
+        let (large, small) = (RingQuota::new()?, RingQuota::new()?);
         for file in [&large, &small] {
             assert_eq!(ring.room.try_take(file, 1), Ok(Part::First));
         }
@@ -970,11 +975,11 @@ mod tests {
     fn left() -> Result {
         let mut ring = Ring::new();
         let files = ring.fill()?;
-        let large = Share::new()?;
+        let large = RingQuota::new()?;
         assert_eq!(ring.room.try_take(&large, 1), Ok(Part::First));
         let first = ring.join(&large, 40)?;
         for _ in 0..1000 {
-            let file = Share::new()?;
+            let file = RingQuota::new()?;
             assert_eq!(ring.room.try_take(&file, 33), Err(33));
             file.give(33);
             let joined = ring.join(&file, 33)?;
@@ -997,7 +1002,7 @@ mod tests {
         let mut ring = Ring::new();
         let files = ring.fill()?;
         ring.room.overdraw(Some(&files[3]), 0, 2);
-        let other = Share::new()?;
+        let other = RingQuota::new()?;
         assert_eq!(ring.room.try_take(&other, 1), Ok(Part::First));
         let waits = ring.join(&other, 1)?;
         ring.give_back(&files[0], 2);
@@ -1016,7 +1021,7 @@ mod tests {
         let mut ring = Ring::new();
         let _files = ring.fill()?;
         let before = ring.room.first.0.load(Relaxed);
-        let other = Share::new()?;
+        let other = RingQuota::new()?;
         assert_eq!(ring.room.try_take(&other, 1), Ok(Part::First));
         ring.room.overdraw(Some(&other), 0, 4);
         let common = ring.room.common.0.load(Relaxed);

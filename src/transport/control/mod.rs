@@ -54,7 +54,7 @@ pub(crate) use self::{
     },
     credit::{
         Credit,
-        Share, //
+        RingQuota, //
     },
     loss::OnReset,
 };
@@ -489,9 +489,9 @@ impl Control {
         }
         let reference = command.clone_arc();
         let mut command = command;
-        let (slots, share, part) = credit.spend();
+        let (slots, quota, part) = credit.spend();
         command.shared.slots.store(slots, Relaxed);
-        Message::owned(&mut command).taken_from = Some((share, part));
+        Message::owned(&mut command).taken_from = Some((quota, part));
         self.note_waiting(&mut inner);
         inner.backlog.push_back(command);
         drop(inner);
@@ -528,9 +528,9 @@ impl Control {
         then: impl FnOnce(&mut Queue<Shared, Owned>) -> Option<Notification>,
     ) -> Result<(R, Option<Notification>)> {
         let mut command = command;
-        let (slots, share, part) = credit.spend();
+        let (slots, quota, part) = credit.spend();
         command.shared.slots.store(slots, Relaxed);
-        Message::owned(&mut command).taken_from = Some((share, part));
+        Message::owned(&mut command).taken_from = Some((quota, part));
 
         let mut inner = self.inner.lock();
         match self.accept(&mut inner, command, publish) {
@@ -633,14 +633,14 @@ impl Control {
         let reference = command.clone_arc();
         let mut command = command;
         let owned = Message::owned(&mut command);
-        let (header, share) = (owned.header, owned.taken_from.as_ref());
-        let share = share.map(|(share, _)| share.clone());
+        let (header, quota) = (owned.header, owned.taken_from.as_ref());
+        let quota = quota.map(|(quota, _)| quota.clone());
         let slots = reference.shared.slots.load(Relaxed);
         let beyond = reference.descriptors().saturating_sub(slots);
         let (mut common, mut kept) = (0, 0);
         if self.room.take_beyond(beyond) {
             common = beyond;
-        } else if share.is_none() && inner.reserve >= beyond {
+        } else if quota.is_none() && inner.reserve >= beyond {
             kept = beyond;
         }
         let added = queue.add(command, slots + common + kept);
@@ -649,7 +649,7 @@ impl Control {
         kept = kept.min(more);
         inner.reserve -= kept;
         let overdrawn = more - kept;
-        self.room.overdraw(share.as_deref(), common, overdrawn);
+        self.room.overdraw(quota.as_deref(), common, overdrawn);
         match added {
             Ok(_) => {
                 if more != 0 {

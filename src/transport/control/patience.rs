@@ -41,7 +41,7 @@ use super::{
     },
     credit::{
         Credit,
-        Share, //
+        RingQuota, //
     },
     Control,
     Inner,
@@ -155,11 +155,11 @@ impl Control {
     /// answer.
     pub(crate) fn call(
         self: &Arc<Self>,
-        share: &Arc<Share>,
+        quota: &Arc<RingQuota>,
         command: ListArc<Command>,
     ) -> Result<Arc<Command>> {
         let reference = command.clone_arc();
-        let credit = self.credit(share, [&command])?;
+        let credit = self.credit(quota, [&command])?;
         drop(self.send(command, credit)?);
         self.wait_killable(&reference)?.to_result()?;
         Ok(reference)
@@ -174,11 +174,11 @@ impl Control {
     /// time limit.
     pub(crate) fn credit_patiently(
         self: &Arc<Self>,
-        share: &Arc<Share>,
+        quota: &Arc<RingQuota>,
         job: &ListArc<Command>,
     ) -> Result<Credit> {
         let mut starved = None;
-        self.credit_while(share, [job], self.timeouts.answer_ms, || {
+        self.credit_while(quota, [job], self.timeouts.answer_ms, || {
             let goes_on = starved.is_none() || self.may_go_on();
             starved.get_or_insert_with(|| Starved::new(self));
             goes_on

@@ -15,7 +15,7 @@
 
 mod room;
 
-pub(crate) use self::room::MirrorShare;
+pub(crate) use self::room::MirrorQuota;
 
 use self::room::{
     NewWaiter,
@@ -110,8 +110,8 @@ pub(crate) struct Shared {
 enum Source {
     /// It is not on its way.
     Nowhere,
-    /// Those of a file's share.
-    Share(Arc<MirrorShare>),
+    /// Those of a file's quota.
+    Quota(Arc<MirrorQuota>),
     /// Those kept for commands that end a space.
     Destroys,
     /// Those kept for INVALIDATE.
@@ -455,7 +455,7 @@ impl Inner {
         match source {
             Source::Nowhere => {}
             // The last reference, if it is, frees nothing but the counts.
-            Source::Share(share) => self.take_back(&share, slots),
+            Source::Quota(quota) => self.take_back(&quota, slots),
             Source::Destroys => {
                 self.reserve += slots;
                 woken.destroys = true;
@@ -504,7 +504,7 @@ impl Drop for MirrorCredit {
     fn drop(&mut self) {
         if self.slots > 0 {
             self.queue.mirror().change(|inner, woken| {
-                inner.take_back(&self.queue.share, self.slots);
+                inner.take_back(&self.queue.quota, self.slots);
                 inner.give_out(woken);
             });
         }
@@ -545,15 +545,15 @@ pub(crate) enum Posted {
 #[derive(Clone)]
 pub(crate) struct MirrorQueue {
     control: Arc<Control>,
-    share: Arc<MirrorShare>,
+    quota: Arc<MirrorQuota>,
 }
 
 impl MirrorQueue {
-    /// The queue of `control`, which was started with one, for the file that `share` is of.
-    pub(crate) fn new(control: &Arc<Control>, share: &Arc<MirrorShare>) -> Self {
+    /// The queue of `control`, which was started with one, for the file that `quota` is of.
+    pub(crate) fn new(control: &Arc<Control>, quota: &Arc<MirrorQuota>) -> Self {
         Self {
             control: control.clone(),
-            share: share.clone(),
+            quota: quota.clone(),
         }
     }
 
@@ -561,8 +561,8 @@ impl MirrorQueue {
         &self.control.mirror
     }
 
-    /// Most descriptors of a [`MirrorQueue::credit`]: a file's share.
-    pub(crate) fn share(&self) -> usize {
+    /// Most descriptors of a [`MirrorQueue::credit`]: a file's quota.
+    pub(crate) fn quota(&self) -> usize {
         self.mirror().inner.lock().room.most()
     }
 
@@ -647,8 +647,8 @@ impl MirrorQueue {
     /// # Errors
     ///
     /// [`ENODEV`] if the device is lost, [`ERESTARTSYS`] on a fatal signal, [`ENOMEM`], [`E2BIG`] if
-    /// `slots` is more than a file's share, [`EBUSY`] if the device has not done anything for a whole
-    /// time-out, or nothing of this file's where only its own share is in the way.
+    /// `slots` is more than a file's quota, [`EBUSY`] if the device has not done anything for a whole
+    /// time-out, or nothing of this file's where only its own quota is in the way.
     pub(crate) fn credit(&self, slots: usize) -> Result<MirrorCredit> {
         let mirror = self.mirror();
         let credit = || MirrorCredit {
@@ -661,7 +661,7 @@ impl MirrorQueue {
                 return Err(E2BIG);
             }
             self.control.check()?;
-            if inner.take(&self.share, slots) {
+            if inner.take(&self.quota, slots) {
                 drop(inner);
                 return Ok(credit());
             }
@@ -669,8 +669,8 @@ impl MirrorQueue {
         let new = NewWaiter::new(slots)?;
         let waiter = new.waiter().clone();
         let (number, mut before) = mirror.change(|inner, woken| {
-            let number = inner.wait_in_line(&self.share, new, &mut woken.room);
-            (number, inner.progress(&self.share))
+            let number = inner.wait_in_line(&self.quota, new, &mut woken.room);
+            (number, inner.progress(&self.quota))
         });
         let outcome = loop {
             let waited = mirror.room.at(number).wait_killable_timeout(
@@ -678,13 +678,13 @@ impl MirrorQueue {
                 self.control.answer_timeout_ms(),
             );
             // The line may be long.
-            let now = mirror.inner.lock().progress(&self.share);
+            let now = mirror.inner.lock().progress(&self.quota);
             if waited != Err(EBUSY) || core::mem::replace(&mut before, now) == now {
                 break waited;
             }
         };
         if !waiter.is_granted() {
-            mirror.change(|inner, woken| inner.leave(&self.share, number, &mut woken.room));
+            mirror.change(|inner, woken| inner.leave(&self.quota, number, &mut woken.room));
         }
         // At the last moment, perhaps.
         if waiter.is_granted() {
@@ -719,7 +719,7 @@ impl MirrorQueue {
         let slots = credit.spend(&command)?;
         let owned = Message::owned(&mut command);
         owned.slots = slots;
-        owned.source = Source::Share(self.share.clone());
+        owned.source = Source::Quota(self.quota.clone());
         self.put(command)
     }
 

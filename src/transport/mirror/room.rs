@@ -3,10 +3,10 @@
 //! Room in the ring for MAP and SPACE_CREATE, and who gets it.
 //!
 //! INVALIDATE, on which memory reclaim waits, is served after all that is in the ring before it. So
-//! that one client's MAPs cannot delay it by a whole ring, a file has a share, a quarter of the room.
+//! that one client's MAPs cannot delay it by a whole ring, a file has a quota, a quarter of the room.
 //!
 //! Who finds no room waits in line with the others of the same file, and files have their turns, one
-//! request at a time. A file whose share does not allow its next request has no turn until it gets
+//! request at a time. A file whose quota does not allow its next request has no turn until it gets
 //! something back. The request whose turn it is takes what becomes free, however much it needs, and
 //! nobody else does before it: so none starves because smaller ones are always easier to please.
 
@@ -102,7 +102,7 @@ struct Line {
 
 /// A file's part of the mirror queue.
 #[pin_data]
-pub(crate) struct MirrorShare {
+pub(crate) struct MirrorQuota {
     line: LockedBy<Line, Inner>,
     #[pin]
     links: ListLinks,
@@ -111,14 +111,14 @@ pub(crate) struct MirrorShare {
 }
 
 impl_list_arc_safe! {
-    impl ListArcSafe<0> for MirrorShare { tracked_by tracker: AtomicTracker; }
+    impl ListArcSafe<0> for MirrorQuota { tracked_by tracker: AtomicTracker; }
 }
 impl_list_item! {
-    impl ListItem<0> for MirrorShare { using ListLinks { self.links }; }
+    impl ListItem<0> for MirrorQuota { using ListLinks { self.links }; }
 }
 
-impl MirrorShare {
-    /// An unused share of the mirror queue that belongs to `control`, which may have none.
+impl MirrorQuota {
+    /// An unused quota of the mirror queue that belongs to `control`, which may have none.
     ///
     /// # Errors
     ///
@@ -149,9 +149,9 @@ pub(super) struct Room {
     /// Descriptors for MAP and SPACE_CREATE in all, and those that are free.
     capacity: usize,
     free: usize,
-    /// Files in line, in the order of their turns. One whose share does not allow its next request
+    /// Files in line, in the order of their turns. One whose quota does not allow its next request
     /// is not there.
-    turns: List<MirrorShare>,
+    turns: List<MirrorQuota>,
     next_number: u64,
 }
 
@@ -182,7 +182,7 @@ impl Room {
         self.free
     }
 
-    /// Takes one of them, for a command that has no share and does not wait for a turn.
+    /// Takes one of them, for a command that has no quota and does not wait for a turn.
     pub(super) fn take_one(&mut self) {
         self.free -= 1;
     }
@@ -202,11 +202,11 @@ impl Inner {
         self.room.free.saturating_sub(claimed)
     }
 
-    /// Changes whenever the device does something that those who wait in `share`'s line profit from:
+    /// Changes whenever the device does something that those who wait in `quota`'s line profit from:
     /// anything, unless nothing but what the file itself has in the ring is in their way.
-    pub(super) fn progress(&mut self, share: &MirrorShare) -> (bool, u64) {
+    pub(super) fn progress(&mut self, quota: &MirrorQuota) -> (bool, u64) {
         let (most, used) = (self.room.most(), self.used);
-        let line = share.line.access_mut(self);
+        let line = quota.line.access_mut(self);
         let (mut wanted, returned) = (line.used, line.returned);
         if let Some(first) = line.waiting.cursor_front_mut() {
             wanted += first.current().1.slots;
@@ -218,11 +218,11 @@ impl Inner {
         }
     }
 
-    /// Takes `slots` descriptors for `share`, if nobody is to have them before.
-    pub(super) fn take(&mut self, share: &MirrorShare, slots: usize) -> bool {
+    /// Takes `slots` descriptors for `quota`, if nobody is to have them before.
+    pub(super) fn take(&mut self, quota: &MirrorQuota, slots: usize) -> bool {
         let (free, most) = (self.left(), self.room.most());
         let others_wait = !self.room.turns.is_empty();
-        let line = share.line.access_mut(self);
+        let line = quota.line.access_mut(self);
         if others_wait || !line.waiting.is_empty() || line.used + slots > most || slots > free {
             return false;
         }
@@ -231,59 +231,59 @@ impl Inner {
         true
     }
 
-    /// Has `new` wait for room for `share`; returns its number. What there is by now is given out,
+    /// Has `new` wait for room for `quota`; returns its number. What there is by now is given out,
     /// perhaps to it.
     pub(super) fn wait_in_line(
         &mut self,
-        share: &Arc<MirrorShare>,
+        quota: &Arc<MirrorQuota>,
         new: NewWaiter,
         granted: &mut u128,
     ) -> u64 {
         let number = self.room.next_number;
         self.room.next_number += 1;
         let NewWaiter { waiter, node } = new;
-        let line = share.line.access_mut(self);
+        let line = quota.line.access_mut(self);
         line.waiting.insert(node.into_node(number, waiter));
-        self.have_turns(share);
+        self.have_turns(quota);
         self.grant(granted);
         number
     }
 
-    /// Waiter `number` of `share` waits no longer. Others may have waited for it.
-    pub(super) fn leave(&mut self, share: &Arc<MirrorShare>, number: u64, granted: &mut u128) {
-        let node = share.line.access_mut(self).waiting.remove_node(&number);
+    /// Waiter `number` of `quota` waits no longer. Others may have waited for it.
+    pub(super) fn leave(&mut self, quota: &Arc<MirrorQuota>, number: u64, granted: &mut u128) {
+        let node = quota.line.access_mut(self).waiting.remove_node(&number);
         if node.is_some() {
-            self.have_turns(share);
+            self.have_turns(quota);
             self.grant(granted);
         }
     }
 
-    /// Takes `slots` descriptors of `share` back; [`Inner::grant`] gives them to others.
-    pub(super) fn take_back(&mut self, share: &Arc<MirrorShare>, slots: usize) {
-        let line = share.line.access_mut(self);
+    /// Takes `slots` descriptors of `quota` back; [`Inner::grant`] gives them to others.
+    pub(super) fn take_back(&mut self, quota: &Arc<MirrorQuota>, slots: usize) {
+        let line = quota.line.access_mut(self);
         line.used -= slots;
         line.returned += 1;
         self.room.free += slots;
-        self.have_turns(share);
+        self.have_turns(quota);
     }
 
     /// The file may have a turn, if anybody waits.
-    fn have_turns(&mut self, share: &Arc<MirrorShare>) {
-        if share.line.access_mut(self).waiting.is_empty() {
+    fn have_turns(&mut self, quota: &Arc<MirrorQuota>) {
+        if quota.line.access_mut(self).waiting.is_empty() {
             return;
         }
         // Otherwise it is in the list.
-        if let Ok(share) = ListArc::try_from_arc(share.clone()) {
-            self.room.turns.push_back(share);
+        if let Ok(quota) = ListArc::try_from_arc(quota.clone()) {
+            self.room.turns.push_back(quota);
         }
     }
 
     /// Gives out what is free, and adds the places of those who got something to `granted`, which is a
     /// set of places of [`Mirror::room`].
     pub(super) fn grant(&mut self, granted: &mut u128) {
-        while let Some(share) = self.room.turns.pop_front() {
+        while let Some(quota) = self.room.turns.pop_front() {
             let (free, most) = (self.left(), self.room.most());
-            let line = share.line.access_mut(self);
+            let line = quota.line.access_mut(self);
             let Some(first) = line.waiting.cursor_front_mut() else {
                 continue;
             };
@@ -293,7 +293,7 @@ impl Inner {
                 continue;
             }
             if slots > free {
-                self.room.turns.push_front(share);
+                self.room.turns.push_front(quota);
                 break;
             }
             let (_, node) = first.remove_current();
@@ -304,7 +304,7 @@ impl Inner {
             waiter.granted.store(true, Release);
             *granted |= Crowd::<PLACES>::place(number);
             if more {
-                self.room.turns.push_back(share);
+                self.room.turns.push_back(quota);
             }
         }
     }
@@ -314,14 +314,14 @@ impl Inner {
 mod tests {
     use super::*;
 
-    /// Descriptors of a ring of 256 that MAP may have, and a file's share of them.
+    /// Descriptors of a ring of 256 that MAP may have, and a file's quota of them.
     const CAPACITY: usize = 224;
     const MOST: usize = CAPACITY / 4;
 
     /// A queue without a device, and files that use it.
     struct Ring {
         mirror: Arc<Mirror>,
-        files: [Arc<MirrorShare>; 6],
+        files: [Arc<MirrorQuota>; 6],
     }
 
     /// Somebody who waits.
@@ -335,7 +335,7 @@ mod tests {
         fn new(capacity: usize) -> Result<Self> {
             let mirror = Arc::pin_init(Mirror::new(), GFP_KERNEL)?;
             mirror.inner.lock().room.set(capacity);
-            let file = || MirrorShare::of(&mirror);
+            let file = || MirrorQuota::of(&mirror);
             let files = [file()?, file()?, file()?, file()?, file()?, file()?];
             Ok(Self { mirror, files })
         }
@@ -347,12 +347,12 @@ mod tests {
         fn wait(&self, file: usize, slots: usize) -> Result<Waiting> {
             let new = NewWaiter::new(slots)?;
             let waiter = new.waiter().clone();
-            let (share, mut granted) = (&self.files[file], 0);
+            let (quota, mut granted) = (&self.files[file], 0);
             let number = self
                 .mirror
                 .inner
                 .lock()
-                .wait_in_line(share, new, &mut granted);
+                .wait_in_line(quota, new, &mut granted);
             assert_eq!(waiter.is_granted(), granted != 0);
             Ok(Waiting {
                 file,
@@ -362,11 +362,11 @@ mod tests {
         }
 
         fn leave(&self, waiting: &Waiting) {
-            let share = &self.files[waiting.file];
+            let quota = &self.files[waiting.file];
             self.mirror
                 .inner
                 .lock()
-                .leave(share, waiting.number, &mut 0);
+                .leave(quota, waiting.number, &mut 0);
         }
 
         /// Returns the places of those who got something.
@@ -449,7 +449,7 @@ mod tests {
         let other = ring.wait(4, 6)?;
         ring.give_back(1, 6);
         assert!(!full.has_it() && other.has_it());
-        // What fits the share comes after what does not.
+        // What fits the quota comes after what does not.
         ring.give_back(0, 3);
         let second = ring.wait(0, 3)?;
         assert!(!full.has_it() && !second.has_it());
@@ -542,7 +542,7 @@ mod tests {
         assert!(ring.take(0, MOST));
         let _own = ring.wait(0, 3)?;
         let before = progress(0);
-        // What the device does for others does not make room in this share.
+        // What the device does for others does not make room in this quota.
         ring.mirror.inner.lock().used += 1;
         assert!(ring.take(1, 3));
         ring.give_back(1, 3);
