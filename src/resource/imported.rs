@@ -46,9 +46,9 @@ use crate::{
     transport::control::{
         Answer,
         Command,
+        Completion,
         Control,
         Expect,
-        Finish,
         Request, //
     },
 };
@@ -188,8 +188,8 @@ struct Detached {
     view: Ending,
 }
 
-impl Finish for Detached {
-    fn finish(&mut self, _answer: &Answer) {
+impl Completion for Detached {
+    fn complete(&mut self, _answer: &Answer) {
         self.view.end();
     }
 }
@@ -246,7 +246,7 @@ pub(crate) fn import(dev: &Device, buf: &Importable) -> Result<ARef<Object>> {
     let detached = Detached {
         view: mapping.ending(),
     };
-    detach.finish = Some(KBox::new(detached, GFP_KERNEL)?);
+    detach.completion = Some(KBox::new(detached, GFP_KERNEL)?);
     detach.id = Some(lifetime.shared_id().clone());
     let mut detach = detach.build()?;
 

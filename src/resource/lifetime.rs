@@ -32,9 +32,9 @@ use crate::{
     transport::control::{
         Answer,
         Command,
+        Completion,
         Control,
         Expect,
-        Finish,
         Request, //
     },
 };
@@ -111,8 +111,8 @@ struct CarrierState {
 /// The end of RESOURCE_UNREF.
 struct Unreferenced(Arc<Carrier>);
 
-impl Finish for Unreferenced {
-    fn finish(&mut self, answer: &Answer) {
+impl Completion for Unreferenced {
+    fn complete(&mut self, answer: &Answer) {
         let mut state = self.0.state.lock();
         state.ended = Some(*answer);
         let aborted = *answer == Answer::Aborted;
@@ -187,7 +187,7 @@ impl Lifetime {
             ..Default::default()
         };
         let mut unref = Request::new(Header::new(command::RESOURCE_UNREF, 0), &fixed);
-        unref.finish = Some(KBox::new(Unreferenced(carrier.clone()), GFP_KERNEL)?);
+        unref.completion = Some(KBox::new(Unreferenced(carrier.clone()), GFP_KERNEL)?);
         unref.id = Some(id.clone());
         let unref = unref.build()?;
         Ok(Self {

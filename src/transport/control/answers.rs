@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Answers: judged in the interrupt, finished by a worker.
+//! Answers: judged in the interrupt, completed by a worker.
 
 use super::{
     command::{
@@ -324,10 +324,10 @@ impl Control {
         }
     }
 
-    pub(super) fn finish(command: &mut ListArc<Command>) {
+    pub(super) fn complete(command: &mut ListArc<Command>) {
         let answer = Self::answer(command);
-        if let Some(mut finish) = Message::owned(command).finish.take() {
-            finish.finish(&answer);
+        if let Some(mut completion) = Message::owned(command).completion.take() {
+            completion.complete(&answer);
         }
         let owned = Message::owned(command);
         drop(owned.landing.take());
@@ -392,7 +392,7 @@ impl Control {
     }
 }
 
-/// Finishes answered commands.
+/// Completes answered commands.
 impl WorkItem<1> for Control {
     type Pointer = Arc<Self>;
 
@@ -402,12 +402,12 @@ impl WorkItem<1> for Control {
             let Some(mut command) = command else {
                 break;
             };
-            Self::finish(&mut command);
+            Self::complete(&mut command);
             drop(command);
             // This is the only writer.
-            let finished = this.finished.load(Relaxed) + 1;
-            this.finished.store(finished, Release);
-            this.finish_wait.wake_all();
+            let completed = this.completed.load(Relaxed) + 1;
+            this.completed.store(completed, Release);
+            this.completion_wait.wake_all();
         }
     }
 }

@@ -206,8 +206,8 @@ pub(crate) struct JobOf {
 }
 
 impl JobOf {
-    /// A job of the context with id `context`. The command's [`Finish`] must keep the id from being
-    /// used again.
+    /// A job of the context with id `context`. The command's [`Completion`] must keep the id from
+    /// being used again.
     pub(crate) fn new(context: u32, of: Arc<JobContext>) -> Self {
         Self {
             context,
@@ -234,7 +234,7 @@ pub(crate) struct Owned {
     pub(super) expect: Expect,
     /// The [`response`] that means success.
     pub(super) success: u32,
-    pub(super) finish: Option<KBox<dyn Finish>>,
+    pub(super) completion: Option<KBox<dyn Completion>>,
     /// Memory that the device has written when it answers.
     pub(super) landing: Option<KBox<dyn Landing>>,
     /// As [`Request::id`].
@@ -265,12 +265,12 @@ pub(crate) enum Expect {
 }
 
 /// What is left to do when a command has come to its end.
-pub(crate) trait Finish: Send {
+pub(crate) trait Completion: Send {
     /// Called once, by the control queue's worker, which no fence waits for.
     ///
     /// Either the device has answered, or it has been reset: in both cases it is done with the
     /// command. `self` is dropped afterwards.
-    fn finish(&mut self, answer: &Answer);
+    fn complete(&mut self, answer: &Answer);
 }
 
 /// Keeps something that the device may use as long as it has not answered.
@@ -278,9 +278,9 @@ struct Kept<T> {
     _kept: T,
 }
 
-impl<T: Send> Finish for Kept<T> {
+impl<T: Send> Completion for Kept<T> {
     // How it ended does not matter.
-    fn finish(&mut self, _answer: &Answer) {}
+    fn complete(&mut self, _answer: &Answer) {}
 }
 
 /// How a command ended.
@@ -338,7 +338,7 @@ pub(crate) struct Request<'a> {
     /// Whether the device may refuse it.
     pub(crate) expect: Expect,
     /// What is left to do then.
-    pub(crate) finish: Option<KBox<dyn Finish>>,
+    pub(crate) completion: Option<KBox<dyn Completion>>,
     /// The resource or context that it names, whose id is not used again before it is answered.
     pub(crate) id: Option<Arc<Id>>,
 }
@@ -358,7 +358,7 @@ impl<'a> Request<'a> {
             job: None,
             success: response::OK_NODATA,
             expect: Expect::Anything,
-            finish: None,
+            completion: None,
             id: None,
         }
     }
@@ -376,10 +376,10 @@ impl<'a> Request<'a> {
     /// - [`ENOMEM`];
     /// - [`EINVAL`] if something is left to do, or to drop, already.
     pub(crate) fn keep(&mut self, kept: impl Send + 'static) -> Result {
-        if self.finish.is_some() {
+        if self.completion.is_some() {
             return Err(EINVAL);
         }
-        self.finish = Some(KBox::new(Kept { _kept: kept }, GFP_KERNEL)?);
+        self.completion = Some(KBox::new(Kept { _kept: kept }, GFP_KERNEL)?);
         Ok(())
     }
 
@@ -430,7 +430,7 @@ impl<'a> Request<'a> {
                 index: 0,
                 expect: self.expect,
                 success: self.success,
-                finish: self.finish,
+                completion: self.completion,
                 landing: self.landing,
                 id: self.id,
                 refused: None,

@@ -45,7 +45,7 @@ const RESET_TIMEOUT_MS: u32 = 10_000;
 /// What is to happen when a device has been reset.
 pub(crate) trait OnReset: Send + Sync {
     /// Called once, when the device is known not to access memory any more, and the commands that
-    /// it knew have been finished. May sleep.
+    /// it knew have been completed. May sleep.
     fn reset(&self);
 
     /// Called if the device does not return from its reset. May sleep.
@@ -99,7 +99,7 @@ impl Control {
     }
 
     /// Ends all use of the device: on return it has been reset, all
-    /// commands are finished, the queues are not used any more, and no work runs.
+    /// commands are completed, the queues are not used any more, and no work runs.
     pub(crate) fn stop(self: &Arc<Self>) {
         self.retire();
         self.reset_workqueue.flush();
@@ -267,7 +267,7 @@ impl WorkItem<2> for Control {
         // Commands that were answered before come first.
         this.workqueue.flush();
         while let Some(mut command) = aborted.pop_front() {
-            Self::finish(&mut command);
+            Self::complete(&mut command);
         }
         this.on_reset.reset();
         this.wake_all(&this.inner.lock());

@@ -5,7 +5,7 @@
 //! # Ways of a command
 //!
 //! A command is a [`Message`], owned in turn by who makes it, by the virtqueue, by the interrupt
-//! handler, and by a worker that runs its [`Finish`] and frees it. Fences are signalled in the
+//! handler, and by a worker that runs its [`Completion`] and frees it. Fences are signalled in the
 //! interrupt; everything that may sleep or free memory of others is the worker's.
 //!
 //! # Room in the ring
@@ -22,7 +22,7 @@
 //! and a worker resets it. One command that is not answered, or not properly, is the trouble of who
 //! sent it ([`patience`]). Only when the reset has returned is
 //! the device known not to write, and only then are the fences signalled with an error, the
-//! commands finished as aborted, and what they hold released. A device that does not return from
+//! commands completed as aborted, and what they hold released. A device that does not return from
 //! its reset for [`loss::RESET_TIMEOUT_MS`] gets its fences signalled nevertheless, so that others
 //! can go on; its memory then stays, and so does the module: removal waits for the reset.
 //!
@@ -45,8 +45,8 @@ pub(crate) use self::{
     command::{
         Answer,
         Command,
+        Completion,
         Expect,
-        Finish,
         HostFence,
         JobContext,
         JobOf,
@@ -171,7 +171,7 @@ struct Inner {
     /// Commands that were refused before what they undo was answered, in the order in which they
     /// were sent.
     early: List<Command>,
-    /// Commands that must not be finished before the reset.
+    /// Commands that must not be completed before the reset.
     held: List<Command>,
     /// Commands in the ring that are no jobs.
     commands: usize,
@@ -221,14 +221,14 @@ pub(crate) struct Control {
     /// [`Shared::fence`] and `done`.
     #[pin]
     inner: SpinLockIrq<Inner>,
-    /// Protects the list of commands that wait for their [`Finish`].
+    /// Protects the list of commands that wait for their [`Completion`].
     #[pin]
     done: SpinLockIrq<List<Command>>,
-    /// Answered commands that are finished, ever. Changed by the worker only.
-    finished: Atomic<u64>,
-    /// Waiters for `finished`.
+    /// Answered commands that are completed, ever. Changed by the worker only.
+    completed: Atomic<u64>,
+    /// Waiters for `completed`.
     #[pin]
-    finish_wait: WaitQueue,
+    completion_wait: WaitQueue,
     /// The descriptors of the ring.
     room: Room,
     /// The mirror queue; without ring if the device has none.
@@ -313,8 +313,8 @@ impl Control {
                     answered: 0,
                 }, "Control::inner"),
                 done <- new_spinlock_irq!(List::new(), "Control::done"),
-                finished: Atomic::new(0),
-                finish_wait <- WaitQueue::new(),
+                completed: Atomic::new(0),
+                completion_wait <- WaitQueue::new(),
                 room: Room::new(),
                 mirror <- Mirror::new(),
                 events <- Events::new(),
@@ -683,7 +683,7 @@ impl Control {
     }
 
     /// Sends a command that takes something away. Cannot fail, and does not sleep unless the
-    /// device has been reset; then the command is finished on the spot.
+    /// device has been reset; then the command is completed on the spot.
     pub(crate) fn teardown(self: &Arc<Self>, command: ListArc<Command>) {
         let mut inner = self.inner.lock();
         let mut command = command;
@@ -706,7 +706,7 @@ impl Control {
                 drop(inner);
                 let mut command = command;
                 Self::abort(&command);
-                Self::finish(&mut command);
+                Self::complete(&mut command);
             }
         }
     }

@@ -134,15 +134,15 @@ impl Control {
         }
     }
 
-    /// Waits until the commands that the device has answered by now are finished: nothing is left of
-    /// a job whose fence was signalled by its answer.
+    /// Waits until the commands that the device has answered by now are completed: nothing is left
+    /// of a job whose fence was signalled by its answer.
     ///
     /// Waits for the worker, which waits for nothing, and no longer than for an answer. Must not be
-    /// called by a [`Finish`].
+    /// called by a [`Completion`].
     pub(crate) fn settle(&self) {
         let answered = self.inner.lock().answered;
-        self.finish_wait.wait_timeout(
-            || self.finished.load(Acquire) >= answered,
+        self.completion_wait.wait_timeout(
+            || self.completed.load(Acquire) >= answered,
             self.timeouts.answer_ms,
         );
     }
