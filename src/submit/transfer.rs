@@ -108,7 +108,7 @@ fn command_3d(
     request.fence = HostFence::Common;
     request.job = Some(context.job());
     if kind == command::TRANSFER_FROM_HOST_3D && unsynced(object).is_some() {
-        request.landing = Some(KBox::new(object.clone(), GFP_KERNEL)?);
+        request.sync_for_cpu = Some(KBox::new(object.clone(), GFP_KERNEL)?);
     }
     // What the host thinks of the box is what the fence says.
     request.keep((context, object.clone()))?;

@@ -370,9 +370,9 @@ impl DmaMap {
 }
 
 /// Memory that a device writes, and that the CPU is to see when it has done so.
-pub(crate) trait Landing: Send + Sync {
+pub(crate) trait SyncForCpu: Send + Sync {
     /// Lets the CPU see what the device has written. Does not sleep.
-    fn land(&self);
+    fn sync_for_cpu(&self);
 }
 
 impl Drop for DmaMap {

@@ -28,8 +28,8 @@ use crate::kapi::{
     dma::{
         map::{
             DmaMap,
-            Landing,
             Mapper, //
+            SyncForCpu,
         },
         Resv, //
     },
@@ -679,8 +679,8 @@ impl<O: DriverObject> Deref for Object<O> {
     }
 }
 
-impl<O: DriverObject> Landing for ARef<Object<O>> {
-    fn land(&self) {
+impl<O: DriverObject> SyncForCpu for ARef<Object<O>> {
+    fn sync_for_cpu(&self) {
         if let Some(dma) = self.dma() {
             dma.sync_for_cpu();
         }

@@ -330,7 +330,7 @@ impl Control {
             completion.complete(&answer);
         }
         let owned = Message::owned(command);
-        drop(owned.landing.take());
+        drop(owned.sync_for_cpu.take());
         drop(owned.id.take());
     }
 }
@@ -375,8 +375,8 @@ impl Control {
             if let Some(destroyed) = command.shared.destroys {
                 self.cancel_jobs_where(|job| job.context == destroyed);
             }
-            if let Some(landing) = &Message::owned(&mut command).landing {
-                landing.land();
+            if let Some(sync_for_cpu) = &Message::owned(&mut command).sync_for_cpu {
+                sync_for_cpu.sync_for_cpu();
             }
             command.shared.signal(match Self::answer(&command) {
                 Answer::Ok(_) => Ok(()),

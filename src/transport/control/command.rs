@@ -5,7 +5,7 @@
 use crate::{
     kapi::{
         dma::{
-            map::Landing,
+            map::SyncForCpu,
             DriverFence, //
         },
         drm::event::ReservedEvent,
@@ -236,7 +236,7 @@ pub(crate) struct Owned {
     pub(super) success: u32,
     pub(super) completion: Option<KBox<dyn Completion>>,
     /// Memory that the device has written when it answers.
-    pub(super) landing: Option<KBox<dyn Landing>>,
+    pub(super) sync_for_cpu: Option<KBox<dyn SyncForCpu>>,
     /// As [`Request::id`].
     pub(super) id: Option<Arc<Id>>,
     /// How the device has refused it too early, if it has.
@@ -330,7 +330,7 @@ pub(crate) struct Request<'a> {
     pub(crate) event: Option<ReservedEvent>,
     /// Memory that the device has written when it answers: the CPU is to see that before the fence is
     /// signalled.
-    pub(crate) landing: Option<KBox<dyn Landing>>,
+    pub(crate) sync_for_cpu: Option<KBox<dyn SyncForCpu>>,
     /// Whose job it is, if it is one.
     pub(crate) job: Option<JobOf>,
     /// The [`response`] that means success.
@@ -354,7 +354,7 @@ impl<'a> Request<'a> {
             reply: Chunks::new(),
             fence: HostFence::Unknown,
             event: None,
-            landing: None,
+            sync_for_cpu: None,
             job: None,
             success: response::OK_NODATA,
             expect: Expect::Anything,
@@ -431,7 +431,7 @@ impl<'a> Request<'a> {
                 expect: self.expect,
                 success: self.success,
                 completion: self.completion,
-                landing: self.landing,
+                sync_for_cpu: self.sync_for_cpu,
                 id: self.id,
                 refused: None,
             },
