@@ -43,7 +43,7 @@ use self::{
         Residents, //
     },
     invalidate::Handler,
-    populate::Wish, //
+    populate::MapMode, //
 };
 use crate::kapi::{
     mm::{
@@ -198,12 +198,12 @@ impl Mirrored {
             // MAPs of another thread have been answered when their pages are mapped.
             return Ok(());
         }
-        let wish = if self.range.sparse {
-            Wish::Known
+        let mode = if self.range.sparse {
+            MapMode::Known
         } else {
-            Wish::All
+            MapMode::All
         };
-        self.map(0, self.range.pages, wish).1
+        self.map(0, self.range.pages, mode).1
     }
 
     /// Makes `pages` pages from page `first` on usable; returns how many are, also on failure.
@@ -219,7 +219,7 @@ impl Mirrored {
             return (0, Err(EIO));
         }
         self.touch(self.range.lock.now());
-        self.map(first, pages, Wish::Prefix)
+        self.map(first, pages, MapMode::Prefix)
     }
 
     /// The registration has a handle, by which events call it.
@@ -243,7 +243,7 @@ impl Mirrored {
         Ok(())
     }
 
-    fn map(&self, first: usize, pages: usize, wish: Wish) -> (usize, Result) {
+    fn map(&self, first: usize, pages: usize, mode: MapMode) -> (usize, Result) {
         // Dropped when the locks are free.
         let mut oldest = [Oldest::new(), Oldest::new()];
         let outer = match self.outer.lock() {
@@ -255,7 +255,7 @@ impl Mirrored {
         };
         let which = first..first + pages;
         self.range.refused.store(false, Relaxed);
-        let (mut end, mut outcome) = self.range.map_stale(notifier, which.clone(), wish);
+        let (mut end, mut outcome) = self.range.map_stale(notifier, which.clone(), mode);
         // As much as is needed, then all there is: runs of pages, not pages, are what the device is
         // short of.
         for (most, oldest) in [pages, usize::MAX].into_iter().zip(&mut oldest) {
@@ -265,7 +265,7 @@ impl Mirrored {
             let since = self.range.used.load(Relaxed);
             match self.range.lock.residents.evict(since, most, oldest) {
                 Ok(0) => break,
-                Ok(_) => (end, outcome) = self.range.map_stale(notifier, which.clone(), wish),
+                Ok(_) => (end, outcome) = self.range.map_stale(notifier, which.clone(), mode),
                 Err(_) => break,
             }
         }

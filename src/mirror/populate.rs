@@ -102,9 +102,9 @@ impl Deadline {
     }
 }
 
-/// Which pages are to be made usable.
+/// Which pages of a range are mapped for the device, and what happens where one cannot be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Wish {
+pub(super) enum MapMode {
     /// All, or it is an error.
     All,
     /// All up to the first that cannot.
@@ -159,10 +159,10 @@ impl MirroredRange {
         &self,
         notifier: &Notifier,
         which: Range<usize>,
-        wish: Wish,
+        mode: MapMode,
     ) -> (usize, Result) {
         let mut sent = KVec::new();
-        let (mut end, mut outcome) = self.send_stale(notifier, which, wish, &mut sent);
+        let (mut end, mut outcome) = self.send_stale(notifier, which, mode, &mut sent);
         for sent in sent {
             if let Err(e) = self.confirm(&sent) {
                 end = end.min(sent.which.start);
@@ -177,7 +177,7 @@ impl MirroredRange {
         &self,
         notifier: &Notifier,
         which: Range<usize>,
-        wish: Wish,
+        mode: MapMode,
         sent: &mut KVec<Sent>,
     ) -> (usize, Result) {
         let mut lookup = Lookup::new();
@@ -189,7 +189,7 @@ impl MirroredRange {
             if let Err(e) = check_not_killed() {
                 return (at, Err(e));
             }
-            let sparse = wish == Wish::Known;
+            let sparse = mode == MapMode::Known;
             let Some(part) =
                 self.with_table(|table| table.next_stale(at..which.end, limit, sparse))
             else {
@@ -222,12 +222,14 @@ impl MirroredRange {
                     }
                 }
                 // Where that begins which cannot be used is found out by halving.
-                Err(e) if wish == Wish::Prefix && part.len() > 1 && (e == EFAULT || e == EPERM) => {
+                Err(e)
+                    if mode == MapMode::Prefix && part.len() > 1 && (e == EFAULT || e == EPERM) =>
+                {
                     limit = part.len() / 2;
                 }
                 // It was there once. What has been unmapped is now like what never was, and what
                 // has been mapped again meanwhile is there.
-                Err(e) if wish == Wish::Known && e == EFAULT && vain < MAX_VAIN => {
+                Err(e) if mode == MapMode::Known && e == EFAULT && vain < MAX_VAIN => {
                     match self.forget_hole(notifier, part) {
                         Ok(true) => (),
                         Ok(false) => vain += 1,

@@ -94,7 +94,7 @@ mod tests {
             assert!(table.take_looked() <= MOST);
             at = part.end;
         }
-        // Nothing is left but wishes; a page at the end that is reachable is found in short looks.
+        // Nothing is left but WANTED; a page at the end that is reachable is found in short looks.
         let last = all.end - 1;
         table.set_mapping(last, &[HmmPage::default()], true);
         let (mut at, mut looks) = (0, 0);
