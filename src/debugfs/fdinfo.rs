@@ -49,7 +49,7 @@ impl Region {
             _ => size,
         };
         match &object.kind {
-            Kind::Guest | Kind::Classic => (Self::Shmem, size),
+            Kind::Guest | Kind::NonBlob => (Self::Shmem, size),
             Kind::Host(_) => (Self::HostVisible, 0),
             Kind::Imported(_) => (Self::Imported, held),
             Kind::Userptr(userptr) => match userptr.as_mirrored() {

@@ -30,7 +30,7 @@ use crate::{
     },
     resource::{
         self,
-        classic,
+        non_blob,
         BlobParams,
         Kind,
         Mapping, //
@@ -77,7 +77,7 @@ impl Ioctl<GpuDriver> for ResourceCreate {
             0 => PAGE_SIZE as u64,
             size => size.into(),
         };
-        let object = classic::create(dev, &file.quota, size, args)?;
+        let object = non_blob::create(dev, &file.quota, size, args)?;
         args.bo_handle = object.create_handle(file)?;
         args.res_handle = object.id();
         Ok(())
@@ -239,7 +239,7 @@ impl Ioctl<GpuDriver> for BoQuery {
         let known = matches!(object.lifetime.outcome(), Some(Answer::Ok(_)));
         let usable = known && !file.gpu.control.is_lost();
         let (addr, flags, resident) = match &object.kind {
-            Kind::Guest | Kind::Classic => (0, 0, size),
+            Kind::Guest | Kind::NonBlob => (0, 0, size),
             Kind::Host(_) => (0, 0, 0),
             Kind::Imported(_) => match &object.mapping {
                 Some(mapping) if mapping.is_live() => (0, 0, size),

@@ -3,7 +3,7 @@
 //! Resources: what the host knows of a buffer, and the kinds of buffer.
 //!
 //! - [`guest`]: pages of the guest, allocated for the buffer;
-//! - [`classic`]: storage on the host, and pages of the guest to transfer from and to;
+//! - [`non_blob`]: storage on the host, and pages of the guest to transfer from and to;
 //! - [`host_visible`]: memory of the host, shown in the host-visible window;
 //! - [`userptr`]: memory of the process;
 //! - [`imported`]: memory of other drivers;
@@ -11,12 +11,12 @@
 //! - [`releases`]: user memory that is released by a worker;
 //! - [`mapping`]: addresses for devices that do not see physical ones.
 
-pub(crate) mod classic;
 mod guest;
 mod host_visible;
 pub(crate) mod imported;
 pub(crate) mod lifetime;
 pub(crate) mod mapping;
+pub(crate) mod non_blob;
 pub(crate) mod pinned;
 pub(crate) mod releases;
 pub(crate) mod userptr;
@@ -91,7 +91,7 @@ pub(crate) enum Kind {
     /// Pages allocated for the buffer.
     Guest,
     /// The same, with storage on the host apart from them: no blob.
-    Classic,
+    NonBlob,
     /// Memory of the host.
     Host(host_visible::HostMemory),
     /// Memory of the process.
@@ -127,7 +127,7 @@ impl Resource {
     /// Whether other virtio devices may share the resource on the host.
     fn is_known_elsewhere(&self) -> bool {
         let asked = self.params.flags & blob_flag::USE_CROSS_DEVICE != 0;
-        self.gpu().features.uuid && (asked || matches!(self.kind, Kind::Classic))
+        self.gpu().features.uuid && (asked || matches!(self.kind, Kind::NonBlob))
     }
 
     /// Fails if the memory was taken away for good.

@@ -66,10 +66,10 @@ fn buffer(file: &File, args: &Transfer) -> Result<ARef<Object>> {
     let object = Object::lookup(file, args.bo_handle)?;
     match object.kind {
         // The host knows how rows and layers of such a resource lie.
-        Kind::Classic if file.gpu.features.virgl && args.stride | args.layer_stride != 0 => {
+        Kind::NonBlob if file.gpu.features.virgl && args.stride | args.layer_stride != 0 => {
             Err(EINVAL)
         }
-        Kind::Classic => Ok(object),
+        Kind::NonBlob => Ok(object),
         Kind::Guest if object.params.mem == blob_mem::HOST3D_GUEST => Ok(object),
         _ => Err(EINVAL),
     }

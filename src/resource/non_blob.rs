@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Resources of the time before blobs: storage on the host, and guest pages that are copied from and
-//! to by request.
+//! Resources that are not blobs: storage on the host, and guest pages that transfers copy from and
+//! to.
 
 use super::{
     guest,
@@ -110,7 +110,7 @@ pub(crate) fn create(
         size,
         ..Default::default()
     };
-    let (object, entries, count) = guest::allocate(dev, params, Kind::Classic)?;
+    let (object, entries, count) = guest::allocate(dev, params, Kind::NonBlob)?;
     let create = create_command(gpu, &object.lifetime, args)?;
 
     let fixed = ResourceAttachBacking {
