@@ -40,7 +40,7 @@ use crate::{
     resource::{
         self,
         releases,
-        Lifetime,
+        HostResource,
         Resource, //
     },
 };
@@ -140,14 +140,14 @@ impl DriverObject for Resource {
         if let Some(userptr) = obj.userptr() {
             return userptr.open();
         }
-        file.open_resource(&obj.lifetime)
+        file.open_resource(&obj.host)
     }
 
     fn close(obj: &Object, file: &File) {
         if let Some(userptr) = obj.userptr() {
             userptr.close();
         }
-        file.close_resource(&obj.lifetime);
+        file.close_resource(&obj.host);
         if obj.userptr().is_some() {
             // Jobs that are over keep nothing of it, so that this thread releases it, and waits.
             file.gpu.control.settle();
@@ -155,7 +155,7 @@ impl DriverObject for Resource {
     }
 
     fn free(obj: Owned<Resource>) {
-        Lifetime::release(obj);
+        HostResource::release(obj);
     }
 
     fn io_memory(obj: &Object) -> Result<IoMemory> {

@@ -16,7 +16,7 @@ use crate::{
     },
     resource::{
         releases::Releases,
-        Lifetime, //
+        HostResource, //
     },
     transport::{
         control::{
@@ -64,7 +64,7 @@ impl Attached {
     /// # Errors
     ///
     /// Those of [`Context::attach`], and of [`Control::add_behind_teardown`].
-    fn attach(&mut self, quota: &Arc<RingQuota>, resource: &Lifetime) -> Result {
+    fn attach(&mut self, quota: &Arc<RingQuota>, resource: &HostResource) -> Result {
         let Some(context) = self.context.clone() else {
             return Ok(());
         };
@@ -87,7 +87,7 @@ impl Attached {
     }
 
     /// Detaches a resource from the context, if there is one.
-    fn detach(&mut self, resource: &Lifetime) {
+    fn detach(&mut self, resource: &HostResource) {
         let Some(context) = &self.context else {
             return;
         };
@@ -178,7 +178,7 @@ impl FileData {
     /// # Errors
     ///
     /// [`ENOMEM`], those of [`Control::credit`](crate::transport::control::Control::credit).
-    pub(crate) fn open_resource(&self, resource: &Lifetime) -> Result {
+    pub(crate) fn open_resource(&self, resource: &HostResource) -> Result {
         if !self.gpu.features.virgl {
             return Ok(());
         }
@@ -205,7 +205,7 @@ impl FileData {
     }
 
     /// A handle to a resource is being closed: detaches it if this was the last one.
-    pub(crate) fn close_resource(&self, resource: &Lifetime) {
+    pub(crate) fn close_resource(&self, resource: &HostResource) {
         let mut guard = self.attached.lock();
         let attached = &mut *guard;
         let gone = match attached.opened.get_mut(&resource.id()) {

@@ -215,12 +215,12 @@ impl Ioctl<GpuDriver> for Wait {
             if !object.is_idle() {
                 return Err(EBUSY);
             }
-            return object.lifetime.check();
+            return object.host.check();
         }
         object.wait_idle(WAIT_MS)?;
         // The end of the device ends its jobs, too.
         file.gpu.control.check()?;
-        object.lifetime.wait()
+        object.host.wait()
     }
 }
 
@@ -236,7 +236,7 @@ impl Ioctl<GpuDriver> for BoQuery {
     fn call(_dev: &Device, file: &File, args: &mut Self::Args) -> Result {
         let object = Object::lookup(file, args.bo_handle)?;
         let size = object.size() as u64;
-        let known = matches!(object.lifetime.outcome(), Some(Answer::Ok(_)));
+        let known = matches!(object.host.outcome(), Some(Answer::Ok(_)));
         let usable = known && !file.gpu.control.is_lost();
         let (addr, flags, resident) = match &object.kind {
             Kind::Guest | Kind::NonBlob => (0, 0, size),

@@ -6,8 +6,8 @@ use super::{
     create_command,
     BlobParams,
     Entries,
+    HostResource,
     Kind,
-    Lifetime,
     Resource, //
 };
 use crate::{
@@ -61,12 +61,12 @@ pub(super) fn allocate(
     if size as u64 > total_memory() || size >> PAGE_SHIFT > MAX_PAGES {
         return Err(ENOMEM);
     }
-    let lifetime = Lifetime::new(gpu)?;
+    let host = HostResource::new(gpu)?;
     let object = Object::new_shmem(
         dev,
         size,
         Resource {
-            lifetime,
+            host,
             params,
             mapping: None,
             kind,
@@ -99,12 +99,12 @@ pub(super) fn create(
 ) -> Result<ARef<Object>> {
     let gpu: &Arc<Gpu> = dev;
     let (object, entries, count) = allocate(dev, params, Kind::Guest)?;
-    let create = create_command(context, &object.lifetime, &params, entries, count)?;
+    let create = create_command(context, &object.host, &params, entries, count)?;
     let credit = gpu.control.credit(quota, [&create])?;
-    object.lifetime.set_sent(create.clone_arc());
+    object.host.set_sent(create.clone_arc());
     gpu.control
         .add(create, credit)
-        .inspect_err(|_| object.lifetime.set_not_sent())?;
+        .inspect_err(|_| object.host.set_not_sent())?;
     gpu.control.kick();
     Ok(object)
 }

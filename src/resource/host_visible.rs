@@ -5,8 +5,8 @@
 use super::{
     create_command,
     BlobParams,
+    HostResource,
     Kind,
-    Lifetime,
     Resource, //
 };
 use crate::{
@@ -91,7 +91,7 @@ pub(super) fn create(
         .ok_or(EINVAL)?;
     let mappable = params.flags & blob_flag::USE_MAPPABLE != 0;
     let data = Resource {
-        lifetime: Lifetime::new(gpu)?,
+        host: HostResource::new(gpu)?,
         params,
         mapping: None,
         kind: Kind::Host(HostMemory {
@@ -106,7 +106,7 @@ pub(super) fn create(
         Object::new_private(dev, size, data)?
     };
 
-    let create = create_command(context, &object.lifetime, &params, Chunks::new(), 0)?;
+    let create = create_command(context, &object.host, &params, Chunks::new(), 0)?;
     let showing = match &object.kind {
         Kind::Host(memory) if mappable && !params.defer_mapping => {
             Some((memory, Showing::new(gpu, &object)?))
@@ -118,10 +118,10 @@ pub(super) fn create(
     let commands = Iterator::chain(core::iter::once(&create), map);
     let mut credit = gpu.control.credit(quota, commands)?;
     let map_credit = map.map(|map| credit.split(map)).transpose()?;
-    object.lifetime.set_sent(create.clone_arc());
+    object.host.set_sent(create.clone_arc());
     gpu.control
         .add(create, credit)
-        .inspect_err(|_| object.lifetime.set_not_sent())?;
+        .inspect_err(|_| object.host.set_not_sent())?;
     if let (Some((memory, showing)), Some(map_credit)) = (showing, map_credit) {
         *memory.mapping.lock() = Some(showing.send(gpu, map_credit)?);
     }
@@ -156,7 +156,7 @@ impl Showing {
         };
         let mut map = Request::new(Header::new(command::RESOURCE_MAP_BLOB, 0), &fixed);
         map.answered_by::<ResponseMapInfo>(response::OK_MAP_INFO);
-        map.id = Some(object.lifetime.shared_id().clone());
+        map.id = Some(object.host.shared_id().clone());
         let map = map.build()?;
 
         let fixed = ResourceCommand {
@@ -166,7 +166,7 @@ impl Showing {
         let mut unmap = Request::new(Header::new(command::RESOURCE_UNMAP_BLOB, 0), &fixed);
         // Until the host has answered that nothing is mapped there.
         unmap.keep(range)?;
-        unmap.id = Some(object.lifetime.shared_id().clone());
+        unmap.id = Some(object.host.shared_id().clone());
         let unmap = unmap.build()?;
         Ok(Self { offset, map, unmap })
     }

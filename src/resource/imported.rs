@@ -14,8 +14,8 @@ use super::{
     },
     BlobParams,
     Entries,
+    HostResource,
     Kind,
-    Lifetime,
     Mapping,
     Resource,
     PRIME_WAIT_MS, //
@@ -212,7 +212,7 @@ pub(crate) fn import(dev: &Device, buf: &Importable) -> Result<ARef<Object>> {
         return Err(EINVAL);
     }
     gpu.control.check()?;
-    let lifetime = Lifetime::new(gpu)?;
+    let host = HostResource::new(gpu)?;
     let revocation = Revocation::new(gpu)?;
     let told = Arc::new(Told(revocation.clone()), GFP_KERNEL)?;
     // What is mapped for the device is in `Mappings` before the device goes, and is given back then.
@@ -235,11 +235,11 @@ pub(crate) fn import(dev: &Device, buf: &Importable) -> Result<ARef<Object>> {
         return Err(EINVAL);
     }
     let (entries, count) = entries.finish()?;
-    let mapping = Mapping::new(gpu, lifetime.id(), Memory::Imported(mapped))?;
+    let mapping = Mapping::new(gpu, host.id(), Memory::Imported(mapped))?;
     drop(entered);
 
     let fixed = ResourceCommand {
-        resource_id: lifetime.id().into(),
+        resource_id: host.id().into(),
         ..Default::default()
     };
     let mut detach = Request::new(Header::new(command::RESOURCE_DETACH_BACKING, 0), &fixed);
@@ -247,7 +247,7 @@ pub(crate) fn import(dev: &Device, buf: &Importable) -> Result<ARef<Object>> {
         view: mapping.ending(),
     };
     detach.completion = Some(KBox::new(detached, GFP_KERNEL)?);
-    detach.id = Some(lifetime.shared_id().clone());
+    detach.id = Some(host.shared_id().clone());
     let mut detach = detach.build()?;
 
     let params = BlobParams {
@@ -261,7 +261,7 @@ pub(crate) fn import(dev: &Device, buf: &Importable) -> Result<ARef<Object>> {
         size,
         attachment,
         Resource {
-            lifetime,
+            host,
             params,
             mapping: Some(mapping),
             kind: Kind::Imported(Imported {
@@ -272,16 +272,16 @@ pub(crate) fn import(dev: &Device, buf: &Importable) -> Result<ARef<Object>> {
         },
     )?;
     object.entries.store(count, Relaxed);
-    let create = create_command(None, &object.lifetime, &params, entries, count)?;
+    let create = create_command(None, &object.host, &params, entries, count)?;
     let sent = create.clone_arc();
     Control::set_expect(&mut detach, Expect::SuccessUnlessFailed(sent.clone()));
     let credit = gpu
         .control
         .credit_within(&gpu.quota, [&create], PRIME_WAIT_MS)?;
-    object.lifetime.set_sent(sent);
+    object.host.set_sent(sent);
     gpu.control
         .add(create, credit)
-        .inspect_err(|_| object.lifetime.set_not_sent())?;
+        .inspect_err(|_| object.host.set_not_sent())?;
     gpu.control.kick();
     revocation.arm(detach);
     Ok(object)

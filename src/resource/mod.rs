@@ -12,9 +12,9 @@
 //! - [`mapping`]: addresses for devices that do not see physical ones.
 
 mod guest;
+pub(crate) mod host_resource;
 mod host_visible;
 pub(crate) mod imported;
-pub(crate) mod lifetime;
 pub(crate) mod mapping;
 pub(crate) mod non_blob;
 pub(crate) mod pinned;
@@ -67,7 +67,7 @@ use kernel::{
 use zerocopy::IntoBytes;
 
 pub(crate) use self::{
-    lifetime::Lifetime,
+    host_resource::HostResource,
     mapping::Mapping, //
 };
 
@@ -111,17 +111,17 @@ pub(crate) struct Resource {
     /// Memory entries that the host was told.
     pub(crate) entries: Atomic<u64>,
     /// What happens between creation and release. Dropped last: with it the id is free again.
-    pub(crate) lifetime: Lifetime,
+    pub(crate) host: HostResource,
 }
 
 impl Resource {
     /// The id on the wire.
     pub(crate) fn id(&self) -> u32 {
-        self.lifetime.id()
+        self.host.id()
     }
 
     fn gpu(&self) -> &Arc<Gpu> {
-        self.lifetime.gpu()
+        self.host.gpu()
     }
 
     /// Whether other virtio devices may share the resource on the host.
@@ -150,14 +150,14 @@ impl Resource {
     ///
     /// # Errors
     ///
-    /// [`EINVAL`] for what cannot be shared, those of [`Lifetime::assign_uuid`].
+    /// [`EINVAL`] for what cannot be shared, those of [`HostResource::assign_uuid`].
     pub(crate) fn prepare_export(&self) -> Result {
         match &self.kind {
             // The core knows what it has imported, and exports it as the dma-buf that it is.
             Kind::Userptr(_) | Kind::Imported(_) => Err(EINVAL),
             _ => {
                 if self.is_known_elsewhere() {
-                    self.lifetime.assign_uuid()?;
+                    self.host.assign_uuid()?;
                 }
                 Ok(())
             }
@@ -168,12 +168,12 @@ impl Resource {
     ///
     /// # Errors
     ///
-    /// [`ENODEV`] if they cannot, those of [`Lifetime::uuid`].
+    /// [`ENODEV`] if they cannot, those of [`HostResource::uuid`].
     pub(crate) fn exported_uuid(&self) -> Result<[u8; 16]> {
         if !self.is_known_elsewhere() {
             return Err(ENODEV);
         }
-        self.lifetime.uuid()
+        self.host.uuid()
     }
 
     /// The registration, if this is user memory.
@@ -250,7 +250,7 @@ fn append(bytes: &mut Chunks, count: &mut u64, pieces: Pieces, run: Run) -> Resu
 /// [`ENOMEM`], [`E2BIG`].
 pub(crate) fn create_command(
     context: Option<&Context>,
-    resource: &Lifetime,
+    resource: &HostResource,
     params: &BlobParams,
     entries: Chunks,
     count: u64,

@@ -6,8 +6,8 @@
 use super::{
     guest,
     BlobParams,
-    Kind,
-    Lifetime, //
+    HostResource,
+    Kind, //
 };
 use crate::{
     drm::{
@@ -55,7 +55,7 @@ use kernel::{
 /// The command that creates `resource`: a 3D one where the device has contexts, else a 2D one.
 fn create_command(
     gpu: &Gpu,
-    resource: &Lifetime,
+    resource: &HostResource,
     args: &ResourceCreate,
 ) -> Result<ListArc<Command>> {
     let id = resource.id();
@@ -111,7 +111,7 @@ pub(crate) fn create(
         ..Default::default()
     };
     let (object, entries, count) = guest::allocate(dev, params, Kind::NonBlob)?;
-    let create = create_command(gpu, &object.lifetime, args)?;
+    let create = create_command(gpu, &object.host, args)?;
 
     let fixed = ResourceAttachBacking {
         resource_id: object.id().into(),
@@ -120,7 +120,7 @@ pub(crate) fn create(
     };
     let mut attach = Request::new(Header::new(command::RESOURCE_ATTACH_BACKING, 0), &fixed);
     attach.payload = entries;
-    attach.id = Some(object.lifetime.shared_id().clone());
+    attach.id = Some(object.host.shared_id().clone());
     let attach = attach.build()?;
     let fence = UnpublishedFence::new::<Timeline>(allocate_timelines(1))?;
 
@@ -129,11 +129,11 @@ pub(crate) fn create(
     let attach_credit = credit.split(&attach)?;
     let locked = [object.clone()];
     let reservation = Reservation::lock(&locked)?;
-    object.lifetime.set_sent(create.clone_arc());
+    object.host.set_sent(create.clone_arc());
     gpu.control
         .add(create, credit)
-        .inspect_err(|_| object.lifetime.set_not_sent())?;
-    object.lifetime.set_backing(attach.clone_arc());
+        .inspect_err(|_| object.host.set_not_sent())?;
+    object.host.set_backing(attach.clone_arc());
     let (fence, notification) = gpu.control.send_fenced(attach, fence, attach_credit)?;
     reservation.add_writer(&fence);
     // An exit to the host, hence without the locks.

@@ -11,9 +11,9 @@
 //!
 //! Who registers memory waits until few enough of the file's registrations are on their way out.
 
-use super::lifetime::{
-    Carrier,
-    Lifetime, //
+use super::host_resource::{
+    HostResource,
+    PendingUnref, //
 };
 use crate::{
     kapi::sync::{
@@ -49,9 +49,9 @@ const MAX_PENDING: usize = 64;
 
 struct Waiting {
     /// Registrations that the device may still reach.
-    alive: List<Carrier>,
+    alive: List<PendingUnref>,
     /// Registrations of which the device knows nothing any more.
-    ended: List<Carrier>,
+    ended: List<PendingUnref>,
     /// Registrations that were handed over and are not gone.
     pending: usize,
 }
@@ -113,25 +113,25 @@ impl Releases {
         control.check()
     }
 
-    /// Has the worker end the registration in `carrier`, and then release it.
-    pub(super) fn end(self: &Arc<Self>, carrier: Arc<Carrier>) {
-        carrier.set_pending(Pending::new(self));
-        self.hand_over(carrier, |waiting| &mut waiting.alive);
+    /// Has the worker end the registration in `pending`, and then release it.
+    pub(super) fn end(self: &Arc<Self>, pending: Arc<PendingUnref>) {
+        pending.set_in_release(InRelease::new(self));
+        self.hand_over(pending, |waiting| &mut waiting.alive);
     }
 
-    /// Has the worker drop the object in `carrier`, of which the device knows nothing any more.
-    pub(super) fn drop_later(self: &Arc<Self>, carrier: Arc<Carrier>) {
-        self.hand_over(carrier, |waiting| &mut waiting.ended);
+    /// Has the worker drop the object in `pending`, of which the device knows nothing any more.
+    pub(super) fn drop_later(self: &Arc<Self>, pending: Arc<PendingUnref>) {
+        self.hand_over(pending, |waiting| &mut waiting.ended);
     }
 
     fn hand_over(
         self: &Arc<Self>,
-        carrier: Arc<Carrier>,
-        list: impl FnOnce(&mut Waiting) -> &mut List<Carrier>,
+        pending: Arc<PendingUnref>,
+        list: impl FnOnce(&mut Waiting) -> &mut List<PendingUnref>,
     ) {
         // It is in no list: it gets here once alive, and once when it is not.
-        if let Ok(carrier) = ListArc::try_from_arc(carrier) {
-            list(&mut self.waiting.lock()).push_back(carrier);
+        if let Ok(pending) = ListArc::try_from_arc(pending) {
+            list(&mut self.waiting.lock()).push_back(pending);
         }
         if !QUEUE.enqueue::<Arc<Self>, 1>(self.clone()) {
             // The module goes, and nobody waits for this thread.
@@ -153,11 +153,11 @@ impl Releases {
                 break;
             }
             // First what gives memory back at once.
-            while let Some(carrier) = ended.pop_front() {
-                carrier.into_arc().empty();
+            while let Some(pending) = ended.pop_front() {
+                pending.into_arc().empty();
             }
             if !alive.is_empty() {
-                Lifetime::end_all(alive);
+                HostResource::end_all(alive);
             }
         }
     }
@@ -172,16 +172,16 @@ impl WorkItem<1> for Releases {
 }
 
 /// A registration that is being released by a worker, to be dropped when it is gone.
-pub(super) struct Pending(Arc<Releases>);
+pub(super) struct InRelease(Arc<Releases>);
 
-impl Pending {
+impl InRelease {
     fn new(releases: &Arc<Releases>) -> Self {
         releases.waiting.lock().pending += 1;
         Self(releases.clone())
     }
 }
 
-impl Drop for Pending {
+impl Drop for InRelease {
     fn drop(&mut self) {
         self.0.waiting.lock().pending -= 1;
         self.0.wait.wake_all();

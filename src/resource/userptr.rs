@@ -19,8 +19,8 @@ use kernel::{
     prelude::*,
     sync::{
         atomic::{
-            ordering::Full, //
-            AtomicFlag,
+            ordering::Full,
+            AtomicFlag, //
         },
         Arc, //
     }, //
@@ -157,10 +157,10 @@ pub(crate) fn create_on_host(
         Some(attach) => Some((credit.split(&attach)?, attach)),
         None => None,
     };
-    object.lifetime.set_sent(created.clone());
+    object.host.set_sent(created.clone());
     control
         .add(create, credit)
-        .inspect_err(|_| object.lifetime.set_not_sent())?;
+        .inspect_err(|_| object.host.set_not_sent())?;
     if let Some((attach_credit, attach)) = attach {
         control.add(attach, attach_credit)?;
     }
@@ -171,6 +171,6 @@ pub(crate) fn create_on_host(
         control.wait_killable(&attached)?.to_result()?;
     }
     // Lets the command go, which is not needed any more.
-    let _ = object.lifetime.creation();
+    let _ = object.host.creation();
     Ok(())
 }

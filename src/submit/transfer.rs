@@ -198,7 +198,7 @@ fn transfer_3d(file: &File, kind: u32, object: ARef<Object>, args: &Transfer) ->
 pub(crate) fn to_host(file: &File, args: &Transfer) -> Result {
     let object = buffer(file, args)?;
     file.gpu.control.check()?;
-    object.lifetime.check()?;
+    object.host.check()?;
     if file.gpu.features.virgl {
         return transfer_3d(file, command::TRANSFER_TO_HOST_3D, object, args);
     }
@@ -217,6 +217,6 @@ pub(crate) fn from_host(file: &File, args: &Transfer) -> Result {
     }
     let object = buffer(file, args)?;
     file.gpu.control.check()?;
-    object.lifetime.check()?;
+    object.host.check()?;
     transfer_3d(file, command::TRANSFER_FROM_HOST_3D, object, args)
 }

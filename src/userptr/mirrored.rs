@@ -28,8 +28,8 @@ use crate::{
         mapping::Memory,
         userptr::Userptr,
         BlobParams,
+        HostResource,
         Kind,
-        Lifetime,
         Mapping,
         Resource, //
     },
@@ -95,17 +95,17 @@ pub(crate) fn register(
     let (lock, quota) = (file.notifier_lock(), &file.mirror_quota);
     let range = MirroredRange::new(gpu, lock, quota, context.clone(), memory, notice)?;
 
-    let lifetime = Lifetime::new(gpu)?;
-    let create = resource::create_command(Some(context), &lifetime, &blob, Chunks::new(), 0)?;
-    let attach = context.attachment(lifetime.shared_id(), true)?;
-    let mapping = Mapping::new(gpu, lifetime.id(), Memory::Mirrored(range.clone()))?;
+    let host = HostResource::new(gpu)?;
+    let create = resource::create_command(Some(context), &host, &blob, Chunks::new(), 0)?;
+    let attach = context.attachment(host.shared_id(), true)?;
+    let mapping = Mapping::new(gpu, host.id(), Memory::Mirrored(range.clone()))?;
     let mirrored = Mirrored::new(range.clone(), mm)?;
     let object = Object::new_private_with_resv(
         dev,
         params.len,
         range.resv().clone(),
         Resource {
-            lifetime,
+            host,
             params: blob,
             mapping: Some(mapping),
             kind: Kind::Userptr(Userptr::mirrored(

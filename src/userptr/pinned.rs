@@ -25,8 +25,8 @@ use crate::{
         userptr::Userptr,
         BlobParams,
         Entries,
+        HostResource,
         Kind,
-        Lifetime,
         Mapping,
         Resource, //
     },
@@ -99,9 +99,9 @@ pub(crate) fn register(
     let enforced =
         !params.write && gpu.features.mirror.is_some() && params.wire_size == params.len as u64;
     let pinned = pin(params, enforced)?;
-    let lifetime = Lifetime::new(gpu)?;
+    let host = HostResource::new(gpu)?;
     let (pages, runs) = (params.len >> PAGE_SHIFT, pinned.runs().len());
-    let mapping = Mapping::new(gpu, lifetime.id(), Memory::Pinned(pinned))?;
+    let mapping = Mapping::new(gpu, host.id(), Memory::Pinned(pinned))?;
     let mut entries = Entries::new(gpu, runs);
     let space = if enforced {
         Some(Space::new(gpu, &file.mirror_quota, false)?)
@@ -111,16 +111,16 @@ pub(crate) fn register(
     };
     let (entries, count) = entries.finish()?;
 
-    let create = resource::create_command(context, &lifetime, &blob, entries, count)?;
+    let create = resource::create_command(context, &host, &blob, entries, count)?;
     let attach = match context {
-        Some(context) => Some(context.attachment(lifetime.shared_id(), true)?),
+        Some(context) => Some(context.attachment(host.shared_id(), true)?),
         None => None,
     };
     let object = Object::new_private(
         dev,
         params.len,
         Resource {
-            lifetime,
+            host,
             params: blob,
             mapping: Some(mapping),
             kind: Kind::Userptr(match space {

@@ -28,8 +28,8 @@ use crate::kapi::{
     dma::{
         map::{
             DmaMap,
-            Mapper, //
-            SyncForCpu,
+            Mapper,
+            SyncForCpu, //
         },
         Resv, //
     },

@@ -8,7 +8,7 @@
 //! it finishes where it is safe to drop the object.
 
 use super::{
-    releases::Pending,
+    releases::InRelease,
     userptr::Userptr,
     Kind,
     Resource,
@@ -61,12 +61,12 @@ use kernel::{
 };
 use zerocopy::IntoBytes;
 
-/// Carries an object from its last reference to the end of its release.
+/// An object without references, until the host has answered RESOURCE_UNREF.
 #[pin_data]
-pub(super) struct Carrier {
+pub(super) struct PendingUnref {
     /// Protects only itself.
     #[pin]
-    state: SpinLock<CarrierState>,
+    state: SpinLock<UnrefState>,
     /// In a list of [`Releases`](super::releases::Releases).
     #[pin]
     links: ListLinks,
@@ -75,33 +75,33 @@ pub(super) struct Carrier {
 }
 
 impl_list_arc_safe! {
-    impl ListArcSafe<0> for Carrier { tracked_by tracker: AtomicTracker; }
+    impl ListArcSafe<0> for PendingUnref { tracked_by tracker: AtomicTracker; }
 }
 impl_list_item! {
-    impl ListItem<0> for Carrier { using ListLinks { self.links }; }
+    impl ListItem<0> for PendingUnref { using ListLinks { self.links }; }
 }
 
-impl Carrier {
+impl PendingUnref {
     /// The object is being released by a worker; that is over when it is dropped.
-    pub(super) fn set_pending(&self, pending: Pending) {
-        let old = self.state.lock().pending.replace(pending);
+    pub(super) fn set_in_release(&self, in_release: InRelease) {
+        let old = self.state.lock().in_release.replace(in_release);
         drop(old);
     }
 
     /// Drops the object.
     pub(super) fn empty(&self) {
         let mut state = self.state.lock();
-        let (object, pending) = (state.object.take(), state.pending.take());
+        let (object, in_release) = (state.object.take(), state.in_release.take());
         drop(state);
         drop(object);
-        drop(pending);
+        drop(in_release);
     }
 }
 
-struct CarrierState {
+struct UnrefState {
     object: Option<Owned<Resource>>,
     /// Counts an object that is released by a worker.
-    pending: Option<Pending>,
+    in_release: Option<InRelease>,
     /// Somebody waits for the answer, and will drop the object.
     waiter: bool,
     /// How UNREF ended.
@@ -109,7 +109,7 @@ struct CarrierState {
 }
 
 /// The end of RESOURCE_UNREF.
-struct Unreferenced(Arc<Carrier>);
+struct Unreferenced(Arc<PendingUnref>);
 
 impl Completion for Unreferenced {
     fn complete(&mut self, answer: &Answer) {
@@ -141,11 +141,11 @@ enum Creation {
     Confirmed,
 }
 
-/// Life of a resource on the host.
-pub(crate) struct Lifetime {
+/// A resource as the host has it, from its creation to RESOURCE_UNREF.
+pub(crate) struct HostResource {
     gpu: Arc<Gpu>,
     id: Arc<Id>,
-    carrier: Arc<Carrier>,
+    pending: Arc<PendingUnref>,
     /// A context was told that it does not have the resource any more.
     detached: AtomicFlag,
     inner: Pin<KBox<SpinLock<Inner>>>,
@@ -161,7 +161,7 @@ struct Inner {
     unref: Option<ListArc<Command>>,
 }
 
-impl Lifetime {
+impl HostResource {
     /// A resource that the host does not know yet.
     ///
     /// # Errors
@@ -169,14 +169,14 @@ impl Lifetime {
     /// [`ENOMEM`], [`ENOSPC`] if there are no more ids.
     pub(crate) fn new(gpu: &Arc<Gpu>) -> Result<Self> {
         let id = Arc::new(gpu.resource_ids.allocate()?, GFP_KERNEL)?;
-        let carrier = Arc::pin_init(
-            pin_init!(Carrier {
-                state <- new_spinlock!(CarrierState {
+        let pending = Arc::pin_init(
+            pin_init!(PendingUnref {
+                state <- new_spinlock!(UnrefState {
                     object: None,
-                    pending: None,
+                    in_release: None,
                     waiter: false,
                     ended: None,
-                }, "Carrier::state"),
+                }, "PendingUnref::state"),
                 links <- ListLinks::new(),
                 tracker <- AtomicTracker::new(),
             }),
@@ -187,13 +187,13 @@ impl Lifetime {
             ..Default::default()
         };
         let mut unref = Request::new(Header::new(command::RESOURCE_UNREF, 0), &fixed);
-        unref.completion = Some(KBox::new(Unreferenced(carrier.clone()), GFP_KERNEL)?);
+        unref.completion = Some(KBox::new(Unreferenced(pending.clone()), GFP_KERNEL)?);
         unref.id = Some(id.clone());
         let unref = unref.build()?;
         Ok(Self {
             gpu: gpu.clone(),
             id,
-            carrier,
+            pending,
             detached: AtomicFlag::new(false),
             inner: KBox::pin_init(
                 new_spinlock!(
@@ -203,7 +203,7 @@ impl Lifetime {
                         uuid: None,
                         unref: Some(unref),
                     },
-                    "Lifetime::inner"
+                    "HostResource::inner"
                 ),
                 GFP_KERNEL,
             )?,
@@ -397,9 +397,9 @@ impl Lifetime {
         };
         if current_is_worker() {
             let releases = userptr.releases().clone();
-            let carrier = object.lifetime.carrier.clone();
-            carrier.state.lock().object = Some(object);
-            return releases.end(carrier);
+            let pending = object.host.pending.clone();
+            pending.state.lock().object = Some(object);
+            return releases.end(pending);
         }
         // The device's access ends before the host forgets the resource.
         let ended = userptr.space().map_or(Ok(()), Space::destroy);
@@ -407,22 +407,22 @@ impl Lifetime {
         Self::unreference(object, true);
     }
 
-    /// Ends and releases the objects in `carriers`, which are user memory, where one may wait for
-    /// the device and for notifier callbacks. Does not wait for UNREF.
-    pub(super) fn end_all(mut carriers: List<Carrier>) {
+    /// Ends and releases the objects in `list`, which are user memory. Waits for the device and for
+    /// notifier callbacks, but not for UNREF.
+    pub(super) fn end_all(mut list: List<PendingUnref>) {
         /// Whose spaces are ended at a time.
         const BATCH: usize = 16;
 
-        while !carriers.is_empty() {
-            let mut objects: [Option<(Arc<Carrier>, Owned<Resource>)>; BATCH] =
+        while !list.is_empty() {
+            let mut objects: [Option<(Arc<PendingUnref>, Owned<Resource>)>; BATCH] =
                 [const { None }; BATCH];
             for place in &mut objects {
-                let Some(carrier) = carriers.pop_front() else {
+                let Some(pending) = list.pop_front() else {
                     break;
                 };
-                let carrier = carrier.into_arc();
-                let object = carrier.state.lock().object.take();
-                *place = object.map(|object| (carrier, object));
+                let pending = pending.into_arc();
+                let object = pending.state.lock().object.take();
+                *place = object.map(|object| (pending, object));
             }
             let userptrs = || objects.iter().flatten().filter_map(|(_, o)| o.userptr());
             let ended = Space::destroy_all(userptrs().filter_map(Userptr::space));
@@ -438,7 +438,7 @@ impl Lifetime {
     /// Has the host forget an object that its space, if there is one, does not show any more.
     /// With `waits`, waits for the answer and drops the object.
     fn unreference(object: Owned<Resource>, waits: bool) {
-        let this = &object.lifetime;
+        let this = &object.host;
         let expect = match this.creation() {
             Some(Answer::Ok(_)) => Expect::Success,
             // The host refused it, or never saw it, or was reset: it does not know the memory, unless
@@ -446,9 +446,9 @@ impl Lifetime {
             Some(Answer::Error(_) | Answer::Aborted) => match this.failed_creation() {
                 Some(create) => Expect::SuccessUnlessFailed(create),
                 None => {
-                    let carrier = this.carrier.clone();
+                    let pending = this.pending.clone();
                     drop(object);
-                    return carrier.empty();
+                    return pending.empty();
                 }
             },
             None | Some(Answer::Invalid) => {
@@ -471,10 +471,10 @@ impl Lifetime {
         }
 
         let gpu = this.gpu.clone();
-        let carrier = this.carrier.clone();
+        let pending = this.pending.clone();
         let command = unref.clone_arc();
         {
-            let mut state = carrier.state.lock();
+            let mut state = pending.state.lock();
             state.waiter = waits;
             state.object = Some(object);
         }
@@ -485,7 +485,7 @@ impl Lifetime {
 
         // A file that is closed with many registrations does not wait for each of them in vain.
         let answered = !gpu.control.is_late() && gpu.control.wait(&command).is_ok();
-        let mut state = carrier.state.lock();
+        let mut state = pending.state.lock();
         state.waiter = false;
         let object = if answered || state.ended.is_some() {
             state.object.take()
