@@ -34,9 +34,9 @@
 //! 1. `FileData::attached` (mutex; held while the host creates a context)
 //! 2. `mmap_lock` (the kernel's; held by mmap of a host-visible buffer)
 //! 3. `HostMemory::mapping` (mutex; held while a mapping is requested)
-//! 4. `Mappings::live`, `Shared::held`, `Capsets::cache`, `RangeAllocator::lock`,
+//! 4. `DeviceMappings::live`, `Shared::backing`, `Capsets::cache`, `RangeAllocator::lock`,
 //!    `Space::destroy`, `Events::owners`, `Bound::registration` (mutexes, one at
-//!    a time; some are held across an allocation, `Shared::held` also while MAP is answered).
+//!    a time; some are held across an allocation, `Shared::backing` also while MAP is answered).
 //!    Inside of them `Mapper::live` (mutex; held while memory is mapped for DMA or unmapped)
 //! 5. `Mirrored::outer` (killable mutex, one at a time; held while pages are faulted in, hence
 //!    outside `mmap_lock`, and while MAP is answered)

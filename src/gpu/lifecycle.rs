@@ -6,11 +6,11 @@ use super::{
     features,
     Capsets,
     Counters,
+    DeviceMappings,
     Features,
     Gpu,
     HostVisible,
-    Knobs,
-    Mappings, //
+    Knobs, //
 };
 use crate::{
     drm::GpuDriver,
@@ -118,7 +118,7 @@ impl VirtioGpu {
         };
 
         let counters = Arc::new(Counters::new(), GFP_KERNEL)?;
-        let mappings = Mappings::new(mapper.clone(), counters.clone())?;
+        let mappings = DeviceMappings::new(mapper.clone(), counters.clone())?;
         let mappings = Arc::new(mappings, GFP_KERNEL)?;
         let control = Control::new(binding, timeouts(), mappings.clone())?;
         let mut stop = StopOnError(Some(control.clone()));

@@ -16,7 +16,7 @@ pub(crate) use self::{
     knobs::Knobs,
     lifecycle::VirtioGpu,
     reachable::{
-        Mappings,
+        DeviceMappings,
         Reachable, //
     },
 };
@@ -69,7 +69,7 @@ pub(crate) struct Gpu {
     /// Translates addresses, if the device wants that.
     pub(crate) mapper: Option<Arc<Mapper>>,
     /// What it can reach.
-    pub(crate) mappings: Arc<Mappings>,
+    pub(crate) mappings: Arc<DeviceMappings>,
     /// What has happened.
     pub(crate) counters: Arc<Counters>,
     /// What is made to happen.

@@ -2,10 +2,10 @@
 
 //! What the device can reach, resource by resource.
 //!
-//! That ends with the resource or with the device, whichever goes first. Files that are still open
-//! when a device is lost or removed keep their resources, but what these held for the device is
-//! given back as soon as the device has been reset. What that is, is for those to know who make
-//! resources; here is who has something.
+//! A mapping ends with the resource or with the device, whichever goes first. Files that are still
+//! open when a device is lost or removed keep their resources, but the driver releases what these
+//! hold for the device as soon as the device has been reset. This file knows which resources hold
+//! something; the module of each kind of memory knows what.
 
 use super::Counters;
 use crate::{
@@ -27,20 +27,20 @@ use kernel::{
 
 /// What the device can reach of one resource.
 pub(crate) trait Reachable: Send + Sync {
-    /// The device has been reset, and reaches nothing any more: gives back what is held for it. May
+    /// Releases what is held for the device, which has been reset and reaches nothing any more. May
     /// sleep.
-    fn give_back(&self);
+    fn release(&self);
 
-    /// The device does not return from its reset, so that nothing is given back for a long time. May
+    /// The device does not return from its reset, so that nothing is released for a long time. May
     /// sleep.
     fn overdue(&self);
 }
 
 /// What a device can reach, by resource id.
-pub(crate) struct Mappings {
-    /// Has mapped memory for it, if it wants that.
+pub(crate) struct DeviceMappings {
+    /// What maps memory for the device, if it does not see physical addresses.
     mapper: Option<Arc<Mapper>>,
-    /// Told of the end of what there was.
+    /// Where the spaces are counted, which end with the reset.
     counters: Arc<Counters>,
     /// Protects the tree only; nothing is taken inside. `None` once the device has been reset.
     live: Pin<KBox<Mutex<Live>>>,
@@ -48,7 +48,7 @@ pub(crate) struct Mappings {
 
 type Live = Option<RBTree<u32, Arc<dyn Reachable>>>;
 
-impl Mappings {
+impl DeviceMappings {
     /// Nothing can be reached, of a device with these counters, for which `mapper` maps memory if it is
     /// not to see physical addresses.
     ///
@@ -60,7 +60,7 @@ impl Mappings {
             mapper,
             counters,
             live: KBox::pin_init(
-                new_mutex!(Some(RBTree::new()), "Mappings::live"),
+                new_mutex!(Some(RBTree::new()), "DeviceMappings::live"),
                 GFP_KERNEL,
             )?,
         })
@@ -90,12 +90,12 @@ impl Mappings {
     }
 }
 
-impl OnReset for Mappings {
-    /// Gives everything back, and lets nothing new be reached.
+impl OnReset for DeviceMappings {
+    /// Releases everything, and refuses what is added later.
     fn reset(&self) {
         let live = self.live.lock().take();
         for (_, reachable) in live.iter().flatten() {
-            reachable.give_back();
+            reachable.release();
         }
         // What is left is memory of the driver's own.
         if let Some(mapper) = &self.mapper {
@@ -104,7 +104,8 @@ impl OnReset for Mappings {
         self.counters.forget_spaces();
     }
 
-    /// Has those told who use mirrored memory; that will not be done by `reset` for a long time.
+    /// Tells programs that use mirrored memory that the device is lost: `reset` will not for a long
+    /// time.
     fn overdue(&self) {
         let mut next = 0;
         loop {

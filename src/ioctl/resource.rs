@@ -32,8 +32,8 @@ use crate::{
         self,
         non_blob,
         BlobParams,
-        Kind,
-        Mapping, //
+        DeviceMapping,
+        Kind, //
     },
     submit::submit_inline,
     transport::control::Answer,
@@ -251,7 +251,7 @@ impl Ioctl<GpuDriver> for BoQuery {
                 if userptr.as_mirrored().is_some() {
                     // Nothing is held.
                     0
-                } else if object.mapping.as_ref().is_some_and(Mapping::is_live) {
+                } else if object.mapping.as_ref().is_some_and(DeviceMapping::is_live) {
                     (userptr.pages as u64) << PAGE_SHIFT
                 } else {
                     0

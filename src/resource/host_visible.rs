@@ -62,12 +62,12 @@ use zerocopy::IntoBytes;
 /// A host buffer's place in the window.
 pub(crate) struct HostMemory {
     /// Protects the mapping; held while it is being made, and taken with `mmap_lock` held.
-    mapping: Pin<KBox<Mutex<Option<Mapping>>>>,
+    mapping: Pin<KBox<Mutex<Option<WindowMapping>>>>,
     /// Part of the ring of the file that has made it.
     quota: Arc<RingQuota>,
 }
 
-struct Mapping {
+struct WindowMapping {
     offset: u64,
     map: Arc<Command>,
     /// Ends the mapping; carries the range until then.
@@ -176,10 +176,10 @@ impl Showing {
     /// # Errors
     ///
     /// Those of [`Control::add`].
-    fn send(self, gpu: &Arc<Gpu>, credit: Credit) -> Result<Mapping> {
+    fn send(self, gpu: &Arc<Gpu>, credit: Credit) -> Result<WindowMapping> {
         let map = self.map.clone_arc();
         gpu.control.add(self.map, credit)?;
-        Ok(Mapping {
+        Ok(WindowMapping {
             offset: self.offset,
             map,
             unmap: self.unmap,

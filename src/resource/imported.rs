@@ -8,15 +8,15 @@
 
 use super::{
     create_command,
-    mapping::{
-        Ending,
-        Memory, //
+    device_mapping::{
+        Memory,
+        Unmap, //
     },
     BlobParams,
+    DeviceMapping,
     Entries,
     HostResource,
     Kind,
-    Mapping,
     Resource,
     PRIME_WAIT_MS, //
 };
@@ -185,12 +185,12 @@ impl WorkItem<1> for Revocation {
 
 /// The end of RESOURCE_DETACH_BACKING.
 struct Detached {
-    view: Ending,
+    unmap: Unmap,
 }
 
 impl Completion for Detached {
     fn complete(&mut self, _answer: &Answer) {
-        self.view.end();
+        self.unmap.run();
     }
 }
 
@@ -215,7 +215,7 @@ pub(crate) fn import(dev: &Device, buf: &Importable) -> Result<ARef<Object>> {
     let host = HostResource::new(gpu)?;
     let revocation = Revocation::new(gpu)?;
     let told = Arc::new(Told(revocation.clone()), GFP_KERNEL)?;
-    // What is mapped for the device is in `Mappings` before the device goes, and is given back then.
+    // The memory is in `DeviceMappings` before the device goes, which releases it.
     let entered = dev.enter().ok_or(ENODEV)?;
     let attachment = buf.attach(dev, gpu.mapper.is_none(), told)?;
     let mapped = attachment.map()?;
@@ -235,7 +235,7 @@ pub(crate) fn import(dev: &Device, buf: &Importable) -> Result<ARef<Object>> {
         return Err(EINVAL);
     }
     let (entries, count) = entries.finish()?;
-    let mapping = Mapping::new(gpu, host.id(), Memory::Imported(mapped))?;
+    let mapping = DeviceMapping::new(gpu, host.id(), Memory::Imported(mapped))?;
     drop(entered);
 
     let fixed = ResourceCommand {
@@ -244,7 +244,7 @@ pub(crate) fn import(dev: &Device, buf: &Importable) -> Result<ARef<Object>> {
     };
     let mut detach = Request::new(Header::new(command::RESOURCE_DETACH_BACKING, 0), &fixed);
     let detached = Detached {
-        view: mapping.ending(),
+        unmap: mapping.unmap(),
     };
     detach.completion = Some(KBox::new(detached, GFP_KERNEL)?);
     detach.id = Some(host.shared_id().clone());

@@ -9,13 +9,13 @@
 //! - [`imported`]: memory of other drivers;
 //! - [`pinned`]: user memory that stays where it is;
 //! - [`releases`]: user memory that is released by a worker;
-//! - [`mapping`]: addresses for devices that do not see physical ones.
+//! - [`device_mapping`]: addresses for devices that do not see physical ones.
 
+pub(crate) mod device_mapping;
 mod guest;
 pub(crate) mod host_resource;
 mod host_visible;
 pub(crate) mod imported;
-pub(crate) mod mapping;
 pub(crate) mod non_blob;
 pub(crate) mod pinned;
 pub(crate) mod releases;
@@ -67,8 +67,8 @@ use kernel::{
 use zerocopy::IntoBytes;
 
 pub(crate) use self::{
-    host_resource::HostResource,
-    mapping::Mapping, //
+    device_mapping::DeviceMapping,
+    host_resource::HostResource, //
 };
 
 /// What userspace asks of a blob.
@@ -105,7 +105,7 @@ pub(crate) struct Resource {
     /// As created.
     pub(crate) params: BlobParams,
     /// The device's view of its guest memory.
-    pub(crate) mapping: Option<Mapping>,
+    pub(crate) mapping: Option<DeviceMapping>,
     /// The kind, and its own data.
     pub(crate) kind: Kind,
     /// Memory entries that the host was told.

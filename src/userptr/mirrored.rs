@@ -25,12 +25,12 @@ use crate::{
     },
     resource::{
         self,
-        mapping::Memory,
+        device_mapping::Memory,
         userptr::Userptr,
         BlobParams,
+        DeviceMapping,
         HostResource,
         Kind,
-        Mapping,
         Resource, //
     },
 };
@@ -98,7 +98,7 @@ pub(crate) fn register(
     let host = HostResource::new(gpu)?;
     let create = resource::create_command(Some(context), &host, &blob, Chunks::new(), 0)?;
     let attach = context.attachment(host.shared_id(), true)?;
-    let mapping = Mapping::new(gpu, host.id(), Memory::Mirrored(range.clone()))?;
+    let mapping = DeviceMapping::new(gpu, host.id(), Memory::Mirrored(range.clone()))?;
     let mirrored = Mirrored::new(range.clone(), mm)?;
     let object = Object::new_private_with_resv(
         dev,

@@ -20,14 +20,14 @@ use crate::{
     mirror::Space,
     resource::{
         self,
-        mapping::Memory,
+        device_mapping::Memory,
         pinned::Pinned,
         userptr::Userptr,
         BlobParams,
+        DeviceMapping,
         Entries,
         HostResource,
         Kind,
-        Mapping,
         Resource, //
     },
 };
@@ -101,7 +101,7 @@ pub(crate) fn register(
     let pinned = pin(params, enforced)?;
     let host = HostResource::new(gpu)?;
     let (pages, runs) = (params.len >> PAGE_SHIFT, pinned.runs().len());
-    let mapping = Mapping::new(gpu, host.id(), Memory::Pinned(pinned))?;
+    let mapping = DeviceMapping::new(gpu, host.id(), Memory::Pinned(pinned))?;
     let mut entries = Entries::new(gpu, runs);
     let space = if enforced {
         Some(Space::new(gpu, &file.mirror_quota, false)?)

@@ -2,11 +2,11 @@
 
 //! What the device can reach of a resource's memory.
 //!
-//! That ends with the resource or with the device, whichever goes first ([`Mappings`]). What is given
-//! back as soon as the device has been reset: pins, and the addresses of a device that sees memory
-//! through the platform's DMA translation (`VIRTIO_F_ACCESS_PLATFORM`).
+//! A mapping ends with the resource or with the device, whichever goes first ([`DeviceMappings`]).
+//! The reset of the device releases the pins at once, and the addresses of a device that sees
+//! memory through the platform's DMA translation (`VIRTIO_F_ACCESS_PLATFORM`).
 //!
-//! [`Mappings`]: crate::gpu::Mappings
+//! [`DeviceMappings`]: crate::gpu::DeviceMappings
 
 use super::{
     pinned::Pinned,
@@ -34,25 +34,25 @@ use kernel::{
 
 /// What the device can reach of one resource.
 struct Shared {
-    /// `None` once it cannot. Protects only itself; held while memory is mapped.
-    held: Pin<KBox<Mutex<Option<Held>>>>,
+    /// `None` once it can reach nothing. Protects only itself; held while memory is mapped.
+    backing: Pin<KBox<Mutex<Option<Backing>>>>,
 }
 
-struct Held {
+struct Backing {
     memory: Memory,
 }
 
-/// What the view is of, as far as it must be given back.
+/// Memory that the device can reach, and what is held for that.
 pub(crate) enum Memory {
     /// Pinned pages.
     Pinned(Pinned),
-    /// Pages that move.
+    /// Pages that are mirrored.
     Mirrored(Arc<MirroredRange>),
-    /// Memory of another driver. Held only to be given back.
+    /// Memory of another driver, unmapped when this is dropped.
     Imported(#[expect(dead_code, reason = "held, not read")] Mapped),
 }
 
-impl Drop for Held {
+impl Drop for Backing {
     fn drop(&mut self) {
         if let Memory::Mirrored(range) = &self.memory {
             range.disconnect();
@@ -61,40 +61,40 @@ impl Drop for Held {
 }
 
 impl Reachable for Shared {
-    fn give_back(&self) {
-        // Under the lock, so that nobody believes it was done before it is.
-        *self.held.lock() = None;
+    fn release(&self) {
+        // Under the lock, so that `is_live` is true until it is done.
+        *self.backing.lock() = None;
     }
 
-    /// Has those told who use mirrored memory.
+    /// Tells programs that use mirrored memory that the device is lost.
     fn overdue(&self) {
-        if let Some(Held {
+        if let Some(Backing {
             memory: Memory::Mirrored(range),
-        }) = &*self.held.lock()
+        }) = &*self.backing.lock()
         {
             range.tell_loss();
         }
     }
 }
 
-/// The device's view of a resource's memory, which ends when this is dropped.
-pub(crate) struct Mapping {
+/// A resource's memory as mapped for the device, until this is dropped.
+pub(crate) struct DeviceMapping {
     gpu: Arc<Gpu>,
     resource_id: u32,
     shared: Arc<Shared>,
 }
 
-impl Mapping {
-    /// A view of `memory` for resource `resource_id`.
+impl DeviceMapping {
+    /// Maps `memory` for resource `resource_id`.
     ///
     /// # Errors
     ///
     /// [`ENOMEM`], [`ENODEV`] if the device is gone.
     pub(crate) fn new(gpu: &Arc<Gpu>, resource_id: u32, memory: Memory) -> Result<Self> {
-        let held = Held { memory };
+        let backing = Backing { memory };
         let shared = Arc::new(
             Shared {
-                held: KBox::pin_init(new_mutex!(Some(held), "Shared::held"), GFP_KERNEL)?,
+                backing: KBox::pin_init(new_mutex!(Some(backing), "Shared::backing"), GFP_KERNEL)?,
             },
             GFP_KERNEL,
         )?;
@@ -113,8 +113,8 @@ impl Mapping {
     ///
     /// [`ENOMEM`], [`E2BIG`], [`ENODEV`] if the device is gone, those of [`Pinned::map_for`].
     pub(crate) fn push_pinned(&self, entries: &mut Entries) -> Result {
-        let mut guard = self.shared.held.lock();
-        let Some(Held {
+        let mut guard = self.shared.backing.lock();
+        let Some(Backing {
             memory: Memory::Pinned(pinned),
         }) = &mut *guard
         else {
@@ -132,8 +132,8 @@ impl Mapping {
     ///
     /// Those of [`Space::map_fixed`], [`ENODEV`] if the device is gone.
     pub(crate) fn map_pinned(&self, space: &Space) -> Result<u64> {
-        let guard = self.shared.held.lock();
-        let Some(Held {
+        let guard = self.shared.backing.lock();
+        let Some(Backing {
             memory: Memory::Pinned(pinned),
         }) = &*guard
         else {
@@ -142,32 +142,32 @@ impl Mapping {
         space.map_fixed(pinned.runs().iter().map(|run| (run.phys, run.len)))
     }
 
-    /// What ends the view before the resource goes.
-    pub(super) fn ending(&self) -> Ending {
-        Ending(self.shared.clone())
+    /// What unmaps the memory before the resource goes.
+    pub(super) fn unmap(&self) -> Unmap {
+        Unmap(self.shared.clone())
     }
 
     /// Whether the device can still reach the memory.
     pub(crate) fn is_live(&self) -> bool {
-        self.shared.held.lock().is_some()
+        self.shared.backing.lock().is_some()
     }
 }
 
-/// Ends a view, which may be gone already.
-pub(super) struct Ending(Arc<Shared>);
+/// Unmaps memory, which may be unmapped already.
+pub(super) struct Unmap(Arc<Shared>);
 
-impl Ending {
-    /// Gives the memory back. The device does not use it any more.
-    pub(super) fn end(&self) {
-        let held = self.0.held.lock().take();
-        drop(held);
+impl Unmap {
+    /// Releases the memory. The device does not use it any more.
+    pub(super) fn run(&self) {
+        let backing = self.0.backing.lock().take();
+        drop(backing);
     }
 }
 
-impl Drop for Mapping {
+impl Drop for DeviceMapping {
     fn drop(&mut self) {
-        // First this, so that the removal of the device does not overlook it.
-        *self.shared.held.lock() = None;
+        // First this, so that the removal of the device does not miss it.
+        *self.shared.backing.lock() = None;
         self.gpu.mappings.remove(self.resource_id);
     }
 }
