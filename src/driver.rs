@@ -120,7 +120,7 @@ impl drm::Driver for GpuDriver {
     }
 
     fn events_read(file: &File) {
-        file.outbox().resume();
+        file.event_sender().resume();
     }
 
     fn fdinfo(file: &File, out: &drm::fdinfo::FdInfo) {

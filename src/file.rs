@@ -11,8 +11,8 @@ use crate::{
     gpu::Gpu,
     kapi::ida::Id,
     mirror::{
-        NotifierLock,
-        Outbox, //
+        EventSender,
+        NotifierLock, //
     },
     resource::{
         releases::Releases,
@@ -113,8 +113,8 @@ pub(crate) struct FileData {
     notifier_lock: Arc<NotifierLock>,
     /// Its user memory that a worker releases.
     releases: Arc<Releases>,
-    /// What its reader is to be told of that memory.
-    outbox: Arc<Outbox>,
+    /// Sends the events of that memory.
+    event_sender: Arc<EventSender>,
     /// Protects the making of the context, and the order in which resources are attached to it and
     /// detached; held while the host makes it, and while there is no room in the ring.
     #[pin]
@@ -132,7 +132,7 @@ impl FileData {
         let mirror_quota = MirrorQuota::new(&gpu.control)?;
         let notifier_lock = NotifierLock::new()?;
         let releases = Releases::new()?;
-        let outbox = Outbox::new()?;
+        let event_sender = EventSender::new()?;
         KBox::pin_init(
             try_pin_init!(Self {
                 gpu: gpu.clone(),
@@ -140,7 +140,7 @@ impl FileData {
                 mirror_quota,
                 notifier_lock,
                 releases,
-                outbox,
+                event_sender,
                 attached <- new_mutex!(
                     Attached {
                         context: None,
@@ -245,7 +245,7 @@ impl FileData {
     /// Done before the file's handles are closed, so that releasing what these stand for does not
     /// have to wait for jobs; and not left to the last reference, which may be a job's.
     pub(crate) fn close(&self) {
-        self.outbox.close();
+        self.event_sender.close();
         let context = self.attached.lock().context.take();
         if let Some(context) = context {
             context.destroy();
@@ -262,9 +262,9 @@ impl FileData {
         &self.releases
     }
 
-    /// What is to be told of the file's mirrored memory.
-    pub(crate) fn outbox(&self) -> &Arc<Outbox> {
-        &self.outbox
+    /// What sends the events of the file's mirrored memory.
+    pub(crate) fn event_sender(&self) -> &Arc<EventSender> {
+        &self.event_sender
     }
 
     /// The context, if there is one.

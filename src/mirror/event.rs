@@ -1,18 +1,18 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Telling a program that registered memory is gone.
+//! Events: a program learns that registered memory is gone.
 //!
-//! A notifier callback must neither allocate nor take the locks of others, so it only notes what
-//! happened in the registration's [`Notice`] and puts that into the file's [`Outbox`]; a worker
-//! sends it. What happens before that widens the note: one event tells of one range with
-//! everything in it, and of the worst that happened. The memory for the first event comes with
-//! the registration; the worker replaces what it has sent.
+//! A notifier callback must neither allocate nor take the locks of others, so it only records what
+//! happened in the registration's [`RangeEvents`] and puts that into the file's [`EventSender`]; a
+//! worker sends it. What happens before that widens the pending event: one event covers all the
+//! addresses concerned, with the worst of the reasons. The registration allocates the first event;
+//! the worker replaces what it has sent.
 //!
 //! # A reader that is slow
 //!
-//! A file has room for about a hundred events. What does not fit stays noted, and whoever reads
-//! events has the worker look again, so nothing is lost and nobody waits for the reader. If there
-//! is no memory for an event, the worker looks again after [`RETRY_MS`].
+//! A file has room for about a hundred events. What does not fit stays pending, and whoever reads
+//! events has the worker look again, so no event is lost and the driver never waits for the reader.
+//! If there is no memory for an event, the worker looks again after [`RETRY_MS`].
 //!
 //! # The end
 //!
@@ -79,7 +79,7 @@ impl Payload for UserptrEvent {
 pub(super) enum Reason {
     /// The process has unmapped it.
     Unmap,
-    /// The process has given up its address space.
+    /// The process has ended or called exec.
     MmGone,
     /// The device is lost.
     Lost,
@@ -95,16 +95,16 @@ impl Reason {
     }
 }
 
-/// What happened and has not been told.
+/// What happened and was not sent yet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Note {
+struct PendingEvent {
     reason: Reason,
     /// Pages.
     first: usize,
     end: usize,
 }
 
-impl Note {
+impl PendingEvent {
     fn merge(self, other: Self) -> Self {
         Self {
             reason: self.reason.max(other.reason),
@@ -114,10 +114,10 @@ impl Note {
     }
 }
 
-/// What a registration's events are called by.
+/// The handle that a registration's events name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Handle {
-    /// There is none yet. What happens meanwhile is told afterwards.
+    /// There is none yet. What happens meanwhile is sent afterwards.
     Unknown,
     Open(u32),
     Closed,
@@ -125,17 +125,17 @@ enum Handle {
 
 struct State {
     handle: Handle,
-    note: Option<Note>,
-    /// The worst that was noted, if it leaves nothing of the registration.
+    pending: Option<PendingEvent>,
+    /// The worst that was reported, if it leaves nothing of the registration.
     ended: Option<Reason>,
     /// For the next event. `None` if there was no memory.
     event: Option<Event<UserptrEvent>>,
 }
 
-/// What a program has yet to be told of a registration.
+/// The events of a registration that are to be sent.
 #[pin_data]
-pub(crate) struct Notice {
-    outbox: Arc<Outbox>,
+pub(crate) struct RangeEvents {
+    sender: Arc<EventSender>,
     queue: Arc<EventQueue>,
     addr: u64,
     pages: usize,
@@ -151,13 +151,13 @@ pub(crate) struct Notice {
 }
 
 impl_list_arc_safe! {
-    impl ListArcSafe<0> for Notice { tracked_by tracker: AtomicTracker; }
+    impl ListArcSafe<0> for RangeEvents { tracked_by tracker: AtomicTracker; }
 }
 impl_list_item! {
-    impl ListItem<0> for Notice { using ListLinks { self.links }; }
+    impl ListItem<0> for RangeEvents { using ListLinks { self.links }; }
 }
 
-/// Why something is still to be told.
+/// Why an event is still pending.
 enum Blocked {
     /// Until userspace has read.
     NoRoom,
@@ -165,14 +165,14 @@ enum Blocked {
     NoMemory,
 }
 
-impl Notice {
-    /// For a registration of `pages` pages at `addr`, whose events go through `outbox` to `queue`.
+impl RangeEvents {
+    /// For a registration of `pages` pages at `addr`, whose events go through `sender` to `queue`.
     ///
     /// # Errors
     ///
     /// [`ENOMEM`].
     pub(crate) fn new(
-        outbox: &Arc<Outbox>,
+        sender: &Arc<EventSender>,
         queue: &Arc<EventQueue>,
         addr: u64,
         pages: usize,
@@ -181,7 +181,7 @@ impl Notice {
         let event = Event::new()?;
         Arc::pin_init(
             pin_init!(Self {
-                outbox: outbox.clone(),
+                sender: sender.clone(),
                 queue: queue.clone(),
                 addr,
                 pages,
@@ -189,11 +189,11 @@ impl Notice {
                 state <- new_spinlock!(
                     State {
                         handle: Handle::Unknown,
-                        note: None,
+                        pending: None,
                         ended: None,
                         event: Some(event),
                     },
-                    "Notice::state"
+                    "RangeEvents::state"
                 ),
                 links <- ListLinks::new(),
                 tracker <- AtomicTracker::new(),
@@ -209,10 +209,10 @@ impl Notice {
         if state.handle == Handle::Unknown {
             state.handle = Handle::Open(handle);
         }
-        let due = state.note.is_some();
+        let due = state.pending.is_some();
         drop(state);
         if due {
-            self.outbox.add(self);
+            self.sender.add(self);
         }
     }
 
@@ -220,18 +220,18 @@ impl Notice {
     pub(super) fn close(&self) {
         let mut state = self.state.lock();
         state.handle = Handle::Closed;
-        let due = state.note.take().is_some();
+        let due = state.pending.take().is_some();
         let event = state.event.take();
         drop(state);
         drop(event);
         if due {
             // The worker takes it out.
-            self.outbox.resume();
+            self.sender.resume();
         }
     }
 
-    /// Notes that the pages `which` are gone. May be called by notifier callbacks.
-    pub(super) fn tell(self: &Arc<Self>, reason: Reason, which: Range<usize>) {
+    /// Records that the pages `which` are gone. May be called by notifier callbacks.
+    pub(super) fn report(self: &Arc<Self>, reason: Reason, which: Range<usize>) {
         let mut state = self.state.lock();
         let old_news = state.ended.is_some_and(|ended| reason <= ended);
         if old_news || state.handle == Handle::Closed {
@@ -240,29 +240,29 @@ impl Notice {
         if reason != Reason::Unmap {
             state.ended = Some(reason);
         }
-        let new = Note {
+        let new = PendingEvent {
             reason,
             first: which.start,
             end: which.end,
         };
-        state.note = Some(state.note.map_or(new, |note| note.merge(new)));
+        state.pending = Some(state.pending.map_or(new, |pending| pending.merge(new)));
         let due = state.handle != Handle::Unknown;
         drop(state);
         if due {
-            self.outbox.add(self);
+            self.sender.add(self);
         }
     }
 
-    /// Notes that the device is lost. May be called by whoever resets it.
-    pub(super) fn tell_loss(self: &Arc<Self>) {
-        self.tell(Reason::Lost, 0..self.pages);
+    /// Records that the device is lost. May be called by whoever resets it.
+    pub(super) fn report_loss(self: &Arc<Self>) {
+        self.report(Reason::Lost, 0..self.pages);
     }
 
-    /// Sends what is noted. Called by the worker only.
+    /// Sends what is pending. Called by the worker only.
     fn send(&self) -> Result<(), Blocked> {
         self.allocate()?;
         let mut state = self.state.lock();
-        let (Some(note), Handle::Open(handle)) = (state.note, state.handle) else {
+        let (Some(pending), Handle::Open(handle)) = (state.pending, state.handle) else {
             return Ok(());
         };
         let Some(event) = state.event.take() else {
@@ -270,14 +270,14 @@ impl Notice {
         };
         let payload = UserptrEvent {
             bo_handle: handle,
-            reason: note.reason.on_wire(),
-            addr: self.addr + ((note.first as u64) << PAGE_SHIFT),
-            size: ((note.end - note.first) as u64) << PAGE_SHIFT,
+            reason: pending.reason.on_wire(),
+            addr: self.addr + ((pending.first as u64) << PAGE_SHIFT),
+            size: ((pending.end - pending.first) as u64) << PAGE_SHIFT,
             cookie: self.cookie,
             ..Default::default()
         };
         match self.queue.send(event, payload) {
-            Ok(()) => state.note = None,
+            Ok(()) => state.pending = None,
             Err(Unsent::NoRoom(event)) => {
                 state.event = Some(event);
                 return Err(Blocked::NoRoom);
@@ -307,28 +307,28 @@ impl Notice {
 }
 
 struct Due {
-    notices: List<Notice>,
+    ranges: List<RangeEvents>,
     /// The file is being closed.
     closed: bool,
 }
 
-/// The registrations of a file of which there is something to tell.
+/// The registrations of a file that have events to send.
 #[pin_data]
-pub(crate) struct Outbox {
+pub(crate) struct EventSender {
     /// Protects the list, and that the work is not enqueued after the end. Taken by notifier
     /// callbacks.
     #[pin]
     due: SpinLock<Due>,
     #[pin]
-    work: DelayedWork<Outbox, 1>,
+    work: DelayedWork<EventSender, 1>,
 }
 
 impl_has_delayed_work! {
-    impl HasDelayedWork<Self, 1> for Outbox { self.work }
+    impl HasDelayedWork<Self, 1> for EventSender { self.work }
 }
 
-impl Outbox {
-    /// Nothing to tell.
+impl EventSender {
+    /// Nothing to send.
     ///
     /// # Errors
     ///
@@ -338,27 +338,27 @@ impl Outbox {
             pin_init!(Self {
                 due <- new_spinlock!(
                     Due {
-                        notices: List::new(),
+                        ranges: List::new(),
                         closed: false,
                     },
-                    "Outbox::due"
+                    "EventSender::due"
                 ),
-                work <- new_delayed_work!("Outbox::work"),
+                work <- new_delayed_work!("EventSender::work"),
             }),
             GFP_KERNEL,
         )
     }
 
-    /// Has the worker send what `notice` notes, which was noted before.
-    fn add(self: &Arc<Self>, notice: &Arc<Notice>) {
+    /// Has the worker send what is pending in `events`.
+    fn add(self: &Arc<Self>, events: &Arc<RangeEvents>) {
         let mut due = self.due.lock();
         if due.closed {
             return;
         }
         // One that is in the list leaves it, under this lock, before the worker looks at it. One
         // that the worker has found blocked goes back, and the worker looks again.
-        if let Ok(notice) = ListArc::try_from_arc(notice.clone()) {
-            due.notices.push_back(notice);
+        if let Ok(events) = ListArc::try_from_arc(events.clone()) {
+            due.ranges.push_back(events);
         }
         self.enqueue(&due, 0);
     }
@@ -376,43 +376,43 @@ impl Outbox {
         }
     }
 
-    fn take(&self) -> Option<Arc<Notice>> {
+    fn take(&self) -> Option<Arc<RangeEvents>> {
         let mut due = self.due.lock();
-        due.notices.pop_front().map(ListArc::into_arc)
+        due.ranges.pop_front().map(ListArc::into_arc)
     }
 
     /// The file is being closed: nothing is sent any more, and on return no worker runs.
     pub(crate) fn close(self: &Arc<Self>) {
         self.due.lock().closed = true;
         cancel_delayed_sync::<Self, 1>(self);
-        // What is in the list keeps the outbox, too.
-        while let Some(notice) = self.take() {
-            drop(notice);
+        // What is in the list keeps the sender, too.
+        while let Some(events) = self.take() {
+            drop(events);
         }
     }
 }
 
 /// Sends what can be sent.
-impl WorkItem<1> for Outbox {
+impl WorkItem<1> for EventSender {
     type Pointer = Arc<Self>;
 
     fn run(this: Arc<Self>) {
         let mut blocked = List::new();
         let mut no_memory = false;
         // To the end also if there is no room: those whose handle was closed are to go.
-        while let Some(notice) = this.take() {
-            if let Err(why) = notice.send() {
+        while let Some(events) = this.take() {
+            if let Err(why) = events.send() {
                 no_memory |= matches!(why, Blocked::NoMemory);
                 // Otherwise it was put into the list again.
-                if let Ok(notice) = ListArc::try_from_arc(notice) {
-                    blocked.push_back(notice);
+                if let Ok(events) = ListArc::try_from_arc(events) {
+                    blocked.push_back(events);
                 }
             }
         }
         let mut due = this.due.lock();
         // The oldest first.
-        blocked.push_all_back(&mut due.notices);
-        core::mem::swap(&mut blocked, &mut due.notices);
+        blocked.push_all_back(&mut due.ranges);
+        core::mem::swap(&mut blocked, &mut due.ranges);
         if no_memory {
             this.enqueue(&due, RETRY_MS);
         }
@@ -423,22 +423,22 @@ impl WorkItem<1> for Outbox {
 mod tests {
     use super::*;
 
-    fn note(reason: Reason, first: usize, end: usize) -> Note {
-        Note { reason, first, end }
+    fn pending(reason: Reason, first: usize, end: usize) -> PendingEvent {
+        PendingEvent { reason, first, end }
     }
 
     #[test]
     fn ranges_are_covered() {
-        let merged = note(Reason::Unmap, 7, 9).merge(note(Reason::Unmap, 2, 3));
-        assert_eq!(merged, note(Reason::Unmap, 2, 9));
-        let merged = merged.merge(note(Reason::Unmap, 4, 12));
-        assert_eq!(merged, note(Reason::Unmap, 2, 12));
+        let merged = pending(Reason::Unmap, 7, 9).merge(pending(Reason::Unmap, 2, 3));
+        assert_eq!(merged, pending(Reason::Unmap, 2, 9));
+        let merged = merged.merge(pending(Reason::Unmap, 4, 12));
+        assert_eq!(merged, pending(Reason::Unmap, 2, 12));
     }
 
     #[test]
     fn the_worst_is_told() {
-        let all = note(Reason::MmGone, 0, 16);
-        assert_eq!(note(Reason::Unmap, 3, 4).merge(all), all);
-        assert_eq!(all.merge(note(Reason::Lost, 0, 16)).reason, Reason::Lost);
+        let all = pending(Reason::MmGone, 0, 16);
+        assert_eq!(pending(Reason::Unmap, 3, 4).merge(all), all);
+        assert_eq!(all.merge(pending(Reason::Lost, 0, 16)).reason, Reason::Lost);
     }
 }

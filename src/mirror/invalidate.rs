@@ -91,8 +91,8 @@ impl IntervalHandler for Handler {
             Change::Release => Some(Reason::MmGone),
             _ => None,
         };
-        if let (Some(reason), Some(notice)) = (gone, &range.notice) {
-            notice.tell(reason, which.clone());
+        if let (Some(reason), Some(events)) = (gone, &range.events) {
+            events.report(reason, which.clone());
         }
         let having = match gone {
             Some(_) => Having::Anything,

@@ -26,8 +26,8 @@ mod table_tests;
 
 pub(crate) use self::{
     event::{
-        Notice,
-        Outbox, //
+        EventSender,
+        RangeEvents, //
     },
     populate::Deadline,
     range::{
@@ -224,15 +224,15 @@ impl Mirrored {
 
     /// The registration has a handle, by which events call it.
     pub(crate) fn set_handle(&self, handle: u32) {
-        if let Some(notice) = &self.range.notice {
-            notice.open(handle);
+        if let Some(events) = &self.range.events {
+            events.open(handle);
         }
     }
 
     /// The handle is closed: no events are sent any more.
     pub(crate) fn close_handle(&self) {
-        if let Some(notice) = &self.range.notice {
-            notice.close();
+        if let Some(events) = &self.range.events {
+            events.close();
         }
     }
 

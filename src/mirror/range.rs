@@ -3,7 +3,7 @@
 //! A mirrored range, as the registration and the notifier's callbacks share it.
 
 use super::{
-    event::Notice,
+    event::RangeEvents,
     invalidate::Pending,
     space::Space,
     table::{
@@ -122,8 +122,8 @@ pub(crate) struct MirroredRange {
     /// Protects only itself, taken by callbacks.
     #[pin]
     pub(super) spare: SpinLock<Option<FinishNode<Pending>>>,
-    /// What the program is to be told, if it has asked for that.
-    pub(super) notice: Option<Arc<Notice>>,
+    /// Events for the program, if it has asked for them.
+    pub(super) events: Option<Arc<RangeEvents>>,
     /// What happened.
     pub(crate) counters: Counters,
 }
@@ -141,7 +141,7 @@ impl MirroredRange {
         quota: &Arc<MirrorQuota>,
         context: Arc<Context>,
         params: RangeParams,
-        notice: Option<Arc<Notice>>,
+        events: Option<Arc<RangeEvents>>,
     ) -> Result<Arc<Self>> {
         let RangeParams {
             addr,
@@ -169,7 +169,7 @@ impl MirroredRange {
                 used: Atomic::new(0),
                 refused: AtomicFlag::new(false),
                 spare <- new_spinlock!(Some(node), "MirroredRange::spare"),
-                notice,
+                events,
                 counters: Counters::new(),
             }),
             GFP_KERNEL,
@@ -256,16 +256,16 @@ impl MirroredRange {
     }
 
     /// The device is lost: tells the program.
-    pub(crate) fn tell_loss(&self) {
-        if let Some(notice) = &self.notice {
-            notice.tell_loss();
+    pub(crate) fn report_loss(&self) {
+        if let Some(events) = &self.events {
+            events.report_loss();
         }
     }
 
     /// The device has been reset: lets the pages go that were kept for it.
     pub(crate) fn disconnect(&self) {
         // Also where the registration ends; but then its handle is closed.
-        self.tell_loss();
+        self.report_loss();
         // From now on callbacks do the same with what they take away, and nothing is mapped.
         self.with_table(Table::set_disconnected);
         self.each_part(0..self.pages, Having::Anything, true, |table, part| {
@@ -300,8 +300,8 @@ impl SpaceOwner for MirroredRange {
     /// which the device acknowledges for a space that is gone.
     fn space_lost(&self) {
         self.revoked.store(true, Relaxed);
-        if let Some(notice) = &self.notice {
-            notice.tell_loss();
+        if let Some(events) = &self.events {
+            events.report_loss();
         }
     }
 }

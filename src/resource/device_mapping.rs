@@ -72,7 +72,7 @@ impl Reachable for Shared {
             memory: Memory::Mirrored(range),
         }) = &*self.backing.lock()
         {
-            range.tell_loss();
+            range.report_loss();
         }
     }
 }

@@ -102,7 +102,7 @@ struct RoomGivenBack<'a>(Option<&'a File>);
 impl Drop for RoomGivenBack<'_> {
     fn drop(&mut self) {
         if let Some(file) = self.0 {
-            file.outbox().resume();
+            file.event_sender().resume();
         }
     }
 }

@@ -20,7 +20,7 @@ use crate::{
     mirror::{
         Mirrored,
         MirroredRange,
-        Notice,
+        RangeEvents,
         RangeParams, //
     },
     resource::{
@@ -82,9 +82,17 @@ pub(crate) fn register(
         defer_mapping: false,
     };
     let pages = params.len >> PAGE_SHIFT;
-    let notice = params
+    let events = params
         .event
-        .map(|cookie| Notice::new(file.outbox(), file.events(), addr as u64, pages, cookie))
+        .map(|cookie| {
+            RangeEvents::new(
+                file.event_sender(),
+                file.events(),
+                addr as u64,
+                pages,
+                cookie,
+            )
+        })
         .transpose()?;
     let memory = RangeParams {
         addr,
@@ -93,7 +101,7 @@ pub(crate) fn register(
         sparse: params.sparse,
     };
     let (lock, quota) = (file.notifier_lock(), &file.mirror_quota);
-    let range = MirroredRange::new(gpu, lock, quota, context.clone(), memory, notice)?;
+    let range = MirroredRange::new(gpu, lock, quota, context.clone(), memory, events)?;
 
     let host = HostResource::new(gpu)?;
     let create = resource::create_command(Some(context), &host, &blob, Chunks::new(), 0)?;
