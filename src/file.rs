@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What the driver keeps of an open file: its context, its part of the rings, and what of its user
-//! memory is followed, released and told.
+//! What the driver keeps of an open file: its context, its quotas of the rings, and what releases
+//! its user memory and sends its events.
 
 use crate::{
     context::{

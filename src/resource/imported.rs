@@ -2,9 +2,9 @@
 
 //! Buffers in memory of other drivers, from their dma-bufs.
 //!
-//! To the host such a buffer is a guest blob. Its memory is pinned as long as the host knows it. An
-//! exporter that revokes it nevertheless gets it back as soon as the host has detached it; the
-//! buffer is of no use then.
+//! To the host such a buffer is a guest blob. Its memory is pinned as long as the host knows it. If
+//! the exporter revokes it nevertheless, the driver detaches it from the resource on the host and
+//! then unmaps it; the buffer is of no use afterwards.
 
 use super::{
     create_command,
@@ -80,13 +80,13 @@ use kernel::{
 
 /// A buffer in memory of another driver.
 pub(crate) struct Imported {
-    revocation: Arc<Revocation>,
-    /// The exporter can take the memory away.
+    revocation: Arc<DmaBufRevocation>,
+    /// The exporter can revoke the memory.
     dynamic: bool,
 }
 
 impl Imported {
-    /// Whether the exporter can take the memory away.
+    /// Whether the exporter can revoke the memory.
     pub(crate) fn is_revocable(&self) -> bool {
         self.dynamic
     }
@@ -96,38 +96,37 @@ impl Imported {
         self.revocation.revoked.load(Acquire)
     }
 
-    /// The host is about to forget the memory as a whole: it is not told any more to let go of it. May
-    /// sleep.
+    /// Cancels the revocation, as the resource is about to be destroyed. May sleep.
     pub(super) fn end(&self) {
         self.revocation.disarm();
     }
 }
 
-/// Gives memory back to an exporter that takes it away.
+/// Unmaps memory that the exporter revokes.
 #[pin_data]
-struct Revocation {
+struct DmaBufRevocation {
     gpu: Arc<Gpu>,
     revoked: AtomicFlag,
-    /// Takes the memory away from the host, and then ends the view of it; `None` before the host
-    /// knows the memory, and once it was sent. Protects only itself.
+    /// RESOURCE_DETACH_BACKING, whose completion unmaps the memory; `None` before the host knows
+    /// the memory, and once it was sent. Protects only itself.
     #[pin]
     detach: SpinLock<Option<ListArc<Command>>>,
     #[pin]
-    work: DelayedWork<Revocation, 1>,
+    work: DelayedWork<DmaBufRevocation, 1>,
 }
 
 impl_has_delayed_work! {
-    impl HasDelayedWork<Self, 1> for Revocation { self.work }
+    impl HasDelayedWork<Self, 1> for DmaBufRevocation { self.work }
 }
 
-impl Revocation {
+impl DmaBufRevocation {
     fn new(gpu: &Arc<Gpu>) -> Result<Arc<Self>> {
         Arc::pin_init(
             pin_init!(Self {
                 gpu: gpu.clone(),
                 revoked: AtomicFlag::new(false),
-                detach <- new_spinlock!(None, "Revocation::detach"),
-                work <- new_delayed_work!("Revocation::work"),
+                detach <- new_spinlock!(None, "DmaBufRevocation::detach"),
+                work <- new_delayed_work!("DmaBufRevocation::work"),
             }),
             GFP_KERNEL,
         )
@@ -138,7 +137,7 @@ impl Revocation {
         let _ = system_workqueue().enqueue_delayed::<Arc<Self>, 1>(self.clone(), 0);
     }
 
-    /// The host is about to know the memory.
+    /// The host is about to know the memory: a revocation has to detach it.
     fn arm(self: &Arc<Self>, detach: ListArc<Command>) {
         *self.detach.lock() = Some(detach);
         if self.revoked.load(Acquire) {
@@ -146,7 +145,7 @@ impl Revocation {
         }
     }
 
-    /// If the memory has not been taken away from the host by now, it will not be.
+    /// The memory is not detached any more if it has not been by now.
     fn disarm(self: &Arc<Self>) {
         // A work that runs has its command in the queue afterwards, before UNREF.
         cancel_delayed_sync::<Self, 1>(self);
@@ -155,24 +154,25 @@ impl Revocation {
     }
 }
 
-/// Told by the exporter, which holds the lock that giving the memory back takes.
-struct Told(Arc<Revocation>);
+/// What the exporter calls, which then holds the lock that unmapping takes.
+struct InvalidateMappings(Arc<DmaBufRevocation>);
 
-impl Importer for Told {
+impl Importer for InvalidateMappings {
     fn revoked(&self) {
         self.0.revoked.store(true, Release);
         self.0.enqueue();
     }
 }
 
-impl Drop for Told {
+impl Drop for InvalidateMappings {
     fn drop(&mut self) {
-        // Nothing is told any more: the attachment is gone, and the object goes after it.
-        cancel_delayed_sync::<Revocation, 1>(&self.0);
+        // The exporter does not call any more: the attachment is gone, and the object goes after
+        // it.
+        cancel_delayed_sync::<DmaBufRevocation, 1>(&self.0);
     }
 }
 
-impl WorkItem<1> for Revocation {
+impl WorkItem<1> for DmaBufRevocation {
     type Pointer = Arc<Self>;
 
     fn run(this: Arc<Self>) {
@@ -213,11 +213,11 @@ pub(crate) fn import(dev: &Device, buf: &Importable) -> Result<ARef<Object>> {
     }
     gpu.control.check()?;
     let host = HostResource::new(gpu)?;
-    let revocation = Revocation::new(gpu)?;
-    let told = Arc::new(Told(revocation.clone()), GFP_KERNEL)?;
+    let revocation = DmaBufRevocation::new(gpu)?;
+    let invalidate = Arc::new(InvalidateMappings(revocation.clone()), GFP_KERNEL)?;
     // The memory is in `DeviceMappings` before the device goes, which releases it.
     let entered = dev.enter().ok_or(ENODEV)?;
-    let attachment = buf.attach(dev, gpu.mapper.is_none(), told)?;
+    let attachment = buf.attach(dev, gpu.mapper.is_none(), invalidate)?;
     let mapped = attachment.map()?;
 
     let mut entries = Entries::new(gpu, 0);

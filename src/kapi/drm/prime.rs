@@ -244,9 +244,9 @@ pub(super) extern "C" fn import_callback<D: Driver>(
 /// A valid dma-buf.
 pub(crate) struct Importable(NonNull<bindings::dma_buf>);
 
-/// What an importer is told by the exporter.
+/// What the exporter of a dma-buf calls.
 pub(crate) trait Importer: Send + Sync {
-    /// The memory is being taken away for good: the mapping must go soon, but not here.
+    /// The exporter revokes the memory for good: the mapping must go soon, but not here.
     ///
     /// Called with the reservation of the dma-buf locked.
     fn revoked(&self);
