@@ -10,7 +10,7 @@
 //! | layer | module | what |
 //! |---|---|---|
 //! | 10 | [`driver`] | what the module loader and the DRM core call |
-//! | 9 | [`ioctl`] | reads and judges the arguments of each ioctl |
+//! | 9 | [`ioctl`] | reads and validates the arguments of each ioctl |
 //! | 8 | [`submit`] | jobs: what they wait for, queueing, what they signal |
 //! | 8 | [`userptr`] | registration of user memory |
 //! | 8 | [`debugfs`] | what is shown of a device and its users, in debugfs and fdinfo |

@@ -70,7 +70,7 @@ pub(crate) struct Features {
     pub(crate) event_slots: Option<usize>,
 }
 
-/// Judges the negotiated features.
+/// Validates the negotiated features.
 ///
 /// # Errors
 ///

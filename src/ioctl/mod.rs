@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The ioctls: each reads its arguments, judges them, and calls one function of the layers below.
+//! The ioctls: each reads its arguments, validates them, and calls one function of the layers
+//! below.
 //!
 //! The structures are those of `protocol::uapi`.
 

@@ -2,7 +2,7 @@
 
 //! Registration of user memory.
 //!
-//! - [`params`]: what userspace asks for, judged;
+//! - [`params`]: what userspace asks for, validated;
 //! - [`pinned`]: the registration of memory that stays where it is;
 //! - [`mirrored`]: that of mirrored memory, followed by the device.
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What userspace asks for, judged before anything is touched.
+//! What userspace asks for, validated before anything else is done.
 
 use crate::{
     gpu::Features,
@@ -65,7 +65,7 @@ const KNOWN: u32 = uapi::USERPTR_PINNED
 const MIRRORED_ONLY: u32 = uapi::USERPTR_EVENT | uapi::USERPTR_SPARSE;
 
 impl Params {
-    /// Judges the arguments of USERPTR_REGISTER.
+    /// Validates the arguments of USERPTR_REGISTER.
     ///
     /// # Errors
     ///
@@ -136,7 +136,7 @@ impl Params {
         })
     }
 
-    /// Judges ROCm's form of RESOURCE_CREATE_BLOB: an address and a size of any alignment, of
+    /// Validates ROCm's form of RESOURCE_CREATE_BLOB: an address and a size of any alignment, of
     /// which the host is told as they are; the pages around them are registered.
     ///
     /// # Errors
@@ -208,7 +208,7 @@ mod tests {
         }
     }
 
-    fn judge(change: impl FnOnce(&mut UserptrRegister)) -> Result<Params> {
+    fn parse(change: impl FnOnce(&mut UserptrRegister)) -> Result<Params> {
         let mut args = good();
         change(&mut args);
         Params::new(&args, &FEATURES)
@@ -216,7 +216,7 @@ mod tests {
 
     #[test]
     fn address() {
-        let params = judge(|_| {});
+        let params = parse(|_| {});
         assert!(matches!(
             params,
             Ok(Params {
@@ -230,50 +230,50 @@ mod tests {
 
     #[test]
     fn read_only() {
-        let params = judge(|args| args.flags |= uapi::USERPTR_RDONLY);
+        let params = parse(|args| args.flags |= uapi::USERPTR_RDONLY);
         assert!(matches!(params, Ok(Params { write: false, .. })));
     }
 
     #[test]
     fn shape() {
-        assert_eq!(judge(|args| args.addr = 0), Err(EINVAL));
-        assert_eq!(judge(|args| args.addr += 1), Err(EINVAL));
-        assert_eq!(judge(|args| args.size = 0), Err(EINVAL));
-        assert_eq!(judge(|args| args.size = 0x1000), Err(EINVAL));
+        assert_eq!(parse(|args| args.addr = 0), Err(EINVAL));
+        assert_eq!(parse(|args| args.addr += 1), Err(EINVAL));
+        assert_eq!(parse(|args| args.size = 0), Err(EINVAL));
+        assert_eq!(parse(|args| args.size = 0x1000), Err(EINVAL));
         assert_eq!(
-            judge(|args| args.size = 0u64.wrapping_sub(65536)),
+            parse(|args| args.size = 0u64.wrapping_sub(65536)),
             Err(EINVAL)
         );
-        assert_eq!(judge(|args| args.pad = 1), Err(EINVAL));
-        assert_eq!(judge(|args| args.fd = 3), Err(EINVAL));
-        assert_eq!(judge(|args| args.blob_id = 1), Err(EINVAL));
-        assert_eq!(judge(|args| args.blob_mem = blob_mem::HOST3D), Err(EINVAL));
+        assert_eq!(parse(|args| args.pad = 1), Err(EINVAL));
+        assert_eq!(parse(|args| args.fd = 3), Err(EINVAL));
+        assert_eq!(parse(|args| args.blob_id = 1), Err(EINVAL));
+        assert_eq!(parse(|args| args.blob_mem = blob_mem::HOST3D), Err(EINVAL));
     }
 
     #[test]
     fn modes() {
-        assert_eq!(judge(|args| args.flags = 0), Err(EINVAL));
+        assert_eq!(parse(|args| args.flags = 0), Err(EINVAL));
         assert_eq!(
-            judge(|args| args.flags |= uapi::USERPTR_MIRRORED),
+            parse(|args| args.flags |= uapi::USERPTR_MIRRORED),
             Err(EINVAL)
         );
         assert_eq!(
-            judge(|args| args.flags = uapi::USERPTR_MIRRORED),
+            parse(|args| args.flags = uapi::USERPTR_MIRRORED),
             Err(EOPNOTSUPP)
         );
-        assert_eq!(judge(|args| args.flags |= uapi::USERPTR_EVENT), Err(EINVAL));
-        assert_eq!(judge(|args| args.flags |= 1 << 31), Err(EINVAL));
+        assert_eq!(parse(|args| args.flags |= uapi::USERPTR_EVENT), Err(EINVAL));
+        assert_eq!(parse(|args| args.flags |= 1 << 31), Err(EINVAL));
     }
 
     #[test]
     fn kernel_addresses() {
         let high = usize::MAX as u64 & !0xffff_ffff;
-        assert_eq!(judge(|args| args.addr = high), Err(EFAULT));
+        assert_eq!(parse(|args| args.addr = high), Err(EFAULT));
     }
 
     #[test]
     fn file() {
-        let params = judge(|args| {
+        let params = parse(|args| {
             args.flags |= uapi::USERPTR_FD;
             args.addr = 0;
             args.fd = 5;
@@ -286,7 +286,7 @@ mod tests {
                 ..
             })
         ));
-        assert_eq!(judge(|args| args.flags |= uapi::USERPTR_FD), Err(EINVAL));
+        assert_eq!(parse(|args| args.flags |= uapi::USERPTR_FD), Err(EINVAL));
     }
 
     #[test]

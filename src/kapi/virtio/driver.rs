@@ -242,7 +242,7 @@ pub(crate) trait Driver: 'static {
     /// The feature bits below 24 and from 50 on that the driver understands.
     const FEATURES: &'static [u32];
 
-    /// Judges the negotiated features before they are final.
+    /// Validates the negotiated features before they are final.
     ///
     /// # Errors
     ///

@@ -386,8 +386,8 @@ impl<S, O> Message<S, O> {
 
     /// Copies the fixed part of the answer to `out`, as far as both go.
     ///
-    /// Whether the device has written it is for the caller to know. The device may go on writing
-    /// although it said that it was done, hence a copy, and hence what is judged must be the copy.
+    /// The caller knows whether the device has written it. The device may go on writing
+    /// although it said that it was done, hence the copy, and so only the copy may be validated.
     pub(crate) fn read_response(&self, out: &mut [u8]) {
         let base = self.response.0.get().cast::<u8>();
         for (i, byte) in out.iter_mut().enumerate().take(self.response_len) {

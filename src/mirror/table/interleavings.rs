@@ -7,11 +7,11 @@
 //! Beside that there are some long ways, at random.
 
 use super::model::{
+    Check, //
     Mistake,
     Model,
     State,
     Step,
-    Verdict, //
 };
 use core::hash::{
     Hash,
@@ -285,7 +285,7 @@ fn explore(scene: &Scene, mistake: Option<Mistake>) -> Result<Seen> {
         }
         for (number, &step) in scene.steps.iter().enumerate() {
             let state = known.nodes[at].state;
-            let taken: Verdict = model.restore(&state).and_then(|_| model.step(step));
+            let taken: Check = model.restore(&state).and_then(|_| model.step(step));
             match taken {
                 Ok(false) => continue,
                 Ok(true) => known.add(&model.state, at as u32, number as u8)?,

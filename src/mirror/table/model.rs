@@ -217,7 +217,7 @@ pub(super) struct State {
 }
 
 /// Whether the step was possible, or what is wrong.
-pub(super) type Verdict = Result<bool, &'static CStr>;
+pub(super) type Check = Result<bool, &'static CStr>;
 
 /// The table, and the rest of the world.
 pub(super) struct Model {
@@ -266,7 +266,7 @@ impl Model {
     }
 
     /// Goes back, or on, to a state.
-    pub(super) fn restore(&mut self, state: &State) -> Verdict {
+    pub(super) fn restore(&mut self, state: &State) -> Check {
         self.state = *state;
         let table = &mut self.table;
         table.disconnected = state.disconnected;
@@ -294,7 +294,7 @@ impl Model {
     }
 
     /// Takes a step, if it is possible now.
-    pub(super) fn step(&mut self, step: Step) -> Verdict {
+    pub(super) fn step(&mut self, step: Step) -> Check {
         let taken = match step {
             Step::LookUp(most) => self.look_up(0..PAGES, most, self.sparse),
             Step::Prefetch(start, end) => self.look_up(Span { start, end }.range(), PAGES, false),
@@ -351,14 +351,14 @@ impl Model {
         self.state.ring.iter().flatten().filter(invalidate).count() < INVALIDATES
     }
 
-    fn send(&mut self, command: Command) -> Verdict {
+    fn send(&mut self, command: Command) -> Check {
         let free = self.state.ring.iter_mut().find(|place| place.is_none());
         *free.ok_or(c"the ring is too small")? = Some(command);
         Ok(true)
     }
 
     /// The way in, without the lock: no change is under way.
-    fn look_up(&mut self, which: Range<usize>, most: usize, sparse: bool) -> Verdict {
+    fn look_up(&mut self, which: Range<usize>, most: usize, sparse: bool) -> Check {
         let state = &self.state;
         let busy = state.found.is_some() || state.taken_back.is_some() || state.sent[1].is_some();
         if busy || state.changes.iter().any(Option::is_some) {
@@ -383,7 +383,7 @@ impl Model {
         Ok(true)
     }
 
-    fn commit(&mut self, most: usize) -> Verdict {
+    fn commit(&mut self, most: usize) -> Check {
         let Some(found) = self.state.found else {
             return Ok(false);
         };
@@ -423,7 +423,7 @@ impl Model {
         self.send(Command::Map(which.into(), found.ages))
     }
 
-    fn answer(&mut self) -> Verdict {
+    fn answer(&mut self) -> Check {
         let [Some(Sent { which, answer }), next] = self.state.sent else {
             return Ok(false);
         };
@@ -465,7 +465,7 @@ impl Model {
         }
     }
 
-    fn take_back(&mut self) -> Verdict {
+    fn take_back(&mut self) -> Check {
         let Some(Revocation { which, phase }) = self.state.taken_back else {
             return Ok(false);
         };
@@ -490,7 +490,7 @@ impl Model {
     }
 
     /// The first pass begins.
-    fn begin(&mut self, which: Span, gone: bool, may_block: bool) -> Verdict {
+    fn begin(&mut self, which: Span, gone: bool, may_block: bool) -> Check {
         let Some(place) = self.state.changes.iter().position(Option::is_none) else {
             return Ok(false);
         };
@@ -518,7 +518,7 @@ impl Model {
     }
 
     /// Marks the next part; after the last, INVALIDATE is sent if no job is in the way.
-    fn mark(&mut self, place: usize, mut change: Change, may_block: bool) -> Verdict {
+    fn mark(&mut self, place: usize, mut change: Change, may_block: bool) -> Check {
         let Phase::Marking(at) = change.phase else {
             return Ok(false);
         };
@@ -589,7 +589,7 @@ impl Model {
     }
 
     /// A change gets on: the rest of the first pass, the second, and what the kernel does then.
-    fn get_on(&mut self, place: usize) -> Verdict {
+    fn get_on(&mut self, place: usize) -> Check {
         let Some(mut change) = self.state.changes[place] else {
             return Ok(false);
         };
@@ -620,7 +620,7 @@ impl Model {
     }
 
     /// The kernel does what the callbacks were called for: other pages are there from now on.
-    fn taken_away(&mut self, place: usize, change: Change) -> Verdict {
+    fn taken_away(&mut self, place: usize, change: Change) -> Check {
         let state = &mut self.state;
         state.changes[place] = None;
         for page in change.which.range() {
@@ -644,7 +644,7 @@ impl Model {
         late && !core::mem::replace(&mut state.context_lost, true)
     }
 
-    fn queue(&mut self) -> Verdict {
+    fn queue(&mut self) -> Check {
         let state = &mut self.state;
         let all = (1 << PAGES) - 1;
         let uses = if self.sparse {
@@ -661,7 +661,7 @@ impl Model {
         Ok(true)
     }
 
-    fn evict(&mut self, first: usize) -> Verdict {
+    fn evict(&mut self, first: usize) -> Check {
         let state = &self.state;
         if state.lost || state.eviction.is_some() || state.job.is_some() || !self.has_place() {
             return Ok(false);
@@ -681,7 +681,7 @@ impl Model {
         self.send(Command::Invalidate(which, Sender::Eviction))
     }
 
-    fn evicted(&mut self) -> Verdict {
+    fn evicted(&mut self) -> Check {
         let Some(Revocation { which, phase }) = self.state.eviction else {
             return Ok(false);
         };
@@ -714,7 +714,7 @@ impl Model {
         })
     }
 
-    fn kept(kept: bool) -> Verdict {
+    fn kept(kept: bool) -> Check {
         if kept {
             Ok(true)
         } else {
@@ -722,7 +722,7 @@ impl Model {
         }
     }
 
-    fn retire(&mut self, which: Span) -> Verdict {
+    fn retire(&mut self, which: Span) -> Check {
         let (state, mut kept) = (self.state, true);
         self.parts(which, |table, part| {
             table.set_unmapped(part, |page| kept &= Self::owner(&state, page).is_some());
@@ -730,7 +730,7 @@ impl Model {
         Self::kept(kept)
     }
 
-    fn quarantine(&mut self, which: Span) -> Verdict {
+    fn quarantine(&mut self, which: Span) -> Check {
         let mut rest = which.range();
         while !rest.is_empty() {
             let part = self.table.next_part(rest.clone(), Having::Reachable);
@@ -742,7 +742,7 @@ impl Model {
         Ok(true)
     }
 
-    fn hold(&mut self, part: Range<usize>) -> Verdict {
+    fn hold(&mut self, part: Range<usize>) -> Check {
         if self.table.is_disconnected() {
             return self.give_back(part);
         }
@@ -758,7 +758,7 @@ impl Model {
         Self::kept(kept)
     }
 
-    fn give_back(&mut self, part: Range<usize>) -> Verdict {
+    fn give_back(&mut self, part: Range<usize>) -> Check {
         let (state, mut kept) = (&mut self.state, true);
         self.table.disconnect(part, |page, held| {
             let owner = Self::owner(state, page);
@@ -772,7 +772,7 @@ impl Model {
     }
 
     /// The device carries out the oldest command; `accepts` a MAP, or gives up on the way.
-    fn work(&mut self, accepts: bool) -> Verdict {
+    fn work(&mut self, accepts: bool) -> Check {
         let state = &mut self.state;
         let Some(command) = state.ring[0] else {
             return Ok(false);
@@ -836,7 +836,7 @@ impl Model {
         true
     }
 
-    fn let_go(&mut self) -> Verdict {
+    fn let_go(&mut self) -> Check {
         let at = self.state.let_go.into();
         if !self.table.is_disconnected() || at == PAGES {
             return Ok(false);
@@ -847,7 +847,7 @@ impl Model {
     }
 
     /// What must hold at any time.
-    fn check(&self) -> Verdict {
+    fn check(&self) -> Check {
         let state = &self.state;
         for page in 0..PAGES {
             let word = state.words[page];
@@ -894,7 +894,7 @@ impl Model {
         self.check_counts()
     }
 
-    fn check_counts(&self) -> Verdict {
+    fn check_counts(&self) -> Check {
         let words = &self.state.words;
         let count = |flags: u64| words.iter().filter(|&word| word & flags == flags).count();
         let totals = &self.table.totals;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Answers: judged in the interrupt, completed by a worker.
+//! Answers: validated in the interrupt, completed by a worker.
 
 use super::{
     command::{
@@ -47,9 +47,9 @@ use kernel::{
 };
 use zerocopy::IntoBytes;
 
-/// What becomes of a command that came back.
-enum Verdict {
-    /// This is its `Shared::verdict`.
+/// What validation finds of a response, and so what becomes of its command.
+enum Validated {
+    /// This is its `Shared::status`.
     Is(u32),
     /// It was refused in this way, but what it undoes was not answered yet, and may still be done.
     TooEarly(u32),
@@ -63,7 +63,7 @@ enum Verdict {
 impl Control {
     /// How a command ended; only for one that has.
     pub(super) fn answer(command: &Command) -> Answer {
-        match command.shared.verdict.load(Acquire) {
+        match command.shared.status.load(Acquire) {
             PENDING | ABORTED => Answer::Aborted,
             INVALID => Answer::Invalid,
             kind if kind < response::ERR_UNSPEC => Answer::Ok(kind),
@@ -73,7 +73,7 @@ impl Control {
 
     /// How a command ended, if it has.
     pub(crate) fn ended(command: &Command) -> Option<Answer> {
-        (command.shared.verdict.load(Acquire) != PENDING).then(|| Self::answer(command))
+        (command.shared.status.load(Acquire) != PENDING).then(|| Self::answer(command))
     }
 
     /// Changes what the device may answer to a command that was not sent yet.
@@ -101,11 +101,11 @@ impl Control {
                 self.return_slots(inner, &mut command);
                 inner.quiet_since = self.now();
                 inner.asked_at = None;
-                match Self::judge(&mut command, len) {
-                    Verdict::Is(verdict) => {
+                match Self::validate(&mut command, len) {
+                    Validated::Is(status) => {
                         let header = Message::owned(&mut command).header;
                         self.note_end(inner, &mut command);
-                        command.shared.verdict.store(verdict, Release);
+                        command.shared.status.store(status, Release);
                         // A host may refuse at once, whatever came before.
                         if header.flags.get() & (FLAG_FENCE | FLAG_INFO_RING_IDX) == FLAG_FENCE
                             && matches!(Self::answer(&command), Answer::Ok(_))
@@ -114,7 +114,7 @@ impl Control {
                             inner.common_answered = inner.common_answered.max(order);
                         }
                         inner.answered_fence = inner.answered_fence.max(header.fence_id.get());
-                        trace::answer(self.name(), &header, verdict);
+                        trace::answer(self.name(), &header, status);
                         // Before its fence is signalled, see `settle`.
                         inner.answered += 1;
                         if command.shared.undone_early.load(Relaxed) {
@@ -122,7 +122,7 @@ impl Control {
                         }
                         answered.push_back(command);
                     }
-                    Verdict::TooEarly(kind) => {
+                    Validated::TooEarly(kind) => {
                         self.note_end(inner, &mut command);
                         let owned = Message::owned(&mut command);
                         owned.refused = Some(kind);
@@ -133,11 +133,11 @@ impl Control {
                         inner.early.push_back(command);
                         Self::keep_order(inner, id.as_ref());
                     }
-                    Verdict::InDoubt => {
+                    Validated::InDoubt => {
                         self.note_end(inner, &mut command);
                         inner.held.push_back(command);
                     }
-                    Verdict::Broken => {
+                    Validated::Broken => {
                         // It stays among those in flight, for its fence.
                         sane = false;
                         inner.held.push_back(command);
@@ -162,11 +162,11 @@ impl Control {
     ///
     /// What cannot be an answer is an error of that command alone, unless memory is released by its
     /// answer.
-    fn judge(command: &mut ListArc<Command>, len: u32) -> Verdict {
+    fn validate(command: &mut ListArc<Command>, len: u32) -> Validated {
         let asked = Message::owned(command).header;
         let len = len as usize;
         if len > command.writable_len() {
-            return Verdict::Broken;
+            return Validated::Broken;
         }
         let mut header = Header::default();
         let whole = len >= size_of::<Header>();
@@ -180,24 +180,24 @@ impl Control {
                 || (kind == Message::owned(command).success && len == command.writable_len()));
         let failed = !valid || kind >= response::ERR_UNSPEC;
         match &Message::owned(command).expect {
-            Expect::Anything if !valid => Verdict::Is(INVALID),
-            Expect::Anything => Verdict::Is(kind),
-            _ if !valid => Verdict::Broken,
-            _ if !failed => Verdict::Is(kind),
-            Expect::Success => Verdict::Broken,
+            Expect::Anything if !valid => Validated::Is(INVALID),
+            Expect::Anything => Validated::Is(kind),
+            _ if !valid => Validated::Broken,
+            _ if !failed => Validated::Is(kind),
+            Expect::Success => Validated::Broken,
             Expect::SuccessUnlessFailed(other) => match Self::ended(other) {
-                Some(Answer::Error(_)) => Verdict::Is(kind),
-                // Nobody knows whether that was done, unless the device says so now.
+                Some(Answer::Error(_)) => Validated::Is(kind),
+                // That was done or not; now the device says that it was not.
                 Some(Answer::Invalid) if kind == response::ERR_INVALID_RESOURCE_ID => {
-                    Verdict::Is(kind)
+                    Validated::Is(kind)
                 }
-                None => Verdict::TooEarly(kind),
-                Some(Answer::Invalid) => Verdict::InDoubt,
+                None => Validated::TooEarly(kind),
+                Some(Answer::Invalid) => Validated::InDoubt,
                 // It has contradicted itself before, but about this resource only.
                 Some(Answer::Ok(_)) if Message::owned(command).refused.is_some() => {
-                    Verdict::InDoubt
+                    Validated::InDoubt
                 }
-                Some(Answer::Ok(_) | Answer::Aborted) => Verdict::Broken,
+                Some(Answer::Ok(_) | Answer::Aborted) => Validated::Broken,
             },
         }
     }
@@ -285,7 +285,7 @@ impl Control {
                     // One that was not sent would be refused in this way.
                     let refused = Message::owned(&mut command).refused;
                     let kind = refused.unwrap_or(response::ERR_INVALID_RESOURCE_ID);
-                    command.shared.verdict.store(kind, Release);
+                    command.shared.status.store(kind, Release);
                     inner.answered += 1;
                     done.push_back(command);
                 }

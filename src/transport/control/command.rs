@@ -50,11 +50,11 @@ use super::credit::{
     RingQuota, //
 };
 
-/// `Shared::verdict` of a command that is on its way.
+/// `Shared::status` of a command that is on its way.
 pub(super) const PENDING: u32 = 0;
-/// `Shared::verdict` of a command that the device did not answer.
+/// `Shared::status` of a command that the device did not answer.
 pub(super) const ABORTED: u32 = 1;
-/// `Shared::verdict` of a command whose response says nothing that can be understood.
+/// `Shared::status` of a command whose response says nothing that can be understood.
 pub(super) const INVALID: u32 = 2;
 
 /// A command of the control queue.
@@ -63,9 +63,9 @@ pub(crate) type Command = Message<Shared, Owned>;
 /// What everybody who waits for a command sees of it.
 #[pin_data]
 pub(crate) struct Shared {
-    /// What the device answered: a [`response`], or [`PENDING`], [`ABORTED`] or [`INVALID`]. Judged
-    /// once, because the device can change its answer afterwards.
-    pub(super) verdict: Atomic<u32>,
+    /// What the device answered: a [`response`], or [`PENDING`], [`ABORTED`] or [`INVALID`].
+    /// Validated once, because the device can change its answer afterwards.
+    pub(super) status: Atomic<u32>,
     /// When a job must have ended, 0 for no limit, or another command must have been answered, as in
     /// [`Control::now`]. Changed under the control queue's lock.
     pub(super) deadline: Atomic<i64>,
@@ -411,7 +411,7 @@ impl<'a> Request<'a> {
             self.response_len,
             self.reply,
             pin_init!(Shared {
-                verdict: Atomic::new(PENDING),
+                status: Atomic::new(PENDING),
                 deadline: Atomic::new(0),
                 job,
                 destroys,

@@ -187,7 +187,7 @@ impl Control {
     /// Gives up on a command that the device never answered, and never will: whoever waits for it
     /// does so no longer.
     pub(super) fn abort(command: &Command) {
-        command.shared.verdict.store(ABORTED, Release);
+        command.shared.status.store(ABORTED, Release);
         command.shared.signal(Err(ENODEV));
         command.shared.wait.wake_all();
     }

@@ -77,7 +77,7 @@ const WATCHDOG_MS: u32 = 1_000;
 /// Waits.
 impl Control {
     fn answered(command: &Command) -> bool {
-        command.shared.verdict.load(Acquire) != PENDING
+        command.shared.status.load(Acquire) != PENDING
     }
 
     /// Waits for the answer to a command, uninterruptibly but not longer than the time limit.

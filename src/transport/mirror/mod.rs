@@ -87,9 +87,9 @@ pub(crate) const MAX_ENTRIES: usize = 252;
 /// Most descriptors of a MAP: two parts of the command, and the status.
 pub(crate) const MAP_DESCRIPTORS: usize = 3;
 
-/// `Shared::verdict` of a command that is on its way.
+/// `Shared::status` of a command that is on its way.
 const PENDING: u32 = u32::MAX;
-/// `Shared::verdict` of a command that the device did not answer.
+/// `Shared::status` of a command that the device did not answer.
 const ABORTED: u32 = u32::MAX - 1;
 
 /// A command of the mirror queue.
@@ -98,9 +98,9 @@ pub(crate) type MirrorCommand = Message<Shared, Owned>;
 /// What everybody who waits for a command sees of it.
 #[pin_data]
 pub(crate) struct Shared {
-    /// A [`status`], [`PENDING`] or [`ABORTED`]. Judged once, because the device can change its
+    /// A [`status`], [`PENDING`] or [`ABORTED`]. Validated once, because the device can change its
     /// answer afterwards.
-    verdict: Atomic<u32>,
+    status: Atomic<u32>,
     /// The number of one that is no INVALIDATE, which says where its answer is waited for. Set when it
     /// is put into the ring.
     number: Atomic<u64>,
@@ -246,7 +246,7 @@ fn message(request: &[u8], payload: Chunks, answered: bool) -> Result<ListArc<Mi
         if answered { size_of::<u32>() } else { 0 },
         Chunks::new(),
         pin_init!(Shared {
-            verdict: Atomic::new(PENDING),
+            status: Atomic::new(PENDING),
             number: Atomic::new(0),
         }),
         Owned {
@@ -348,7 +348,7 @@ impl Mirror {
         let mut inner = self.inner.lock();
         let mut woken = Woken::default();
         while let Some(mut command) = inner.queue.as_mut().and_then(|q| q.detach_unused()) {
-            command.shared.verdict.store(ABORTED, Release);
+            command.shared.status.store(ABORTED, Release);
             match inner.give_back(&mut command, &mut woken) {
                 Some(place) => inner.put_back(place, command),
                 None => unanswered.push_back(command),
@@ -376,16 +376,16 @@ impl Mirror {
             };
             queue.disable_callback();
             while let Some((mut command, len)) = inner.queue.as_mut().and_then(|q| q.take_used()) {
-                let verdict = Self::judge(&command, len);
-                sane &= verdict.is_some();
+                let status = Self::validate(&command, len);
+                sane &= status.is_some();
                 inner.used += 1;
                 let place = inner.give_back(&mut command, &mut woken);
                 command
                     .shared
-                    .verdict
-                    .store(verdict.unwrap_or(ABORTED), Release);
+                    .status
+                    .store(status.unwrap_or(ABORTED), Release);
                 // Whoever waits for what was answered wrongly waits for the device to be lost.
-                match place.filter(|_| verdict.is_some()) {
+                match place.filter(|_| status.is_some()) {
                     Some(place) => {
                         inner.invalidates[place].number = 0;
                         inner.put_back(place, command);
@@ -415,7 +415,7 @@ impl Mirror {
     }
 
     /// What `len` bytes say in answer to `command`; `None` if they are no answer to it.
-    fn judge(command: &MirrorCommand, len: u32) -> Option<u32> {
+    fn validate(command: &MirrorCommand, len: u32) -> Option<u32> {
         let wanted = command.writable_len();
         if wanted == 0 {
             return (len == 0).then_some(status::OK);
@@ -766,13 +766,13 @@ impl MirrorQueue {
     ///
     /// [`ENODEV`] if the device is lost.
     pub(crate) fn wait(&self, command: &MirrorCommand) -> Result<u32> {
-        let verdict = || command.shared.verdict.load(Acquire);
+        let status = || command.shared.status.load(Acquire);
         let place = self
             .mirror()
             .answers
             .at(command.shared.number.load(Relaxed));
-        self.wait_for(place, || verdict() != PENDING)?;
-        match verdict() {
+        self.wait_for(place, || status() != PENDING)?;
+        match status() {
             PENDING | ABORTED => Err(ENODEV),
             status => Ok(status),
         }
