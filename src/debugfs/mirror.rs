@@ -53,7 +53,7 @@ impl Show<GpuDriver> for Mirror {
             dirtied_pages,
             evicted_pages,
             quarantined_pages,
-            let_go_pages,
+            released_pages,
             longest_look,
             spaces,
             ended_spaces,
@@ -78,7 +78,7 @@ impl Show<GpuDriver> for Mirror {
             seq_print!(out, "{}: {}\n", name, counter.get());
         }
         // What goes is read first, so that no difference is below zero.
-        let (gone, ever) = (let_go_pages.get(), quarantined_pages.get());
+        let (gone, ever) = (released_pages.get(), quarantined_pages.get());
         seq_print!(
             out,
             "quarantined_pages_now: {}\n",

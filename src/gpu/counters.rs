@@ -75,13 +75,13 @@ pub(crate) struct Counters {
     pub(crate) lookup_retries: Counter,
     /// Looks at the tables in submission after which memory had to be made ready again.
     pub(crate) lost_races: Counter,
-    /// Pages that were marked dirty when they were taken away.
+    /// Pages that were marked dirty when they were invalidated.
     pub(crate) dirtied_pages: Counter,
-    /// Pages taken back for others, because the device had no room.
+    /// Pages evicted because the device had no room.
     pub(crate) evicted_pages: Counter,
-    /// Pages held because the device was lost, and those of them that were let go.
+    /// Pages put into quarantine because the device was lost, and those of them that were released.
     pub(crate) quarantined_pages: Counter,
-    pub(crate) let_go_pages: Counter,
+    pub(crate) released_pages: Counter,
     /// Most words and granules of a table that were looked at while the lock of the tables was held.
     pub(crate) longest_look: Counter,
     /// Spaces that the device was told of, and those of them that were ended. After a reset more may
@@ -104,7 +104,7 @@ impl Counters {
             dirtied_pages: Counter::new(),
             evicted_pages: Counter::new(),
             quarantined_pages: Counter::new(),
-            let_go_pages: Counter::new(),
+            released_pages: Counter::new(),
             longest_look: Counter::new(),
             spaces: Counter::new(),
             ended_spaces: Counter::new(),

@@ -682,12 +682,12 @@ void kapi_page_mark_dirty(u64 phys, struct kapi_run *dirty)
 	dirty->length = folio_size(folio);
 }
 
-void kapi_page_hold(u64 phys)
+void kapi_page_get(u64 phys)
 {
 	folio_get(page_folio(pfn_to_page(PHYS_PFN(phys))));
 }
 
-void kapi_page_let_go(u64 phys)
+void kapi_page_put(u64 phys)
 {
 	folio_put(page_folio(pfn_to_page(PHYS_PFN(phys))));
 }

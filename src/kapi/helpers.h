@@ -244,8 +244,8 @@ int kapi_current_hole(unsigned long start, unsigned long end,
  * first says what has become dirty.
  */
 void kapi_page_mark_dirty(u64 phys, struct kapi_run *dirty);
-void kapi_page_hold(u64 phys);
-void kapi_page_let_go(u64 phys);
+void kapi_page_get(u64 phys);
+void kapi_page_put(u64 phys);
 
 /* linux/dma-mapping.h */
 u64 kapi_dma_map_phys(struct device *dev, phys_addr_t phys, size_t size,

@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Room on the device: it has no more for a MAP, so pages that were used longest ago are taken back.
+//! Eviction: where the device has no room for a MAP, the driver invalidates pages that were used
+//! longest ago.
 //!
-//! Only pages of the same file are, that no job uses, and none that the job at hand needs. They are
-//! still wanted: the next job that uses them has them mapped again.
+//! It evicts only pages of the same file that no job uses, and none that the job at hand needs.
+//! They are still wanted: the next job that uses them has them mapped again.
 //!
-//! Nothing keeps others from mapping such pages again before the device has acknowledged
-//! INVALIDATE. So a page is marked, and INVALIDATE is put into the ring, under one hold of the
-//! file's lock: a MAP that comes after takes the mark away, and then the acknowledgement says
-//! nothing about that page.
+//! Other threads may map such pages again before the device has acknowledged INVALIDATE. So a page
+//! is marked, and INVALIDATE is put into the ring, under one hold of the file's lock: a MAP that
+//! comes after clears the mark, and then the acknowledgement says nothing about that page.
 
 use super::{
     range::{
@@ -49,7 +49,7 @@ pub(super) type Oldest = RBTree<(u64, u32), Arc<MirroredRange>>;
 pub(crate) struct Residents {
     /// Counts jobs and prefetches.
     clock: Atomic<u64>,
-    /// Held while pages are taken back, by one thread at a time: an acknowledgement must not be taken
+    /// Held while pages are evicted, by one thread at a time: an acknowledgement must not be taken
     /// for that of another INVALIDATE.
     #[pin]
     evicting: KillableMutex<()>,
@@ -94,8 +94,8 @@ impl Residents {
         drop(node);
     }
 
-    /// Takes `pages` pages back, or as many as there are, of ranges that were last used before
-    /// `since`: the least recently used first. Returns how many. Waits for the device.
+    /// Evicts `pages` pages, or as many as there are, of ranges that were last used before `since`:
+    /// the least recently used first. Returns how many. Waits for the device.
     ///
     /// `oldest`, which is empty, gets references to the ranges. They may be the last ones when it is
     /// dropped, so that it must outlive all locks of the caller.
@@ -127,8 +127,8 @@ impl Residents {
 }
 
 impl MirroredRange {
-    /// Takes back what the device reaches, granule by granule, as long as no job uses it. Returns
-    /// the number of pages.
+    /// Evicts what the device reaches, granule by granule, as long as no job uses it. Returns the
+    /// number of pages.
     fn evict(&self) -> Result<usize> {
         let (mut at, mut done) = (0, 0);
         while at < self.pages {
@@ -152,13 +152,13 @@ impl MirroredRange {
                 Posted::Sent(ticket, notification) => {
                     let evicted = self.look(&mut guard, |table| table.evict(part.clone()));
                     drop(guard);
-                    // An exit to the host, for which nobody else waits.
+                    // An exit to the host, outside of the lock.
                     drop(notification);
                     done += evicted;
                     self.gpu.counters.evicted_pages.add(evicted as u64);
                     count(&self.counters.invalidations, 1);
                     self.wait_acknowledged(ticket)?;
-                    self.retire_evicted(part.clone());
+                    self.set_evicted(part.clone());
                     at = part.end;
                 }
                 Posted::Full => {

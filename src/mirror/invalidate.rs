@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The kernel takes pages away: the notifier's callbacks.
+//! Invalidation: the notifier's callbacks, which the kernel calls before it changes page tables.
 //!
-//! The first pass marks the pages, so that no job relies on them any more, and tells the device if
-//! no job is running that does. The second pass waits: for the jobs, which have
+//! The first pass marks the pages, so that no job relies on them any more, and sends INVALIDATE
+//! unless a job is running that does. The second pass waits: for the jobs, which have
 //! [`Control::grace_ms`](crate::transport::control::Control::grace_ms) milliseconds in all, and for
 //! the device. INVALIDATE is sent after the lock was dropped: nothing can be mapped in the range
 //! before the kernel has finished, and what was mapped before is ahead in the queue.
@@ -104,8 +104,8 @@ impl IntervalHandler for Handler {
                 return;
             };
             if lost {
-                // Under the same lock: this callback may be one that must not wait for it.
-                range.hold(table, found.clone());
+                // Under the same lock: this callback may be one that must not wait.
+                range.quarantine_part(table, found.clone());
             }
             let start = span.as_ref().map_or(found.start, |span| span.start);
             span = Some(start..found.end);
@@ -152,7 +152,7 @@ impl IntervalHandler for Handler {
             }
             None => {
                 range.gpu.counters.ended_in_first_pass.add(1);
-                range.complete(pending);
+                range.finish_invalidation(pending);
                 Start::Done
             }
         }
@@ -160,7 +160,7 @@ impl IntervalHandler for Handler {
 
     fn finish(&self, mut node: FinishNode<Pending>) {
         if let Some(pending) = node.take() {
-            self.0.complete(pending);
+            self.0.finish_invalidation(pending);
         }
         // Another callback may have put one back meanwhile, but there was only one.
         *self.0.spare.lock() = Some(node);
@@ -175,26 +175,27 @@ impl MirroredRange {
         (first, end - 1)
     }
 
-    /// Ends the device's access to pages that were marked.
-    fn complete(&self, pending: Pending) {
+    /// Waits until the device has no access to pages that were marked, and lets the kernel have
+    /// them.
+    fn finish_invalidation(&self, pending: Pending) {
         let span = pending.span;
         let acknowledged = match pending.ticket {
             Some(ticket) => self.wait_acknowledged(ticket),
             None => {
                 self.wait_for_jobs(pending.since);
-                self.revoke(&span)
+                self.invalidate_and_wait(&span)
             }
         };
         let device = self.gpu.control.name();
         trace::invalidated(device, self.space.id(), &span, acknowledged.is_ok());
         match acknowledged {
-            Ok(()) => self.retire(span),
+            Ok(()) => self.set_unmapped(span),
             Err(_) => self.quarantine(span),
         }
     }
 
     /// Sends INVALIDATE, and waits until the device has acknowledged it.
-    fn revoke(&self, span: &Range<usize>) -> Result {
+    fn invalidate_and_wait(&self, span: &Range<usize>) -> Result {
         let (first, last) = self.bytes(span);
         let ticket = self.space.invalidate(first, last)?;
         count(&self.counters.invalidations, 1);
@@ -207,8 +208,8 @@ impl MirroredRange {
         Ok(())
     }
 
-    /// Waits for the jobs that use the range, but not for ever: the context of one that takes too
-    /// long is lost, and the device fails the job when it touches what is gone.
+    /// Waits for the jobs that use the range, but not for ever: a job that takes too long costs its
+    /// context, and the device fails it when it touches a page that is gone.
     fn wait_for_jobs(&self, since: Instant<Monotonic>) {
         let grace = i64::from(self.gpu.control.grace_ms());
         let left = (grace - since.elapsed().as_millis()).clamp(0, grace);
@@ -217,8 +218,9 @@ impl MirroredRange {
         }
     }
 
-    /// The device does not reach the pages any more.
-    fn retire(&self, span: Range<usize>) {
+    /// Marks the pages unmapped, as the device does not reach them any more, and those dirty that
+    /// it could write.
+    fn set_unmapped(&self, span: Range<usize>) {
         let mut dirtied = 0;
         self.each_part(span, Having::Reachable, true, |table, part| {
             // Huge pages are dirty as a whole.
@@ -236,80 +238,79 @@ impl MirroredRange {
         self.gpu.counters.dirtied_pages.add(dirtied);
     }
 
-    /// The device does not reach the pages any more that were taken back for others, except for
-    /// those for which MAP was sent since.
-    pub(super) fn retire_evicted(&self, span: Range<usize>) {
+    /// The same for pages that were evicted, except for those for which MAP was sent since.
+    pub(super) fn set_evicted(&self, span: Range<usize>) {
         let mut guard = self.lock.commits.lock();
         let mut dirtied = 0;
         let mut dirty = 0..0;
         self.table.access_mut(&mut guard).set_evicted(span, |page| {
             dirtied += u64::from(page.writable);
             if page.writable && !dirty.contains(&page.phys) {
-                // SAFETY: As in `retire`.
+                // SAFETY: As in `set_unmapped`.
                 dirty = unsafe { pages::mark_dirty(page.phys) };
             }
         });
         self.gpu.counters.dirtied_pages.add(dirtied);
     }
 
-    /// Nobody knows whether the device reaches the pages: keeps them from being used otherwise
-    /// until it has been reset.
+    /// Takes a reference on the folios of pages that a lost device may still reach, until it has
+    /// been reset.
     pub(super) fn quarantine(&self, span: Range<usize>) {
         self.each_part(span, Having::Reachable, true, |table, part| {
-            self.hold(table, part);
+            self.quarantine_part(table, part);
         });
     }
 
-    /// Takes back what the device may reach of pages that nobody relies on, where one may wait.
+    /// Invalidates pages that no job relies on, outside of a callback.
     ///
     /// # Errors
     ///
     /// [`ENODEV`] if the device is lost.
-    pub(super) fn take_back(&self, span: Range<usize>) -> Result {
-        self.forget(span.clone());
-        let revoked = self.revoke(&span);
-        match revoked {
-            Ok(()) => self.retire(span),
+    pub(super) fn invalidate(&self, span: Range<usize>) -> Result {
+        self.clear_mapped(span.clone());
+        let outcome = self.invalidate_and_wait(&span);
+        match outcome {
+            Ok(()) => self.set_unmapped(span),
             Err(_) => self.quarantine(span),
         }
-        revoked
+        outcome
     }
 
-    /// Has no job rely on the pages any more.
-    fn forget(&self, span: Range<usize>) {
+    /// Marks the pages so that no job relies on them any more.
+    fn clear_mapped(&self, span: Range<usize>) {
         self.each_part(span, Having::Reachable, true, |table, part| {
             table.invalidate(part, false);
         });
     }
 
-    /// The space has been destroyed: the device reaches nothing.
-    pub(super) fn retire_all(&self) {
+    /// The space has been destroyed: marks all pages unmapped.
+    pub(super) fn set_all_unmapped(&self) {
         let all = 0..self.pages;
-        self.forget(all.clone());
-        self.retire(all);
+        self.clear_mapped(all.clone());
+        self.set_unmapped(all);
     }
 
-    /// Keeps what the device may reach of the pages `part` until it has been reset; if it has been,
-    /// it reaches nothing.
-    fn hold(&self, table: &mut Table, part: Range<usize>) {
-        if table.is_disconnected() {
-            self.give_back(table, part);
+    /// [`MirroredRange::quarantine`] for one part, with the lock held. If the device has been reset
+    /// meanwhile, it reaches nothing, and nothing is kept.
+    fn quarantine_part(&self, table: &mut Table, part: Range<usize>) {
+        if table.is_device_reset() {
+            self.release_quarantine(table, part);
             return;
         }
-        let (mut held, mut dirtied) = (0, 0);
-        table.set_held(part, |page| {
-            held += 1;
+        let (mut kept, mut dirtied) = (0, 0);
+        table.set_quarantined(part, |page| {
+            kept += 1;
             dirtied += u64::from(page.writable);
-            // SAFETY: As in `retire`: there is but one way to a table, by its lock. `give_back` lets go
-            // what is held.
+            // SAFETY: As in `set_unmapped`: there is but one way to a table, by its lock.
+            // `release_quarantine` puts the references.
             unsafe {
-                pages::hold(page.phys);
+                pages::get(page.phys);
                 if page.writable {
                     pages::mark_dirty(page.phys);
                 }
             }
         });
-        self.gpu.counters.quarantined_pages.add(held);
+        self.gpu.counters.quarantined_pages.add(kept);
         self.gpu.counters.dirtied_pages.add(dirtied);
     }
 }

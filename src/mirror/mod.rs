@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Memory that moves: the device follows the process's page tables, and nothing is held.
+//! Mirrored memory: the device follows the process's page tables, and the driver holds no page.
 //!
 //! A registration has a space on the device and an interval notifier. Pages are mapped into the
-//! space when a job wants to use them ([`populate`]), and taken out of it before the kernel takes them
-//! away ([`invalidate`]). What is mapped is in [`table`], which is valid under the file's
-//! [`NotifierLock`]; the notifier's sequence only tells that a lookup must be repeated.
+//! space when a job wants to use them ([`populate`]), and invalidated before the kernel changes
+//! their page tables ([`invalidate`]). What is mapped is in [`table`], which is valid under the
+//! file's [`NotifierLock`]; the notifier's sequence only tells that a lookup must be repeated.
 //!
 //! A job is queued with the lock held, after a look at the tables of all its ranges, and its fence
 //! is attached under the same lock: so a callback either comes before, and the job is not queued,
@@ -176,8 +176,8 @@ impl Mirrored {
         &self.range
     }
 
-    /// A job that uses the range has begun at `now`: the range is not taken from the device for the
-    /// sake of that job, nor of one that began before.
+    /// A job that uses the range has begun at `now`: the range is not evicted for the sake of that
+    /// job, nor of one that began before.
     pub(crate) fn touch(&self, now: u64) {
         self.range.used.store(now, Relaxed);
     }
@@ -186,9 +186,9 @@ impl Mirrored {
     ///
     /// # Errors
     ///
-    /// [`EIO`] if the device has given the range up, [`EACCES`] in another process, [`EFAULT`] where nothing is mapped, [`EPERM`] where the
-    /// process may not write, [`EBUSY`] if pages keep changing for a second, [`ENOMEM`],
-    /// [`ENODEV`], [`EINTR`].
+    /// [`EIO`] if the device has dropped the space, [`EACCES`] in another process, [`EFAULT`] where
+    /// nothing is mapped, [`EPERM`] where the process may not write, [`EBUSY`] if pages keep
+    /// changing for a second, [`ENOMEM`], [`ENODEV`], [`EINTR`].
     pub(crate) fn make_ready(&self) -> Result {
         self.check_process()?;
         if self.range.is_revoked() {
@@ -277,17 +277,17 @@ impl Mirrored {
         &self.range.space
     }
 
-    /// Ends the notifications; on an error of `ended` the device is lost, otherwise the space has
-    /// ended. Nobody else uses the registration. Waits for all changes of the process's memory that
-    /// are under way, for which there is no bound.
+    /// Removes the notifier; on an error of `ended` the device is lost, otherwise the space has
+    /// ended. The caller has the only reference to the registration. Waits for all changes of the
+    /// process's memory that are under way, for which there is no bound.
     ///
     /// Must not be called with a lock held that a notifier callback takes.
     pub(crate) fn end(&self, ended: Result) {
         self.range.lock.residents.remove(&self.range);
         let mut outer = self.outer.lock_unkillable();
         match ended {
-            Ok(()) => self.range.retire_all(),
-            // Until the device has been reset, nobody else may get the pages.
+            Ok(()) => self.range.set_all_unmapped(),
+            // The device may reach the pages until it has been reset.
             Err(_) => self.range.quarantine(0..self.range.pages),
         }
         let notifier = outer.take();

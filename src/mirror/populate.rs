@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Pages are wanted: they are faulted in, mapped, and the device confirms it.
+//! Population: pages are faulted in, mapped, and the device confirms it.
 
 use super::{
     range::{
@@ -64,14 +64,14 @@ use kernel::{
     }, //
 };
 
-/// How long pages that keep changing are pursued, in milliseconds.
+/// How long pages that keep changing are looked up again, in milliseconds.
 pub(crate) const PATIENCE_MS: u32 = 1000;
 
 /// How often they are at least, however slow the machine is, and for how long each time.
 const MIN_TRIES: u32 = 8;
 const LEAST_MS: u32 = 100;
 
-/// When to give up.
+/// When to stop trying.
 pub(crate) struct Deadline {
     since: Instant<Monotonic>,
     tries: u32,
@@ -119,8 +119,8 @@ const MAX_PAGES: usize = 4 * GRANULE;
 
 /// Pages that are faulted in between two looks for a fatal signal.
 ///
-/// HMM looks for none as long as nothing has to be waited for. A process that is killed because
-/// memory is short would take that many pages more, from what is kept for its end.
+/// HMM checks for none as long as it need not wait. A process that is killed because memory is
+/// short would take that many pages more, from what is kept for its end.
 const STRIDE: usize = 64;
 
 /// Groups of MAP commands that are on their way at a time.
@@ -313,7 +313,7 @@ impl MirroredRange {
         }
     }
 
-    /// Sends a command that maps `pages` from page `at` on, unless they may have moved. Returns
+    /// Sends a command that maps `pages` from page `at` on, unless the lookup is stale. Returns
     /// whether it was sent.
     fn commit(
         &self,
@@ -325,11 +325,11 @@ impl MirroredRange {
         credit: &mut MirrorCredit,
     ) -> Result<bool> {
         self.with_table(|table| {
-            // A granule that was made before the lookup may have been found empty and given back.
+            // A granule that was made before the lookup may have been found empty and freed.
             if notifier.is_stale(sequence) || !table.has_granules(&(at..at + pages.len())) {
                 return Ok(false);
             }
-            // Pages of a lost device may be held, and must not be replaced.
+            // Pages of a lost device may be in quarantine, and must not be replaced.
             self.gpu.control.check()?;
             // From here on the device may reach the pages, even if it should be lost meanwhile.
             table.set_mapping(at, pages, self.write);
@@ -338,8 +338,8 @@ impl MirroredRange {
         })
     }
 
-    /// Looks up the pages `which`, granule by granule; where one cannot be had, or has moved before
-    /// the next was found, those before are enough.
+    /// Looks up the pages `which`, granule by granule; where one cannot be had, or the lookup is
+    /// stale before the next was found, those before are enough.
     fn look_up(
         &self,
         notifier: &Notifier,
@@ -381,28 +381,28 @@ impl MirroredRange {
         timeout_ms: u32,
     ) -> Result<Sequence> {
         let mut oldest = None;
-        // To fault one in may take another away, as a copy on write does. As a rule all are there
-        // by now, and none moves.
+        // Faulting one in may invalidate another, as a copy on write does. As a rule all are there
+        // by now, and none changes.
         for _ in 0..2 {
-            let (mut at, mut moved) = (first, false);
+            let (mut at, mut stale) = (first, false);
             oldest = None;
             for stride in pages.chunks_mut(STRIDE) {
                 check_not_killed()?;
                 let sequence = notifier.fault(at << PAGE_SHIFT, stride, self.write, timeout_ms)?;
-                moved |= *oldest.get_or_insert(sequence) != sequence;
+                stale |= *oldest.get_or_insert(sequence) != sequence;
                 at += stride.len();
             }
-            if !moved {
+            if !stale {
                 break;
             }
         }
-        // If pages have moved, this one is stale.
+        // If page tables have changed, this one is stale.
         oldest.ok_or(EINVAL)
     }
 
     fn ensure_granule(&self, page: usize) -> Result {
         if !self.with_table(|table| table.has_granule(page)) {
-            // Nobody else adds any: the registration's lock is held.
+            // No other thread adds any: the registration's lock is held.
             let granule = Table::new_granule(self.layout, page)?;
             self.with_table(|table| table.add(granule));
         }
@@ -463,7 +463,7 @@ impl MirroredRange {
             );
         } else {
             // Some commands may have been carried out.
-            self.take_back(sent.which.clone())?;
+            self.invalidate(sent.which.clone())?;
         }
         outcome
     }

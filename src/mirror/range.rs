@@ -54,7 +54,7 @@ pub(crate) struct Counters {
     pub(crate) entries: Atomic<u64>,
     /// INVALIDATE commands.
     pub(crate) invalidations: Atomic<u64>,
-    /// Lookups repeated because pages moved.
+    /// Lookups repeated because the page tables changed.
     pub(crate) retries: Atomic<u64>,
     /// Pages looked up.
     pub(crate) faults: Atomic<u64>,
@@ -112,14 +112,14 @@ pub(crate) struct MirroredRange {
     pub(super) write: bool,
     /// Jobs use only what was prefetched.
     pub(super) sparse: bool,
-    /// The device has given the space up.
+    /// The device has dropped the space.
     revoked: AtomicFlag,
     /// When it was used last, by the clock of the file.
     pub(super) used: Atomic<u64>,
     /// The device had no room for a MAP since this was looked at.
     pub(super) refused: AtomicFlag,
-    /// For one invalidation between its two passes; the callbacks of others do all at once.
-    /// Protects only itself, taken by callbacks.
+    /// For one invalidation between its two passes; a callback that finds none does all in the
+    /// first. Protects only itself, taken by callbacks.
     #[pin]
     pub(super) spare: SpinLock<Option<FinishNode<Pending>>>,
     /// Events for the program, if it has asked for them.
@@ -176,7 +176,7 @@ impl MirroredRange {
         )
     }
 
-    /// Whether the device has given the range up.
+    /// Whether the device has dropped the space.
     pub(crate) fn is_revoked(&self) -> bool {
         self.revoked.load(Relaxed)
     }
@@ -219,7 +219,7 @@ impl MirroredRange {
     /// granule, each time with the lock taken anew. Returns whether that was possible, which it
     /// always is with `may_block`.
     ///
-    /// What others do in between is for the caller to think of.
+    /// The caller has to take into account what others do in between.
     pub(super) fn each_part(
         &self,
         which: Range<usize>,
@@ -255,49 +255,50 @@ impl MirroredRange {
         &self.resv
     }
 
-    /// The device is lost: tells the program.
+    /// Reports to the program that the device is lost.
     pub(crate) fn report_loss(&self) {
         if let Some(events) = &self.events {
             events.report_loss();
         }
     }
 
-    /// The device has been reset: lets the pages go that were kept for it.
-    pub(crate) fn disconnect(&self) {
+    /// The device has been reset: marks all pages unmapped, and puts those in quarantine.
+    pub(crate) fn device_reset(&self) {
         // Also where the registration ends; but then its handle is closed.
         self.report_loss();
-        // From now on callbacks do the same with what they take away, and nothing is mapped.
-        self.with_table(Table::set_disconnected);
+        // From now on callbacks do the same with what they invalidate, and nothing is mapped.
+        self.with_table(Table::set_device_reset);
         self.each_part(0..self.pages, Having::Anything, true, |table, part| {
-            self.give_back(table, part);
+            self.release_quarantine(table, part);
         });
     }
 
-    /// Lets pages go that were kept for a device that has been reset.
-    pub(super) fn give_back(&self, table: &mut Table, part: Range<usize>) {
-        let (mut dirtied, mut let_go) = (0, 0);
-        table.disconnect(part, |page, held| {
+    /// Marks pages unmapped of a device that has been reset, and puts the references that
+    /// [`MirroredRange::quarantine`] has taken.
+    pub(super) fn release_quarantine(&self, table: &mut Table, part: Range<usize>) {
+        let (mut dirtied, mut released) = (0, 0);
+        table.release_quarantine(part, |page, quarantined| {
             dirtied += u64::from(page.writable);
-            let_go += u64::from(held);
-            // SAFETY: The page is held, or the process's as in `retire`. The table forgets here what
-            // `quarantine` has held.
+            released += u64::from(quarantined);
+            // SAFETY: The page is in quarantine, or the process's as in `set_unmapped`. The table
+            // forgets here that `quarantine` has a reference.
             unsafe {
                 if page.writable {
                     pages::mark_dirty(page.phys);
                 }
-                if held {
-                    pages::let_go(page.phys);
+                if quarantined {
+                    pages::put(page.phys);
                 }
             }
         });
         self.gpu.counters.dirtied_pages.add(dirtied);
-        self.gpu.counters.let_go_pages.add(let_go);
+        self.gpu.counters.released_pages.add(released);
     }
 }
 
 impl SpaceOwner for MirroredRange {
-    /// Jobs cannot use the range any more; what the kernel takes away is invalidated as before,
-    /// which the device acknowledges for a space that is gone.
+    /// Jobs cannot use the range any more. Callbacks send INVALIDATE as before, which the device
+    /// acknowledges for a space that is gone.
     fn space_lost(&self) {
         self.revoked.store(true, Relaxed);
         if let Some(events) = &self.events {

@@ -48,10 +48,10 @@ use kernel::{
     },
 };
 
-/// MAP commands of memory that stays that are on their way at a time.
+/// MAP commands of pinned memory that are on their way at a time.
 const BATCH: usize = 16;
 
-/// Whether the device has given a space up.
+/// Whether the device has dropped a space.
 pub(crate) struct Loss(AtomicFlag);
 
 impl SpaceOwner for Loss {
@@ -70,7 +70,7 @@ pub(crate) struct Space {
     /// Ends the space; made with it, so that the end needs no memory. `None` if there is nothing to
     /// end. Protects only itself; taken where spaces begin and end.
     destroy: Pin<KBox<Mutex<Option<ListArc<MirrorCommand>>>>>,
-    /// Of memory that stays; that of mirrored memory is told itself.
+    /// The owner of the space of pinned memory; mirrored memory is its own owner.
     loss: Arc<Loss>,
 }
 
@@ -104,12 +104,12 @@ impl Space {
         })
     }
 
-    /// What can be told of the loss of the space, as its owner, and then knows of it.
+    /// An owner of the space that remembers its loss.
     pub(crate) fn loss(&self) -> &Arc<Loss> {
         &self.loss
     }
 
-    /// Whether [`Space::loss`] was told.
+    /// Whether the device has dropped the space, of which [`Space::loss`] was the owner.
     pub(crate) fn is_lost(&self) -> bool {
         self.loss.0.load(Relaxed)
     }
@@ -144,7 +144,7 @@ impl Space {
     }
 
     /// Has the device create the space for resource `id`, which it has created without entries, of
-    /// `size` bytes. Waits for the answer. `owner` is told if the device gives the space up.
+    /// `size` bytes. Waits for the answer. `owner` is called if the device drops the space.
     ///
     /// # Errors
     ///
@@ -160,8 +160,8 @@ impl Space {
         // Also for a space whose creation is never answered.
         *self.destroy.lock() = Some(destroy);
         self.counters.spaces.add(1);
-        let told = self.queue.add(create, &mut credit);
-        let outcome = match told {
+        let sent = self.queue.add(create, &mut credit);
+        let outcome = match sent {
             Ok(()) => to_result(self.queue.wait(&created)?),
             Err(e) => Err(e),
         };
@@ -191,8 +191,8 @@ impl Space {
         MirrorQueue::map(self.id.get(), start, entries)
     }
 
-    /// Maps memory that stays where it is: `runs` of addresses and bytes, from the start of the
-    /// space on. Waits for the device. Returns the number of entries.
+    /// Maps pinned memory: `runs` of addresses and bytes, from the start of the space on. Waits for
+    /// the device. Returns the number of entries.
     ///
     /// # Errors
     ///

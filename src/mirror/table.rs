@@ -8,10 +8,10 @@
 //! - *unmapped*;
 //! - *mapping*: MAP was sent, and has not been answered; the device may reach the page;
 //! - *mapped*: jobs may rely on it;
-//! - *invalidating*: the page is about to be taken away, and the device may still reach it; then
-//!   unmapped again.
+//! - *invalidating*: the kernel is about to change the page's tables, and the device may still
+//!   reach it; then unmapped again.
 //!
-//! Only the address of a page is kept, nothing that holds it.
+//! The table keeps only the address of a page, and no reference to it.
 
 #[cfg(CONFIG_KUNIT = "y")]
 mod interleavings;
@@ -45,9 +45,9 @@ const MAPPED: u64 = 1 << 2;
 const WRITABLE: u64 = 1 << 3;
 /// It was asked for, and was not found unmapped since.
 const WANTED: u64 = 1 << 4;
-/// It is kept from being freed, because the device is lost.
-const HELD: u64 = 1 << 5;
-/// It is being taken back for others, and MAP was not sent since.
+/// The driver has a reference on its folio, because the device is lost.
+const QUARANTINED: u64 = 1 << 5;
+/// It is being evicted, and MAP was not sent since.
 const EVICTING: u64 = 1 << 6;
 const FLAGS: u64 = (1 << 12) - 1;
 
@@ -69,7 +69,7 @@ pub(super) struct Table {
     /// Words and granules that were looked at since [`Table::take_looked`].
     looked: usize,
     /// The device has been reset: it reaches nothing any more.
-    disconnected: bool,
+    device_reset: bool,
 }
 
 /// How a range is divided into granules: where huge pages may begin, so that few of them are split.
@@ -113,7 +113,7 @@ struct Granule {
     sums: u64,
 }
 
-/// Which granules have something that somebody looks for.
+/// Which granules to look for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Having {
     /// All.
@@ -143,7 +143,7 @@ impl Table {
             layout,
             totals: Counts::default(),
             looked: 0,
-            disconnected: false,
+            device_reset: false,
         }
     }
 
@@ -394,7 +394,7 @@ impl Table {
         self.each(from..from + pages.len(), |word| match found.next() {
             Some(page) => {
                 let flags = REACHABLE | MAPPING | WANTED | write;
-                (page.phys() & !FLAGS) | flags | (word & (HELD | WRITABLE))
+                (page.phys() & !FLAGS) | flags | (word & (QUARANTINED | WRITABLE))
             }
             None => word,
         });
@@ -411,8 +411,8 @@ impl Table {
         });
     }
 
-    /// The pages `which` are about to be taken away, for good if `unmapped`. Returns the shortest
-    /// range with all of them that the device may reach.
+    /// Marks the pages `which` invalidating, and not wanted either if the process has `unmapped`
+    /// them. Returns the shortest range with all of them that the device may reach.
     pub(super) fn invalidate(
         &mut self,
         which: Range<usize>,
@@ -427,8 +427,8 @@ impl Table {
         span
     }
 
-    /// The pages `which`, which are not mapped, cannot be had: until somebody asks for them again,
-    /// nobody looks for them.
+    /// Marks the pages `which`, which are not mapped and cannot be had: they are not looked up
+    /// until a program asks for them again.
     pub(super) fn set_unwanted(&mut self, which: Range<usize>) {
         self.clear(which, WANTED);
     }
@@ -480,7 +480,7 @@ impl Table {
                 return word;
             }
             with(ReachablePage::of(word));
-            if word & HELD != 0 {
+            if word & QUARANTINED != 0 {
                 word & !REACHABLE
             } else {
                 word & WANTED
@@ -489,8 +489,8 @@ impl Table {
         self.release(which);
     }
 
-    /// INVALIDATE is being sent for the pages `which`, to make room for others. Returns the number of
-    /// those that the device may reach.
+    /// Marks the pages `which` as being evicted, for which INVALIDATE is being sent. Returns the
+    /// number of those that the device may reach.
     pub(super) fn evict(&mut self, which: Range<usize>) -> usize {
         let mut count = 0;
         self.each(which, |word| {
@@ -507,7 +507,7 @@ impl Table {
     /// which MAP was not sent since; calls `with` for each.
     pub(super) fn set_evicted(&mut self, which: Range<usize>, mut with: impl FnMut(ReachablePage)) {
         self.each(which, |word| {
-            if word & EVICTING == 0 || word & HELD != 0 {
+            if word & EVICTING == 0 || word & QUARANTINED != 0 {
                 return word;
             }
             with(ReachablePage::of(word));
@@ -515,39 +515,43 @@ impl Table {
         });
     }
 
-    /// Nobody knows when the device will stop to reach the pages `which`: calls `with` for each
-    /// that is not held yet, and remembers that it is.
-    pub(super) fn set_held(&mut self, which: Range<usize>, mut with: impl FnMut(ReachablePage)) {
+    /// The device is lost and may reach the pages `which`: marks each that is not in quarantine
+    /// yet, and calls `with` for it.
+    pub(super) fn set_quarantined(
+        &mut self,
+        which: Range<usize>,
+        mut with: impl FnMut(ReachablePage),
+    ) {
         self.each(which, |word| {
-            if word & REACHABLE == 0 || word & HELD != 0 {
+            if word & REACHABLE == 0 || word & QUARANTINED != 0 {
                 return word;
             }
             with(ReachablePage::of(word));
-            word | HELD
+            word | QUARANTINED
         });
     }
 
-    /// The device has been reset: it reaches nothing, and what the table says it reaches is to be given
-    /// back with [`Table::disconnect`].
-    pub(super) fn set_disconnected(&mut self) {
-        self.disconnected = true;
+    /// The device has been reset and reaches nothing. The pages that the table has as reachable are
+    /// to be unmapped by [`Table::release_quarantine`].
+    pub(super) fn set_device_reset(&mut self) {
+        self.device_reset = true;
     }
 
-    /// Whether [`Table::set_disconnected`] was called.
-    pub(super) fn is_disconnected(&self) -> bool {
-        self.disconnected
+    /// Whether [`Table::set_device_reset`] was called.
+    pub(super) fn is_device_reset(&self) -> bool {
+        self.device_reset
     }
 
-    /// The device has been reset: calls `with` for each of the pages `which` that it could reach, and
-    /// says whether the page is held. The pages are unmapped then.
-    pub(super) fn disconnect(
+    /// The device has been reset: marks the pages `which` unmapped, and calls `with` for each that
+    /// it could reach; says whether the page is in quarantine.
+    pub(super) fn release_quarantine(
         &mut self,
         which: Range<usize>,
         mut with: impl FnMut(ReachablePage, bool),
     ) {
         self.each(which, |word| {
-            if word & (REACHABLE | HELD) != 0 {
-                with(ReachablePage::of(word), word & HELD != 0);
+            if word & (REACHABLE | QUARANTINED) != 0 {
+                with(ReachablePage::of(word), word & QUARANTINED != 0);
             }
             word & WANTED
         });

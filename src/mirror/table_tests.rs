@@ -132,10 +132,10 @@ mod tests {
         table.set_mapping(0, &[HmmPage::default()], true);
         table.invalidate(all.clone(), true);
         assert!(table.has_granule(0));
-        table.set_held(0..1, |_| ());
+        table.set_quarantined(0..1, |_| ());
         table.set_unmapped(all.clone(), |_| ());
         assert!(table.has_granule(0));
-        table.disconnect(all, |_, held| assert!(held));
+        table.release_quarantine(all, |_, quarantined| assert!(quarantined));
         Ok(())
     }
 
@@ -163,7 +163,7 @@ mod tests {
         table.set_mapping(0, &[HmmPage::default(); PAGES], true);
         table.set_mapped(0..PAGES);
         assert!(table.is_ready(false) && table.is_ready(true));
-        // Taken away for a while, and for good.
+        // Replaced, and unmapped for good.
         table.invalidate(0..1, false);
         table.invalidate(1..2, true);
         table.set_unmapped(0..2, |_| ());

@@ -55,7 +55,7 @@ pub(crate) enum Memory {
 impl Drop for Backing {
     fn drop(&mut self) {
         if let Memory::Mirrored(range) = &self.memory {
-            range.disconnect();
+            range.device_reset();
         }
     }
 }

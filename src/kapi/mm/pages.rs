@@ -23,23 +23,23 @@ pub(crate) unsafe fn mark_dirty(phys: u64) -> Range<u64> {
     dirty.addr..dirty.addr + dirty.length
 }
 
-/// Keeps the page at physical address `phys` from being freed or used otherwise until
-/// [`let_go`]. Does not sleep.
+/// Takes a reference on the folio of the page at physical address `phys`, which lasts until
+/// [`put`]. Does not sleep.
 ///
 /// # Safety
 ///
 /// As for [`mark_dirty`].
-pub(crate) unsafe fn hold(phys: u64) {
+pub(crate) unsafe fn get(phys: u64) {
     // SAFETY: By the requirements of this function.
-    unsafe { bindings::kapi_page_hold(phys) }
+    unsafe { bindings::kapi_page_get(phys) }
 }
 
-/// Undoes one [`hold`]. May be called in any context.
+/// Undoes one [`get`]. May be called in any context.
 ///
 /// # Safety
 ///
-/// The page was held, and is let go once.
-pub(crate) unsafe fn let_go(phys: u64) {
+/// The caller puts a reference of its own.
+pub(crate) unsafe fn put(phys: u64) {
     // SAFETY: By the requirements of this function.
-    unsafe { bindings::kapi_page_let_go(phys) }
+    unsafe { bindings::kapi_page_put(phys) }
 }

@@ -7,11 +7,11 @@
 //! Beside that there are some long ways, at random.
 
 use super::model::{
-    Check, //
+    Check,
     Mistake,
     Model,
     State,
-    Step,
+    Step, //
 };
 use core::hash::{
     Hash,
@@ -62,7 +62,7 @@ const SCENES: &[Scene] = &[
             Step::Commit(3),
             Step::Commit(1),
             Step::Answer,
-            Step::TakeBack,
+            Step::Invalidate,
             Step::Replace(0, 3),
             Step::Unmap(1, 2),
             Step::GetOn(0),
@@ -133,7 +133,7 @@ const SCENES: &[Scene] = &[
             Step::LookUp(3),
             Step::Commit(3),
             Step::Answer,
-            Step::TakeBack,
+            Step::Invalidate,
             Step::Evict(0),
             Step::Evict(1),
             Step::Evicted,
@@ -157,7 +157,7 @@ const SCENES: &[Scene] = &[
         ],
         steps: &[
             Step::Answer,
-            Step::TakeBack,
+            Step::Invalidate,
             Step::Queue,
             Step::Evict(1),
             Step::Evicted,
@@ -171,8 +171,8 @@ const SCENES: &[Scene] = &[
             Step::Refuse,
             Step::Lose,
             Step::Reset,
-            Step::Disconnect,
-            Step::LetGo,
+            Step::TableReset,
+            Step::Release,
         ],
         depth: 9,
     },
@@ -371,9 +371,9 @@ mod tests {
             Mistake::AnothersAcknowledgement,
             Mistake::NotRefused,
             Mistake::SentSince,
-            Mistake::NotTakenBack,
+            Mistake::NotInvalidated,
             Mistake::NoQuarantine,
-            Mistake::LetGoEarly,
+            Mistake::ReleasedEarly,
         ] {
             let mut found = None;
             for scene in SCENES {

@@ -3,10 +3,11 @@
 //! A registration in small: the table as it is, and around it what else has a say in what becomes of a
 //! page, one step for each hold of the lock and for each thing that is waited for.
 //!
-//! That is the way in (lookup, MAP, answer, taking back what was refused), two changes of the process's
-//! memory at a time with both passes of their callbacks, a job, eviction, the mirror ring with its
-//! credits and its kept commands, the device, its loss and its reset. The steps are those of
-//! `populate.rs`, `invalidate.rs`, `evict.rs`, `range.rs` and EXECBUFFER; who changes these changes them here.
+//! That is population (lookup, MAP, answer, INVALIDATE of what was refused), two changes of the
+//! process's memory at a time with both passes of their callbacks, a job, eviction, the mirror ring
+//! with its credits and its kept commands, the device, its loss and its reset. The steps are those
+//! of `populate.rs`, `invalidate.rs`, `evict.rs`, `range.rs` and EXECBUFFER; who changes these
+//! changes them here.
 //!
 //! Left out are holds of the lock between which nothing can come that could not come before or after
 //! as well: the callback moves the sequence on and marks the first granule in one step, and it looks at
@@ -21,8 +22,8 @@ use super::{
     Table,
     FLAGS,
     GRANULE,
-    HELD,
     MAPPED,
+    QUARANTINED,
     REACHABLE,
     WANTED, //
 };
@@ -51,12 +52,12 @@ pub(super) enum Step {
     LookUp(usize),
     /// The first are that a prefetch lacks.
     Prefetch(u8, u8),
-    /// MAP is sent for so many of them, or not at all if they may have moved.
+    /// MAP is sent for so many of them, or not at all if the lookup is stale.
     Commit(usize),
     /// The oldest answer to a MAP is looked at.
     Answer,
-    /// What was refused is taken back: INVALIDATE is sent, or its acknowledgement looked at.
-    TakeBack,
+    /// What was refused is invalidated: INVALIDATE is sent, or its acknowledgement looked at.
+    Invalidate,
     /// The kernel begins to replace pages, or to unmap them.
     Replace(u8, u8),
     Unmap(u8, u8),
@@ -76,11 +77,11 @@ pub(super) enum Step {
     /// The device carries out the oldest command, or, if it is a MAP, a part of it and refuses it.
     Work,
     Refuse,
-    /// The device is lost, reset, and what was held for it let go.
+    /// The device is lost, reset, the table learns of that, and what is in quarantine is released.
     Lose,
     Reset,
-    Disconnect,
-    LetGo,
+    TableReset,
+    Release,
 }
 
 /// A mistake that is made on purpose.
@@ -100,12 +101,12 @@ pub(super) enum Mistake {
     NotRefused,
     /// Eviction does not ask whether MAP was sent since.
     SentSince,
-    /// What was refused is not taken back.
-    NotTakenBack,
-    /// Nothing is held for a lost device.
+    /// What was refused is not invalidated.
+    NotInvalidated,
+    /// Nothing is put into quarantine.
     NoQuarantine,
-    /// What is held is let go before the reset.
-    LetGoEarly,
+    /// The quarantine ends before the reset.
+    ReleasedEarly,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -170,9 +171,9 @@ struct Change {
     phase: Phase,
 }
 
-/// INVALIDATE of who is no callback.
+/// INVALIDATE that is no callback's.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
-struct Revocation {
+struct Invalidation {
     which: Span,
     phase: Phase,
 }
@@ -180,7 +181,7 @@ struct Revocation {
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 enum Sender {
     Change(u8),
-    TakeBack,
+    Populate,
     Eviction,
 }
 
@@ -196,24 +197,24 @@ pub(super) struct State {
     /// The table.
     words: [u64; PAGES],
     granules: [bool; GRANULES],
-    disconnected: bool,
-    /// What is mapped in the process, what the device reaches, and what is held.
+    device_reset: bool,
+    /// What is mapped in the process, what the device reaches, and what is in quarantine.
     process: [Age; PAGES],
     device: [Option<Age>; PAGES],
-    held: [Option<Age>; PAGES],
+    quarantined: [Option<Age>; PAGES],
     /// The oldest first.
     ring: [Option<Command>; RING],
     found: Option<Found>,
     sent: [Option<Sent>; MAPS],
-    taken_back: Option<Revocation>,
+    refused: Option<Invalidation>,
     changes: [Option<Change>; CHANGES],
-    eviction: Option<Revocation>,
+    eviction: Option<Invalidation>,
     /// The pages that the job uses, as a set.
     job: Option<u8>,
     context_lost: bool,
     lost: bool,
     reset: bool,
-    let_go: u8,
+    released: u8,
 }
 
 /// Whether the step was possible, or what is wrong.
@@ -244,21 +245,21 @@ impl Model {
             state: State {
                 words: [0; PAGES],
                 granules: [false; GRANULES],
-                disconnected: false,
+                device_reset: false,
                 process: [0; PAGES],
                 device: [None; PAGES],
-                held: [None; PAGES],
+                quarantined: [None; PAGES],
                 ring: [None; RING],
                 found: None,
                 sent: [None; MAPS],
-                taken_back: None,
+                refused: None,
                 changes: [None; CHANGES],
                 eviction: None,
                 job: None,
                 context_lost: false,
                 lost: false,
                 reset: false,
-                let_go: 0,
+                released: 0,
             },
             sparse,
             mistake,
@@ -269,7 +270,7 @@ impl Model {
     pub(super) fn restore(&mut self, state: &State) -> Check {
         self.state = *state;
         let table = &mut self.table;
-        table.disconnected = state.disconnected;
+        table.device_reset = state.device_reset;
         table.totals = Counts::default();
         table.looked = 0;
         for (index, &there) in state.granules.iter().enumerate() {
@@ -300,7 +301,7 @@ impl Model {
             Step::Prefetch(start, end) => self.look_up(Span { start, end }.range(), PAGES, false),
             Step::Commit(most) => self.commit(most),
             Step::Answer => self.answer(),
-            Step::TakeBack => self.take_back(),
+            Step::Invalidate => self.invalidate(),
             Step::Replace(start, end) => self.begin(Span { start, end }, false, true),
             Step::Unmap(start, end) => self.begin(Span { start, end }, true, true),
             Step::Reap(start, end) => self.begin(Span { start, end }, true, false),
@@ -314,8 +315,8 @@ impl Model {
             Step::Refuse => self.work(false),
             Step::Lose => Ok(!core::mem::replace(&mut self.state.lost, true)),
             Step::Reset => Ok(self.reset()),
-            Step::Disconnect => Ok(self.disconnect()),
-            Step::LetGo => self.let_go(),
+            Step::TableReset => Ok(self.device_reset()),
+            Step::Release => self.release(),
         }?;
         if taken {
             self.read_table();
@@ -334,16 +335,16 @@ impl Model {
                 state.words[self.table.layout.pages_of(index)].copy_from_slice(&granule.words);
             }
         }
-        state.disconnected = self.table.disconnected;
+        state.device_reset = self.table.device_reset;
     }
 
     fn makes(&self, mistake: Mistake) -> bool {
         self.mistake == Some(mistake)
     }
 
-    /// Whether nobody else has the page.
+    /// Whether the page is still the process's, or in quarantine.
     fn is_kept(state: &State, which: usize, age: Age) -> bool {
-        state.process[which] == age || state.held[which] == Some(age)
+        state.process[which] == age || state.quarantined[which] == Some(age)
     }
 
     fn has_place(&self) -> bool {
@@ -360,7 +361,7 @@ impl Model {
     /// The way in, without the lock: no change is under way.
     fn look_up(&mut self, which: Range<usize>, most: usize, sparse: bool) -> Check {
         let state = &self.state;
-        let busy = state.found.is_some() || state.taken_back.is_some() || state.sent[1].is_some();
+        let busy = state.found.is_some() || state.refused.is_some() || state.sent[1].is_some();
         if busy || state.changes.iter().any(Option::is_some) {
             return Ok(false);
         }
@@ -428,24 +429,24 @@ impl Model {
             return Ok(false);
         };
         let Some(accepted) = answer else {
-            // Who waits gives all up that was sent.
+            // Who waits for the answers returns.
             let lost = self.state.lost;
             if lost {
                 (self.state.sent, self.state.found) = ([None; MAPS], None);
             }
             return Ok(lost);
         };
-        if !accepted && self.state.taken_back.is_some() {
+        if !accepted && self.state.refused.is_some() {
             return Ok(false);
         }
         self.state.sent = [next, None];
-        if accepted || self.makes(Mistake::NotTakenBack) {
+        if accepted || self.makes(Mistake::NotInvalidated) {
             self.parts(which, |table, part| table.set_mapped(part));
         } else {
             self.parts(which, |table, part| {
                 table.invalidate(part, false);
             });
-            self.state.taken_back = Some(Revocation {
+            self.state.refused = Some(Invalidation {
                 which,
                 phase: Phase::Unsent,
             });
@@ -465,25 +466,25 @@ impl Model {
         }
     }
 
-    fn take_back(&mut self) -> Check {
-        let Some(Revocation { which, phase }) = self.state.taken_back else {
+    fn invalidate(&mut self) -> Check {
+        let Some(Invalidation { which, phase }) = self.state.refused else {
             return Ok(false);
         };
         match phase {
             Phase::Acknowledged => {
-                self.state.taken_back = None;
-                self.retire(which)
+                self.state.refused = None;
+                self.set_unmapped(which)
             }
             _ if self.state.lost => {
-                self.state.taken_back = None;
+                self.state.refused = None;
                 self.quarantine(which)
             }
             Phase::Unsent if self.has_place() => {
-                self.state.taken_back = Some(Revocation {
+                self.state.refused = Some(Invalidation {
                     which,
                     phase: Phase::Sent,
                 });
-                self.send(Command::Invalidate(which, Sender::TakeBack))
+                self.send(Command::Invalidate(which, Sender::Populate))
             }
             _ => Ok(false),
         }
@@ -499,7 +500,7 @@ impl Model {
         }
         let lost = self.state.lost;
         if !may_block && !lost && self.table.reachable_in(which.range()).is_some() {
-            // The core ends the change, and nothing has been taken away.
+            // The core ends the change, which has not been made.
             if !self.makes(Mistake::NotRefused) {
                 return Ok(true);
             }
@@ -533,7 +534,7 @@ impl Model {
         if !part.is_empty() {
             if let Some(found) = self.table.invalidate(part, change.gone) {
                 if change.lost {
-                    self.hold(found.clone())?;
+                    self.quarantine_part(found.clone())?;
                 }
                 let start = change.span.map_or(found.start, |span| span.start.into());
                 change.span = Some((start..found.end).into());
@@ -546,7 +547,7 @@ impl Model {
                     if !may_block && self.makes(Mistake::NotRefused) {
                         Phase::Returned
                     } else {
-                        self.revoke(place, span, false)?
+                        self.post_invalidate(place, span, false)?
                     }
                 }
                 _ => Phase::Returned,
@@ -557,7 +558,12 @@ impl Model {
     }
 
     /// Sends a callback's INVALIDATE, if that is possible; returns the phase after that.
-    fn revoke(&mut self, place: usize, span: Span, waited: bool) -> Result<Phase, &'static CStr> {
+    fn post_invalidate(
+        &mut self,
+        place: usize,
+        span: Span,
+        waited: bool,
+    ) -> Result<Phase, &'static CStr> {
         let over = self.state.job.is_none() || waited && self.state.context_lost;
         if !over && !self.makes(Mistake::JobsNotAwaited) {
             return Ok(Phase::Unsent);
@@ -596,13 +602,13 @@ impl Model {
         match (change.phase, change.span) {
             (Phase::Marking(_), _) => return self.mark(place, change, true),
             (Phase::Unsent, Some(span)) => {
-                change.phase = self.revoke(place, span, true)?;
+                change.phase = self.post_invalidate(place, span, true)?;
                 if change.phase == Phase::Unsent {
                     return Ok(false);
                 }
             }
             (Phase::Acknowledged, Some(span)) => {
-                self.retire(span)?;
+                self.set_unmapped(span)?;
                 change.phase = Phase::Returned;
             }
             (Phase::Sent, Some(span)) if self.state.lost => {
@@ -612,7 +618,7 @@ impl Model {
             (Phase::Sent, _) if self.makes(Mistake::AcknowledgementNotAwaited) => {
                 change.phase = Phase::Returned;
             }
-            (Phase::Returned, _) => return self.taken_away(place, change),
+            (Phase::Returned, _) => return self.changed(place, change),
             _ => return Ok(false),
         }
         self.state.changes[place] = Some(change);
@@ -620,7 +626,7 @@ impl Model {
     }
 
     /// The kernel does what the callbacks were called for: other pages are there from now on.
-    fn taken_away(&mut self, place: usize, change: Change) -> Check {
+    fn changed(&mut self, place: usize, change: Change) -> Check {
         let state = &mut self.state;
         state.changes[place] = None;
         for page in change.which.range() {
@@ -629,7 +635,7 @@ impl Model {
             }
             let uses = |job: u8| job & 1 << page != 0;
             if state.job.is_some_and(uses) && !state.context_lost && !state.lost {
-                return Err(c"a job runs on a page that was taken away");
+                return Err(c"a job runs on a page that was replaced");
             }
             state.process[page] += 1;
         }
@@ -674,7 +680,7 @@ impl Model {
             return Err(c"nothing was there to evict");
         }
         let which = which.into();
-        self.state.eviction = Some(Revocation {
+        self.state.eviction = Some(Invalidation {
             which,
             phase: Phase::Sent,
         });
@@ -682,7 +688,7 @@ impl Model {
     }
 
     fn evicted(&mut self) -> Check {
-        let Some(Revocation { which, phase }) = self.state.eviction else {
+        let Some(Invalidation { which, phase }) = self.state.eviction else {
             return Ok(false);
         };
         if phase != Phase::Acknowledged && !self.state.lost {
@@ -696,7 +702,7 @@ impl Model {
             self.parts(which, |table, part| {
                 table.invalidate(part, false);
             });
-            return self.retire(which);
+            return self.set_unmapped(which);
         }
         let (state, mut kept) = (&self.state, true);
         self.table.set_evicted(which.range(), |page| {
@@ -705,8 +711,8 @@ impl Model {
         Self::kept(kept)
     }
 
-    /// The place of a page that the table speaks of, and which of those that were there it is, unless
-    /// it may be somebody else's by now.
+    /// The place of a page that the table speaks of, and which of those that were there it is,
+    /// unless it may have been freed by now.
     fn owner(state: &State, page: ReachablePage) -> Option<(usize, Age)> {
         (0..PAGES).find_map(|which| {
             let age = age(which, page.phys)?;
@@ -722,7 +728,7 @@ impl Model {
         }
     }
 
-    fn retire(&mut self, which: Span) -> Check {
+    fn set_unmapped(&mut self, which: Span) -> Check {
         let (state, mut kept) = (self.state, true);
         self.parts(which, |table, part| {
             table.set_unmapped(part, |page| kept &= Self::owner(&state, page).is_some());
@@ -736,42 +742,44 @@ impl Model {
             let part = self.table.next_part(rest.clone(), Having::Reachable);
             rest.start = part.end;
             if !part.is_empty() {
-                self.hold(part)?;
+                self.quarantine_part(part)?;
             }
         }
         Ok(true)
     }
 
-    fn hold(&mut self, part: Range<usize>) -> Check {
-        if self.table.is_disconnected() {
-            return self.give_back(part);
+    fn quarantine_part(&mut self, part: Range<usize>) -> Check {
+        if self.table.is_device_reset() {
+            return self.release_quarantine(part);
         }
         if self.makes(Mistake::NoQuarantine) {
             return Ok(true);
         }
         let (state, mut kept) = (&mut self.state, true);
         self.table
-            .set_held(part, |page| match Self::owner(state, page) {
-                Some((which, age)) if state.held[which].is_none() => state.held[which] = Some(age),
+            .set_quarantined(part, |page| match Self::owner(state, page) {
+                Some((which, age)) if state.quarantined[which].is_none() => {
+                    state.quarantined[which] = Some(age)
+                }
                 _ => kept = false,
             });
         Self::kept(kept)
     }
 
-    fn give_back(&mut self, part: Range<usize>) -> Check {
+    fn release_quarantine(&mut self, part: Range<usize>) -> Check {
         let (state, mut kept) = (&mut self.state, true);
-        self.table.disconnect(part, |page, held| {
+        self.table.release_quarantine(part, |page, quarantined| {
             let owner = Self::owner(state, page);
             kept &= owner.is_some();
-            if let Some((which, age)) = owner.filter(|_| held) {
-                kept &= state.held[which] == Some(age);
-                state.held[which] = None;
+            if let Some((which, age)) = owner.filter(|_| quarantined) {
+                kept &= state.quarantined[which] == Some(age);
+                state.quarantined[which] = None;
             }
         });
         Self::kept(kept)
     }
 
-    /// The device carries out the oldest command; `accepts` a MAP, or gives up on the way.
+    /// The device carries out the oldest command; `accepts` a MAP, or stops on the way.
     fn work(&mut self, accepts: bool) -> Check {
         let state = &mut self.state;
         let Some(command) = state.ring[0] else {
@@ -803,10 +811,10 @@ impl Model {
                         let change = &mut state.changes[usize::from(place)];
                         change.as_mut().map(|change| &mut change.phase)
                     }
-                    Sender::TakeBack => state.taken_back.as_mut().map(|sent| &mut sent.phase),
+                    Sender::Populate => state.refused.as_mut().map(|sent| &mut sent.phase),
                     Sender::Eviction => state.eviction.as_mut().map(|sent| &mut sent.phase),
                 };
-                // Who sent it may have given up, as the device is lost.
+                // Who sent it may have returned, as the device is lost.
                 if let Some(phase) = phase.filter(|phase| **phase == Phase::Sent) {
                     *phase = Phase::Acknowledged;
                 }
@@ -827,23 +835,23 @@ impl Model {
         true
     }
 
-    fn disconnect(&mut self) -> bool {
-        let ready = self.state.reset || self.state.lost && self.makes(Mistake::LetGoEarly);
-        if !ready || self.table.is_disconnected() {
+    fn device_reset(&mut self) -> bool {
+        let ready = self.state.reset || self.state.lost && self.makes(Mistake::ReleasedEarly);
+        if !ready || self.table.is_device_reset() {
             return false;
         }
-        self.table.set_disconnected();
+        self.table.set_device_reset();
         true
     }
 
-    fn let_go(&mut self) -> Check {
-        let at = self.state.let_go.into();
-        if !self.table.is_disconnected() || at == PAGES {
+    fn release(&mut self) -> Check {
+        let at = self.state.released.into();
+        if !self.table.is_device_reset() || at == PAGES {
             return Ok(false);
         }
         let part = self.table.next_part(at..PAGES, Having::Anything);
-        self.state.let_go = part.end as u8;
-        self.give_back(part)
+        self.state.released = part.end as u8;
+        self.release_quarantine(part)
     }
 
     /// What must hold at any time.
@@ -851,7 +859,7 @@ impl Model {
         let state = &self.state;
         for page in 0..PAGES {
             let word = state.words[page];
-            if word & (REACHABLE | HELD) != 0 {
+            if word & (REACHABLE | QUARANTINED) != 0 {
                 let known = age(page, word & !FLAGS);
                 if !known.is_some_and(|age| Self::is_kept(state, page, age)) {
                     return Err(c"the table has a page that has gone");
@@ -861,7 +869,9 @@ impl Model {
                 if !Self::is_kept(state, page, reached) {
                     return Err(c"the device reaches a page that has gone");
                 }
-                if word & (REACHABLE | HELD) == 0 || age(page, word & !FLAGS) != Some(reached) {
+                if word & (REACHABLE | QUARANTINED) == 0
+                    || age(page, word & !FLAGS) != Some(reached)
+                {
                     return Err(c"the table does not know what the device reaches");
                 }
             }
@@ -873,8 +883,8 @@ impl Model {
             if runs && !right && !state.lost {
                 return Err(c"a job runs on a page after its INVALIDATE");
             }
-            if state.held[page].is_some() != (word & HELD != 0) {
-                return Err(c"the table does not know what is held");
+            if state.quarantined[page].is_some() != (word & QUARANTINED != 0) {
+                return Err(c"the table does not know what is in quarantine");
             }
         }
         for command in state.ring.iter().flatten() {
@@ -885,10 +895,10 @@ impl Model {
                 return Err(c"MAP is on its way for a page that has gone");
             }
         }
-        if state.let_go as usize == PAGES && state.changes == [None; CHANGES] {
-            let still = |word: &u64| word & (REACHABLE | HELD) != 0;
-            if state.taken_back.is_none() && state.words.iter().any(still) {
-                return Err(c"something is held after all");
+        if state.released as usize == PAGES && state.changes == [None; CHANGES] {
+            let still = |word: &u64| word & (REACHABLE | QUARANTINED) != 0;
+            if state.refused.is_none() && state.words.iter().any(still) {
+                return Err(c"something is in quarantine after all");
             }
         }
         self.check_counts()
