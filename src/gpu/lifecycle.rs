@@ -194,7 +194,7 @@ impl virtio::Driver for VirtioGpu {
     fn unbind(_vdev: &virtio::Device<device::Core<'_>>, this: Pin<&Bound>) {
         // First those who wait for the device, then the nodes, then the device: unplugging waits
         // for ioctls that are under way.
-        this.gpu.control.retire();
+        this.gpu.control.set_lost();
         let registration = this.registration.lock().take();
         drop(registration);
         this.gpu.control.stop();
@@ -207,7 +207,7 @@ impl virtio::Driver for VirtioGpu {
     #[cfg(CONFIG_PM_SLEEP)]
     fn freeze(vdev: &virtio::Device<device::Core<'_>>, this: Pin<&Bound>) -> Result {
         let gpu = &this.gpu;
-        // What the host has of others cannot be brought back.
+        // The contexts and resources that the host has of programs cannot be restored.
         if !gpu.context_ids.is_empty() || !gpu.resource_ids.is_empty() {
             dev_info!(
                 vdev.as_ref(),
@@ -229,7 +229,7 @@ impl virtio::Driver for VirtioGpu {
     }
 
     fn reset_prepare(this: Pin<&Bound>) {
-        this.gpu.control.leave(c"its bus resets it");
+        this.gpu.control.lose_and_reset(c"its bus resets it");
     }
 
     fn shutdown(_vdev: &virtio::Device<device::Core<'_>>, this: Pin<&Bound>) {

@@ -228,7 +228,7 @@ impl Mapper {
 /// It belongs to who keeps the memory, so that nobody can use the mapping when the memory is gone:
 ///
 /// ```compile_fail,E0505
-/// fn give_back(pins: crate::kapi::mm::Pins) {
+/// fn release(pins: crate::kapi::mm::Pins) {
 ///     let dma = pins.dma();
 ///     drop(pins); // error[E0505]: cannot move out of `pins` because it is borrowed
 ///     if let Some(dma) = dma {

@@ -439,7 +439,7 @@ impl Room {
         }
     }
 
-    /// Such a command is over. Its own room is given back by [`Room::give_back`].
+    /// Such a command is over. Its own room is given back by [`Room::return_to_quota`].
     fn settle_overdraft(&self, quota: Option<&RingQuota>, slots: usize) {
         self.common.give(slots);
         if let Some(quota) = quota {
@@ -448,7 +448,7 @@ impl Room {
     }
 
     /// Gives back a quota's room. [`Room::serve`] is to follow.
-    fn give_back(&self, line: &mut Line, quota: &Arc<RingQuota>, slots: usize, part: Part) {
+    fn return_to_quota(&self, line: &mut Line, quota: &Arc<RingQuota>, slots: usize, part: Part) {
         match part {
             Part::Common => self.common.give(slots),
             Part::First => self.first.give(slots),
@@ -569,7 +569,7 @@ impl Drop for Credit {
             let mut inner = control.inner.lock();
             control
                 .room
-                .give_back(&mut inner.line, &self.quota, self.slots, self.part);
+                .return_to_quota(&mut inner.line, &self.quota, self.slots, self.part);
             let notification = control.go_on(&mut inner);
             drop(inner);
             drop(notification);
@@ -746,7 +746,8 @@ impl Control {
         self.room.settle_overdraft(quota, overdrawn);
         match taken_from {
             Some((quota, part)) => {
-                self.room.give_back(&mut inner.line, &quota, slots, part);
+                self.room
+                    .return_to_quota(&mut inner.line, &quota, slots, part);
             }
             None => {
                 let reserve = (TEARDOWN_RESERVE - inner.reserve).min(slots);
@@ -799,9 +800,9 @@ mod tests {
             Ok(Joined { waiter, place })
         }
 
-        fn give_back(&mut self, quota: &Arc<RingQuota>, slots: usize) {
+        fn return_to_quota(&mut self, quota: &Arc<RingQuota>, slots: usize) {
             self.room
-                .give_back(&mut self.line, quota, slots, Part::Common);
+                .return_to_quota(&mut self.line, quota, slots, Part::Common);
             self.room.serve(&mut self.line);
         }
 
@@ -833,7 +834,7 @@ mod tests {
         // Others are not concerned.
         let other = RingQuota::new()?;
         assert_eq!(ring.room.try_take(&other, 3), Ok(Part::Common));
-        ring.give_back(&file, 1);
+        ring.return_to_quota(&file, 1);
         assert!(waiting.served());
         Ok(())
     }
@@ -870,12 +871,12 @@ mod tests {
         small.give(1);
         let second = ring.join(&small, 1)?;
         for _ in 0..39 {
-            ring.give_back(&files[0], 1);
+            ring.return_to_quota(&files[0], 1);
             assert!(!first.served() && !second.served());
         }
-        ring.give_back(&files[0], 1);
+        ring.return_to_quota(&files[0], 1);
         assert!(first.served() && !second.served());
-        ring.give_back(&files[1], 1);
+        ring.return_to_quota(&files[1], 1);
         assert!(second.served());
         Ok(())
     }
@@ -903,7 +904,7 @@ mod tests {
             [true, true, true, true],
         ];
         for expected in expected {
-            ring.give_back(&files[0], 1);
+            ring.return_to_quota(&files[0], 1);
             assert_eq!(joined.each_ref().map(Joined::served), expected);
         }
         Ok(())
@@ -919,9 +920,9 @@ mod tests {
         let full = ring.join(&files[0], 1)?;
         let waits = ring.join(&other, 1)?;
         assert!(!full.served() && !waits.served());
-        ring.give_back(&files[1], 1);
+        ring.return_to_quota(&files[1], 1);
         assert!(!full.served() && waits.served());
-        ring.give_back(&files[0], 1);
+        ring.return_to_quota(&files[0], 1);
         assert!(full.served());
         Ok(())
     }
@@ -944,7 +945,7 @@ mod tests {
         let waits = ring.join(&late, 1)?;
         assert!(!busy.served() && !waits.served());
         let Ring { room, line } = &mut ring;
-        room.give_back(line, &news[0], 1, Part::First);
+        room.return_to_quota(line, &news[0], 1, Part::First);
         room.serve(line);
         assert!(!busy.served() && waits.served());
         Ok(())
@@ -961,7 +962,7 @@ mod tests {
         let first = ring.join(&large, 40)?;
         let next = ring.join(&large, 1)?;
         let second = ring.join(&small, 1)?;
-        ring.give_back(&files[0], 2);
+        ring.return_to_quota(&files[0], 2);
         assert!(!first.served() && !next.served() && !second.served());
         ring.room.leave(&mut ring.line, &large, first.place);
         ring.room.serve(&mut ring.line);
@@ -990,7 +991,7 @@ mod tests {
             ring.line.idle.iter().count(),
         );
         assert!(turns + idle <= 2 * (SWEPT_AT + 2));
-        ring.give_back(&files[0], 40);
+        ring.return_to_quota(&files[0], 40);
         assert!(first.served());
         assert_eq!(ring.line.waiting, 0);
         Ok(())
@@ -1005,10 +1006,10 @@ mod tests {
         let other = RingQuota::new()?;
         assert_eq!(ring.room.try_take(&other, 1), Ok(Part::First));
         let waits = ring.join(&other, 1)?;
-        ring.give_back(&files[0], 2);
+        ring.return_to_quota(&files[0], 2);
         assert!(!waits.served());
         ring.room.settle_overdraft(Some(&files[3]), 2);
-        ring.give_back(&files[3], 1);
+        ring.return_to_quota(&files[3], 1);
         assert!(waits.served());
         assert_eq!(files[3].used.load(Relaxed), 15);
         Ok(())
@@ -1026,7 +1027,8 @@ mod tests {
         ring.room.overdraw(Some(&other), 0, 4);
         let common = ring.room.common.0.load(Relaxed);
         ring.room.settle_overdraft(Some(&other), 4);
-        ring.room.give_back(&mut ring.line, &other, 1, Part::First);
+        ring.room
+            .return_to_quota(&mut ring.line, &other, 1, Part::First);
         assert_eq!(ring.room.first.0.load(Relaxed), before);
         assert_eq!(ring.room.common.0.load(Relaxed), common + 4);
         assert_eq!(other.used.load(Relaxed), 0);
@@ -1039,7 +1041,7 @@ mod tests {
         let mut ring = Ring::new();
         let files = ring.fill()?;
         assert!(!ring.room.take_beyond(3));
-        ring.give_back(&files[0], 4);
+        ring.return_to_quota(&files[0], 4);
         let common = ring.room.common.0.load(Relaxed);
         assert!(ring.room.take_beyond(3));
         assert!(!ring.room.take_beyond(3));

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The end of a device: how it is given up, reset and left.
+//! The end of a device: how it is lost, reset and stopped.
 
 use super::{
     command::{
@@ -39,7 +39,7 @@ use kernel::{
     workqueue::WorkItem, //
 };
 
-/// How long a reset may take until others are not kept waiting any longer.
+/// How long a reset may take until fences are signalled nevertheless.
 const RESET_TIMEOUT_MS: u32 = 10_000;
 
 /// What is to happen when a device has been reset.
@@ -53,7 +53,7 @@ pub(crate) trait OnReset: Send + Sync {
 }
 
 impl Control {
-    /// Gives the device up.
+    /// Marks the device lost, wakes all waiters and has it reset.
     ///
     /// May be called in any context, any number of times.
     pub(crate) fn lose(self: &Arc<Self>, why: &CStr) {
@@ -65,7 +65,7 @@ impl Control {
         self.lose_locked(&mut inner);
     }
 
-    /// Has everybody who waits for the device look again.
+    /// Wakes all who wait for the device, to look again.
     fn wake_all(&self, inner: &Inner) {
         inner.line.wake_all();
         for command in inner.in_flight.iter().flatten() {
@@ -90,18 +90,18 @@ impl Control {
             .enqueue_delayed::<Arc<Self>, 3>(self.clone(), delay);
     }
 
-    /// Lets nobody wait for the device any longer: it is being removed.
-    pub(crate) fn retire(self: &Arc<Self>) {
+    /// Marks the device lost and wakes all waiters, without a message: it is being removed.
+    pub(crate) fn set_lost(self: &Arc<Self>) {
         let mut inner = self.inner.lock();
         if inner.state == State::Running {
             self.lose_locked(&mut inner);
         }
     }
 
-    /// Ends all use of the device: on return it has been reset, all
-    /// commands are completed, the queues are not used any more, and no work runs.
+    /// Stops the device: on return it has been reset, all commands are completed, the queues are
+    /// gone, and no work runs.
     pub(crate) fn stop(self: &Arc<Self>) {
-        self.retire();
+        self.set_lost();
         self.reset_workqueue.flush();
         cancel_delayed_sync::<Self, 3>(self);
         cancel_delayed_sync::<Self, 4>(self);
@@ -119,14 +119,14 @@ impl Control {
         drop(self.mirror.take_queue());
     }
 
-    /// Gives the device up, and returns when it has been reset: somebody else will touch it.
-    pub(crate) fn leave(self: &Arc<Self>, why: &CStr) {
+    /// Marks the device lost, and returns when it has been reset: its bus will touch it.
+    pub(crate) fn lose_and_reset(self: &Arc<Self>, why: &CStr) {
         self.lose(why);
         self.reset_workqueue.flush();
     }
 
-    /// Leaves a device that has nothing of ours, for the time that the machine sleeps. Nobody sends
-    /// commands meanwhile.
+    /// Resets a device that has neither contexts nor resources, for the time that the machine
+    /// sleeps. The caller makes sure that no commands are sent meanwhile.
     ///
     /// # Errors
     ///
@@ -140,7 +140,7 @@ impl Control {
             inner.watching = false;
             match inner.state {
                 State::Running => {}
-                // Nothing is left to be left but the queues.
+                // Only the queues are left.
                 State::Reset => {
                     drop(inner);
                     self.drop_queues();
@@ -160,7 +160,7 @@ impl Control {
         Ok(())
     }
 
-    /// Takes up the device again that [`Control::sleep`] has left.
+    /// Starts the device again that [`Control::sleep`] has reset.
     ///
     /// # Errors
     ///
@@ -175,17 +175,17 @@ impl Control {
             return Ok(());
         }
         self.start(queues, mirror)
-            .inspect_err(|_| self.retire_asleep())
+            .inspect_err(|_| self.set_lost_asleep())
     }
 
-    /// The device did not wake up: everybody is to see that.
+    /// Marks a device lost that did not wake up.
     #[cfg(CONFIG_PM_SLEEP)]
-    fn retire_asleep(self: &Arc<Self>) {
+    fn set_lost_asleep(self: &Arc<Self>) {
         self.lose_locked(&mut self.inner.lock());
     }
 
-    /// Gives up on a command that the device never answered, and never will: whoever waits for it
-    /// does so no longer.
+    /// Aborts a command that the device never answered, and never will: signals its fence and wakes
+    /// its waiters.
     pub(super) fn abort(command: &Command) {
         command.shared.status.store(ABORTED, Release);
         command.shared.signal(Err(ENODEV));
@@ -215,7 +215,7 @@ impl Control {
     }
 }
 
-/// Does what events and changes of the configuration ask for.
+/// Handles events and changes of the configuration.
 impl WorkItem<5> for Control {
     type Pointer = Arc<Self>;
 
@@ -227,7 +227,7 @@ impl WorkItem<5> for Control {
     }
 }
 
-/// Resets a lost device, and finishes what it held.
+/// Resets a lost device, and completes the commands that it had.
 impl WorkItem<2> for Control {
     type Pointer = Arc<Self>;
 
@@ -274,7 +274,7 @@ impl WorkItem<2> for Control {
     }
 }
 
-/// Lets others go on although the device has not returned from its reset.
+/// Signals the fences of a device that does not return from its reset, so that others can go on.
 impl WorkItem<3> for Control {
     type Pointer = Arc<Self>;
 

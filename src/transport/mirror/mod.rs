@@ -349,7 +349,7 @@ impl Mirror {
         let mut woken = Woken::default();
         while let Some(mut command) = inner.queue.as_mut().and_then(|q| q.detach_unused()) {
             command.shared.status.store(ABORTED, Release);
-            match inner.give_back(&mut command, &mut woken) {
+            match inner.return_slots(&mut command, &mut woken) {
                 Some(place) => inner.put_back(place, command),
                 None => unanswered.push_back(command),
             }
@@ -379,7 +379,7 @@ impl Mirror {
                 let status = Self::validate(&command, len);
                 sane &= status.is_some();
                 inner.used += 1;
-                let place = inner.give_back(&mut command, &mut woken);
+                let place = inner.return_slots(&mut command, &mut woken);
                 command
                     .shared
                     .status
@@ -433,7 +433,7 @@ impl Mirror {
 impl Inner {
     /// Returns the descriptors of a command, and notes who waits for them and for it; says where it
     /// belongs if it is kept. [`Inner::give_out`] is to be called before the lock is free.
-    fn give_back(
+    fn return_slots(
         &mut self,
         command: &mut ListArc<MirrorCommand>,
         woken: &mut Woken,
@@ -455,7 +455,7 @@ impl Inner {
         match source {
             Source::Nowhere => {}
             // The last reference, if it is, frees nothing but the counts.
-            Source::Quota(quota) => self.take_back(&quota, slots),
+            Source::Quota(quota) => self.return_to_quota(&quota, slots),
             Source::Destroys => {
                 self.reserve += slots;
                 woken.destroys = true;
@@ -504,7 +504,7 @@ impl Drop for MirrorCredit {
     fn drop(&mut self) {
         if self.slots > 0 {
             self.queue.mirror().change(|inner, woken| {
-                inner.take_back(&self.queue.quota, self.slots);
+                inner.return_to_quota(&self.queue.quota, self.slots);
                 inner.give_out(woken);
             });
         }
@@ -747,7 +747,7 @@ impl MirrorQueue {
             return Ok(());
         };
         let mut woken = Woken::default();
-        inner.give_back(&mut command, &mut woken);
+        inner.return_slots(&mut command, &mut woken);
         inner.give_out(&mut woken);
         drop(inner);
         self.mirror().wake_some(&woken);
@@ -839,7 +839,7 @@ impl MirrorQueue {
             Err(refused) => refused,
         };
         let mut woken = Woken::default();
-        if let Some(place) = inner.give_back(&mut command, &mut woken) {
+        if let Some(place) = inner.return_slots(&mut command, &mut woken) {
             inner.put_back(place, command);
         }
         drop(inner);

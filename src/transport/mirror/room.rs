@@ -259,7 +259,7 @@ impl Inner {
     }
 
     /// Takes `slots` descriptors of `quota` back; [`Inner::grant`] gives them to others.
-    pub(super) fn take_back(&mut self, quota: &Arc<MirrorQuota>, slots: usize) {
+    pub(super) fn return_to_quota(&mut self, quota: &Arc<MirrorQuota>, slots: usize) {
         let line = quota.line.access_mut(self);
         line.used -= slots;
         line.returned += 1;
@@ -370,10 +370,10 @@ mod tests {
         }
 
         /// Returns the places of those who got something.
-        fn give_back(&self, file: usize, slots: usize) -> u128 {
+        fn return_to_quota(&self, file: usize, slots: usize) -> u128 {
             let mut inner = self.mirror.inner.lock();
             let mut granted = 0;
-            inner.take_back(&self.files[file], slots);
+            inner.return_to_quota(&self.files[file], slots);
             inner.grant(&mut granted);
             granted
         }
@@ -406,7 +406,7 @@ mod tests {
         // Not even half of the ring is in use, and others have what they want.
         assert!(ring.take(1, MOST));
         assert!(ring.take(2, 30));
-        assert!(ring.give_back(0, 1) != 0);
+        assert!(ring.return_to_quota(0, 1) != 0);
         assert!(first.has_it());
         assert_eq!(ring.free(), CAPACITY - 2 * MOST - 30);
         Ok(())
@@ -430,13 +430,13 @@ mod tests {
         let large = ring.wait(4, 30)?;
         let small = ring.wait(5, 3)?;
         for _ in 0..9 {
-            assert_eq!(ring.give_back(0, 3), 0);
+            assert_eq!(ring.return_to_quota(0, 3), 0);
             // Neither by those who wait nor by those who come.
             assert!(!ring.take(0, 3));
         }
-        assert!(ring.give_back(1, 3) != 0);
+        assert!(ring.return_to_quota(1, 3) != 0);
         assert!(large.has_it() && !small.has_it());
-        assert!(ring.give_back(1, 3) != 0);
+        assert!(ring.return_to_quota(1, 3) != 0);
         assert!(small.has_it());
         Ok(())
     }
@@ -447,15 +447,15 @@ mod tests {
         ring.fill();
         let full = ring.wait(0, 6)?;
         let other = ring.wait(4, 6)?;
-        ring.give_back(1, 6);
+        ring.return_to_quota(1, 6);
         assert!(!full.has_it() && other.has_it());
         // What fits the quota comes after what does not.
-        ring.give_back(0, 3);
+        ring.return_to_quota(0, 3);
         let second = ring.wait(0, 3)?;
         assert!(!full.has_it() && !second.has_it());
-        ring.give_back(0, 3);
+        ring.return_to_quota(0, 3);
         assert!(full.has_it() && !second.has_it());
-        ring.give_back(0, 3);
+        ring.return_to_quota(0, 3);
         assert!(second.has_it());
         Ok(())
     }
@@ -466,11 +466,11 @@ mod tests {
         ring.fill();
         let crowd = [ring.wait(4, 3)?, ring.wait(4, 3)?, ring.wait(4, 3)?];
         let one = ring.wait(5, 3)?;
-        ring.give_back(0, 3);
+        ring.return_to_quota(0, 3);
         assert!(crowd[0].has_it() && !one.has_it());
-        ring.give_back(0, 3);
+        ring.return_to_quota(0, 3);
         assert!(one.has_it() && !crowd[1].has_it());
-        ring.give_back(0, 6);
+        ring.return_to_quota(0, 6);
         assert!(crowd.iter().all(Waiting::has_it));
         Ok(())
     }
@@ -481,7 +481,7 @@ mod tests {
         ring.fill();
         let (large, behind) = (ring.wait(4, 30)?, ring.wait(4, 3)?);
         let other = ring.wait(5, 3)?;
-        ring.give_back(0, 9);
+        ring.return_to_quota(0, 9);
         assert!(![&large, &behind, &other].iter().any(|w| w.has_it()));
         ring.leave(&large);
         assert!(!large.has_it() && behind.has_it() && other.has_it());
@@ -492,7 +492,7 @@ mod tests {
         assert!(ring.take(5, 3));
         // Who has got something does not lose it by that.
         ring.leave(&behind);
-        assert_eq!(ring.give_back(4, 3), 0);
+        assert_eq!(ring.return_to_quota(4, 3), 0);
         assert_eq!(ring.free(), 3);
         Ok(())
     }
@@ -502,9 +502,9 @@ mod tests {
         let ring = Ring::new(CAPACITY)?;
         ring.fill();
         let waiting = ring.wait(4, 2)?;
-        ring.give_back(0, 1);
+        ring.return_to_quota(0, 1);
         ring.mirror.inner.lock().room.take_one();
-        ring.give_back(0, 1);
+        ring.return_to_quota(0, 1);
         assert!(!waiting.has_it());
         let mut granted = 0;
         let mut inner = ring.mirror.inner.lock();
@@ -526,9 +526,9 @@ mod tests {
             inner.free_places.push(0, GFP_ATOMIC)?;
             inner.free_places.push(1, GFP_ATOMIC)?;
         }
-        assert_eq!(ring.give_back(0, 3), 0);
+        assert_eq!(ring.return_to_quota(0, 3), 0);
         assert!(!ring.take(5, 1) && ring.free() == 3);
-        assert!(ring.give_back(0, 1) != 0 && waiting.has_it());
+        assert!(ring.return_to_quota(0, 1) != 0 && waiting.has_it());
         assert_eq!(ring.free(), 2);
         ring.mirror.inner.lock().invalidates_waiting = 0;
         assert!(ring.take(5, 2));
@@ -545,9 +545,9 @@ mod tests {
         // What the device does for others does not make room in this quota.
         ring.mirror.inner.lock().used += 1;
         assert!(ring.take(1, 3));
-        ring.give_back(1, 3);
+        ring.return_to_quota(1, 3);
         assert!(progress(0) == before);
-        ring.give_back(0, 1);
+        ring.return_to_quota(0, 1);
         assert!(progress(0) != before);
         // Where the ring is full, all does.
         (1..4).for_each(|file| assert!(ring.take(file, MOST)));
