@@ -80,7 +80,7 @@ impl Attached {
         let credit = control.credit(quota, [&attach])?;
         let sent = control.add_behind_teardown(attach, credit);
         if matches!(sent, Err(e) if e == EBUSY || e == ERESTARTSYS) {
-            // It is sent nevertheless, and nobody gets the handle that it was for.
+            // It is sent nevertheless, for a handle that the program does not get.
             self.detach(resource);
         }
         sent
@@ -183,7 +183,7 @@ impl FileData {
             return Ok(());
         }
         if !self.gpu.features.context_init {
-            // There is but one kind of context, which nobody is going to ask for.
+            // There is but one kind of context, and so programs do not ask for it.
             self.ensure_context()?;
         }
         let node = RBTreeNodeReservation::new(GFP_KERNEL)?;

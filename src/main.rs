@@ -55,7 +55,7 @@
 //!     time)
 //! 11. `Control::done`, `Command::fence`, those of wait queues (spinlocks, interrupts off)
 //!
-//! `Mirrored::outer` is taken with none of 2 to 4 held, and its end takes the notifier away with
+//! `Mirrored::outer` is taken with none of 2 to 4 held, and its end removes the notifier with
 //! nothing held that a callback takes.
 //!
 //! Credits for the rings ([`transport::control::Credit`], [`transport::mirror::MirrorCredit`]) are
@@ -105,7 +105,7 @@ module! {
         },
         job_grace_ms: u32 {
             default: 2000,
-            description: "Milliseconds for jobs to end when memory that moves is taken away",
+            description: "Milliseconds that jobs may delay the invalidation of mirrored memory",
         },
         modeset: i32 {
             default: -1,

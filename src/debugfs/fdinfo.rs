@@ -22,7 +22,7 @@ pub(super) enum Region {
     Shmem,
     /// The host; seen through the host-visible window.
     HostVisible,
-    /// Memory of the process, which stays where it is.
+    /// Pinned memory of the process.
     UserptrPinned,
     /// Memory of the process, which moves.
     UserptrMirrored,
@@ -43,7 +43,7 @@ impl Region {
     /// guest's memory.
     pub(super) fn of(object: &Object) -> (Self, u64) {
         let size = object.size() as u64;
-        // What was held for the device is given back when that is reset.
+        // The reset of the device releases what was held for it.
         let held = match &object.mapping {
             Some(mapping) if !mapping.is_live() => 0,
             _ => size,

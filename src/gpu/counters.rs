@@ -28,7 +28,7 @@ impl Counter {
     /// Adds to it. Notifier callbacks may.
     #[cfg_attr(
         not(CONFIG_DEBUG_FS),
-        allow(unused_variables, reason = "nobody can ask for it")
+        allow(unused_variables, reason = "only debugfs shows it")
     )]
     pub(crate) fn add(&self, by: u64) {
         #[cfg(CONFIG_DEBUG_FS)]
@@ -38,7 +38,7 @@ impl Counter {
     /// Makes it `to` if it is less. Notifier callbacks may.
     #[cfg_attr(
         not(CONFIG_DEBUG_FS),
-        allow(unused_variables, reason = "nobody can ask for it")
+        allow(unused_variables, reason = "only debugfs shows it")
     )]
     pub(crate) fn raise(&self, to: u64) {
         #[cfg(CONFIG_DEBUG_FS)]

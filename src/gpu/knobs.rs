@@ -9,7 +9,7 @@ use kernel::time::{
     Delta, //
 };
 
-/// The longest delay, in milliseconds: nobody who waits for it is taken for one that hangs.
+/// The longest delay, in milliseconds: below the time after which the kernel takes a task for hung.
 const MAX_DELAY_MS: u32 = 1000;
 
 /// The knobs of a device.

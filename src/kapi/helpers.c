@@ -352,9 +352,9 @@ static int set_io_pte(pte_t *pte, unsigned long addr, void *data)
 
 /*
  * Not vmf_insert_pfn(): on x86 that takes the caching mode from what is
- * reserved for the memory, and what nobody has reserved is uncached. Drivers
+ * reserved for the memory, and what is not reserved is uncached. Drivers
  * can reserve only write-combining. The driver has claimed the memory for
- * itself, so that nobody maps it otherwise.
+ * itself, so that it is not mapped otherwise.
  */
 vm_fault_t kapi_vm_io_fault(struct vm_fault *vmf, struct drm_gem_object *obj,
 			    phys_addr_t phys)

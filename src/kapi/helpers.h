@@ -45,8 +45,8 @@ void kapi_virtio_synchronize_cbs(struct virtio_device *vdev);
 bool kapi_virtio_get_shm_region(struct virtio_device *vdev,
 				struct virtio_shm_region *region, u8 id);
 /*
- * devm_request_mem_region(): returns whether nobody else has the memory, which
- * then is the driver's until it is unbound.
+ * devm_request_mem_region(): returns whether the memory was free, which then
+ * is the driver's until it is unbound.
  */
 bool kapi_virtio_claim_memory(struct virtio_device *vdev, u64 start, u64 len);
 /* A little-endian 32-bit field of the configuration space. */

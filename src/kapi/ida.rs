@@ -97,7 +97,7 @@ impl Ida {
 #[pinned_drop]
 impl PinnedDrop for Ida {
     fn drop(self: Pin<&mut Self>) {
-        // SAFETY: The IDA was initialized, and nobody uses it any more.
+        // SAFETY: The IDA was initialized, and is not in use any more.
         unsafe { bindings::ida_destroy(self.inner.get()) }
     }
 }

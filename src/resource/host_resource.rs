@@ -102,7 +102,7 @@ struct UnrefState {
     object: Option<Owned<Resource>>,
     /// Counts an object that is released by a worker.
     in_release: Option<InRelease>,
-    /// Somebody waits for the answer, and will drop the object.
+    /// A thread waits for the answer, and will drop the object.
     waiter: bool,
     /// How UNREF ended.
     ended: Option<Answer>,

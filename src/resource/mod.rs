@@ -7,7 +7,7 @@
 //! - [`host_visible`]: memory of the host, shown in the host-visible window;
 //! - [`userptr`]: memory of the process;
 //! - [`imported`]: memory of other drivers;
-//! - [`pinned`]: user memory that stays where it is;
+//! - [`pinned`]: user memory that is pinned;
 //! - [`releases`]: user memory that is released by a worker;
 //! - [`device_mapping`]: addresses for devices that do not see physical ones.
 
@@ -130,7 +130,7 @@ impl Resource {
         self.gpu().features.uuid && (asked || matches!(self.kind, Kind::NonBlob))
     }
 
-    /// Fails if the memory was taken away for good.
+    /// Fails if the memory was revoked.
     ///
     /// # Errors
     ///

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Memory that stays where it is until the registration ends.
+//! Pinned memory: the kernel cannot move or free its pages until the registration ends.
 
 use crate::kapi::{
     dma::map::Mapper,

@@ -134,7 +134,7 @@ impl Releases {
             list(&mut self.waiting.lock()).push_back(pending);
         }
         if !QUEUE.enqueue::<Arc<Self>, 1>(self.clone()) {
-            // The module goes, and nobody waits for this thread.
+            // The module is being unloaded, and does not wait for this thread.
             self.release();
         }
     }
@@ -152,7 +152,7 @@ impl Releases {
             if alive.is_empty() && ended.is_empty() {
                 break;
             }
-            // First what gives memory back at once.
+            // First what releases memory at once.
             while let Some(pending) = ended.pop_front() {
                 pending.into_arc().empty();
             }

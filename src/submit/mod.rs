@@ -6,11 +6,11 @@
 //! - [`transfer`]: copies between guest and host;
 //! - here: from the arguments to the ring.
 //!
-//! Everything that can fail or sleep comes before the job is queued. Memory that moves is made
-//! reachable without a lock, and looked at again under the lock that those who take it away need;
-//! if it has moved meanwhile, the locks are dropped and all is done again, for a second. Between that and the end of
-//! the call there is only what cannot fail: the fence goes to the buffers, the device is told, and
-//! the results to userspace.
+//! Everything that can fail or sleep comes before the job is queued. Mirrored memory is mapped
+//! without a lock, and checked again under the lock that invalidation takes; if it has moved
+//! meanwhile, the locks are dropped and all is done again, for a second. Between that and the end
+//! of the call there is only what cannot fail: the fence goes to the buffers, the device is told,
+//! and the results to userspace.
 
 mod deps;
 pub(crate) mod transfer;
@@ -147,7 +147,8 @@ pub(crate) fn submit(file: &File, args: &mut ExecBuffer) -> Result {
     let out = OutFences::prepare(file, args)?;
     let ins = InFences::wait(file, args, timeline)?;
 
-    // Also where nobody waits for it: without fence the host answers when it has read the job.
+    // Also where the program does not ask for one: without fence the host answers when it has read
+    // the job.
     let fence = UnpublishedFence::new::<Timeline>(timeline)?;
     let event = fence_event(file, &context, ring)?;
     // Dropped after the job, and the event with it.
@@ -200,7 +201,7 @@ pub(crate) fn submit(file: &File, args: &mut ExecBuffer) -> Result {
 }
 
 /// The command of RESOURCE_CREATE_BLOB, `size` bytes at `addr`: a job that uses no buffers, and for
-/// which nobody waits. The blob that is created after it may name what it makes.
+/// whose end no one waits. The blob that is created after it may name what it makes.
 ///
 /// # Errors
 ///

@@ -2,7 +2,7 @@
 
 //! Trace events: `/sys/kernel/tracing/events/virtgpu_userptr`, defined in `trace.h`.
 //!
-//! May be called in any context. An event that nobody has enabled costs a call.
+//! May be called in any context. An event that is not enabled costs a call.
 //!
 //! There is `unsafe` here, as in `kapi`: trace events can be defined in C only, and
 //! these are the driver's own.
@@ -102,7 +102,7 @@ pub(crate) fn map(device: &CStr, space: u32, pages: &Range<usize>, entries: usiz
     }
 }
 
-/// Pages are about to be taken away, by a `change` of this name.
+/// Pages are about to be invalidated, by a `change` of this name.
 pub(crate) fn invalidate(device: &CStr, space: u32, pages: &Range<usize>, change: &CStr) {
     // SAFETY: The strings are valid.
     unsafe {

@@ -105,7 +105,7 @@ TRACE_EVENT(virtgpu_userptr_map,
 		  __entry->last, __entry->entries)
 );
 
-/* A notifier callback is about to take pages away that the device reaches. */
+/* A notifier callback is about to invalidate pages that the device reaches. */
 TRACE_EVENT(virtgpu_userptr_invalidate,
 	TP_PROTO(const char *device, u32 space, u64 first, u64 last,
 		 const char *change),

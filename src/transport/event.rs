@@ -39,7 +39,7 @@ const MAX_LOST: usize = 1024;
 
 /// Who is told that a space is gone.
 pub(crate) trait SpaceOwner: Send + Sync {
-    /// The device has given the space up by itself, and accesses nothing through it any more.
+    /// The device has dropped the space by itself, and accesses nothing through it any more.
     ///
     /// Called by a worker, without locks but that of the list of spaces.
     fn space_lost(&self);
@@ -48,7 +48,7 @@ pub(crate) trait SpaceOwner: Send + Sync {
 struct Inner {
     /// `None` before the start and after the removal.
     queue: Option<Queue<(), ()>>,
-    /// Spaces that the device has given up, for the worker. Never grows beyond its capacity.
+    /// Spaces that the device has dropped, for the worker. Never grows beyond its capacity.
     lost: KVec<u32>,
 }
 
@@ -159,7 +159,7 @@ impl Events {
             let Some(space) = space else {
                 break;
             };
-            // One that has ended meanwhile is nobody's.
+            // One that has ended meanwhile has no owner.
             if let Some(owner) = self.owners.lock().get(&space) {
                 owner.space_lost();
             }
@@ -178,7 +178,7 @@ impl Events {
         Ok(())
     }
 
-    /// Has nobody be told of space `space_id` any more.
+    /// Removes the owner of space `space_id`, which is not called any more.
     pub(super) fn remove_owner(&self, space_id: u32) {
         let node = self.owners.lock().remove_node(&space_id);
         drop(node);

@@ -2,8 +2,8 @@
 
 //! Courses that chance takes seldom, made to happen: what a knob is, and those of the queues.
 //!
-//! A knob is 0 unless somebody with access to debugfs turns it; to ask one that is off is to load a
-//! word that nobody writes. Without CONFIG_DEBUG_FS a knob takes no room and is 0.
+//! A knob is 0 unless root sets it in debugfs; to ask one that is off is to load a
+//! word that is not written. Without CONFIG_DEBUG_FS a knob takes no room and is 0.
 
 #[cfg(CONFIG_DEBUG_FS)]
 use kernel::sync::atomic::{

@@ -3,7 +3,7 @@
 //! Registration of user memory.
 //!
 //! - [`params`]: what userspace asks for, validated;
-//! - [`pinned`]: the registration of memory that stays where it is;
+//! - [`pinned`]: the registration of pinned memory;
 //! - [`mirrored`]: that of mirrored memory, followed by the device.
 
 pub(crate) mod mirrored;

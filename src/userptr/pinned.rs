@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The registration of memory that stays where it is.
+//! The registration of pinned memory.
 
 use super::params::{
     Params,

@@ -47,7 +47,7 @@ unsafe impl AlwaysRefCounted for Fence {
     }
 
     unsafe fn dec_ref(obj: NonNull<Self>) {
-        // SAFETY: The caller gives up a reference.
+        // SAFETY: The caller passes a reference on.
         unsafe { bindings::kapi_dma_fence_put(obj.as_ptr().cast()) }
     }
 }
@@ -130,7 +130,7 @@ impl<T: TimelineNames> Ops<T> {
     }
 }
 
-/// A fence that nobody but its maker knows, without a place in its timeline.
+/// A fence that only its maker knows, without a place in its timeline.
 ///
 /// Who compares two fences reads their numbers, so a fence must have its own before anybody else sees
 /// it. There is no way to a [`Fence`] but [`UnpublishedFence::publish`], which takes the number:
@@ -141,12 +141,12 @@ impl<T: TimelineNames> Ops<T> {
 ///     let _ = unpublished.publish(2); // error[E0382]: use of moved value: `unpublished`
 /// }
 /// ```
-///
-/// Dropping it drops the fence, for which nobody can wait.
+/// Dropping it drops the fence, for which no one can wait.
 ///
 /// # Invariants
 ///
-/// Not signalled. The other references, if any, belong to a [`PendingSyncFile`], whose file nobody has.
+/// Not signalled. The other references, if any, belong to a [`PendingSyncFile`], whose file is not
+/// published.
 ///
 /// [`PendingSyncFile`]: super::sync_file::PendingSyncFile
 pub(crate) struct UnpublishedFence {
@@ -169,7 +169,7 @@ impl UnpublishedFence {
         unsafe {
             bindings::dma_fence_init64(raw, const { &Ops::<T>::OPS }, ptr::null_mut(), context, 0)
         };
-        // INVARIANT: New fences are not signalled, and nobody else has them.
+        // INVARIANT: New fences are not signalled, and there is no other reference to them.
         // SAFETY: A new fence has one reference, which is ours, and is not null.
         let fence = unsafe { ARef::from_raw(NonNull::new_unchecked(raw.cast())) };
         Ok(Self { fence })
@@ -180,14 +180,14 @@ impl UnpublishedFence {
     ///
     /// Numbers must ascend in a timeline, in the order in which its fences are signalled.
     pub(crate) fn publish(self, seqno: u64) -> (DriverFence, ARef<Fence>) {
-        // SAFETY: The fence is valid, and by the type invariant nobody else reads the number.
+        // SAFETY: The fence is valid, and by the type invariant no other code reads the number.
         unsafe { (*self.fence.as_raw()).seqno = seqno };
         let published = self.fence.clone();
         // INVARIANT: Not signalled, by the invariant of `self`, which was the only one that might.
         (DriverFence { fence: self.fence }, published)
     }
 
-    /// The fence, for code that keeps it from everybody until it is published.
+    /// The fence, for code that does not share it until it is published.
     pub(super) fn as_raw(&self) -> *mut bindings::dma_fence {
         self.fence.as_raw()
     }
@@ -198,8 +198,7 @@ impl UnpublishedFence {
 /// Dropping it signals it with `-ECANCELED`.
 ///
 /// # Invariants
-///
-/// Not signalled. Nobody else may signal it.
+/// Not signalled. Only this may signal it.
 pub(crate) struct DriverFence {
     fence: ARef<Fence>,
 }
@@ -345,7 +344,7 @@ mod tests {
     #[test]
     fn others_are_not() -> Result {
         let (fence, kept) = UnpublishedFence::new::<Names>(allocate_timelines(1))?.publish(1);
-        // SAFETY: Nobody else has the fence, and the table is static.
+        // SAFETY: There is no other reference to the fence, and the table is static.
         unsafe { (*kept.as_raw()).ops = const { &WITH_WAIT } };
         fence.signal(Ok(()));
         assert!(kept.needs_module());

@@ -3,7 +3,7 @@
 //! Memory that is mapped for a device for a long time.
 //!
 //! A [`Mapper`] belongs to the binding of a driver to a device. When that ends, all that is mapped
-//! is unmapped, whoever still has it: afterwards the device's addresses are somebody else's, or the
+//! is unmapped, whoever still has it: afterwards the device's addresses belong to others, or the
 //! platform translates them in another way, and what was mapped before must not be touched.
 //!
 //! Where a device cannot reach all memory, or must not, as in an encrypted guest, the platform
@@ -225,7 +225,7 @@ impl Mapper {
 
 /// Memory mapped for a device, until this is dropped or the driver is unbound from the device.
 ///
-/// It belongs to who keeps the memory, so that nobody can use the mapping when the memory is gone:
+/// It belongs to who keeps the memory, so that the mapping cannot be used when the memory is gone:
 ///
 /// ```compile_fail,E0505
 /// fn release(pins: crate::kapi::mm::Pins) {

@@ -23,7 +23,8 @@ use kernel::{
 ///
 /// # Invariants
 ///
-/// `file` is that of a `sync_file` of `fence`, to which it has a reference. Nobody else has the file.
+/// `file` is that of a `sync_file` of `fence`, to which it has a reference. The file is not
+/// published.
 pub(crate) struct PendingSyncFile {
     file: ARef<File>,
     fence: *const bindings::dma_fence,

@@ -35,7 +35,7 @@ pub(crate) trait Show<T: Driver> {
 pub(crate) struct Folder<'a, T: Driver>(&'a Device<T>);
 
 impl<T: Driver> Folder<'_, T> {
-    /// Adds a file with a text, which everybody may read who gets there. As ever with debugfs, it is
+    /// Adds a file with a text, which may be read by all who get there. As ever with debugfs, it is
     /// missing if there is no memory.
     pub(crate) fn show<S: Show<T>>(&self, name: &'static CStr) {
         // SAFETY: The device is valid, and has its folder. The name is static. The callback fits
@@ -54,8 +54,8 @@ impl<T: Driver> Folder<'_, T> {
     pub(crate) fn number(&self, name: &CStr, which: fn(&T::Data) -> &Atomic<u32>) {
         let number = which(self.0);
         // SAFETY: The folder is the device's, valid or an error. The number is borrowed of the
-        // device's data, which nobody moves or borrows mutably before the release of the device, by
-        // when there is no such file any more. C writes aligned words at once.
+        // device's data, which is not moved or borrowed mutably before the release of the device,
+        // by when there is no such file any more. C writes aligned words at once.
         unsafe {
             bindings::debugfs_create_u32(
                 name.as_char_ptr(),
@@ -79,7 +79,7 @@ extern "C" fn show_callback<T: Driver, S: Show<T>>(
     _: *mut c_void,
 ) -> c_int {
     // SAFETY: The core calls with a file of `Folder::show`, whose private data is the entry, of a
-    // device that is registered. Nobody else uses the `seq_file` meanwhile.
+    // device that is registered. Only this call uses the `seq_file` meanwhile.
     let (dev, out) = unsafe {
         let entry: *mut bindings::drm_debugfs_entry = (*seq).private.cast();
         (

@@ -103,7 +103,7 @@ pub(crate) trait Driver: Sized + 'static {
     /// Userspace has read events of `file`, so that there is room for more. May sleep.
     fn events_read(file: &File<Self>);
 
-    /// Somebody reads what `file` tells of itself. May sleep.
+    /// A program reads the fdinfo of `file`. May sleep.
     fn fdinfo(file: &File<Self>, out: &super::fdinfo::FdInfo);
 
     /// The device is being registered: adds files to its folder in debugfs.
@@ -235,7 +235,7 @@ impl<T: Driver> Device<T> {
     }
 
     extern "C" fn release_callback(raw: *mut bindings::drm_device) {
-        // SAFETY: The last reference is gone, so nobody uses the data, which `new` initialized.
+        // SAFETY: The last reference is gone, so nothing uses the data, which `new` initialized.
         unsafe { ptr::drop_in_place(&raw mut (*raw.cast::<Self>()).data) }
     }
 }
@@ -274,7 +274,7 @@ unsafe impl<T: Driver> AlwaysRefCounted for Device<T> {
     }
 
     unsafe fn dec_ref(obj: NonNull<Self>) {
-        // SAFETY: The caller gives up a reference.
+        // SAFETY: The caller passes a reference on.
         unsafe { bindings::drm_dev_put(obj.as_ptr().cast()) }
     }
 }

@@ -98,7 +98,7 @@ unsafe fn fill<P: Payload>(node: *mut Node<P>, payload: P) -> *mut bindings::drm
 /// Memory for one event, allocated ahead, so that sending needs none.
 pub(crate) struct Event<P: Payload>(KBox<Node<P>>);
 
-// SAFETY: Until it is sent, an event is memory that nobody else uses.
+// SAFETY: Until it is sent, an event is memory that has one user.
 unsafe impl<P: Payload> Send for Event<P> {}
 
 impl<P: Payload> Event<P> {
@@ -212,7 +212,7 @@ impl EventQueue {
 /// An event that has its room, so that sending it cannot fail. May outlive the file, whose end ends
 /// the event.
 ///
-/// Dropping it unsent gives the room back. That must happen where one may sleep, since it may drop
+/// Dropping it unsent returns the room. That must happen where one may sleep, since it may drop
 /// the last reference to the device.
 ///
 /// # Invariants

@@ -72,11 +72,11 @@ impl<T: Driver> File<T> {
             // SAFETY: The core calls with a device of this driver.
             let data = T::open(unsafe { Device::<T>::from_raw(dev) })?;
             // SAFETY: The core calls with a new file. It is valid until `postclose_callback` drops
-            // what is made here; and nobody can send before the file can be used, from when on it
+            // what is made here; and nothing is sent before the file can be used, from when on it
             // ends by `release_callback`.
             let events = unsafe { EventQueue::new(NonNull::new(file).ok_or(EINVAL)?)? };
             let private = KBox::new(Private::<T> { data, events }, GFP_KERNEL)?;
-            // SAFETY: Nobody else uses the file yet.
+            // SAFETY: The file is not in use yet.
             unsafe { (*file).driver_priv = private.into_foreign().cast() };
             Ok(0)
         })
@@ -115,7 +115,7 @@ impl<T: Driver> File<T> {
         _dev: *mut bindings::drm_device,
         file: *mut bindings::drm_file,
     ) {
-        // SAFETY: The file was opened, so that its data is there; nobody uses it after this.
+        // SAFETY: The file was opened, so that its data is there; this is its last use.
         drop(unsafe { KBox::<Private<T>>::from_foreign((*file).driver_priv.cast()) });
     }
 

@@ -390,7 +390,7 @@ impl<O: DriverObject> Object<O> {
     /// # Safety
     ///
     /// `raw` is from `allocate`, its GEM object is not initialized or released, its data is
-    /// dropped, and nobody uses it any more.
+    /// dropped, and it is not in use any more.
     unsafe fn deallocate(raw: NonNull<Self>) {
         let raw = raw.as_ptr();
         // SAFETY: By the requirements of this function. The device goes last: it may be what
@@ -583,7 +583,7 @@ impl<O: DriverObject> Object<O> {
 
     extern "C" fn free_callback(raw: *mut bindings::drm_gem_object) {
         // SAFETY: The core calls when the last reference is gone.
-        // INVARIANT: So nobody else uses the object.
+        // INVARIANT: So this is the only user of the object.
         O::free(Owned(unsafe { NonNull::new_unchecked(raw.cast()) }));
     }
 
@@ -695,7 +695,7 @@ unsafe impl<O: DriverObject> AlwaysRefCounted for Object<O> {
     }
 
     unsafe fn dec_ref(obj: NonNull<Self>) {
-        // SAFETY: The caller gives up a reference.
+        // SAFETY: The caller passes a reference on.
         unsafe { bindings::kapi_drm_gem_object_put(obj.as_ptr().cast()) }
     }
 }
@@ -710,7 +710,7 @@ unsafe impl<O: DriverObject> Sync for Object<O> {}
 ///
 /// # Invariants
 ///
-/// The pointer is that of an initialized object, which nobody else uses.
+/// The pointer is that of an initialized object, of which this is the only user.
 pub(crate) struct Owned<O: DriverObject>(NonNull<Object<O>>);
 
 // SAFETY: An object may be freed by any thread.
@@ -731,7 +731,7 @@ impl<O: DriverObject> Deref for Owned<O> {
 impl<O: DriverObject> Drop for Owned<O> {
     fn drop(&mut self) {
         let raw = self.as_raw();
-        // SAFETY: By the type invariant the object is initialized, and nobody else uses it. The
+        // SAFETY: By the type invariant the object is initialized, and has no other user. The
         // device's view of the pages goes before they do.
         unsafe {
             ptr::drop_in_place(&raw mut (*self.0.as_ptr()).data);

@@ -55,8 +55,8 @@ extern "C" fn call<D: Driver, I: Ioctl<D>>(
 ) -> c_int {
     from_result(|| {
         // SAFETY: The core calls with a device and an open file of this driver, and with
-        // `size_of::<I::Args>()` initialized bytes at least, aligned for any scalar, which nobody
-        // else uses. All bytes are valid for `I::Args`.
+        // `size_of::<I::Args>()` initialized bytes at least, aligned for any scalar, for the use of
+        // this call. All bytes are valid for `I::Args`.
         let (dev, file, args) = unsafe {
             (
                 Device::<D>::from_raw(dev),

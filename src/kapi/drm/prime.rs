@@ -48,7 +48,7 @@ use kernel::{
 /// The operations of the dma-bufs that a driver exports. A driver has one, which is static.
 pub(crate) struct DmaBufOps(bindings::virtio_dma_buf_ops);
 
-// SAFETY: A table of functions, which nobody changes.
+// SAFETY: A table of functions, which does not change.
 unsafe impl Sync for DmaBufOps {}
 
 /// The object behind a dma-buf.
@@ -237,7 +237,7 @@ pub(super) extern "C" fn import_callback<D: Driver>(
     }
 }
 
-/// A dma-buf of somebody else, to be imported.
+/// A dma-buf of another exporter, to be imported.
 ///
 /// # Invariants
 ///
@@ -428,7 +428,7 @@ pub(crate) struct Mapped {
 // SAFETY: A mapping may be looked at and undone from any thread.
 unsafe impl Send for Mapped {}
 
-// SAFETY: Nobody changes the table.
+// SAFETY: The table does not change.
 unsafe impl Sync for Mapped {}
 
 impl Mapped {
@@ -439,7 +439,7 @@ impl Mapped {
     ///
     /// Those of `emit`.
     pub(crate) fn for_each_run(&self, mut emit: impl FnMut(u64, u64) -> Result) -> Result {
-        // SAFETY: By the type invariant the table is valid, and nobody changes it.
+        // SAFETY: By the type invariant the table is valid, and does not change.
         let table: &kernel::scatterlist::SGTable =
             unsafe { kernel::scatterlist::SGTable::from_raw(self.table.as_ptr()) };
         for entry in table.iter() {

@@ -2,7 +2,7 @@
 
 //! Accounting of pinned memory against RLIMIT_MEMLOCK.
 //!
-//! `mm->pinned_vm` is an atomic counter, so that it can be given back in any context, even after
+//! `mm->pinned_vm` is an atomic counter, so that pages can be uncharged in any context, even after
 //! the process has gone. This is the practice of `drivers/infiniband/core/umem.c`.
 
 use crate::kapi::bindings;
@@ -14,7 +14,7 @@ use kernel::{
     sync::aref::ARef, //
 };
 
-/// Pages charged to a process; given back when this is dropped.
+/// Pages charged to a process, and uncharged when this is dropped.
 ///
 /// # Invariants
 ///

@@ -24,7 +24,7 @@ use kernel::{
 pub(crate) struct HmmPage(c_ulong);
 
 impl HmmPage {
-    /// A page that nobody has found, for tests: the one of this number.
+    /// A page that was not looked up, for tests: the one of this number.
     #[cfg(CONFIG_KUNIT = "y")]
     pub(crate) const fn made_up(number: usize) -> Self {
         Self(number)

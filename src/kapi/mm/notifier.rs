@@ -2,8 +2,9 @@
 
 //! Notifications of changes to a range of a process's addresses.
 //!
-//! A driver that lets a device use the pages behind a range without holding them is told before
-//! the kernel takes one away, and must have ended the device's access when its callbacks return.
+//! A driver that lets a device use the pages behind a range without holding them is told before the
+//! kernel changes their page tables, and must have ended the device's access when its callbacks
+//! return.
 //!
 //! C header: [`include/linux/mmu_notifier.h`](srctree/include/linux/mmu_notifier.h); see
 //! `Documentation/mm/hmm.rst`.
@@ -27,7 +28,7 @@ use kernel::{
 pub(crate) enum Change {
     /// The addresses are unmapped.
     Unmap,
-    /// Pages are replaced or taken away.
+    /// Pages are replaced or unmapped.
     Clear,
     /// Rights of the addresses change.
     ProtectionVma,
@@ -35,7 +36,7 @@ pub(crate) enum Change {
     ProtectionPage,
     /// Writes are to be noticed.
     SoftDirty,
-    /// The process gives up all its addresses.
+    /// The process has ended or called exec: all its addresses go.
     Release,
     /// Pages move to the memory of a device or back.
     Migrate,

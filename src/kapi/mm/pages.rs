@@ -13,7 +13,7 @@ use core::ops::Range;
 ///
 /// # Safety
 ///
-/// The page is one of the kernel's, and somebody keeps it from being freed: for a page that a
+/// The page is one of the kernel's, and something keeps it from being freed: for a page that a
 /// process has mapped, a notifier callback that was called for it and has not returned, or a lock
 /// that such a callback takes before it can return.
 pub(crate) unsafe fn mark_dirty(phys: u64) -> Range<u64> {

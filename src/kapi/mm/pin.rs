@@ -217,7 +217,7 @@ impl Pins {
             _ => runs,
         };
         if let Err(e) = self.runs.extend_from_slice(rest, GFP_KERNEL_ACCOUNT) {
-            // SAFETY: The caller gives up the pins of these pages, where one may sleep.
+            // SAFETY: The caller passes the pins of these pages on, where one may sleep.
             unsafe { bindings::kapi_unpin_runs(rest.as_ptr().cast(), rest.len(), false) };
             return Err(e.into());
         }
@@ -258,7 +258,7 @@ impl Drop for Pins {
     fn drop(&mut self) {
         drop(self.dma.take());
         // SAFETY: By the type invariant the pages are pinned; pins are dropped where one may sleep.
-        // All pages are dirty, as nobody says which of them the device wrote.
+        // All pages are dirty, as the device does not say which of them it wrote.
         unsafe { bindings::kapi_unpin_runs(self.runs.as_ptr().cast(), self.runs.len(), self.write) }
     }
 }

@@ -96,14 +96,14 @@ impl<T> Deref for KillableGuard<'_, T> {
     type Target = T;
 
     fn deref(&self) -> &T {
-        // SAFETY: By the type invariant nobody else has the data.
+        // SAFETY: By the type invariant this is the only access to the data.
         unsafe { &*self.mutex.data.get() }
     }
 }
 
 impl<T> DerefMut for KillableGuard<'_, T> {
     fn deref_mut(&mut self) -> &mut T {
-        // SAFETY: By the type invariant nobody else has the data.
+        // SAFETY: By the type invariant this is the only access to the data.
         unsafe { &mut *self.mutex.data.get() }
     }
 }

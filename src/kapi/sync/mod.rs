@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Waiting with a bound, locks that can be given up, and work that memory reclaim may depend on.
+//! Waiting with a bound, locks whose waiters can be killed, and work that memory reclaim may depend
+//! on.
 
 mod delayed;
 mod killable;

@@ -30,7 +30,7 @@ extern "C" fn evaluate<F: FnMut() -> bool>(data: *mut c_void) -> bool {
 }
 
 impl WaitQueue {
-    /// A queue that nobody waits in.
+    /// A queue without waiters.
     pub(crate) fn new() -> impl PinInit<Self> {
         pin_init!(Self {
             head <- Opaque::ffi_init(|slot| {

@@ -68,10 +68,9 @@ impl Workqueue {
     }
 }
 
-/// The place of a workqueue that a module has from its beginning to its end.
-///
-/// Work on it may give up the last reference to all of which it is part, which work on a queue of
-/// a device must not if the queue goes with the device. When the module goes, it waits for all work.
+/// The place of a workqueue that a module has from its beginning to its end. Work on it may drop
+/// the last reference to all of which it is part, which work on a queue of a device must not if the
+/// queue goes with the device. When the module goes, it waits for all work.
 ///
 /// # Invariants
 ///

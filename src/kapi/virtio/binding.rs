@@ -127,7 +127,7 @@ impl Binding {
 
     /// Resets the device: when this returns, it accesses no memory, no notification is on its way
     /// to it, and no callback of a queue is running. Nothing can be added to the queues from now
-    /// on, and what the device has not used can be taken back.
+    /// on, and what the device has not used can be detached.
     ///
     /// Sleeps, for as long as the device takes. Does nothing if the driver has been unbound: then
     /// all that was done.
@@ -166,7 +166,7 @@ impl Binding {
             queues.set.take()
         };
         if let Some(set) = set {
-            // SAFETY: They are the device's, by `find_queues`, and it was reset. Nobody else has
+            // SAFETY: They are the device's, by `find_queues`, and it was reset. No one else has
             // found them here.
             unsafe { set.take_down(&self.vdev) };
         }

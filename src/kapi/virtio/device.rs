@@ -196,8 +196,8 @@ impl Device<device::Core<'_>> {
         ConfigSpace { vdev, len }
     }
 
-    /// Claims a shared memory region for the driver until it is unbound. Returns whether nobody
-    /// else has it.
+    /// Claims a shared memory region for the driver until it is unbound. Returns whether it was
+    /// free.
     pub(crate) fn claim_memory(&self, region: &ShmRegion) -> bool {
         // SAFETY: By the type invariant the device is valid; the context says that the driver is
         // bound.
@@ -244,7 +244,7 @@ unsafe impl AlwaysRefCounted for Device {
     }
 
     unsafe fn dec_ref(obj: NonNull<Self>) {
-        // SAFETY: The caller gives up a reference.
+        // SAFETY: The caller passes a reference on.
         unsafe { bindings::put_device(&raw mut (*obj.as_ref().as_raw()).dev) }
     }
 }

@@ -291,7 +291,7 @@ pub(crate) trait Driver: 'static {
         queues: QueueSetup<'_>,
     ) -> Result;
 
-    /// Called before somebody resets the device by means of its bus. It must not be used any more
+    /// Called before the device is reset by means of its bus. It must not be used any more
     /// until it is bound again.
     fn reset_prepare(this: Pin<&Self::Data>);
 

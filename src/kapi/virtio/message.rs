@@ -25,7 +25,7 @@ pub(crate) const REQUEST_MAX: usize = 128;
 pub(crate) const RESPONSE_MAX: usize = 64;
 
 /// The largest piece that is tried, and one that is to be had with some reclaim
-/// (`PAGE_ALLOC_COSTLY_ORDER`), for a list of which nobody knows how long it gets.
+/// (`PAGE_ALLOC_COSTLY_ORDER`), for a list of unknown length.
 const CHUNK_MAX: usize = 4 << 20;
 const CHUNK_EASY: usize = 32 << 10;
 /// The first piece of a growing list: most are short.
@@ -222,7 +222,7 @@ impl Chunks {
 #[repr(C, align(64))]
 struct Line<const N: usize>(UnsafeCell<[u8; N]>);
 
-/// A request with room for its answer, and data of the driver: `S` for everybody who has a
+/// A request with room for its answer, and data of the driver: `S` for all who have a
 /// reference, `O` for the owner, which is the holder of the one [`ListArc`].
 ///
 /// The device reads the fixed part of the request and then `payload`; it writes the fixed part of
@@ -246,7 +246,7 @@ pub(crate) struct Message<S, O> {
     request: Line<REQUEST_MAX>,
     response: Line<RESPONSE_MAX>,
     owned: UnsafeCell<O>,
-    /// Data of the driver for everybody.
+    /// Data of the driver for all who have a reference.
     #[pin]
     pub(crate) shared: S,
     #[pin]
@@ -339,7 +339,7 @@ impl<S, O> Message<S, O> {
 
     /// The owner's data.
     pub(crate) fn owned(this: &mut ListArc<Self>) -> &mut O {
-        // SAFETY: There is one `ListArc`, so nobody else has a reference.
+        // SAFETY: There is one `ListArc`, and no other reference.
         unsafe { &mut *this.owned.get() }
     }
 
@@ -572,7 +572,7 @@ mod tests {
         assert_eq!(message.writable_len(), 24);
         assert_eq!(message.bytes(), 3 * BOUNCE_UNIT);
         let request = message.request.0.get().cast::<u8>();
-        // SAFETY: The array is longer, and nobody else has the message.
+        // SAFETY: The array is longer, and there is no other reference to the message.
         let (inside, outside) = unsafe { (request.add(23).read(), request.add(24).read()) };
         assert_eq!((inside, outside), (2, 0));
         Ok(())

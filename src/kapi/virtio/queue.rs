@@ -105,13 +105,14 @@ impl QueueSet {
         }
     }
 
-    /// Has nobody add messages or notify the device any more. When this returns nobody does.
+    /// Stops all threads from adding messages and notifying the device. When this returns none
+    /// does.
     pub(super) fn stop(&self) {
         self.advance(STOPPED);
         rcu::synchronize_rcu();
     }
 
-    /// Allows messages to be taken back.
+    /// Allows unused messages to be detached.
     ///
     /// # Safety
     ///
@@ -131,7 +132,7 @@ impl QueueSet {
         rcu::synchronize_rcu();
         for queue in &self.queues {
             loop {
-                // SAFETY: The queue has not been deleted, and nobody else uses it any more.
+                // SAFETY: The queue has not been deleted, and this is its last user.
                 let token = unsafe { bindings::virtqueue_detach_unused_buf(queue.vq.as_ptr()) };
                 let Some(token) = NonNull::new(token) else {
                     break;
@@ -142,7 +143,7 @@ impl QueueSet {
             }
         }
         let vdev = vdev.as_raw();
-        // SAFETY: The queues exist, and nobody uses them. After `del_vqs` no callback runs, so the
+        // SAFETY: The queues exist, and have no users. After `del_vqs` no callback runs, so the
         // reference that `priv` holds can go.
         unsafe {
             bindings::kapi_virtio_del_vqs(vdev);
@@ -157,7 +158,7 @@ impl QueueSet {
 ///
 /// # Safety
 ///
-/// `handler` is such a pointer, and the caller gives it up.
+/// `handler` is such a pointer, and the caller passes its ownership on.
 unsafe fn drop_handler<H>(handler: *mut c_void) {
     // SAFETY: By the requirements of this function.
     drop(unsafe { Arc::from_raw(handler.cast::<H>().cast_const()) });
@@ -229,14 +230,14 @@ impl<'a> QueueSetup<'a> {
 
 /// A device with queues that does not know that its driver is ready.
 ///
-/// The bus tells it when the driver has been probed, if nobody did before.
+/// The bus sets DRIVER_OK when the driver has been probed, if that was not done before.
 pub(crate) struct Unready<'a>(&'a Binding);
 
 impl Unready<'_> {
     /// Tells the device that the driver is ready, so that the queues can be used at once.
     pub(crate) fn ready(self) {
         // SAFETY: The device is coming up, so its driver is bound; its queues were just found, and
-        // nobody has said this before, because this needs the one `Unready`.
+        // this was not said before, because it needs the one `Unready`.
         unsafe { bindings::kapi_virtio_device_ready(self.0.device().as_raw()) }
     }
 }
@@ -368,7 +369,7 @@ unsafe impl<S: Send + Sync, O: Send> Sync for Queue<S, O> {}
 
 /// The device must be notified of new messages in a queue.
 ///
-/// Notifying it may be an exit to the host, so whoever holds a lock lets go of it first. It happens
+/// Notifying it may be an exit to the host, so whoever holds a lock releases it first. It happens
 /// when this is dropped, unless the device is reset before. May be dropped in any context.
 #[must_use = "the device is notified when this is dropped, which must be after all locks"]
 pub(crate) struct Notification {
@@ -435,10 +436,9 @@ impl<S: Send + Sync, O: Send> Queue<S, O> {
         };
         let token = ListArc::into_raw(message);
 
-        // INVARIANT: The new token is a `ListArc`.
-        // SAFETY: The queue is valid as long as the guard lives, and `&mut self` excludes others. The
-        // buffers are part of the message, which the queue owns until it gives the token back. The
-        // lists are only read during the call.
+        // INVARIANT: The new token is a `ListArc`. SAFETY: The queue is valid as long as the guard
+        // lives, and `&mut self` excludes others. The buffers are part of the message, which the
+        // queue owns until it returns the token. The lists are only read during the call.
         let added = to_result(unsafe {
             bindings::virtqueue_add_sgs(
                 self.vq.as_ptr(),
@@ -465,7 +465,7 @@ impl<S: Send + Sync, O: Send> Queue<S, O> {
     /// Makes new messages visible to the device. Returns what is left to do, unless the device does
     /// not want to know.
     ///
-    /// Nobody depends on another thread for that: as long as a notification is on its way, the next
+    /// No thread depends on another for that: as long as a notification is on its way, the next
     /// one is made too.
     pub(crate) fn kick_prepare(&mut self) -> Option<Notification> {
         let _guard = self.set.enter(LIVE, LIVE)?;

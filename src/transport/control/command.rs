@@ -60,7 +60,7 @@ pub(super) const INVALID: u32 = 2;
 /// A command of the control queue.
 pub(crate) type Command = Message<Shared, Owned>;
 
-/// What everybody who waits for a command sees of it.
+/// What all who wait for a command see of it.
 #[pin_data]
 pub(crate) struct Shared {
     /// What the device answered: a [`response`], or [`PENDING`], [`ABORTED`] or [`INVALID`].
@@ -178,20 +178,20 @@ impl JobContext {
         let _ = self.closed_at.cmpxchg(0, now.max(1), Relaxed);
     }
 
-    /// When the file was closed, unless it was not, or nobody waits for the jobs any more.
+    /// When the file was closed, unless it was not, or its jobs are cancelled.
     pub(super) fn closed_at(&self) -> Option<i64> {
         let at = self.closed_at.load(Relaxed);
         (at != 0 && at != CANCELLED).then_some(at)
     }
 
-    /// Nobody waits for the jobs any more.
+    /// The jobs are cancelled: their fences are signalled, and the context takes no more.
     pub(super) fn set_cancelled(&self) {
         self.set_lost();
         self.closed_at.store(CANCELLED, Relaxed);
     }
 }
 
-/// [`JobContext::closed_at`] of one whose jobs nobody waits for any more.
+/// [`JobContext::closed_at`] of one whose jobs are cancelled.
 const CANCELLED: i64 = i64::MAX;
 
 /// Whose job a command is. Its answer may take any time.
@@ -227,7 +227,7 @@ impl JobOf {
 /// What goes with a command to its end.
 pub(crate) struct Owned {
     pub(super) header: Header,
-    /// Where its descriptors are counted, unless the command takes something away.
+    /// Where its descriptors are counted, unless the command is teardown.
     pub(super) taken_from: Option<(Arc<RingQuota>, Part)>,
     /// The place in [`Inner::in_flight`].
     pub(super) index: usize,

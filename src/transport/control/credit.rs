@@ -2,15 +2,17 @@
 
 //! Room in the ring, taken ahead.
 //!
-//! A command takes one descriptor of a ring with indirect descriptors, and otherwise as many as it has
-//! parts. Where messages have but a part of a pool of bounce buffers, that is dealt out with the
-//! descriptors: a command takes as many as are worth its bytes, if that is more. The ring has three parts: one for commands that take something away, an eighth for files that
-//! have nothing in the ring, and the rest. A file gets a quarter of the ring at most.
+//! A command takes one descriptor of a ring with indirect descriptors, and otherwise as many as it
+//! has parts. Where messages have but a part of a pool of bounce buffers, that is dealt out with
+//! the descriptors: a command takes as many as are worth its bytes, if that is more. The ring has
+//! three parts: one for teardown, an eighth for files that have nothing in the ring, and the rest.
+//! A file gets a quarter of the ring at most.
 //!
-//! As long as there is room nobody takes a lock for it. Who finds none waits in line: the commands of
-//! one file in their order, and the files in turns. When it is a file's turn, what it waits for is not
-//! given to others, however long it takes to gather; only files with nothing in the ring get their
-//! eighth meanwhile. A file that has its quarter loses its turn until it has less.
+//! As long as there is room a sender takes it without a lock. Who finds none waits in line: the
+//! commands of one file in their order, and the files in turns. When it is a file's turn, what it
+//! waits for is not given to others, however long it takes to gather; only files with nothing in
+//! the ring get their eighth meanwhile. A file that has its quarter loses its turn until it has
+//! less.
 
 use super::{
     command::Command,
@@ -307,7 +309,8 @@ impl Line {
     }
 }
 
-/// The descriptors of a ring. They are taken at any time, and given back under the control queue's lock.
+/// The descriptors of a ring. They are taken at any time, and returned under the control queue's
+/// lock.
 pub(super) struct Room {
     size: Atomic<usize>,
     indirect: AtomicFlag,
@@ -315,7 +318,7 @@ pub(super) struct Room {
     slot_bytes: Atomic<usize>,
     common: Pool,
     first: Pool,
-    /// Somebody waits for room in the common part.
+    /// There are waiters for room in the common part.
     crowded: AtomicFlag,
 }
 
@@ -404,7 +407,7 @@ impl Room {
         }
     }
 
-    /// Takes room for commands that take something away, beyond what is kept for them: not all of it,
+    /// Takes room for teardown, beyond what is kept for it: not all of it,
     /// and not what others wait for.
     pub(super) fn take_for_teardown(&self, slots: usize) -> bool {
         let kept = self.size() / 8;
@@ -420,7 +423,7 @@ impl Room {
         self.common.give(slots);
     }
 
-    /// Takes room for a command that has its own, but may need more: only what is nobody's.
+    /// Takes room for a command that has its own, but may need more: only what is free.
     /// [`Room::overdraw`] is to follow, under the same lock.
     pub(super) fn take_beyond(&self, slots: usize) -> bool {
         self.common.take(slots)
@@ -439,7 +442,7 @@ impl Room {
         }
     }
 
-    /// Such a command is over. Its own room is given back by [`Room::return_to_quota`].
+    /// Such a command is over. [`Room::return_to_quota`] returns its own room.
     fn settle_overdraft(&self, quota: Option<&RingQuota>, slots: usize) {
         self.common.give(slots);
         if let Some(quota) = quota {
@@ -588,7 +591,7 @@ struct InLine<'a> {
 }
 
 impl<'a> InLine<'a> {
-    /// Joins the line; `taken` slots of the quota are to be given back.
+    /// Joins the line; `taken` slots of the quota are to be returned.
     fn join(
         control: &'a Arc<Control>,
         quota: &'a Arc<RingQuota>,
@@ -768,7 +771,7 @@ mod tests {
         line: Line,
     }
 
-    /// Somebody in line.
+    /// A waiter in line.
     struct Joined {
         waiter: Arc<Waiter>,
         place: Place,

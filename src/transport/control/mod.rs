@@ -12,8 +12,8 @@
 //!
 //! A sender takes a [`Credit`] for the most descriptors that its command can take before it takes
 //! any lock, so that adding to the ring cannot fail for lack of room. One file gets a quarter of
-//! the ring at most. [`TEARDOWN_RESERVE`] descriptors are kept for commands that take something
-//! away; such a command never waits, it is put into a backlog if need be.
+//! the ring at most. [`TEARDOWN_RESERVE`] descriptors are kept for teardown; such a command never
+//! waits, it is put into a backlog if need be.
 //!
 //! # The end of a device
 //!
@@ -129,7 +129,7 @@ use kernel::{
 };
 use zerocopy::IntoBytes;
 
-/// Descriptors kept for commands that take something away.
+/// Descriptors kept for teardown.
 const TEARDOWN_RESERVE: usize = 16;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -153,7 +153,7 @@ struct Inner {
     cursor: Option<Queue<Shared, Owned>>,
     /// Who waits for room.
     line: Line,
-    /// Descriptors for commands that take something away.
+    /// Descriptors for teardown.
     reserve: usize,
     next_fence: u64,
     /// The highest fence that was answered.
@@ -166,7 +166,7 @@ struct Inner {
     places: KVec<usize>,
     /// Commands that have their numbers, but found no descriptors. No other command overtakes them.
     pending: List<Command>,
-    /// Commands that take something away, waiting for descriptors.
+    /// Teardown that waits for descriptors.
     backlog: List<Command>,
     /// Commands that were refused before what they undo was answered, in the order in which they
     /// were sent.
@@ -203,7 +203,7 @@ pub(crate) struct Timeouts {
     pub(crate) answer_ms: u32,
     /// To end a job, in milliseconds, until its context is lost; 0 for no limit.
     pub(crate) job_ms: u32,
-    /// To end jobs that somebody else must not wait for, in milliseconds.
+    /// How long others may wait for a job, in milliseconds.
     pub(crate) grace_ms: u32,
 }
 
@@ -422,7 +422,7 @@ impl Control {
         self.timeouts.answer_ms
     }
 
-    /// How long jobs may keep what somebody else waits for, in milliseconds.
+    /// How long jobs may keep others waiting, in milliseconds.
     pub(crate) fn grace_ms(&self) -> u32 {
         self.timeouts.grace_ms
     }
@@ -469,9 +469,9 @@ impl Control {
         self.add_and(command, credit, |_, _| (), |_| None).map(drop)
     }
 
-    /// As [`Control::send`], but not before the commands that take something away and wait for
-    /// descriptors: what one of them takes away is given back by this one. Returns when the command
-    /// is in the ring, so that nothing that needs it comes before it.
+    /// As [`Control::send`], but not before the teardown that waits for descriptors: this one
+    /// restores what such a command ends. Returns when the command is in the ring, so that nothing
+    /// that needs it comes before it.
     ///
     /// # Errors
     ///
@@ -617,8 +617,8 @@ impl Control {
 
     /// Puts a command that has its numbers into the ring.
     ///
-    /// Without memory for a table it takes a descriptor for each part: those beyond what was taken for
-    /// it must be nobody else's, or for a command that takes something away, what is kept for such.
+    /// Without memory for a table it takes a descriptor for each part: those beyond what was taken
+    /// for it must be free, or for teardown, what is kept for that.
     fn put(
         self: &Arc<Self>,
         inner: &mut Inner,
@@ -682,7 +682,7 @@ impl Control {
         drop(notification);
     }
 
-    /// Sends a command that takes something away. Cannot fail, and does not sleep unless the
+    /// Sends a teardown command. Cannot fail, and does not sleep unless the
     /// device has been reset; then the command is completed on the spot.
     pub(crate) fn teardown(self: &Arc<Self>, command: ListArc<Command>) {
         let mut inner = self.inner.lock();
@@ -746,7 +746,7 @@ impl Control {
         added
     }
 
-    /// Sends what takes something away, and what must not come before that. Returns whether it has
+    /// Sends teardown that waits, and what must not come before it. Returns whether it has
     /// sent anything.
     fn send_backlog(self: &Arc<Self>, inner: &mut Inner) -> bool {
         let mut added = false;

@@ -200,8 +200,8 @@ impl Control {
         })
     }
 
-    /// Whether somebody has waited for an answer in vain: others need not try the same. That a context
-    /// is destroyed may take as long as its jobs.
+    /// Whether a thread has waited for an answer in vain: others need not try the same. That a
+    /// context is destroyed may take as long as its jobs.
     pub(crate) fn is_late(&self) -> bool {
         let now = self.now();
         Self::overdue(&self.inner.lock(), now).any(|command| command.shared.destroys.is_none())
@@ -269,7 +269,7 @@ impl Control {
         })
     }
 
-    /// The context is lost: nobody waits for its jobs any longer. The device still has them.
+    /// The context is lost: its jobs are cancelled. The device still has them.
     pub(crate) fn cancel_jobs(&self, of: &Arc<JobContext>) {
         self.cancel_jobs_where(|job| Arc::ptr_eq(&job.of, of));
     }
@@ -289,7 +289,7 @@ impl Control {
         }
     }
 
-    /// How long the jobs of a closed file may take, in milliseconds, until nobody waits for them.
+    /// How long the jobs of a closed file may take, in milliseconds, until they are cancelled.
     fn closing_limit(&self) -> i64 {
         let limit = match self.timeouts.job_ms {
             0 => self.timeouts.answer_ms,
@@ -298,7 +298,7 @@ impl Control {
         i64::from(limit) + i64::from(self.timeouts.grace_ms)
     }
 
-    /// Whether a job runs whose file is closed, and for which somebody may wait.
+    /// Whether a job runs whose file is closed, and that is not cancelled.
     fn is_closing(inner: &Inner) -> bool {
         Self::running_jobs(inner).any(|(_, job)| job.of.closed_at().is_some())
     }
@@ -459,7 +459,7 @@ impl Control {
     }
 
     pub(super) fn arm_watchdog(self: &Arc<Self>, inner: &mut Inner) {
-        // Once the device is stopped nobody cancels it, and it must not have the last reference.
+        // Once the device is stopped no one cancels it, and it must not have the last reference.
         if inner.state == State::Running && !inner.watching {
             inner.watching = true;
             // Often enough that the device gets the probe well before the time is over.

@@ -95,7 +95,7 @@ const ABORTED: u32 = u32::MAX - 1;
 /// A command of the mirror queue.
 pub(crate) type MirrorCommand = Message<Shared, Owned>;
 
-/// What everybody who waits for a command sees of it.
+/// What all who wait for a command see of it.
 #[pin_data]
 pub(crate) struct Shared {
     /// A [`status`], [`PENDING`] or [`ABORTED`]. Validated once, because the device can change its
@@ -342,7 +342,7 @@ impl Mirror {
         outcome
     }
 
-    /// The device has been reset: gives up on what it never answered.
+    /// The device has been reset: aborts what it never answered.
     pub(super) fn reset(&self) {
         let mut unanswered: List<MirrorCommand> = List::new();
         let mut inner = self.inner.lock();
@@ -359,7 +359,7 @@ impl Mirror {
         drop(unanswered);
     }
 
-    /// Takes the queue away: the device is gone.
+    /// Removes the queue: the device is gone.
     pub(super) fn take_queue(&self) -> Option<Queue<Shared, Owned>> {
         self.inner.lock().queue.take()
     }
@@ -394,7 +394,7 @@ impl Mirror {
                 }
             }
             // Who has hit many registrations at once waits for all, and each interrupt costs more
-            // than an acknowledgement. Nobody else is to wait for them, though.
+            // than an acknowledgement. Other waiters are not to be delayed, though.
             let delayed = inner.others == 0;
             let Some(queue) = inner.queue.as_mut() else {
                 break;
@@ -566,7 +566,7 @@ impl MirrorQueue {
         self.mirror().inner.lock().room.most()
     }
 
-    /// Has `owner` be told if the device gives space `space_id` up.
+    /// Has `owner` called if the device drops space `space_id`.
     ///
     /// # Errors
     ///
@@ -575,7 +575,7 @@ impl MirrorQueue {
         self.control.events.add_owner(space_id, owner)
     }
 
-    /// Has nobody be told of space `space_id` any more.
+    /// Removes the owner of space `space_id`, which is not called any more.
     pub(crate) fn remove_owner(&self, space_id: u32) {
         self.control.events.remove_owner(space_id);
     }
@@ -884,7 +884,7 @@ impl MirrorQueue {
     }
 
     /// Waits uninterruptibly for what the device's answers to others bring about. Each of those has
-    /// a time limit and somebody who waits for it, so there is none here as long as it answers.
+    /// a time limit and a waiter, so there is none here as long as it answers.
     ///
     /// # Errors
     ///
@@ -962,7 +962,7 @@ impl MirrorQueue {
             owned.slots = 1;
             owned.source = Source::Destroys;
             let reference = command.clone_arc();
-            // Also after a failure, which gives the descriptor back.
+            // Also after a failure, which returns the descriptor.
             match self.put(command) {
                 Ok(()) => *place = Some(reference),
                 Err(e) => outcome = Err(e),

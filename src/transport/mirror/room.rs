@@ -5,10 +5,11 @@
 //! INVALIDATE, on which memory reclaim waits, is served after all that is in the ring before it. So
 //! that one client's MAPs cannot delay it by a whole ring, a file has a quota, a quarter of the room.
 //!
-//! Who finds no room waits in line with the others of the same file, and files have their turns, one
-//! request at a time. A file whose quota does not allow its next request has no turn until it gets
-//! something back. The request whose turn it is takes what becomes free, however much it needs, and
-//! nobody else does before it: so none starves because smaller ones are always easier to please.
+//! Who finds no room waits in line with the others of the same file, and files have their turns,
+//! one request at a time. A file whose quota does not allow its next request has no turn until it
+//! gets something back. The request whose turn it is takes what becomes free, however much it
+//! needs, and no one else does before it: so none starves because smaller ones are always easier to
+//! please.
 
 use super::{
     Crowd,
@@ -61,7 +62,7 @@ impl Waiter {
     }
 }
 
-/// Memory for somebody who waits, allocated ahead.
+/// Memory for a waiter, allocated ahead.
 pub(super) struct NewWaiter {
     waiter: Arc<Waiter>,
     node: RBTreeNodeReservation<u64, Arc<Waiter>>,
@@ -218,7 +219,7 @@ impl Inner {
         }
     }
 
-    /// Takes `slots` descriptors for `quota`, if nobody is to have them before.
+    /// Takes `slots` descriptors for `quota`, unless a waiter is to have them before.
     pub(super) fn take(&mut self, quota: &MirrorQuota, slots: usize) -> bool {
         let (free, most) = (self.left(), self.room.most());
         let others_wait = !self.room.turns.is_empty();
@@ -324,7 +325,7 @@ mod tests {
         files: [Arc<MirrorQuota>; 6],
     }
 
-    /// Somebody who waits.
+    /// A waiter.
     struct Waiting {
         file: usize,
         number: u64,
@@ -486,7 +487,7 @@ mod tests {
         ring.leave(&large);
         assert!(!large.has_it() && behind.has_it() && other.has_it());
         assert_eq!(ring.free(), 3);
-        // Also where nobody else waits.
+        // Also where there are no other waiters.
         let last = ring.wait(4, 30)?;
         ring.leave(&last);
         assert!(ring.take(5, 3));
