@@ -350,7 +350,7 @@ pub mod memory_model {
     pub const PERMANENT: u32 = 1;
     /// Follows the process's page tables.
     pub const DYNAMIC: u32 = 2;
-    /// May be taken away by its owner.
+    /// Its owner may revoke it.
     pub const REVOCABLE: u32 = 3;
 }
 
@@ -358,7 +358,7 @@ pub mod memory_model {
 pub mod bo_state {
     /// The device can use it.
     pub const VALID: u32 = 1;
-    /// It was taken away and does not come back.
+    /// It was revoked and does not come back.
     pub const REVOKED: u32 = 2;
     /// The device is lost.
     pub const LOST: u32 = 3;
@@ -384,7 +384,7 @@ pub const EVENT_USERPTR: u32 = 0x9000_1000;
 pub mod event_reason {
     /// The process has unmapped it; the registration lives on.
     pub const UNMAP: u32 = 1;
-    /// The process has given up its address space.
+    /// The process has ended or called exec.
     pub const MM_GONE: u32 = 2;
     /// The device has lost it.
     pub const LOST: u32 = 3;

@@ -3,7 +3,7 @@
  * Virtio GPU Device: the mirror extension
  *
  * A device follows the page tables of guest processes. The guest says page by
- * page what the device may reach, and takes it back before the memory is used
+ * page what the device may reach, and invalidates it before the memory is used
  * for something else. docs/protocol.md has the rules; this is the layout, next
  * to that of <linux/virtio_gpu.h>.
  *
