@@ -23,11 +23,11 @@ use crate::{
         DEBUG_NAME_LEN, //
     },
     transport::control::{
-        Answer,
         Command,
         JobContext,
         JobOf,
         Request,
+        Response,
         RingQuota, //
     },
 };
@@ -130,9 +130,9 @@ impl Context {
         let credit = gpu.control.credit(quota, [&create])?;
         gpu.control.add(create, credit)?;
         gpu.control.kick();
-        let answer = gpu.control.wait_killable(&sent);
-        if let Err(e) = answer.and_then(Answer::to_result) {
-            if !matches!(answer, Ok(Answer::Error(_))) {
+        let response = gpu.control.wait_killable(&sent);
+        if let Err(e) = response.and_then(Response::to_result) {
+            if !matches!(response, Ok(Response::Error(_))) {
                 // The host has the context, or may be going to make it.
                 gpu.control.teardown(destroy);
             }

@@ -97,7 +97,7 @@ module! {
     params: {
         ack_timeout_ms: u32 {
             default: 20000,
-            description: "Milliseconds that the device may answer nothing, and longest wait for an answer",
+            description: "Milliseconds that the device may answer nothing, and longest wait for a response",
         },
         job_timeout_ms: u32 {
             default: 0,

@@ -176,7 +176,7 @@ pub struct Stat {
     /// Bytes of the host-visible region in use.
     pub host_bytes: U64,
     /// Nanoseconds the device itself spent on `RESOURCE_CREATE_BLOB`, from taking the request to
-    /// returning the answer, since it was started.
+    /// returning the response, since it was started.
     pub create_blob_ns: U64,
     /// The same for `RESOURCE_UNREF`, without the time spent waiting for jobs.
     pub unref_ns: U64,

@@ -60,13 +60,13 @@ pub mod device_state {
 pub mod command {
     /// [`SpaceCreate`](super::SpaceCreate); answered by a status.
     pub const SPACE_CREATE: u32 = 0x0400;
-    /// A bare header; the used entry is the answer.
+    /// A bare header; the used entry is the response.
     pub const SPACE_DESTROY: u32 = 0x0401;
     /// [`Map`](super::Map) and its entries; answered by a status.
     pub const MAP: u32 = 0x0402;
-    /// [`Invalidate`](super::Invalidate); the used entry is the answer.
+    /// [`Invalidate`](super::Invalidate); the used entry is the response.
     pub const INVALIDATE: u32 = 0x0403;
-    /// [`FaultResolve`](super::FaultResolve); the used entry is the answer.
+    /// [`FaultResolve`](super::FaultResolve); the used entry is the response.
     pub const FAULT_RESOLVE: u32 = 0x0404;
 }
 

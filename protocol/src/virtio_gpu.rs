@@ -77,7 +77,7 @@ pub mod command {
     pub const MOVE_CURSOR: u32 = 0x0301;
 }
 
-/// Response types, `Header::kind` of an answer.
+/// Response types, `Header::kind` of a response.
 #[allow(missing_docs)] // The names are those of the specification.
 pub mod response {
     pub const OK_NODATA: u32 = 0x1100;
@@ -118,7 +118,7 @@ pub const FLAG_INFO_RING_IDX: u32 = 1 << 1;
 pub struct Header {
     /// A [`command`] or a [`response`].
     pub kind: U32,
-    /// [`FLAG_FENCE`] and [`FLAG_INFO_RING_IDX`]; the answer repeats the request's.
+    /// [`FLAG_FENCE`] and [`FLAG_INFO_RING_IDX`]; the response repeats the request's.
     pub flags: U32,
     /// Meaningful with [`FLAG_FENCE`].
     pub fence_id: U64,
@@ -257,7 +257,7 @@ pub mod map_cache {
     pub const WC: u32 = 3;
 }
 
-/// Answer to `RESOURCE_MAP_BLOB`, type `OK_MAP_INFO`.
+/// Response to `RESOURCE_MAP_BLOB`, type `OK_MAP_INFO`.
 #[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 pub struct ResponseMapInfo {
@@ -329,7 +329,7 @@ pub struct GetCapsetInfo {
     pub padding: U32,
 }
 
-/// Answer to `GET_CAPSET_INFO`, type `OK_CAPSET_INFO`.
+/// Response to `GET_CAPSET_INFO`, type `OK_CAPSET_INFO`.
 #[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 pub struct ResponseCapsetInfo {
@@ -345,7 +345,7 @@ pub struct ResponseCapsetInfo {
     pub padding: U32,
 }
 
-/// `GET_CAPSET`; the answer is a [`Header`] of type `OK_CAPSET` and the capability set.
+/// `GET_CAPSET`; the response is a [`Header`] of type `OK_CAPSET` and the capability set.
 #[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 pub struct GetCapset {
@@ -357,7 +357,7 @@ pub struct GetCapset {
     pub capset_version: U32,
 }
 
-/// Answer to `RESOURCE_ASSIGN_UUID`, type `OK_RESOURCE_UUID`.
+/// Response to `RESOURCE_ASSIGN_UUID`, type `OK_RESOURCE_UUID`.
 #[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 pub struct ResponseResourceUuid {

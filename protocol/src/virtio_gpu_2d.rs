@@ -9,7 +9,7 @@ use super::virtio_gpu_image::Rect;
 use zerocopy::little_endian::U32;
 use zerocopy_derive::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-/// Displays an answer to `GET_DISPLAY_INFO` has room for.
+/// Displays a response to `GET_DISPLAY_INFO` has room for.
 pub const MAX_SCANOUTS: usize = 16;
 
 /// One display of [`ResponseDisplayInfo`].
@@ -24,7 +24,7 @@ pub struct DisplayOne {
     pub flags: U32,
 }
 
-/// Answer to `GET_DISPLAY_INFO`, type `OK_DISPLAY_INFO`.
+/// Response to `GET_DISPLAY_INFO`, type `OK_DISPLAY_INFO`.
 #[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 pub struct ResponseDisplayInfo {

@@ -86,7 +86,7 @@ impl Capsets {
                 ..Default::default()
             };
             let mut request = Request::new(Header::new(command::GET_CAPSET_INFO, 0), &fixed);
-            request.answered_by::<ResponseCapsetInfo>(response::OK_CAPSET_INFO);
+            request.responds_with::<ResponseCapsetInfo>(response::OK_CAPSET_INFO);
             let answered = match control.call(quota, request.build()?) {
                 Ok(answered) => answered,
                 Err(e) if e == ENODEV => return Err(e),
@@ -99,12 +99,12 @@ impl Capsets {
                     continue;
                 }
             };
-            let mut answer = ResponseCapsetInfo::default();
-            answered.read_response(answer.as_mut_bytes());
+            let mut response = ResponseCapsetInfo::default();
+            answered.read_response(response.as_mut_bytes());
             let info = Info {
-                id: answer.capset_id.get(),
-                max_version: answer.capset_max_version.get(),
-                max_size: answer.capset_max_size.get(),
+                id: response.capset_id.get(),
+                max_version: response.capset_max_version.get(),
+                max_size: response.capset_max_size.get(),
             };
             if info.max_size > MAX_SIZE || infos.iter().any(|other| other.id == info.id) {
                 dev_warn!(vdev, "capability set {} makes no sense\n", index);
@@ -172,11 +172,11 @@ impl Capsets {
         };
         let size = info.max_size as usize;
         let mut request = Request::new(Header::new(command::GET_CAPSET, 0), &fixed);
-        request.answered_by::<Header>(response::OK_CAPSET);
-        request.reply = Chunks::zeroed(size, control.pieces(2))?;
+        request.responds_with::<Header>(response::OK_CAPSET);
+        request.response_data = Chunks::zeroed(size, control.pieces(2))?;
         let answered = control.call(quota, request.build()?)?;
         let mut bytes = KVVec::from_elem(0, size, GFP_KERNEL)?;
-        answered.read_reply(&mut bytes);
+        answered.read_data(&mut bytes);
 
         let bytes = Arc::new(bytes, GFP_KERNEL)?;
         let mut cache = self.cache.lock();

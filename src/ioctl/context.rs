@@ -105,7 +105,7 @@ impl Ioctl<GpuDriver> for ContextInit {
         if args.num_params > MAX_PARAMS {
             return Err(EINVAL);
         }
-        // The answer to a second call does not depend on its parameters.
+        // The response to a second call does not depend on its parameters.
         if file.context().is_some() {
             return Err(EEXIST);
         }

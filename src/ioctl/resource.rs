@@ -36,7 +36,7 @@ use crate::{
         Kind, //
     },
     submit::submit_inline,
-    transport::control::Answer,
+    transport::control::Response,
     userptr::params::Params,
 };
 use kernel::{
@@ -236,7 +236,7 @@ impl Ioctl<GpuDriver> for BoQuery {
     fn call(_dev: &Device, file: &File, args: &mut Self::Args) -> Result {
         let object = Object::lookup(file, args.bo_handle)?;
         let size = object.size() as u64;
-        let known = matches!(object.host.outcome(), Some(Answer::Ok(_)));
+        let known = matches!(object.host.outcome(), Some(Response::Ok(_)));
         let usable = known && !file.gpu.control.is_lost();
         let (addr, flags, resident) = match &object.kind {
             Kind::Guest | Kind::NonBlob => (0, 0, size),

@@ -440,17 +440,17 @@ impl MirroredRange {
         Ok((commands, references))
     }
 
-    /// Waits for the answers to MAP commands.
+    /// Waits for the responses to MAP commands.
     fn confirm(&self, sent: &Sent) -> Result {
         let mut outcome = Ok(());
         for (command, _) in &sent.commands {
-            let answer = self.space.queue().wait(command)?;
-            match answer {
+            let response = self.space.queue().wait(command)?;
+            match response {
                 status::NO_MEMORY => self.refused.store(true, Relaxed),
                 status::NO_SUCH_SPACE => self.space_lost(),
                 _ => {}
             }
-            outcome = outcome.and(space::to_result(answer));
+            outcome = outcome.and(space::to_result(response));
         }
         if outcome.is_ok() {
             self.each_part(

@@ -75,8 +75,8 @@ pub(crate) struct Space {
 }
 
 /// The error for a [`status`] that is not OK.
-pub(super) fn to_result(answer: u32) -> Result {
-    match answer {
+pub(super) fn to_result(response: u32) -> Result {
+    match response {
         status::OK => Ok(()),
         status::NO_MEMORY => Err(ENOMEM),
         status::LIMIT => Err(ENOSPC),
@@ -144,7 +144,7 @@ impl Space {
     }
 
     /// Has the device create the space for resource `id`, which it has created without entries, of
-    /// `size` bytes. Waits for the answer. `owner` is called if the device drops the space.
+    /// `size` bytes. Waits for the response. `owner` is called if the device drops the space.
     ///
     /// # Errors
     ///

@@ -30,12 +30,12 @@ use crate::{
         ResponseResourceUuid, //
     },
     transport::control::{
-        Answer,
         Command,
         Completion,
         Control,
         Expect,
-        Request, //
+        Request,
+        Response, //
     },
 };
 use kernel::{
@@ -102,20 +102,20 @@ struct UnrefState {
     object: Option<Owned<Resource>>,
     /// Counts an object that is released by a worker.
     in_release: Option<InRelease>,
-    /// A thread waits for the answer, and will drop the object.
+    /// A thread waits for the response, and will drop the object.
     waiter: bool,
     /// How UNREF ended.
-    ended: Option<Answer>,
+    ended: Option<Response>,
 }
 
 /// The end of RESOURCE_UNREF.
 struct Unreferenced(Arc<PendingUnref>);
 
 impl Completion for Unreferenced {
-    fn complete(&mut self, answer: &Answer) {
+    fn complete(&mut self, response: &Response) {
         let mut state = self.0.state.lock();
-        state.ended = Some(*answer);
-        let aborted = *answer == Answer::Aborted;
+        state.ended = Some(*response);
+        let aborted = *response == Response::Aborted;
         if state.waiter && !aborted {
             return;
         }
@@ -251,21 +251,22 @@ impl HostResource {
         self.detached.load(Relaxed)
     }
 
-    /// How the creation ended, if the host has answered; [`Answer::Aborted`] if it was never sent.
-    pub(crate) fn creation(&self) -> Option<Answer> {
+    /// How the creation ended, if the host has answered; [`Response::Aborted`] if it was never
+    /// sent.
+    pub(crate) fn creation(&self) -> Option<Response> {
         let mut inner = self.inner.lock();
         match &inner.creation {
-            Creation::NotSent => Some(Answer::Aborted),
-            Creation::Confirmed => Some(Answer::Ok(response::OK_NODATA)),
+            Creation::NotSent => Some(Response::Aborted),
+            Creation::Confirmed => Some(Response::Ok(response::OK_NODATA)),
             Creation::Sent(create) => {
-                let answer = Control::ended(create);
-                if matches!(answer, Some(Answer::Ok(_))) {
+                let response = Control::ended(create);
+                if matches!(response, Some(Response::Ok(_))) {
                     // The command is not needed any more.
                     let create = core::mem::replace(&mut inner.creation, Creation::Confirmed);
                     drop(inner);
                     drop(create);
                 }
-                answer
+                response
             }
         }
     }
@@ -278,31 +279,31 @@ impl HostResource {
             return None;
         };
         match Control::ended(inner.backing.as_ref()?) {
-            None | Some(Answer::Ok(_) | Answer::Invalid) => Some(create.clone()),
-            Some(Answer::Error(_) | Answer::Aborted) => None,
+            None | Some(Response::Ok(_) | Response::Invalid) => Some(create.clone()),
+            Some(Response::Error(_) | Response::Aborted) => None,
         }
     }
 
     /// How handing over the guest memory ended, if the host has answered; success if that was part
     /// of the creation.
-    fn backing(&self) -> Option<Answer> {
+    fn backing(&self) -> Option<Response> {
         let mut inner = self.inner.lock();
         let Some(backing) = &inner.backing else {
-            return Some(Answer::Ok(response::OK_NODATA));
+            return Some(Response::Ok(response::OK_NODATA));
         };
-        let answer = Control::ended(backing);
-        if matches!(answer, Some(Answer::Ok(_))) {
+        let response = Control::ended(backing);
+        if matches!(response, Some(Response::Ok(_))) {
             let backing = inner.backing.take();
             drop(inner);
             drop(backing);
         }
-        answer
+        response
     }
 
     /// Whether the host has the resource and its memory, if it has answered; otherwise why not.
-    pub(crate) fn outcome(&self) -> Option<Answer> {
+    pub(crate) fn outcome(&self) -> Option<Response> {
         match self.creation()? {
-            Answer::Ok(_) => self.backing(),
+            Response::Ok(_) => self.backing(),
             other => Some(other),
         }
     }
@@ -314,7 +315,7 @@ impl HostResource {
     /// That of the host.
     pub(crate) fn check(&self) -> Result {
         match self.outcome() {
-            Some(answer) => answer.to_result().map(drop),
+            Some(response) => response.to_result().map(drop),
             None => Ok(()),
         }
     }
@@ -355,7 +356,7 @@ impl HostResource {
             ..Default::default()
         };
         let mut assign = Request::new(Header::new(command::RESOURCE_ASSIGN_UUID, 0), &fixed);
-        assign.answered_by::<ResponseResourceUuid>(response::OK_RESOURCE_UUID);
+        assign.responds_with::<ResponseResourceUuid>(response::OK_RESOURCE_UUID);
         assign.id = Some(self.id.clone());
         let assign = assign.build()?;
         let sent = assign.clone_arc();
@@ -380,9 +381,9 @@ impl HostResource {
         let sent = self.inner.lock().uuid.clone();
         let assign = sent.ok_or(ENODEV)?;
         self.gpu.control.wait_killable(&assign)?.to_result()?;
-        let mut answer = ResponseResourceUuid::default();
-        assign.read_response(answer.as_mut_bytes());
-        Ok(answer.uuid)
+        let mut response = ResponseResourceUuid::default();
+        assign.read_response(response.as_mut_bytes());
+        Ok(response.uuid)
     }
 
     /// Releases an object without references.
@@ -436,14 +437,14 @@ impl HostResource {
     }
 
     /// Has the host forget an object that its space, if there is one, does not show any more.
-    /// With `waits`, waits for the answer and drops the object.
+    /// With `waits`, waits for the response and drops the object.
     fn unreference(object: Owned<Resource>, waits: bool) {
         let this = &object.host;
         let expect = match this.creation() {
-            Some(Answer::Ok(_)) => Expect::Success,
+            Some(Response::Ok(_)) => Expect::Success,
             // The host refused it, or never saw it, or was reset: it does not know the memory, unless
             // it took that for a resource that it does not have.
-            Some(Answer::Error(_) | Answer::Aborted) => match this.failed_creation() {
+            Some(Response::Error(_) | Response::Aborted) => match this.failed_creation() {
                 Some(create) => Expect::SuccessUnlessFailed(create),
                 None => {
                     let pending = this.pending.clone();
@@ -451,7 +452,7 @@ impl HostResource {
                     return pending.empty();
                 }
             },
-            None | Some(Answer::Invalid) => {
+            None | Some(Response::Invalid) => {
                 let inner = this.inner.lock();
                 match &inner.creation {
                     Creation::Sent(create) => Expect::SuccessUnlessFailed(create.clone()),
@@ -490,7 +491,7 @@ impl HostResource {
         let object = if answered || state.ended.is_some() {
             state.object.take()
         } else {
-            // The answer, which may have to wait for jobs, or the reset will release it.
+            // The response, which may have to wait for jobs, or the reset will release it.
             None
         };
         drop(state);

@@ -36,12 +36,12 @@ use crate::{
         ResponseMapInfo, //
     },
     transport::control::{
-        Answer,
         Command,
         Control,
         Credit,
         Expect,
         Request,
+        Response,
         RingQuota, //
     },
 };
@@ -155,7 +155,7 @@ impl Showing {
             ..Default::default()
         };
         let mut map = Request::new(Header::new(command::RESOURCE_MAP_BLOB, 0), &fixed);
-        map.answered_by::<ResponseMapInfo>(response::OK_MAP_INFO);
+        map.responds_with::<ResponseMapInfo>(response::OK_MAP_INFO);
         map.id = Some(object.host.shared_id().clone());
         let map = map.build()?;
 
@@ -188,7 +188,7 @@ impl Showing {
 }
 
 impl HostMemory {
-    /// Asks the host to show the buffer in the window, without waiting for its answer.
+    /// Asks the host to show the buffer in the window, without waiting for its response.
     fn start(&self, gpu: &Arc<Gpu>, object: &Object) -> Result {
         let mut mapping = self.mapping.lock();
         if mapping.is_some() {
@@ -218,12 +218,12 @@ impl HostMemory {
             let mapping = mapping.as_ref().ok_or(EINVAL)?;
             (mapping.offset, mapping.map.clone())
         };
-        if gpu.control.wait_killable(&map)? != Answer::Ok(response::OK_MAP_INFO) {
+        if gpu.control.wait_killable(&map)? != Response::Ok(response::OK_MAP_INFO) {
             return Err(EINVAL);
         }
-        let mut answer = ResponseMapInfo::default();
-        map.read_response(answer.as_mut_bytes());
-        let caching = match answer.map_info.get() & map_cache::MASK {
+        let mut response = ResponseMapInfo::default();
+        map.read_response(response.as_mut_bytes());
+        let caching = match response.map_info.get() & map_cache::MASK {
             map_cache::NONE | map_cache::CACHED => Caching::Cached,
             map_cache::UNCACHED => Caching::Uncached,
             map_cache::WC => Caching::WriteCombining,
@@ -243,12 +243,12 @@ impl HostMemory {
         };
         match Control::ended(&mapping.map) {
             // Never mapped: dropping the command frees the range.
-            Some(Answer::Error(_) | Answer::Aborted) => {}
-            Some(Answer::Ok(_)) => {
+            Some(Response::Error(_) | Response::Aborted) => {}
+            Some(Response::Ok(_)) => {
                 Control::set_expect(&mut mapping.unmap, Expect::Success);
                 object.gpu().control.teardown(mapping.unmap);
             }
-            None | Some(Answer::Invalid) => {
+            None | Some(Response::Invalid) => {
                 let expect = Expect::SuccessUnlessFailed(mapping.map);
                 Control::set_expect(&mut mapping.unmap, expect);
                 object.gpu().control.teardown(mapping.unmap);

@@ -44,12 +44,12 @@ use crate::{
         ResourceCommand, //
     },
     transport::control::{
-        Answer,
         Command,
         Completion,
         Control,
         Expect,
-        Request, //
+        Request,
+        Response, //
     },
 };
 use kernel::{
@@ -189,12 +189,12 @@ struct Detached {
 }
 
 impl Completion for Detached {
-    fn complete(&mut self, _answer: &Answer) {
+    fn complete(&mut self, _response: &Response) {
         self.unmap.run();
     }
 }
 
-/// Makes a buffer of a dma-buf, and tells the host; does not wait for its answer.
+/// Makes a buffer of a dma-buf, and tells the host; does not wait for its response.
 ///
 /// # Errors
 ///

@@ -204,8 +204,8 @@ impl Entries {
             merger: Merger::new(),
             bytes: Chunks::expecting(expected * size_of::<MemEntry>()),
             count: 0,
-            // The header and the answer take a descriptor each, and so does each part of a command
-            // that is sent together with this one.
+            // The header and the response take a descriptor each, and so does each part of a
+            // command that is sent together with this one.
             pieces: gpu.control.pieces(4),
         }
     }
@@ -274,8 +274,8 @@ pub(crate) fn create_command(
     request.build()
 }
 
-/// Creates a blob of any kind but user memory, and tells the host; does not wait for its answer. The
-/// commands take room of `quota`.
+/// Creates a blob of any kind but user memory, and tells the host; does not wait for its response.
+/// The commands take room of `quota`.
 ///
 /// # Errors
 ///

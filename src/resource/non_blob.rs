@@ -92,7 +92,7 @@ fn create_command(
     }
 }
 
-/// Creates a resource, gives the host its pages, and does not wait for the answers. The buffer is
+/// Creates a resource, gives the host its pages, and does not wait for the responses. The buffer is
 /// busy until they have come. The commands take room of `quota`.
 ///
 /// # Errors

@@ -101,7 +101,7 @@ impl Releases {
     ///
     /// # Errors
     ///
-    /// [`EBUSY`] if that takes longer than an answer may, [`ERESTARTSYS`] on a fatal signal,
+    /// [`EBUSY`] if that takes longer than a response may, [`ERESTARTSYS`] on a fatal signal,
     /// [`ENODEV`].
     pub(crate) fn wait_for_room(&self, control: &Control) -> Result {
         // What jobs that are over still hold counts, too.

@@ -139,8 +139,8 @@ impl Userptr {
 ///
 /// # Errors
 ///
-/// [`ENODEV`], [`EBUSY`] if there was no room in the ring or no answer, [`ERESTARTSYS`] on a fatal
-/// signal, that of the host.
+/// [`ENODEV`], [`EBUSY`] if there was no room in the ring or no response, [`ERESTARTSYS`] on a
+/// fatal signal, that of the host.
 pub(crate) fn create_on_host(
     quota: &Arc<RingQuota>,
     object: &Object,

@@ -10,7 +10,7 @@
 
 #include <linux/tracepoint.h>
 
-/* A command of the control queue; type and answer as in linux/virtio_gpu.h. */
+/* A command of the control queue; type and response as in linux/virtio_gpu.h. */
 TRACE_EVENT(virtgpu_userptr_command,
 	TP_PROTO(const char *device, u32 type, u32 context, u64 fence,
 		 u32 descriptors),

@@ -78,7 +78,7 @@ enum virtio_gpu_mirror_cmd {
 	VIRTIO_GPU_CMD_FAULT_RESOLVE,
 };
 
-/* What the device writes in answer to a command with status: one __le32. */
+/* What the device writes in response to a command with status: one __le32. */
 enum virtio_gpu_mirror_status {
 	VIRTIO_GPU_MIRROR_OK = 0,
 	/* not well-formed, or names memory outside of guest RAM */

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Memory that travels through a virtqueue: a request and room for its answer.
+//! Memory that travels through a virtqueue: a request and room for its response.
 
 use crate::kapi::bindings;
 use core::{
@@ -21,7 +21,7 @@ use kernel::{
 
 /// Most bytes of the fixed part of a request.
 pub(crate) const REQUEST_MAX: usize = 128;
-/// Most bytes of the fixed part of an answer.
+/// Most bytes of the fixed part of a response.
 pub(crate) const RESPONSE_MAX: usize = 64;
 
 /// The largest piece that is tried, and one that is to be had with some reclaim
@@ -222,17 +222,17 @@ impl Chunks {
 #[repr(C, align(64))]
 struct Line<const N: usize>(UnsafeCell<[u8; N]>);
 
-/// A request with room for its answer, and data of the driver: `S` for all who have a
+/// A request with room for its response, and data of the driver: `S` for all who have a
 /// reference, `O` for the owner, which is the holder of the one [`ListArc`].
 ///
 /// The device reads the fixed part of the request and then `payload`; it writes the fixed part of
-/// the answer and then `reply`.
+/// the response and then `response_data`.
 ///
 /// # Invariants
 ///
 /// - `request_len <= REQUEST_MAX` and `response_len <= RESPONSE_MAX`. Only the owner of the
 ///   [`ListArc`] writes `request` or touches `sg` or `owned`; the device writes `response`, and the
-///   bytes of `reply`.
+///   bytes of `response_data`.
 /// - `drop_token` is the first field, and is `drop_list_arc` of this type.
 #[pin_data]
 #[repr(C)]
@@ -241,7 +241,7 @@ pub(crate) struct Message<S, O> {
     request_len: usize,
     response_len: usize,
     payload: Chunks,
-    reply: Chunks,
+    response_data: Chunks,
     sg: UnsafeCell<KVec<bindings::scatterlist>>,
     request: Line<REQUEST_MAX>,
     response: Line<RESPONSE_MAX>,
@@ -292,7 +292,7 @@ unsafe fn drop_list_arc<S, O>(token: NonNull<c_void>) {
 }
 
 impl<S, O> Message<S, O> {
-    /// A message whose answer has a fixed part of `response_len` bytes. One without request is a
+    /// A message whose response has a fixed part of `response_len` bytes. One without request is a
     /// buffer that the device fills unasked.
     ///
     /// # Errors
@@ -302,7 +302,7 @@ impl<S, O> Message<S, O> {
         request: &[u8],
         payload: Chunks,
         response_len: usize,
-        reply: Chunks,
+        response_data: Chunks,
         shared: impl PinInit<S>,
         owned: O,
     ) -> Result<ListArc<Self>> {
@@ -315,7 +315,7 @@ impl<S, O> Message<S, O> {
             return Err(EINVAL);
         }
         let request_len = request.len();
-        let descriptors = payload.count() + reply.count() + 2;
+        let descriptors = payload.count() + response_data.count() + 2;
         let sg = KVec::with_capacity(descriptors, GFP_KERNEL)?;
 
         // INVARIANT: Both lengths were checked; the function is that of the type.
@@ -327,7 +327,7 @@ impl<S, O> Message<S, O> {
                 request_len,
                 response_len,
                 payload,
-                reply,
+                response_data,
                 sg: UnsafeCell::new(sg),
                 owned: UnsafeCell::new(owned),
                 shared <- shared,
@@ -346,7 +346,7 @@ impl<S, O> Message<S, O> {
     /// Descriptors that the message takes in a ring without indirect descriptors.
     pub(crate) fn descriptors(&self) -> usize {
         self.payload.count()
-            + self.reply.count()
+            + self.response_data.count()
             + usize::from(self.request_len > 0)
             + usize::from(self.response_len > 0)
     }
@@ -355,7 +355,7 @@ impl<S, O> Message<S, O> {
     /// and the table of descriptors one.
     pub(crate) fn bytes(&self) -> usize {
         let fixed = [self.request_len, self.response_len].into_iter();
-        let variable = Iterator::chain(self.payload.raw_pieces(), self.reply.raw_pieces());
+        let variable = Iterator::chain(self.payload.raw_pieces(), self.response_data.raw_pieces());
         let parts = Iterator::chain(fixed, variable.map(|(_, len)| len));
         BOUNCE_UNIT
             + parts
@@ -365,7 +365,7 @@ impl<S, O> Message<S, O> {
 
     /// Bytes that the device may write.
     pub(crate) fn writable_len(&self) -> usize {
-        self.response_len + self.reply.len()
+        self.response_len + self.response_data.len()
     }
 
     /// Replaces bytes of the fixed part of the request, from `offset` on.
@@ -384,7 +384,7 @@ impl<S, O> Message<S, O> {
         }
     }
 
-    /// Copies the fixed part of the answer to `out`, as far as both go.
+    /// Copies the fixed part of the response to `out`, as far as both go.
     ///
     /// The caller knows whether the device has written it. The device may go on writing
     /// although it said that it was done, hence the copy, and so only the copy may be validated.
@@ -397,10 +397,10 @@ impl<S, O> Message<S, O> {
         }
     }
 
-    /// Copies the variable part of the answer, from its start, to `out`.
-    pub(crate) fn read_reply(&self, out: &mut [u8]) {
+    /// Copies the variable part of the response, from its start, to `out`.
+    pub(crate) fn read_data(&self, out: &mut [u8]) {
         let mut left = out;
-        for (base, len) in self.reply.raw_pieces() {
+        for (base, len) in self.response_data.raw_pieces() {
             let (part, rest) = left.split_at_mut(len.min(left.len()));
             for (i, byte) in part.iter_mut().enumerate() {
                 // SAFETY: `i` is within the piece. Nothing but the device writes it, and a volatile
@@ -418,7 +418,7 @@ impl<S, O> Message<S, O> {
         this: &mut ListArc<Self>,
     ) -> (*mut bindings::scatterlist, usize, usize) {
         let outs = usize::from(this.request_len > 0) + this.payload.count();
-        let ins = usize::from(this.response_len > 0) + this.reply.count();
+        let ins = usize::from(this.response_len > 0) + this.response_data.count();
         // SAFETY: The caller has the one `ListArc`, and nothing else touches `sg`.
         let sg = unsafe { &mut *this.sg.get() };
         let table = sg
@@ -435,7 +435,7 @@ impl<S, O> Message<S, O> {
         );
         let in_bytes = Iterator::chain(
             core::iter::once((response, this.response_len)).filter(|(_, len)| *len > 0),
-            this.reply.raw_pieces(),
+            this.response_data.raw_pieces(),
         );
 
         // SAFETY: `new` reserved room for all entries, and never pushed any. The addresses are

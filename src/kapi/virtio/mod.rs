@@ -6,7 +6,7 @@
 //! - [`driver`]: registration of drivers, in the manner of `kernel::auxiliary`;
 //! - [`device`]: a device, its features, configuration space and shared memory regions;
 //! - [`queue`]: virtqueues, which own the messages that are on their way;
-//! - [`message`]: memory for a request and its answer.
+//! - [`message`]: memory for a request and its response.
 //!
 //! C headers: [`include/linux/virtio.h`](srctree/include/linux/virtio.h),
 //! [`include/linux/virtio_config.h`](srctree/include/linux/virtio_config.h)

@@ -3,7 +3,7 @@
 //! A registration in small: the table as it is, and around it what else has a say in what becomes of a
 //! page, one step for each hold of the lock and for each thing that is waited for.
 //!
-//! That is population (lookup, MAP, answer, INVALIDATE of what was refused), two changes of the
+//! That is population (lookup, MAP, response, INVALIDATE of what was refused), two changes of the
 //! process's memory at a time with both passes of their callbacks, a job, eviction, the mirror ring
 //! with its credits and its kept commands, the device, its loss and its reset. The steps are those
 //! of `populate.rs`, `invalidate.rs`, `evict.rs`, `range.rs` and EXECBUFFER; who changes these
@@ -54,8 +54,8 @@ pub(super) enum Step {
     Prefetch(u8, u8),
     /// MAP is sent for so many of them, or not at all if the lookup is stale.
     Commit(usize),
-    /// The oldest answer to a MAP is looked at.
-    Answer,
+    /// The oldest response to a MAP is looked at.
+    Response,
     /// What was refused is invalidated: INVALIDATE is sent, or its acknowledgement looked at.
     Invalidate,
     /// The kernel begins to replace pages, or to unmap them.
@@ -145,7 +145,7 @@ struct Found {
 struct Sent {
     which: Span,
     /// Whether the device took it.
-    answer: Option<bool>,
+    response: Option<bool>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -300,7 +300,7 @@ impl Model {
             Step::LookUp(most) => self.look_up(0..PAGES, most, self.sparse),
             Step::Prefetch(start, end) => self.look_up(Span { start, end }.range(), PAGES, false),
             Step::Commit(most) => self.commit(most),
-            Step::Answer => self.answer(),
+            Step::Response => self.response(),
             Step::Invalidate => self.invalidate(),
             Step::Replace(start, end) => self.begin(Span { start, end }, false, true),
             Step::Unmap(start, end) => self.begin(Span { start, end }, true, true),
@@ -419,17 +419,17 @@ impl Model {
         }
         self.state.sent[place] = Some(Sent {
             which: which.clone().into(),
-            answer: None,
+            response: None,
         });
         self.send(Command::Map(which.into(), found.ages))
     }
 
-    fn answer(&mut self) -> Check {
-        let [Some(Sent { which, answer }), next] = self.state.sent else {
+    fn response(&mut self) -> Check {
+        let [Some(Sent { which, response }), next] = self.state.sent else {
             return Ok(false);
         };
-        let Some(accepted) = answer else {
-            // Who waits for the answers returns.
+        let Some(accepted) = response else {
+            // Who waits for the responses returns.
             let lost = self.state.lost;
             if lost {
                 (self.state.sent, self.state.found) = ([None; MAPS], None);
@@ -800,8 +800,8 @@ impl Model {
                     state.device[page] = Some(ages[page]);
                 }
                 let mut sent = state.sent.iter_mut().flatten();
-                if let Some(sent) = sent.find(|sent| sent.answer.is_none()) {
-                    sent.answer = Some(accepts);
+                if let Some(sent) = sent.find(|sent| sent.response.is_none()) {
+                    sent.response = Some(accepts);
                 }
             }
             Command::Invalidate(which, sender) => {

@@ -64,7 +64,7 @@ pub(crate) type Command = Message<Shared, Owned>;
 #[pin_data]
 pub(crate) struct Shared {
     /// What the device answered: a [`response`], or [`PENDING`], [`ABORTED`] or [`INVALID`].
-    /// Validated once, because the device can change its answer afterwards.
+    /// Validated once, because the device can change its response afterwards.
     pub(super) status: Atomic<u32>,
     /// When a job must have ended, 0 for no limit, or another command must have been answered, as in
     /// [`Control::now`]. Changed under the control queue's lock.
@@ -84,10 +84,10 @@ pub(crate) struct Shared {
     pub(super) abandoned: AtomicFlag,
     /// What undoes it was refused, as it was not answered yet. Set under the control queue's lock.
     pub(super) undone_early: AtomicFlag,
-    /// Who waits for the answer.
+    /// Who waits for the response.
     #[pin]
     pub(super) wait: WaitQueue,
-    /// Signalled when the answer comes. Protects the fence only.
+    /// Signalled when the response comes. Protects the fence only.
     #[pin]
     fence: SpinLockIrq<Option<DriverFence>>,
     /// Sent when the fence is signalled.
@@ -95,7 +95,7 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
-    /// Has `fence` signalled when the answer comes.
+    /// Has `fence` signalled when the response comes.
     pub(super) fn set_fence(&self, fence: DriverFence) {
         // There was none.
         let _ = self.fence.lock().replace(fence);
@@ -194,14 +194,14 @@ impl JobContext {
 /// [`JobContext::closed_at`] of one whose jobs are cancelled.
 const CANCELLED: i64 = i64::MAX;
 
-/// Whose job a command is. Its answer may take any time.
+/// Whose job a command is. Its response may take any time.
 pub(crate) struct JobOf {
     /// The context's id, which no other context has as long as this command is not answered.
     pub(super) context: u32,
     pub(super) of: Arc<JobContext>,
     /// The job is on a ring of the context's own, and waits for no other context's jobs.
     pub(super) on_ring: bool,
-    /// An answer [`response::ERR_UNSPEC`] says that the context is lost.
+    /// A response [`response::ERR_UNSPEC`] says that the context is lost.
     pub(super) lost_on_error: bool,
 }
 
@@ -270,7 +270,7 @@ pub(crate) trait Completion: Send {
     ///
     /// Either the device has answered, or it has been reset: in both cases it is done with the
     /// command. `self` is dropped afterwards.
-    fn complete(&mut self, answer: &Answer);
+    fn complete(&mut self, response: &Response);
 }
 
 /// Keeps something that the device may use as long as it has not answered.
@@ -280,12 +280,12 @@ struct Kept<T> {
 
 impl<T: Send> Completion for Kept<T> {
     // How it ended does not matter.
-    fn complete(&mut self, _answer: &Answer) {}
+    fn complete(&mut self, _response: &Response) {}
 }
 
 /// How a command ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Answer {
+pub(crate) enum Response {
     /// The device has answered with a [`response`] `OK_*`.
     Ok(u32),
     /// The device has answered with a [`response`] `ERR_*`.
@@ -296,18 +296,18 @@ pub(crate) enum Answer {
     Aborted,
 }
 
-impl Answer {
-    /// The error that userspace gets for an answer.
+impl Response {
+    /// The error that userspace gets for a response.
     pub(crate) fn to_result(self) -> Result<u32> {
         match self {
-            Answer::Ok(kind) => Ok(kind),
-            Answer::Error(kind) => Err(match kind {
+            Response::Ok(kind) => Ok(kind),
+            Response::Error(kind) => Err(match kind {
                 response::ERR_OUT_OF_MEMORY => ENOMEM,
                 response::ERR_INVALID_PARAMETER => EINVAL,
                 _ => EIO,
             }),
-            Answer::Invalid => Err(EIO),
-            Answer::Aborted => Err(ENODEV),
+            Response::Invalid => Err(EIO),
+            Response::Aborted => Err(ENODEV),
         }
     }
 }
@@ -320,10 +320,10 @@ pub(crate) struct Request<'a> {
     pub(crate) fixed: &'a [u8],
     /// The variable part.
     pub(crate) payload: Chunks,
-    /// Bytes of the fixed part of the answer.
+    /// Bytes of the fixed part of the response.
     pub(crate) response_len: usize,
-    /// The variable part of the answer.
-    pub(crate) reply: Chunks,
+    /// The variable part of the response.
+    pub(crate) response_data: Chunks,
     /// What the host knows of the fence; [`Control::send_fenced`] gives the command one.
     pub(crate) fence: HostFence,
     /// An event to send when the fence is signalled.
@@ -351,7 +351,7 @@ impl<'a> Request<'a> {
             fixed: fixed.as_bytes(),
             payload: Chunks::new(),
             response_len: size_of::<Header>(),
-            reply: Chunks::new(),
+            response_data: Chunks::new(),
             fence: HostFence::Unknown,
             event: None,
             sync_for_cpu: None,
@@ -364,7 +364,7 @@ impl<'a> Request<'a> {
     }
 
     /// Says that success is a `kind` with a fixed part of type `T`.
-    pub(crate) fn answered_by<T>(&mut self, kind: u32) {
+    pub(crate) fn responds_with<T>(&mut self, kind: u32) {
         self.success = kind;
         self.response_len = size_of::<T>();
     }
@@ -409,7 +409,7 @@ impl<'a> Request<'a> {
             self.fixed,
             self.payload,
             self.response_len,
-            self.reply,
+            self.response_data,
             pin_init!(Shared {
                 status: Atomic::new(PENDING),
                 deadline: Atomic::new(0),

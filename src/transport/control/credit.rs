@@ -661,7 +661,7 @@ impl Drop for InLine<'_> {
 }
 
 impl Control {
-    /// Waits for room for `commands`, not longer than for an answer.
+    /// Waits for room for `commands`, not longer than for a response.
     ///
     /// Must be called before any lock is taken that the end of a job may need.
     ///

@@ -31,26 +31,26 @@
 //! - [`command`]: what a command is;
 //! - [`credit`]: room in the ring;
 //! - here: the ring;
-//! - [`answers`]: what the device says;
+//! - [`responses`]: what the device says;
 //! - [`patience`]: how long who waits for what;
 //! - [`loss`]: the end of a device.
 
-mod answers;
 mod command;
 mod credit;
 mod loss;
 mod patience;
+mod responses;
 
 pub(crate) use self::{
     command::{
-        Answer,
         Command,
         Completion,
         Expect,
         HostFence,
         JobContext,
         JobOf,
-        Request, //
+        Request,
+        Response, //
     },
     credit::{
         Credit,
@@ -475,8 +475,8 @@ impl Control {
     ///
     /// # Errors
     ///
-    /// As there; after [`EBUSY`], if that takes longer than an answer may, and [`ERESTARTSYS`], on a
-    /// fatal signal, the command is sent nevertheless.
+    /// As there; after [`EBUSY`], if that takes longer than a response may, and [`ERESTARTSYS`], on
+    /// a fatal signal, the command is sent nevertheless.
     pub(crate) fn add_behind_teardown(
         self: &Arc<Self>,
         command: ListArc<Command>,
@@ -498,8 +498,8 @@ impl Control {
         self.wait_sent(&reference)
     }
 
-    /// As [`Control::send`]; `fence` is signalled when the answer comes. It gets its number here, so
-    /// that numbers ascend in each timeline, and only then others can have it.
+    /// As [`Control::send`]; `fence` is signalled when the response comes. It gets its number here,
+    /// so that numbers ascend in each timeline, and only then others can have it.
     ///
     /// # Errors
     ///

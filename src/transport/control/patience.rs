@@ -5,15 +5,16 @@
 //! A host may take any time for a job, and makes what comes behind it wait; it may never answer one
 //! command, or the jobs of a context that was destroyed. That is the trouble of who sent them.
 //!
-//! - **A wait** for a command ends with `EBUSY` when its answer has not come within the time limit. The
-//!   command stays in the ring, with what it holds. Most waits end by a fatal signal, too. Who has a
-//!   job to submit waits for room in the ring without a limit, as long as the device answers anything.
+//! - **A wait** for a command ends with `EBUSY` when its response has not come within the time
+//!   limit. The command stays in the ring, with what it holds. Most waits end by a fatal signal,
+//!   too. Who has a job to submit waits for room in the ring without a limit, as long as the device
+//!   answers anything.
 //! - **A job** has no time limit, unless the module is told one. Then its context is lost when the
 //!   time is over, and nobody else's. Time does not count while the job may be waiting for a job of
 //!   another context, which is so where both are on the device's common timeline.
-//! - **The jobs of a closed file** have that time again and the time of grace, or the time of an answer
-//!   where there is no limit, for the host to end them or to say that it has destroyed their context.
-//!   Then their fences are signalled with `ECANCELED`; the ring keeps them.
+//! - **The jobs of a closed file** have that time again and the time of grace, or the time of a
+//!   response where there is no limit, for the host to end them or to say that it has destroyed
+//!   their context. Then their fences are signalled with `ECANCELED`; the ring keeps them.
 //! - **The jobs of a context** that the host has destroyed are *abandoned*: their fences are
 //!   signalled with `ECANCELED`, but the ring keeps them, and they keep what they may reach. When
 //!   they, and commands that were not answered in time, fill more than a quarter of the ring, there
@@ -32,11 +33,11 @@
 
 use super::{
     command::{
-        Answer,
         Command,
         JobContext,
         JobOf,
         Request,
+        Response,
         PENDING, //
     },
     credit::{
@@ -80,19 +81,19 @@ impl Control {
         command.shared.status.load(Acquire) != PENDING
     }
 
-    /// Waits for the answer to a command, uninterruptibly but not longer than the time limit.
+    /// Waits for the response to a command, uninterruptibly but not longer than the time limit.
     ///
     /// # Errors
     ///
     /// [`ENODEV`] if the device is lost, [`EBUSY`] when the time is over. The device may still know of
     /// everything in the command.
-    pub(crate) fn wait(&self, command: &Command) -> Result<Answer> {
+    pub(crate) fn wait(&self, command: &Command) -> Result<Response> {
         let done = || Self::answered(command) || self.is_lost();
         let wait = &command.shared.wait;
         if !wait.wait_timeout(done, self.timeouts.answer_ms) {
             return Err(EBUSY);
         }
-        Self::ended_by_answer(command)
+        Self::ended_by_response(command)
     }
 
     /// The same, but a fatal signal ends the wait, too.
@@ -100,11 +101,11 @@ impl Control {
     /// # Errors
     ///
     /// As [`Control::wait`], and [`ERESTARTSYS`] on a fatal signal.
-    pub(crate) fn wait_killable(&self, command: &Command) -> Result<Answer> {
+    pub(crate) fn wait_killable(&self, command: &Command) -> Result<Response> {
         let done = || Self::answered(command) || self.is_lost();
         let wait = &command.shared.wait;
         wait.wait_killable_timeout(done, self.timeouts.answer_ms)?;
-        Self::ended_by_answer(command)
+        Self::ended_by_response(command)
     }
 
     /// Whether a command that is no job is in the ring, or was.
@@ -127,18 +128,18 @@ impl Control {
         self.check()
     }
 
-    fn ended_by_answer(command: &Command) -> Result<Answer> {
+    fn ended_by_response(command: &Command) -> Result<Response> {
         match Self::ended(command) {
-            None | Some(Answer::Aborted) => Err(ENODEV),
-            Some(answer) => Ok(answer),
+            None | Some(Response::Aborted) => Err(ENODEV),
+            Some(response) => Ok(response),
         }
     }
 
     /// Waits until the commands that the device has answered by now are completed: nothing is left
-    /// of a job whose fence was signalled by its answer.
+    /// of a job whose fence was signalled by its response.
     ///
-    /// Waits for the worker, which waits for nothing, and no longer than for an answer. Must not be
-    /// called by a [`Completion`].
+    /// Waits for the worker, which waits for nothing, and no longer than for a response. Must not
+    /// be called by a [`Completion`].
     pub(crate) fn settle(&self) {
         let answered = self.inner.lock().answered;
         self.completion_wait.wait_timeout(
@@ -147,7 +148,7 @@ impl Control {
         );
     }
 
-    /// Sends a command and waits for its answer, killably.
+    /// Sends a command and waits for its response, killably.
     ///
     /// # Errors
     ///
@@ -200,7 +201,7 @@ impl Control {
         })
     }
 
-    /// Whether a thread has waited for an answer in vain: others need not try the same. That a
+    /// Whether a thread has waited for a response in vain: others need not try the same. That a
     /// context is destroyed may take as long as its jobs.
     pub(crate) fn is_late(&self) -> bool {
         let now = self.now();
@@ -418,7 +419,7 @@ impl Control {
     pub(super) fn new_probe() -> Result<ListArc<Command>> {
         let fixed = GetCapsetInfo::default();
         let mut request = Request::new(Header::new(command::GET_CAPSET_INFO, 0), &fixed);
-        request.answered_by::<ResponseCapsetInfo>(response::OK_CAPSET_INFO);
+        request.responds_with::<ResponseCapsetInfo>(response::OK_CAPSET_INFO);
         request.build()
     }
 
@@ -485,7 +486,7 @@ impl WorkItem<4> for Control {
             if inner.state != State::Running {
                 return;
             }
-            // In case there was no memory for it, and no answer came since.
+            // In case there was no memory for it, and no response came since.
             notifications[0] = this.go_on(&mut inner);
             if inner.state != State::Running {
                 inner.watching = false;

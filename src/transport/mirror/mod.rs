@@ -4,7 +4,7 @@
 //!
 //! MAP and SPACE_CREATE are sent where one may wait, with room in the ring taken ahead.
 //! INVALIDATE is sent from notifier callbacks, on which memory reclaim waits: its commands are
-//! allocated with the queue, descriptors are kept for them, and an answer is taken in the
+//! allocated with the queue, descriptors are kept for them, and a response is taken in the
 //! interrupt. One command is one descriptor, and the used entry is the whole answer.
 //!
 //! Who waits is woken for what it waits for, and not for what others do: there are places for each
@@ -79,7 +79,7 @@ const RESERVED: usize = RESERVED_DESCRIPTORS as usize;
 const DESTROYS: usize = RESERVED - INVALIDATES;
 /// Most INVALIDATE commands that can be on their way, if the ring has room.
 const MAX_INVALIDATES: usize = 128;
-/// Places to wait at for answers to other commands, and for room.
+/// Places to wait at for responses to other commands, and for room.
 const PLACES: usize = 32;
 /// Most entries of a MAP, however many the device takes: what fits a page with the rest.
 pub(crate) const MAX_ENTRIES: usize = 252;
@@ -101,8 +101,8 @@ pub(crate) struct Shared {
     /// A [`status`], [`PENDING`] or [`ABORTED`]. Validated once, because the device can change its
     /// answer afterwards.
     status: Atomic<u32>,
-    /// The number of one that is no INVALIDATE, which says where its answer is waited for. Set when it
-    /// is put into the ring.
+    /// The number of one that is no INVALIDATE, which says where its response is waited for. Set
+    /// when it is put into the ring.
     number: Atomic<u64>,
 }
 
@@ -414,7 +414,7 @@ impl Mirror {
         sane
     }
 
-    /// What `len` bytes say in answer to `command`; `None` if they are no answer to it.
+    /// What `len` bytes say in response to `command`; `None` if they are no response to it.
     fn validate(command: &MirrorCommand, len: u32) -> Option<u32> {
         let wanted = command.writable_len();
         if wanted == 0 {
@@ -423,10 +423,10 @@ impl Mirror {
         if len as usize != wanted {
             return None;
         }
-        let mut answer = 0u32.to_le_bytes();
-        command.read_response(&mut answer);
-        let answer = u32::from_le_bytes(answer);
-        (answer <= status::LIMIT).then_some(answer)
+        let mut response = 0u32.to_le_bytes();
+        command.read_response(&mut response);
+        let response = u32::from_le_bytes(response);
+        (response <= status::LIMIT).then_some(response)
     }
 }
 
@@ -759,7 +759,7 @@ impl MirrorQueue {
         Err(ENODEV)
     }
 
-    /// Waits for the answer to a command, uninterruptibly but not longer than the time-out, after
+    /// Waits for the response to a command, uninterruptibly but not longer than the time-out, after
     /// which the device is lost. Returns its [`status`].
     ///
     /// # Errors
@@ -922,8 +922,8 @@ impl MirrorQueue {
         self.wait_for(place, acknowledged)
     }
 
-    /// Sends commands that end spaces, as many at a time as there are descriptors kept for them, and
-    /// waits for their answers.
+    /// Sends commands that end spaces, as many at a time as there are descriptors kept for them,
+    /// and waits for their responses.
     ///
     /// # Errors
     ///

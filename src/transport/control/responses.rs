@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Answers: validated in the interrupt, completed by a worker.
+//! Responses: validated in the interrupt, completed by a worker.
 
 use super::{
     command::{
-        Answer,
         Command,
         Expect,
+        Response,
         ABORTED,
         INVALID,
         PENDING, //
@@ -62,18 +62,18 @@ enum Validated {
 
 impl Control {
     /// How a command ended; only for one that has.
-    pub(super) fn answer(command: &Command) -> Answer {
+    pub(super) fn response(command: &Command) -> Response {
         match command.shared.status.load(Acquire) {
-            PENDING | ABORTED => Answer::Aborted,
-            INVALID => Answer::Invalid,
-            kind if kind < response::ERR_UNSPEC => Answer::Ok(kind),
-            kind => Answer::Error(kind),
+            PENDING | ABORTED => Response::Aborted,
+            INVALID => Response::Invalid,
+            kind if kind < response::ERR_UNSPEC => Response::Ok(kind),
+            kind => Response::Error(kind),
         }
     }
 
     /// How a command ended, if it has.
-    pub(crate) fn ended(command: &Command) -> Option<Answer> {
-        (command.shared.status.load(Acquire) != PENDING).then(|| Self::answer(command))
+    pub(crate) fn ended(command: &Command) -> Option<Response> {
+        (command.shared.status.load(Acquire) != PENDING).then(|| Self::response(command))
     }
 
     /// Changes what the device may answer to a command that was not sent yet.
@@ -108,7 +108,7 @@ impl Control {
                         command.shared.status.store(status, Release);
                         // A host may refuse at once, whatever came before.
                         if header.flags.get() & (FLAG_FENCE | FLAG_INFO_RING_IDX) == FLAG_FENCE
-                            && matches!(Self::answer(&command), Answer::Ok(_))
+                            && matches!(Self::response(&command), Response::Ok(_))
                         {
                             let order = command.shared.order.load(Relaxed);
                             inner.common_answered = inner.common_answered.max(order);
@@ -158,10 +158,10 @@ impl Control {
         (answered, sane)
     }
 
-    /// What `len` bytes say in answer to `command`.
+    /// What `len` bytes say in response to `command`.
     ///
-    /// What cannot be an answer is an error of that command alone, unless memory is released by its
-    /// answer.
+    /// What cannot be a response is an error of that command alone, unless memory is released by
+    /// its answer.
     fn validate(command: &mut ListArc<Command>, len: u32) -> Validated {
         let asked = Message::owned(command).header;
         let len = len as usize;
@@ -175,7 +175,7 @@ impl Control {
         }
         let kind = header.kind.get();
         let valid = whole
-            && is_answer_to(&asked, &header)
+            && is_response_to(&asked, &header)
             && (kind >= response::ERR_UNSPEC
                 || (kind == Message::owned(command).success && len == command.writable_len()));
         let failed = !valid || kind >= response::ERR_UNSPEC;
@@ -186,18 +186,18 @@ impl Control {
             _ if !failed => Validated::Is(kind),
             Expect::Success => Validated::Broken,
             Expect::SuccessUnlessFailed(other) => match Self::ended(other) {
-                Some(Answer::Error(_)) => Validated::Is(kind),
+                Some(Response::Error(_)) => Validated::Is(kind),
                 // That was done or not; now the device says that it was not.
-                Some(Answer::Invalid) if kind == response::ERR_INVALID_RESOURCE_ID => {
+                Some(Response::Invalid) if kind == response::ERR_INVALID_RESOURCE_ID => {
                     Validated::Is(kind)
                 }
                 None => Validated::TooEarly(kind),
-                Some(Answer::Invalid) => Validated::InDoubt,
+                Some(Response::Invalid) => Validated::InDoubt,
                 // It has contradicted itself before, but about this resource only.
-                Some(Answer::Ok(_)) if Message::owned(command).refused.is_some() => {
+                Some(Response::Ok(_)) if Message::owned(command).refused.is_some() => {
                     Validated::InDoubt
                 }
-                Some(Answer::Ok(_) | Answer::Aborted) => Validated::Broken,
+                Some(Response::Ok(_) | Response::Aborted) => Validated::Broken,
             },
         }
     }
@@ -281,7 +281,7 @@ impl Control {
             let other = undoes(&mut command);
             let undone = other.as_deref().map(Self::ended);
             match undone {
-                Some(Some(Answer::Error(_))) => {
+                Some(Some(Response::Error(_))) => {
                     // One that was not sent would be refused in this way.
                     let refused = Message::owned(&mut command).refused;
                     let kind = refused.unwrap_or(response::ERR_INVALID_RESOURCE_ID);
@@ -325,9 +325,9 @@ impl Control {
     }
 
     pub(super) fn complete(command: &mut ListArc<Command>) {
-        let answer = Self::answer(command);
+        let response = Self::response(command);
         if let Some(mut completion) = Message::owned(command).completion.take() {
-            completion.complete(&answer);
+            completion.complete(&response);
         }
         let owned = Message::owned(command);
         drop(owned.sync_for_cpu.take());
@@ -335,8 +335,8 @@ impl Control {
     }
 }
 
-/// Whether `got` is a well-formed answer to a request with header `asked`.
-fn is_answer_to(asked: &Header, got: &Header) -> bool {
+/// Whether `got` is a well-formed response to a request with header `asked`.
+fn is_response_to(asked: &Header, got: &Header) -> bool {
     let kind = got.kind.get();
     let known = (response::OK_NODATA..=response::OK_MAP_INFO).contains(&kind)
         || (response::ERR_UNSPEC..=response::ERR_INVALID_PARAMETER).contains(&kind);
@@ -347,8 +347,8 @@ fn is_answer_to(asked: &Header, got: &Header) -> bool {
 }
 
 impl Control {
-    /// The device has used buffers of the control queue: takes the answers, signals fences and wakes who
-    /// waits. Called in the interrupt, where fences are being signalled.
+    /// The device has used buffers of the control queue: takes the responses, signals fences and
+    /// wakes who waits. Called in the interrupt, where fences are being signalled.
     pub(in crate::transport) fn control_used(self: &Arc<Self>) {
         let mut inner = self.inner.lock();
         let (mut answered, sane) = self.collect(&mut inner);
@@ -367,7 +367,7 @@ impl Control {
         while let Some(mut command) = answered.pop_front() {
             if let Some(job) = &command.shared.job {
                 if job.lost_on_error
-                    && Self::answer(&command) == Answer::Error(response::ERR_UNSPEC)
+                    && Self::response(&command) == Response::Error(response::ERR_UNSPEC)
                 {
                     job.of.set_lost();
                 }
@@ -378,8 +378,8 @@ impl Control {
             if let Some(sync_for_cpu) = &Message::owned(&mut command).sync_for_cpu {
                 sync_for_cpu.sync_for_cpu();
             }
-            command.shared.signal(match Self::answer(&command) {
-                Answer::Ok(_) => Ok(()),
+            command.shared.signal(match Self::response(&command) {
+                Response::Ok(_) => Ok(()),
                 _ => Err(EIO),
             });
             command.shared.wait.wake_all();
@@ -426,10 +426,10 @@ mod tests {
     #[test]
     fn plain_answers() {
         let asked = header(0x0102, 0, 0);
-        assert!(is_answer_to(&asked, &header(response::OK_NODATA, 0, 0)));
-        assert!(is_answer_to(&asked, &header(response::ERR_UNSPEC, 0, 0)));
+        assert!(is_response_to(&asked, &header(response::OK_NODATA, 0, 0)));
+        assert!(is_response_to(&asked, &header(response::ERR_UNSPEC, 0, 0)));
         // A fence that was not asked for changes nothing.
-        assert!(is_answer_to(
+        assert!(is_response_to(
             &asked,
             &header(response::OK_NODATA, FLAG_FENCE, 9)
         ));
@@ -439,19 +439,19 @@ mod tests {
     fn garbage() {
         let asked = header(0x0102, 0, 0);
         for kind in [0, 0x0102, 0x10ff, 0x1107, 0x11ff, 0x1206, u32::MAX] {
-            assert!(!is_answer_to(&asked, &header(kind, 0, 0)));
+            assert!(!is_response_to(&asked, &header(kind, 0, 0)));
         }
     }
 
     #[test]
     fn fences() {
         let asked = header(0x0207, FLAG_FENCE, 7);
-        assert!(is_answer_to(
+        assert!(is_response_to(
             &asked,
             &header(response::OK_NODATA, FLAG_FENCE, 7)
         ));
-        assert!(!is_answer_to(&asked, &header(response::OK_NODATA, 0, 7)));
-        assert!(!is_answer_to(
+        assert!(!is_response_to(&asked, &header(response::OK_NODATA, 0, 7)));
+        assert!(!is_response_to(
             &asked,
             &header(response::OK_NODATA, FLAG_FENCE, 8)
         ));
@@ -460,18 +460,18 @@ mod tests {
     #[test]
     fn errors_of_answers() {
         assert_eq!(
-            Answer::Ok(response::OK_NODATA).to_result(),
+            Response::Ok(response::OK_NODATA).to_result(),
             Ok(response::OK_NODATA)
         );
         assert_eq!(
-            Answer::Error(response::ERR_OUT_OF_MEMORY).to_result(),
+            Response::Error(response::ERR_OUT_OF_MEMORY).to_result(),
             Err(ENOMEM)
         );
         assert_eq!(
-            Answer::Error(response::ERR_INVALID_PARAMETER).to_result(),
+            Response::Error(response::ERR_INVALID_PARAMETER).to_result(),
             Err(EINVAL)
         );
-        assert_eq!(Answer::Error(response::ERR_UNSPEC).to_result(), Err(EIO));
-        assert_eq!(Answer::Aborted.to_result(), Err(ENODEV));
+        assert_eq!(Response::Error(response::ERR_UNSPEC).to_result(), Err(EIO));
+        assert_eq!(Response::Aborted.to_result(), Err(ENODEV));
     }
 }
