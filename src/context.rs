@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A context on the host, and its rings.
+//! A context on the host: its capability set, its rings and their timelines, and the commands that
+//! create it, attach resources to it and destroy it.
 
 use crate::{
     gpu::{

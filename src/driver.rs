@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The driver as the module loader and the DRM core see it: what they call, in one place.
+//! The driver as the module loader and the DRM core see it: the callbacks that they call.
 
 use crate::{
     debugfs,

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The files in the device's folder of debugfs that are about mirrored memory and rare courses:
+//! The files in the device's folder of debugfs that are about mirrored memory and rare code paths:
 //! `mirror` with the counters, and a file for each knob. `docs/internals.md` says what is in them.
 
 use crate::{

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What the driver shows of a device and its users, and lets be turned, for tests and for whoever
-//! looks for a fault.
+//! debugfs and fdinfo: what the driver shows of a device and its users, and the knobs by which
+//! tests force rare code paths.
 //!
-//! - [`mirror`]: what has happened to mirrored memory, and the knobs that make rare courses happen;
+//! - [`mirror`]: the counters of mirrored memory, and the knobs;
 //! - [`device`]: the device and its users;
 //! - [`fdinfo`]: what an open file says of its memory, in `/proc`.
 //!

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Feature bits.
+//! Feature bits: what the driver accepts, requires and makes of those that were negotiated.
 
 use crate::{
     kapi::virtio::{

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Courses that chance takes seldom, made to happen to mirrored memory. The queues have
+//! Knobs that force rare code paths of mirrored memory. The queues have
 //! [knobs of their own](crate::transport::knobs), where it is said what a knob is.
 
 use crate::transport::knobs::Knob;

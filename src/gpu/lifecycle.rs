@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! How a device comes and goes.
+//! Probe, unbind, suspend and shutdown: what the virtio core calls, and in which order a device is
+//! set up and stopped.
 
 use super::{
     features,

@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Population: pages are faulted in, mapped, and the device confirms it.
+//! Population: looks pages up through HMM, which faults them in, sends MAP for them, and marks them
+//! mapped when the device has confirmed it. Callbacks may come at any time: the notifier's
+//! sequence, compared under the lock, tells that a lookup is stale before MAP is sent, and the
+//! state of a page tells whether it was invalidated before the response.
 
 use super::{
     range::{

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A mirrored range, as the registration and the notifier's callbacks share it.
+//! A mirrored range: what the registration and the notifier's callbacks share. It outlives the
+//! registration's handle as long as a callback may run.
 
 use super::{
     event::RangeEvents,

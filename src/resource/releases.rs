@@ -7,9 +7,8 @@
 //! done by a worker that others wait for. A file has a list of what it has to release, and a work
 //! that goes through the list, so that a file waits for its own registrations only; several spaces
 //! are ended at a time. The work is on a queue that neither the device's reset nor its removal
-//! waits for: what a lost device may still reach is kept by others until it has been reset.
-//!
-//! Who registers memory waits until few enough of the file's registrations are on their way out.
+//! waits for: the mappings keep what a lost device may still reach until it has been reset.
+//! USERPTR_REGISTER waits while too many of the file's registrations are being released.
 
 use super::host_resource::{
     HostResource,

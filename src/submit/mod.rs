@@ -7,10 +7,10 @@
 //! - here: from the arguments to the ring.
 //!
 //! Everything that can fail or sleep comes before the job is queued. Mirrored memory is mapped
-//! without a lock, and checked again under the lock that invalidation takes; if it has moved
-//! meanwhile, the locks are dropped and all is done again, for a second. Between that and the end
-//! of the call there is only what cannot fail: the fence goes to the buffers, the device is told,
-//! and the results to userspace.
+//! without a lock, and checked again under the lock that invalidation takes; if a page was
+//! invalidated meanwhile, the locks are dropped and all is done again, for a second. Between that
+//! and the end of the call there is only what cannot fail: the fence is added to the buffers, the
+//! device is notified, and userspace gets the results.
 
 mod deps;
 pub(crate) mod transfer;

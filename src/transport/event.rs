@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The event queue: what the device says unasked.
+//! The event queue, by which the device announces that it has dropped a space (SPACE_LOST).
 //!
 //! The buffers go back to the device as soon as they are read, in the interrupt; what is left to
 //! do then is a worker's. Nothing that a fence or memory reclaim waits for depends on it.
@@ -37,7 +37,7 @@ const MAX_SLOTS: usize = 64;
 /// Most lost spaces that wait for the worker. A device that says more at once is not sane.
 const MAX_LOST: usize = 1024;
 
-/// Who is told that a space is gone.
+/// The owner of a space, which learns that the device has dropped it.
 pub(crate) trait SpaceOwner: Send + Sync {
     /// The device has dropped the space by itself, and accesses nothing through it any more.
     ///
@@ -152,7 +152,7 @@ impl Events {
         true
     }
 
-    /// Tells the owners of lost spaces.
+    /// Calls the owners of spaces that the device has dropped.
     pub(super) fn tell(&self) {
         loop {
             let space = self.inner.lock().lost.pop();
@@ -166,7 +166,7 @@ impl Events {
         }
     }
 
-    /// Has `owner` be told if space `space_id` is lost.
+    /// Has `owner` called if the device drops space `space_id`.
     ///
     /// # Errors
     ///

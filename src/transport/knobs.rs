@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Courses that chance takes seldom, made to happen: what a knob is, and those of the queues.
+//! Knobs that force rare code paths: what a knob is, and those of the queues.
 //!
-//! A knob is 0 unless root sets it in debugfs; to ask one that is off is to load a
-//! word that is not written. Without CONFIG_DEBUG_FS a knob takes no room and is 0.
+//! A knob is 0 unless root sets it in debugfs; to read one that is off costs the load of a word
+//! that is not written. Without CONFIG_DEBUG_FS a knob takes no room and is 0.
 
 #[cfg(CONFIG_DEBUG_FS)]
 use kernel::sync::atomic::{

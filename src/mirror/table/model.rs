@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A registration in small: the table as it is, and around it what else has a say in what becomes of a
+//! A model of a small registration: the table itself, and around it all that changes the state of a
 //! page, one step for each hold of the lock and for each thing that is waited for.
 //!
 //! That is population (lookup, MAP, response, INVALIDATE of what was refused), two changes of the

@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The control queue: requests, answers, fences, and the end of a device.
-//!
-//! # Ways of a command
+//! The control queue: requests, responses, fences, and the end of a device.
+//! # The path of a command
 //!
 //! A command is a [`Message`], owned in turn by who makes it, by the virtqueue, by the interrupt
 //! handler, and by a worker that runs its [`Completion`] and frees it. Fences are signalled in the
@@ -19,12 +18,12 @@
 //!
 //! A device that breaks the ring, answers a command that releases memory with something that cannot
 //! be, answers nothing at all, or is removed is *lost*: waiters return, no more commands are sent,
-//! and a worker resets it. One command that is not answered, or not properly, is the trouble of who
-//! sent it ([`patience`]). Only when the reset has returned is
-//! the device known not to write, and only then are the fences signalled with an error, the
-//! commands completed as aborted, and what they hold released. A device that does not return from
-//! its reset for [`loss::RESET_TIMEOUT_MS`] gets its fences signalled nevertheless, so that others
-//! can go on; its memory then stays, and so does the module: removal waits for the reset.
+//! and a worker resets it. One command that is not answered, or not properly, fails for its sender
+//! alone ([`patience`]). Only when the reset has returned is the device known not to write, and
+//! only then are the fences signalled with an error, the commands completed as aborted, and what
+//! they hold released. A device that does not return from its reset for [`loss::RESET_TIMEOUT_MS`]
+//! gets its fences signalled nevertheless, so that others can go on; its memory then stays, and so
+//! does the module: removal waits for the reset.
 //!
 //! # Files
 //!

@@ -10,8 +10,8 @@
 //!   too. Who has a job to submit waits for room in the ring without a limit, as long as the device
 //!   answers anything.
 //! - **A job** has no time limit, unless the module is told one. Then its context is lost when the
-//!   time is over, and nobody else's. Time does not count while the job may be waiting for a job of
-//!   another context, which is so where both are on the device's common timeline.
+//!   time is over, and no other context. Time does not count while the job may be waiting for a job
+//!   of another context, which is so where both are on the device's common timeline.
 //! - **The jobs of a closed file** have that time again and the time of grace, or the time of a
 //!   response where there is no limit, for the host to end them or to say that it has destroyed
 //!   their context. Then their fences are signalled with `ECANCELED`; the ring keeps them.

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Responses: validated in the interrupt, completed by a worker.
+//! Responses: the interrupt validates them, signals fences and wakes waiters; a worker completes
+//! the commands.
 
 use super::{
     command::{
