@@ -87,9 +87,10 @@ for t in $trees; do
 	export "VIRTGPU_TREE_${t^^}=/cache/${tree##*/}"
 done
 
-# Suite `sample` goes by it.
+# Suite `sample` goes by it, and so does what tests do at random.
 VIRTGPU_COMMIT=$(git -C "$TOP" rev-parse HEAD 2>/dev/null) || VIRTGPU_COMMIT=
 export VIRTGPU_COMMIT
+export VIRTGPU_TESTS_SEED=${VIRTGPU_TESTS_SEED:-$((16#0${VIRTGPU_COMMIT:0:8}))}
 trap - EXIT
 # shellcheck disable=SC2086
 exec "$TOP/scripts/in-root" python3 scripts/check.py $suites

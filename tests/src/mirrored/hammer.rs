@@ -8,7 +8,7 @@ use std::fs;
 use virtgpu_client::{compute, Bytes, Errno, Memory};
 
 use super::race::Race;
-use super::support::{each_kind, family, open, End, Mirror, SPARSE, WHOLE};
+use super::support::{each_kind, family, open, seed, End, Mirror, SPARSE, WHOLE};
 use crate::ktap::{reap, Family, Outcome, TestResult};
 use crate::support::place::{Pages, Place, READ, RW};
 use crate::support::{numa, raced, swap, Env, Random, HUGE, PAGE};
@@ -29,22 +29,14 @@ pub(crate) const FAMILY: Family = family(
     ],
 );
 
-const MADV_COLLAPSE: i32 = 25;
 const LENGTH: usize = HUGE;
 
-/// Seed of a case, which is printed: `VIRTGPU_TESTS_SEED` repeats one.
-fn seed() -> u64 {
-    let seed = std::env::var("VIRTGPU_TESTS_SEED")
-        .ok()
-        .and_then(|text| text.parse().ok())
-        .unwrap_or(1);
-    println!("    # seed {seed}");
-    seed
-}
+/// Runs a job, which is called by this name, until it has got through.
+pub(super) type Done<'a> = dyn Fn(&str, &mut dyn FnMut() -> TestResult<End>) -> TestResult + 'a;
 
 /// One operation on a random part, by the process or by the device, on memory and on the copy.
-fn step(
-    race: &Race,
+pub(super) fn step(
+    done: &Done<'_>,
     mirror: &Mirror<'_>,
     place: &Place,
     copy: &mut [u8],
@@ -61,14 +53,14 @@ fn step(
         }
         1 => {
             let data = Random(random.next()).bytes(length);
-            race.done("a job that writes", || mirror.try_write(offset, &data))?;
+            done("a job that writes", &mut || mirror.try_write(offset, &data))?;
             copy[part].copy_from_slice(&data);
         }
         2 => {
             let value = random.next() as u32;
             let mut stream = compute::Stream::new();
             stream.add_u32(mirror.userptr.at(offset as u64), length as u64, value);
-            race.done("a job that adds", || mirror.end(&stream))?;
+            done("a job that adds", &mut || mirror.end(&stream))?;
             for word in copy[part].chunks_exact_mut(4) {
                 let sum = u32::from_le_bytes((&*word).try_into().expect("4 bytes"));
                 word.copy_from_slice(&sum.wrapping_add(value).to_le_bytes());
@@ -76,7 +68,7 @@ fn step(
         }
         3 => {
             let stream = mirror.reading_part(offset, length);
-            race.done("a job that reads", || mirror.end(&stream))?;
+            done("a job that reads", &mut || mirror.end(&stream))?;
             check_eq!(
                 mirror.result(),
                 compute::crc32c(0, &copy[part]),
@@ -114,10 +106,11 @@ fn hammer(
     let outcomes = Race::run(
         |number| disturb(&place, number),
         |race| {
+            let done: &Done<'_> = &|what, job| race.done(what, job);
             race.next_disturbance();
             while race.goes_on(steps, rounds) {
                 if let Err(Outcome::Fail(reason)) =
-                    step(race, &mirror, &place, &mut copy, &mut random)
+                    step(done, &mirror, &place, &mut copy, &mut random)
                 {
                     return Err(Outcome::Fail(format!("step {steps}: {reason}")));
                 }
@@ -142,11 +135,11 @@ fn hammer(
     Ok(())
 }
 
-/// A child that does nothing, or writes to its copies.
 /// What the steps work on.
 const KINDS: [Pages; 2] = [Pages::Base, Pages::Huge];
 
-fn fork_once(place: &Place, number: u64) -> TestResult {
+/// A child that writes to its copies, and ends.
+pub(super) fn fork_once(place: &Place, number: u64) -> TestResult {
     let start = place.as_ptr();
     // SAFETY: The child of a process with threads may call little; this one writes to its memory and
     // ends.
@@ -188,7 +181,7 @@ fn swap_out(env: &Env) -> TestResult {
 
 fn collapse_once(place: &Place, number: u64) -> TestResult {
     // Pages that are in use elsewhere for a moment keep it from happening.
-    drop(place.advise(0, place.len(), MADV_COLLAPSE));
+    drop(place.advise(0, place.len(), libc::MADV_COLLAPSE));
     let page = number as usize % (place.len() / PAGE);
     // Rights that no one lacks: splits what covers the page, and undoes it.
     place.advise(page * PAGE, PAGE, libc::MADV_DONTDUMP)?;
@@ -230,10 +223,11 @@ fn beside(
     let outcomes = Race::run(
         |number| disturb(&place, LENGTH, number),
         |race| {
+            let done: &Done<'_> = &|what, job| race.done(what, job);
             race.next_disturbance();
             while race.goes_on(steps, rounds) {
                 steps += 1;
-                step(race, &mirror, &place, &mut copy, &mut random)?;
+                step(done, &mirror, &place, &mut copy, &mut random)?;
                 // The other registration works on the same part, and is hit all the time.
                 let stream = all.reading_part(0, PAGE);
                 match race.attempt(|| all.end(&stream))? {

@@ -35,8 +35,6 @@ pub(crate) const FAMILY: Family = family(
     ],
 );
 
-const MADV_COLLAPSE: i32 = 25;
-
 /// Small pages that may become a huge one.
 fn small(length: usize) -> TestResult<Place> {
     let place = Place::base(length)?;
@@ -50,14 +48,14 @@ fn collapse_place(place: &Place) -> TestResult {
     let mut last = Ok(());
     // A page may be on its way somewhere for a moment.
     eventually(Duration::from_secs(60), || {
-        last = place.advise(0, place.len(), MADV_COLLAPSE);
+        last = place.advise(0, place.len(), libc::MADV_COLLAPSE);
         last.is_ok()
     });
     last
 }
 
 /// Refuses on memory that no device uses, too: then it is not the device's fault.
-fn can_collapse() -> TestResult {
+pub(super) fn can_collapse() -> TestResult {
     let control = small(HUGE)?;
     match collapse_place(&control) {
         Err(Outcome::Fail(reason)) => Err(Outcome::Skip(format!("no collapse here: {reason}"))),
@@ -226,7 +224,7 @@ fn huge() -> TestResult<Place> {
     Ok(place)
 }
 
-fn split(place: &Place) -> TestResult {
+pub(super) fn split(place: &Place) -> TestResult {
     let file = "/sys/kernel/debug/split_huge_pages";
     let (start, end) = (place.address(0), place.address(place.len()));
     let text = format!("{},{start:#x},{end:#x}", std::process::id());
@@ -278,7 +276,7 @@ fn collapse_and_split_while_the_device_writes(env: &Env) -> TestResult {
     let jobs = additions(&mirror, HUGE, env.rounds(50), |_| {
         split(&place)?;
         // A page that is just being faulted in keeps the pages from becoming one.
-        collapsed += u32::from(place.advise(0, HUGE, MADV_COLLAPSE).is_ok());
+        collapsed += u32::from(place.advise(0, HUGE, libc::MADV_COLLAPSE).is_ok());
         Ok(())
     })?;
     println!("    # collapsed {collapsed} times");

@@ -28,6 +28,7 @@ mod mutant_killers;
 mod race;
 mod scarce;
 mod stress;
+mod stress_threads;
 mod support;
 
 pub(crate) use support::{open as open_mirrored, scattered};

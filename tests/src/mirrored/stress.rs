@@ -3,29 +3,32 @@
 //! Processes that do at random whatever can be done with mirrored memory, each against a copy that
 //! says what has to come out. `VIRTGPU_TESTS_SEED` repeats a run as far as processes repeat,
 //! `VIRTGPU_TESTS_SECONDS` makes it longer.
+//!
+//! What `processes` does at a time is one thing a process; `threads` is in `stress_threads`.
 
 use std::time::{Duration, Instant};
 
 use virtgpu_client::{compute, Bytes, Device, Errno, RegisterOptions};
 
-use super::support::{family, open, End, Mirror, READ_ONLY, SPARSE, WHOLE};
+use super::stress_threads::threads;
+use super::support::{family, open, seed, End, Mirror, READ_ONLY, SPARSE, WHOLE};
 use crate::ktap::{Family, Outcome, TestResult};
 use crate::support::place::{Pages, Place, READ, RW};
 use crate::support::{child, Env, Random, HUGE, PAGE};
 use crate::{cases, check_eq};
 
-pub(crate) const FAMILY: Family = family("stress", cases![processes: 7200]);
+pub(crate) const FAMILY: Family = family("stress", cases![processes: 7200, threads: 7200]);
 
 const PROCESSES: u64 = 4;
 const PAGES: usize = 64;
-const SIZE: usize = PAGES * PAGE;
+pub(super) const SIZE: usize = PAGES * PAGE;
 
-/// A number from the environment.
-fn number(name: &str, usual: u64) -> u64 {
-    std::env::var(name)
+/// How long a case is to take.
+pub(super) fn seconds() -> u64 {
+    std::env::var("VIRTGPU_TESTS_SECONDS")
         .ok()
         .and_then(|text| text.parse().ok())
-        .unwrap_or(usual)
+        .unwrap_or(5)
 }
 
 /// What a page is to whom uses it.
@@ -37,13 +40,25 @@ enum State {
 }
 
 /// Memory, what is in it, and what may be done with each page.
-struct Model<'a> {
+pub(super) struct Model<'a> {
     place: &'a Place,
     bytes: Vec<u8>,
     pages: [State; PAGES],
+    /// The process has no other threads, so that it may fork.
+    alone: bool,
 }
 
-impl Model<'_> {
+impl<'a> Model<'a> {
+    /// New memory of [`SIZE`] bytes, in a process with other threads.
+    pub(super) fn new(place: &'a Place) -> Self {
+        Self {
+            place,
+            bytes: vec![0; SIZE],
+            pages: [State::Writable; PAGES],
+            alone: false,
+        }
+    }
+
     /// How a job on all pages of the range has to end: the first page that is in the way decides.
     fn expected(&self, first: usize, count: usize, write: bool) -> End {
         for state in &self.pages[first..first + count] {
@@ -57,7 +72,7 @@ impl Model<'_> {
     }
 
     /// All pages that can be read hold what they should, for the process.
-    fn check(&self) -> TestResult {
+    pub(super) fn check(&self) -> TestResult {
         for page in 0..PAGES {
             if self.pages[page] != State::Gone {
                 let at = page * PAGE;
@@ -125,7 +140,7 @@ fn change(model: &mut Model<'_>, random: &mut Random) -> TestResult {
             place.move_to(offset, PAGE, &other, 0, 0)?;
             other.move_to(0, PAGE, place, offset, 0)?;
         }
-        8 => child::run(|| {
+        8 if model.alone => child::run(|| {
             model.check()?;
             if all(model, State::Writable) {
                 place.write(offset, &vec![0xee; length]);
@@ -137,8 +152,16 @@ fn change(model: &mut Model<'_>, random: &mut Random) -> TestResult {
     Ok(())
 }
 
+/// Runs a job to its end.
+pub(super) type Run<'a> = dyn Fn(&Mirror<'_>, &compute::Stream) -> TestResult<End> + 'a;
+
 /// One registration for a few jobs, which must all end as the model says.
-fn use_device(model: &mut Model<'_>, device: &Device, random: &mut Random) -> TestResult {
+fn use_device(
+    model: &mut Model<'_>,
+    device: &Device,
+    random: &mut Random,
+    run: &Run<'_>,
+) -> TestResult {
     let count = 1 + random.below(24) as usize;
     let first = random.below((PAGES - count) as u64 + 1) as usize;
     let writable = random.below(3) != 0;
@@ -167,7 +190,7 @@ fn use_device(model: &mut Model<'_>, device: &Device, random: &mut Random) -> Te
         } else {
             stream = mirror.reading();
         }
-        let end = mirror.end_at_last("a job", &stream)?;
+        let end = run(&mirror, &stream)?;
         check_eq!(end, expected, "a job on pages {first} to {}", first + count);
         if end != End::Done {
             continue;
@@ -193,10 +216,17 @@ fn use_device(model: &mut Model<'_>, device: &Device, random: &mut Random) -> Te
 /// A registration that stays has to follow all of it.
 fn follow(model: &Model<'_>, lasting: &Mirror<'_>, random: &mut Random) -> TestResult {
     let page = random.below(PAGES as u64) as usize;
-    let result = lasting
-        .userptr
-        .prefetch((page * PAGE) as u64, PAGE as u64)
-        .map(drop);
+    let prefetch = || {
+        lasting
+            .userptr
+            .prefetch((page * PAGE) as u64, PAGE as u64)
+            .map(drop)
+    };
+    // Other threads may keep the page from staying what it is.
+    let result = (0..20)
+        .map(|_| prefetch())
+        .find(|result| *result != Err(Errno::BUSY))
+        .unwrap_or(Err(Errno::BUSY));
     let expected = match model.pages[page] {
         State::Gone => Err(Errno::FAULT),
         State::ReadOnly => Err(Errno::PERM),
@@ -206,30 +236,42 @@ fn follow(model: &Model<'_>, lasting: &Mirror<'_>, random: &mut Random) -> TestR
     Ok(())
 }
 
+/// One thing of all that can be done, and now and then a look at all of the memory.
+pub(super) fn act(
+    model: &mut Model<'_>,
+    device: &Device,
+    lasting: &Mirror<'_>,
+    random: &mut Random,
+    number: u64,
+    run: &Run<'_>,
+) -> TestResult {
+    match random.below(4) {
+        0 | 1 => change(model, random)?,
+        2 => use_device(model, device, random, run)?,
+        _ => follow(model, lasting, random)?,
+    }
+    match number % 16 {
+        0 => model.check(),
+        _ => Ok(()),
+    }
+}
+
 /// What a process does until the time is over.
 fn process(env: &Env, seed: u64, until: Instant) -> TestResult {
     let mut random = Random(seed);
     let mut actions = 0_u64;
+    let run = |mirror: &Mirror<'_>, stream: &compute::Stream| mirror.end_at_last("a job", stream);
     while Instant::now() < until {
         let device = open(env)?;
         let place = Place::base(SIZE)?;
-        let mut model = Model {
-            place: &place,
-            bytes: vec![0; SIZE],
-            pages: [State::Writable; PAGES],
-        };
+        let mut model = Model::new(&place);
+        model.alone = true;
         let lasting = Mirror::with(&device, &place, SPARSE)?;
         for _ in 0..200 {
-            let result = match random.below(4) {
-                0 | 1 => change(&mut model, &mut random),
-                2 => use_device(&mut model, &device, &mut random),
-                _ => follow(&model, &lasting, &mut random),
-            };
             actions += 1;
-            if let Err(Outcome::Fail(reason)) = result.and_then(|()| match actions % 16 {
-                0 => model.check(),
-                _ => Ok(()),
-            }) {
+            if let Err(Outcome::Fail(reason)) =
+                act(&mut model, &device, &lasting, &mut random, actions, &run)
+            {
                 return Err(Outcome::Fail(format!(
                     "seed {seed}, action {actions}: {reason}"
                 )));
@@ -244,21 +286,23 @@ fn process(env: &Env, seed: u64, until: Instant) -> TestResult {
     Ok(())
 }
 
+/// Whatever there was on the device, it works.
+pub(super) fn works_afterwards(env: &Env) -> TestResult {
+    let large = Place::new(Pages::Huge, 2 * HUGE)?;
+    let device = open(env)?;
+    let mirror = Mirror::new(&device, &large)?;
+    mirror.coherent_all_over("after all")
+}
+
 fn processes(env: &Env) -> TestResult {
     drop(open(env)?);
-    let seed = number("VIRTGPU_TESTS_SEED", 1);
-    let seconds = number("VIRTGPU_TESTS_SECONDS", 10);
-    println!("    # seed {seed}, {PROCESSES} processes, {seconds} s");
+    let (seed, seconds) = (seed(), seconds());
+    println!("    # {PROCESSES} processes, {seconds} s");
     let until = Instant::now() + Duration::from_secs(seconds);
     let children = (0..PROCESSES)
         .map(|index| child::spawn(|| process(env, seed * 1000 + index, until)))
         .collect::<TestResult<Vec<_>>>()?;
-    let mut result = Ok(());
-    for child in children {
-        result = result.and(child.join());
-    }
-    let large = Place::new(Pages::Huge, 2 * HUGE)?;
-    let device = open(env)?;
-    let mirror = Mirror::new(&device, &large)?;
-    result.and_then(|()| mirror.coherent_all_over("after all"))
+    let ends: Vec<TestResult> = children.into_iter().map(child::Child::join).collect();
+    ends.into_iter().collect::<TestResult>()?;
+    works_afterwards(env)
 }

@@ -39,6 +39,16 @@ pub(crate) const SPARSE: RegisterOptions = RegisterOptions::mirrored().sparse();
 /// The device may only read.
 pub(crate) const READ_ONLY: RegisterOptions = RegisterOptions::mirrored().read_only();
 
+/// Where a case that does things at random begins; it says so, and how to have the same again.
+pub(crate) fn seed() -> u64 {
+    let seed = std::env::var("VIRTGPU_TESTS_SEED")
+        .ok()
+        .and_then(|text| text.parse().ok())
+        .unwrap_or(1);
+    println!("    # seed {seed}: VIRTGPU_TESTS_SEED={seed} repeats it, as far as threads repeat");
+    seed
+}
+
 /// Opens the device with a context of 4 rings, if it can mirror memory.
 pub(crate) fn open(env: &Env) -> TestResult<Device> {
     let device = env.compute()?;
