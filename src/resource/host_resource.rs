@@ -156,7 +156,7 @@ struct Inner {
     /// The command that gives the host the guest memory, if it is not the one that creates the
     /// resource, and as long as it may have failed.
     backing: Option<Arc<Command>>,
-    /// The command that asks for a UUID, if it was sent.
+    /// The command that asks for a UUID, the last that was sent.
     uuid: Option<Arc<Command>>,
     unref: Option<ListArc<Command>>,
 }
@@ -342,15 +342,23 @@ impl HostResource {
         self.check()
     }
 
-    /// Asks the host for a UUID, unless that was done; does not wait for it.
+    /// The command that asks for a UUID, if one was sent and has not failed.
+    fn uuid_command(&self) -> Option<Arc<Command>> {
+        let inner = self.inner.lock();
+        let assign = inner.uuid.as_ref()?;
+        match Control::ended(assign) {
+            None | Some(Response::Ok(_)) => Some(assign.clone()),
+            Some(Response::Error(_) | Response::Invalid | Response::Aborted) => None,
+        }
+    }
+
+    /// Asks the host for a UUID; does not wait for it. Waits for room in the ring for `ms` milliseconds
+    /// at most.
     ///
     /// # Errors
     ///
-    /// [`ENOMEM`], and those of [`Control::credit`].
-    pub(super) fn assign_uuid(&self) -> Result {
-        if self.inner.lock().uuid.is_some() {
-            return Ok(());
-        }
+    /// [`ENOMEM`], and those of [`Control::credit_within`].
+    fn ask_for_uuid(&self, ms: u32) -> Result<Arc<Command>> {
         let fixed = ResourceCommand {
             resource_id: self.id.get().into(),
             ..Default::default()
@@ -360,27 +368,44 @@ impl HostResource {
         assign.id = Some(self.id.clone());
         let assign = assign.build()?;
         let sent = assign.clone_arc();
-        let credit = self
-            .gpu
-            .control
-            .credit_within(&self.gpu.quota, [&assign], PRIME_WAIT_MS)?;
-        self.gpu.control.add(assign, credit)?;
-        self.gpu.control.kick();
+        let control = &self.gpu.control;
+        let credit = control.credit_within(&self.gpu.quota, [&assign], ms)?;
+        control.add(assign, credit)?;
+        control.kick();
         // Of two that were asked for at the same time either will do: the host has one.
-        let before = self.inner.lock().uuid.replace(sent);
+        let before = self.inner.lock().uuid.replace(sent.clone());
         drop(before);
-        Ok(())
+        Ok(sent)
     }
 
-    /// The UUID that the host has given the resource.
+    /// Asks the host for a UUID, unless that was done and has not failed; does not wait for it.
     ///
     /// # Errors
     ///
-    /// That of the host; [`ENODEV`] also if it was not asked.
+    /// [`ENOMEM`], and those of [`Control::credit_within`].
+    pub(super) fn assign_uuid(&self) -> Result {
+        if self.uuid_command().is_none() {
+            self.ask_for_uuid(PRIME_WAIT_MS)?;
+        }
+        Ok(())
+    }
+
+    /// The UUID that the host has given the resource, which is asked again if it has failed before.
+    ///
+    /// Waits for the host, killably. The caller may be any driver that shares the buffer: nothing of
+    /// this driver waits for it.
+    ///
+    /// # Errors
+    ///
+    /// That of the host; [`EBUSY`] if it has not answered, in time or for want of room in the ring;
+    /// [`ERESTARTSYS`] on a fatal signal; [`ENOMEM`], [`ENODEV`].
     pub(super) fn uuid(&self) -> Result<[u8; 16]> {
-        let sent = self.inner.lock().uuid.clone();
-        let assign = sent.ok_or(ENODEV)?;
-        self.gpu.control.wait_killable(&assign)?.to_result()?;
+        let control = &self.gpu.control;
+        let assign = match self.uuid_command() {
+            Some(assign) => assign,
+            None => self.ask_for_uuid(control.answer_timeout_ms())?,
+        };
+        control.wait_killable(&assign)?.to_result()?;
         let mut response = ResponseResourceUuid::default();
         assign.read_response(response.as_mut_bytes());
         Ok(response.uuid)

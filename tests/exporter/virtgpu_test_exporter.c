@@ -14,6 +14,7 @@
 #include <linux/module.h>
 #include <linux/scatterlist.h>
 #include <linux/slab.h>
+#include <linux/virtio_dma_buf.h>
 #include <linux/wait.h>
 
 #include "virtgpu_test_exporter.h"
@@ -274,6 +275,21 @@ put:
 	return err;
 }
 
+static int exporter_uuid(struct virtgpu_test_exporter_uuid *args)
+{
+	struct dma_buf *buf = dma_buf_get(args->fd);
+	uuid_t uuid;
+	int err;
+
+	if (IS_ERR(buf))
+		return PTR_ERR(buf);
+	err = virtio_dma_buf_get_uuid(buf, &uuid);
+	if (!err)
+		export_uuid(args->uuid, &uuid);
+	dma_buf_put(buf);
+	return err;
+}
+
 static struct miscdevice exporter;
 
 static long exporter_ioctl(struct file *file, unsigned int cmd,
@@ -285,6 +301,7 @@ static long exporter_ioctl(struct file *file, unsigned int cmd,
 		struct virtgpu_test_exporter_revoke revoke;
 		struct virtgpu_test_exporter_hold hold;
 		struct virtgpu_test_exporter_attach attach;
+		struct virtgpu_test_exporter_uuid uuid;
 	} args;
 	int err;
 
@@ -311,6 +328,13 @@ static long exporter_ioctl(struct file *file, unsigned int cmd,
 		if (copy_from_user(&args.attach, user, sizeof(args.attach)))
 			return -EFAULT;
 		return exporter_attach(&args.attach, exporter.this_device);
+	case VIRTGPU_TEST_EXPORTER_UUID:
+		if (copy_from_user(&args.uuid, user, sizeof(args.uuid)))
+			return -EFAULT;
+		err = exporter_uuid(&args.uuid);
+		if (!err && copy_to_user(user, &args.uuid, sizeof(args.uuid)))
+			return -EFAULT;
+		return err;
 	}
 	return -ENOTTY;
 }

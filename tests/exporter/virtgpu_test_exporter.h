@@ -44,6 +44,12 @@ struct virtgpu_test_exporter_attach {
 	__u32 peer2peer;
 };
 
+/* The UUID under which the host knows somebody else's dma-buf. */
+struct virtgpu_test_exporter_uuid {
+	__s32 fd;
+	__u8 uuid[16];
+};
+
 #define VIRTGPU_TEST_EXPORTER_CREATE \
 	_IOWR('x', 0, struct virtgpu_test_exporter_create)
 #define VIRTGPU_TEST_EXPORTER_REVOKE \
@@ -52,5 +58,7 @@ struct virtgpu_test_exporter_attach {
 	_IOWR('x', 2, struct virtgpu_test_exporter_hold)
 #define VIRTGPU_TEST_EXPORTER_ATTACH \
 	_IOW('x', 3, struct virtgpu_test_exporter_attach)
+#define VIRTGPU_TEST_EXPORTER_UUID \
+	_IOWR('x', 4, struct virtgpu_test_exporter_uuid)
 
 #endif

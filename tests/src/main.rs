@@ -42,6 +42,7 @@ mod support;
 mod transfer;
 mod unplug;
 mod userptr;
+mod uuid;
 mod variants;
 
 use std::process::ExitCode;
@@ -56,6 +57,9 @@ const FAMILIES: &[&Family] = &[
     &dma::FAMILY,
     &prime::FAMILY,
     &revoked::FAMILY,
+    &uuid::REFUSED,
+    &uuid::INVALID,
+    &uuid::LATE,
     &prime::NO_VIRGL,
     &prime::ACCESS_PLATFORM,
     &prime::ALIGNMENT,

@@ -45,6 +45,13 @@ struct Attach {
     peer2peer: u32,
 }
 
+/// `struct virtgpu_test_exporter_uuid`.
+#[repr(C)]
+struct Uuid {
+    fd: i32,
+    uuid: [u8; 16],
+}
+
 /// `VIRTGPU_TEST_EXPORTER_CREATE`.
 const CREATE: u32 = (3 << 30) | (8 << 16) | ((b'x' as u32) << 8);
 /// `VIRTGPU_TEST_EXPORTER_REVOKE`.
@@ -53,6 +60,8 @@ const REVOKE: u32 = (1 << 30) | (8 << 16) | ((b'x' as u32) << 8) | 1;
 const HOLD: u32 = (3 << 30) | (16 << 16) | ((b'x' as u32) << 8) | 2;
 /// `VIRTGPU_TEST_EXPORTER_ATTACH`.
 const ATTACH: u32 = (1 << 30) | (8 << 16) | ((b'x' as u32) << 8) | 3;
+/// `VIRTGPU_TEST_EXPORTER_UUID`.
+const UUID: u32 = (3 << 30) | (20 << 16) | ((b'x' as u32) << 8) | 4;
 
 /// What is in the memory after it was taken away: `VIRTGPU_TEST_EXPORTER_POISON`.
 pub(crate) const POISON: u8 = 0x5a;
@@ -150,6 +159,16 @@ impl Exporter {
             peer2peer: peer2peer.into(),
         };
         self.call(ATTACH, &mut attach)
+    }
+
+    /// The UUID by which drivers of other virtio devices find a dma-buf of anyone on the host.
+    pub(crate) fn uuid(&self, fd: &OwnedFd) -> Result<[u8; 16], Errno> {
+        let mut argument = Uuid {
+            fd: fd.as_raw_fd(),
+            uuid: [0; 16],
+        };
+        self.call(UUID, &mut argument)?;
+        Ok(argument.uuid)
     }
 
     /// Unloads it, which fails as long as anyone has a dma-buf of it.
