@@ -34,27 +34,24 @@ use kernel::{
 /// Registers memory and makes the one handle for it.
 pub(super) fn register(dev: &Device, file: &File, params: &Params) -> Result<(u32, ARef<Object>)> {
     let context = file.ensure_context()?;
-    let object = if params.mirrored {
+    let (object, handle) = if params.mirrored {
         // Only jobs use what moves.
         let context = context.as_ref().ok_or(EOPNOTSUPP)?;
-        mirrored::register(dev, file, context, params)?
-    } else {
-        pinned::register(dev, file, context.as_deref(), params)?
-    };
-    if let Some(mirrored) = object.userptr().and_then(|u| u.as_mirrored()) {
+        let (object, mirrored) = mirrored::register(dev, file, context, params)?;
         if params.prefault {
             mirrored.prefetch(0, params.len >> PAGE_SHIFT).1?;
         }
-    }
-    let handle = object.create_handle(file)?;
-    if let Some(mirrored) = object.userptr().and_then(|u| u.as_mirrored()) {
+        let handle = object.create_handle(file)?;
         mirrored.set_handle(handle);
-    }
-    if let Some(userptr) = object.userptr() {
-        let device = file.gpu.control.name();
-        let (id, size) = (object.id(), object.size() as u64);
-        trace::register(device, id, userptr.addr, size, userptr.flags);
-    }
+        (object, handle)
+    } else {
+        let object = pinned::register(dev, file, context.as_deref(), params)?;
+        let handle = object.create_handle(file)?;
+        (object, handle)
+    };
+    let device = file.gpu.control.name();
+    let (id, size) = (object.id(), object.size() as u64);
+    trace::register(device, id, params.source.addr(), size, params.flags);
     Ok((handle, object))
 }
 

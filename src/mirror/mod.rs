@@ -119,13 +119,15 @@ type Notifier = IntervalNotifier<Handler>;
 type PinnedNotifier = Pin<KBox<Notifier>>;
 
 /// A registration of mirrored memory.
+#[pin_data]
 pub(crate) struct Mirrored {
     range: Arc<MirroredRange>,
     /// The process.
     mm: ARef<Mm>,
     /// Held while pages are looked up, faulted in and mapped, by one thread at a time. `None` before
     /// the beginning of the registration, and after its end.
-    outer: Pin<KBox<KillableMutex<Option<PinnedNotifier>>>>,
+    #[pin]
+    outer: KillableMutex<Option<PinnedNotifier>>,
 }
 
 impl Mirrored {
@@ -134,15 +136,16 @@ impl Mirrored {
     /// # Errors
     ///
     /// [`ENOMEM`].
-    pub(crate) fn new(range: Arc<MirroredRange>, mm: ARef<Mm>) -> Result<Self> {
-        Ok(Self {
-            range,
-            mm,
-            outer: KBox::pin_init(
-                KillableMutex::new(None, c"Mirrored::outer", kernel::static_lock_class!()),
-                GFP_KERNEL,
-            )?,
-        })
+    pub(crate) fn new(range: Arc<MirroredRange>, mm: ARef<Mm>) -> Result<Arc<Self>> {
+        let key = kernel::static_lock_class!();
+        Arc::pin_init(
+            pin_init!(Self {
+                range,
+                mm,
+                outer <- KillableMutex::new(None, c"Mirrored::outer", key),
+            }),
+            GFP_KERNEL,
+        )
     }
 
     /// Follows the memory, which is at `addr`: has the device make the space, of `size` bytes, for

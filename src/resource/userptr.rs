@@ -38,9 +38,9 @@ pub(crate) struct Userptr {
     /// Where it is released if a job had it last.
     releases: Arc<Releases>,
     /// What follows the page tables, if the pages are not pinned.
-    mirrored: Option<Mirrored>,
+    mirrored: Option<Arc<Mirrored>>,
     /// The space of pinned memory that the device must not write.
-    space: Option<Space>,
+    space: Option<Arc<Space>>,
 }
 
 impl Userptr {
@@ -63,7 +63,7 @@ impl Userptr {
         pages: usize,
         addr: u64,
         flags: u32,
-        mirrored: Mirrored,
+        mirrored: Arc<Mirrored>,
     ) -> Self {
         Self {
             mirrored: Some(mirrored),
@@ -77,7 +77,7 @@ impl Userptr {
         pages: usize,
         addr: u64,
         flags: u32,
-        space: Space,
+        space: Arc<Space>,
     ) -> Self {
         Self {
             space: Some(space),
@@ -87,8 +87,8 @@ impl Userptr {
 
     /// The space through which the device reaches the memory, if there is one.
     pub(crate) fn space(&self) -> Option<&Space> {
-        let mirrored = self.mirrored.as_ref().map(Mirrored::space);
-        mirrored.or(self.space.as_ref())
+        let mirrored = self.mirrored.as_deref().map(Mirrored::space);
+        mirrored.or(self.space.as_deref())
     }
 
     /// The file's registrations that are being released.
@@ -107,7 +107,7 @@ impl Userptr {
 
     /// What follows the page tables, if the pages are not pinned.
     pub(crate) fn as_mirrored(&self) -> Option<&Mirrored> {
-        self.mirrored.as_ref()
+        self.mirrored.as_deref()
     }
 
     /// The handle is being closed.

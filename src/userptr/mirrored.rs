@@ -46,7 +46,8 @@ use kernel::{
     },
 };
 
-/// Registers mirrored memory; returns the object, without handle. Touches none of the memory.
+/// Registers mirrored memory; returns the object, without handle, and what makes it usable. Touches none
+/// of the memory.
 ///
 /// # Errors
 ///
@@ -59,7 +60,7 @@ pub(crate) fn register(
     file: &File,
     context: &Arc<Context>,
     params: &Params,
-) -> Result<ARef<Object>> {
+) -> Result<(ARef<Object>, Arc<Mirrored>)> {
     let gpu = &file.gpu;
     let control = &gpu.control;
     let Source::Address(addr) = params.source else {
@@ -121,7 +122,7 @@ pub(crate) fn register(
                 pages,
                 addr as u64,
                 params.flags,
-                mirrored,
+                mirrored.clone(),
             )),
             entries: Atomic::new(0),
         },
@@ -129,8 +130,6 @@ pub(crate) fn register(
 
     // From here on, dropping the object ends what has begun.
     resource::userptr::create_on_host(&file.quota, &object, create, Some(attach))?;
-    let userptr = object.userptr().ok_or(EINVAL)?;
-    let mirrored = userptr.as_mirrored().ok_or(EINVAL)?;
     mirrored.begin(object.id(), blob.size, addr)?;
-    Ok(object)
+    Ok((object, mirrored))
 }

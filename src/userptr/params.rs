@@ -27,6 +27,16 @@ pub(crate) enum Source {
     File(u32, u64),
 }
 
+impl Source {
+    /// Guest-virtual address, 0 for a file.
+    pub(crate) fn addr(&self) -> u64 {
+        match self {
+            Source::Address(addr) => *addr as u64,
+            Source::File(..) => 0,
+        }
+    }
+}
+
 /// A registration that makes sense.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Params {

@@ -41,6 +41,7 @@ use kernel::{
             ordering::Relaxed,
             Atomic, //
         },
+        Arc, //
     },
 };
 
@@ -89,10 +90,7 @@ pub(crate) fn register(
         id: params.blob_id,
         defer_mapping: false,
     };
-    let addr = match params.source {
-        Source::Address(addr) => addr as u64,
-        Source::File(..) => 0,
-    };
+    let addr = params.source.addr();
 
     file.releases().wait_for_room(&gpu.control)?;
     // Memory entries would not keep the device from writing. A space has whole pages.
@@ -104,7 +102,8 @@ pub(crate) fn register(
     let mapping = DeviceMapping::new(gpu, host.id(), Memory::Pinned(pinned))?;
     let mut entries = Entries::new(gpu, runs);
     let space = if enforced {
-        Some(Space::new(gpu, &file.mirror_quota, false)?)
+        let space = Space::new(gpu, &file.mirror_quota, false)?;
+        Some(Arc::new(space, GFP_KERNEL)?)
     } else {
         mapping.push_pinned(&mut entries)?;
         None
@@ -123,7 +122,7 @@ pub(crate) fn register(
             host,
             params: blob,
             mapping: Some(mapping),
-            kind: Kind::Userptr(match space {
+            kind: Kind::Userptr(match space.clone() {
                 Some(space) => Userptr::in_space(file.releases(), pages, addr, params.flags, space),
                 None => Userptr::new(file.releases(), pages, addr, params.flags),
             }),
@@ -132,10 +131,9 @@ pub(crate) fn register(
     )?;
 
     resource::userptr::create_on_host(&file.quota, &object, create, attach)?;
-    let space = object.userptr().and_then(Userptr::space);
     if let (Some(space), Some(mapping)) = (space, &object.mapping) {
         space.create(object.id(), blob.size, Some(space.loss().clone()))?;
-        object.entries.store(mapping.map_pinned(space)?, Relaxed);
+        object.entries.store(mapping.map_pinned(&space)?, Relaxed);
     }
     Ok(object)
 }
