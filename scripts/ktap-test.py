@@ -36,6 +36,8 @@ CARGO = """     Running unittests src/lib.rs (build/target/release/deps/virtgpu_
 test runs::merge ... ok
 test runs::split ... FAILED
 test slow ... ignored, needs an hour
+     Running unittests examples/draw.rs (build/target/release/examples/draw-0123abcd)
+test tests::three_digits ... ok
    Doc-tests virtgpu_client
 test client/src/lib.rs - (line 12) ... ok
 """
@@ -61,6 +63,7 @@ CASES = {
     "cargo": (ktap.Cargo(), CARGO, [
         ("virtgpu_protocol/runs::merge", "ok", ""), ("virtgpu_protocol/runs::split", "not ok", ""),
         ("virtgpu_protocol/slow", "skip", "needs an hour"),
+        ("draw/tests::three_digits", "ok", ""),
         ("virtgpu_client/doc/client/src/lib.rs:12", "ok", "")]),
 }
 

@@ -134,7 +134,7 @@ class Ktap:
 
 class Cargo:
     """`cargo test` in its default format."""
-    CRATE = re.compile(r"^ +(?:Running|Doc-tests) (?:.*/deps/([A-Za-z0-9_]+)-[0-9a-f]+\)|(\S+))")
+    CRATE = re.compile(r"^ +(?:Running|Doc-tests) (?:.*/(?:deps|examples)/([A-Za-z0-9_]+)-[0-9a-f]+\)|(\S+))")
     TEST = re.compile(r"^test (.+?)(?: - (?:should panic|compile|compile fail))? \.\.\. (ok|FAILED|ignored)(?:, (.*))?$")
 
     def __init__(self):
