@@ -292,11 +292,11 @@ def errors(build, devices, kernel="stock", log=GOOD_LOG, events=([], 9, 1)):
 
 
 def good_devices_are_not_given_up(build):
-    given_up = lambda *devices: any("given up" in e for e in errors(build, devices))
+    lost = lambda *devices: any("a good device was lost" in e for e in errors(build, devices))
     reset = GOOD_LOG.replace("it does not answer", "its bus resets it")
-    return (given_up(device()) and not given_up(device("--adversary silence"))
-            and not given_up(device(status=-9, killed=True))
-            and not any("given up" in e for e in errors(build, [device()], log=reset)))
+    return (lost(device()) and not lost(device("--adversary silence"))
+            and not lost(device(status=-9, killed=True))
+            and not any("a good device was lost" in e for e in errors(build, [device()], log=reset)))
 
 
 def devices_end_well(build):

@@ -57,7 +57,7 @@ RENDER_BINARIES = ["virtgpu-gles", "virtgpu-vulkan"]
 KUNIT = PROJECT + "/scripts/guest/kunit"
 MARKER = "VIRTGPU-GUEST-"
 HOST_REQUEST = "VIRTGPU-HOST: "
-# What the driver says when it gives a device up, and when somebody in the guest wants it so.
+# What the driver says when it has lost a device, and when the guest's user wants it so.
 LOST = "device lost: "
 BUS_RESET = LOST + "its bus resets it"
 # A guest whose first process is not heard before it has loaded the driver has hung in booting, or
@@ -733,14 +733,14 @@ def judge(args, run, qemu, hang, gpus):
     for line in findings:
         if line in left:
             cases.add(cases.last, line, result["scan"])
-    # A driver gives up a device that misbehaves, or that a test kills or stops. It must get along
+    # A driver loses a device that misbehaves, or that a test kills or stops. It must get along
     # with the others.
     for case, lines in lost.items():
         devices = [d for d in gpus.all if d.case == case] if gpus else []
         if not any(device.misbehaves() for device in devices):
             allowed = sum(device.killed or device.stopped for device in devices)
             for line in lines[allowed:]:
-                cases.add(case, f"a good device was given up: {line}", result["errors"])
+                cases.add(case, f"a good device was lost: {line}", result["errors"])
     if args.kernel == "debug" and result["marker"] and not checked:
         result["errors"].append("the guest did not say whether lockdep was still on")
     for device in gpus.all if gpus else []:

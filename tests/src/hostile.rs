@@ -2,8 +2,8 @@
 
 //! A device that misbehaves, one way for each family: short, oversized and garbage answers, buffers
 //! that come back twice or are none, wrong fences, silence, the end of the process, lies about
-//! capability sets. Whatever it does, every ioctl ends in time with success or an error, every fence
-//! signals, and nothing stays pinned; a device that was given up stays given up.
+//! capability sets. Whatever it does, every ioctl ends in time with success or an error, every
+//! fence signals, and nothing stays pinned; a device that was lost stays lost.
 
 use std::time::{Duration, Instant};
 
@@ -32,7 +32,7 @@ const fn family(name: &'static str, device: &'static str, cases: &'static [Case]
 
 /// After this the driver may do what it likes, as long as it does not hang.
 const ANY: &[Case] = cases![bounded: 400, many_threads: 400, given_back: 200, unbinds: 300];
-/// The driver has to give such a device up.
+/// The driver has to mark such a device lost.
 const LOST: &[Case] =
     cases![bounded: 400, is_lost: 400, many_threads: 400, given_back: 200, unbinds: 300];
 /// What is never answered is kept, but nobody waits for it for long, until the device is reset.
@@ -396,7 +396,7 @@ fn needs_device(device: &Device) -> [(&'static str, Result<(), Errno>); 2] {
     ]
 }
 
-/// The device has been given up: nothing is tried any more.
+/// The device is lost: nothing is tried any more.
 fn is_lost(env: &Env) -> TestResult {
     // Whoever waits for the device notices first.
     let mut steps = Steps::default();

@@ -307,7 +307,7 @@ fn jobs_on_other_memory_are_not_waited_for(env: &Env) -> TestResult {
     Ok(())
 }
 
-/// Waits for a fence that must carry the error of a context that was given up.
+/// Waits for a fence that must carry the error of a context that was lost.
 fn given_up(fence: &SyncFile) -> TestResult {
     match fence.wait(Some(job::LIMIT)) {
         Err(Errno::CANCELED | Errno::IO) => Ok(()),

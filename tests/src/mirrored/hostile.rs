@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0-only
 
 //! A device that misbehaves on the mirror queue. Whoever takes memory back waits for it a limited
-//! time; then it is given up, and memory that it has seen is not used again before it was reset.
+//! time; then it is lost, and memory that it has seen is not used again before it was reset.
 
 use std::fs;
 use std::os::fd::{AsFd, AsRawFd};
@@ -37,7 +37,7 @@ const ANY: &[Case] = cases![
     given_back: 200,
     unbinds: 300,
 ];
-/// The driver has to give such a device up.
+/// The driver has to mark such a device lost.
 const LOST: &[Case] = cases![
     bounded: 400,
     is_lost: 400,
@@ -63,7 +63,7 @@ const WORKS: &[Case] = cases![
     unbinds: 300,
 ];
 
-/// The device gives spaces up as soon as it has mapped something.
+/// The device drops spaces as soon as it has mapped something.
 const SPACE_LOST: &[Case] = cases![revoked_is_not_prefetched: 200];
 
 /// By the command that is mistreated.
@@ -263,7 +263,7 @@ fn side_by_side(env: &Env) -> TestResult {
     result
 }
 
-/// Maps memory in the device; the device may be given up on the way.
+/// Maps memory in the device; the device may be lost on the way.
 fn use_memory(env: &Env, place: &Place) -> TestResult<Device> {
     let device = open(env)?;
     let userptr = device.register(place, WHOLE)?;
@@ -422,7 +422,7 @@ fn each_event_returns(env: &Env) -> TestResult {
     Ok(())
 }
 
-/// Much memory is allocated while the device is being given up: none of it changes by itself.
+/// Much memory is allocated while the device is being lost: none of it changes by itself.
 fn memory_is_not_used_again(env: &Env) -> TestResult {
     const LENGTH: usize = 64 << 20;
     impatient(env)?;

@@ -158,7 +158,7 @@ fn what_no_eviction_helps_is_refused(env: &Env) -> TestResult {
     fits.coherent_all_over("afterwards")
 }
 
-/// Pinned and mirrored registrations whose spaces the device gives up.
+/// Pinned and mirrored registrations whose spaces the device drops.
 fn a_lost_space_is_that_registration(env: &Env) -> TestResult {
     let device = open(env)?;
     let place = Place::base(2 * PAGE)?;

@@ -214,7 +214,7 @@ impl Call {
         self.judge(&result, after.as_deref(), time)
             .map_err(|reason| Outcome::Fail(format!("{reason}: {self:x?}")))?;
         if result == Err(libc::ENODEV) && rules::is_driver(self.nr) && !world.lose() {
-            let text = format!("the device was given up: {self:x?}");
+            let text = format!("the device was lost: {self:x?}");
             return Err(Outcome::Fail(text));
         }
         let bytes = after.filter(|_| result.is_ok());

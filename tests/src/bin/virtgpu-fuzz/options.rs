@@ -30,7 +30,7 @@ pub(crate) struct Options {
     #[arg(long, value_name = "N", default_value_t = 1000)]
     pub(crate) steps: u64,
 
-    /// The device misbehaves: jobs need not work afterwards, and the driver may give it up, after
+    /// The device misbehaves: jobs need not work afterwards, and the driver may lose it, after
     /// which it is unbound and bound again.
     #[arg(long)]
     pub(crate) hostile: bool,

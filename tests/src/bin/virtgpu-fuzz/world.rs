@@ -56,7 +56,7 @@ pub(crate) struct World {
     things: Mutex<Things>,
     /// The device may misbehave.
     hostile: bool,
-    /// Calls that found that the device was given up.
+    /// Calls that found that the device was lost.
     lost: AtomicU64,
 }
 
