@@ -8,8 +8,8 @@
 //! - *unmapped*;
 //! - *mapping*: MAP was sent, and has not been answered; the device may reach the page;
 //! - *mapped*: jobs may rely on it;
-//! - *invalidating*: the kernel is about to change the page's tables, and the device may still
-//!   reach it; then unmapped again.
+//! - *invalidating*: the kernel is about to change the page tables, and the device may still
+//!   reach the page; then unmapped again.
 //!
 //! The table keeps only the address of a page, and no reference to it.
 
