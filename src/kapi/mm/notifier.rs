@@ -140,7 +140,7 @@ pub(crate) enum Start<P> {
 ///
 /// They run in whatever holds the pages: with `mmap_lock` or a page's lock held, in memory reclaim.
 /// They must not allocate memory with direct reclaim, nor take a lock that is ever held while
-/// somebody does, nor wait interruptibly.
+/// a thread does so, nor wait interruptibly.
 pub(crate) trait IntervalHandler: Send + Sync {
     /// What is carried from the first pass to the second.
     type Pending: Send;

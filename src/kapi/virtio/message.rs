@@ -272,7 +272,7 @@ unsafe impl<S: Sync, O: Send> Sync for Message<S, O> {}
 /// # Safety
 ///
 /// `token` is what `ListArc::into_raw` has made of a `ListArc` of a [`Message`], and the caller
-/// gives it up.
+/// passes its ownership on.
 pub(super) unsafe fn drop_token(token: NonNull<c_void>) {
     // SAFETY: By the type invariant a message begins with this field.
     let drop_token = unsafe { token.cast::<unsafe fn(NonNull<c_void>)>().read() };

@@ -137,8 +137,8 @@ impl QueueSet {
                 let Some(token) = NonNull::new(token) else {
                     break;
                 };
-                // SAFETY: By the type invariant the token is a `ListArc` turned raw, which the queue
-                // has given up.
+                // SAFETY: By the type invariant the token is a `ListArc` turned raw, which the
+                // queue has returned.
                 unsafe { message::drop_token(token) };
             }
         }
