@@ -17,7 +17,7 @@ A job can ask for things that only the host can do, by printing a line
   device_add    plug a new GPU, served by a new device process with the same arguments
   device_add A  the same, with the arguments A of virtgpu-device ("none" for none)
   kill          kill the device process (SIGKILL)
-  stop, cont    stop the device process, let it continue
+  pause S       stop the device process for S seconds
   case NAME     what follows is about NAME; the guest's time limit starts anew
 
 With --families the guest has no GPU to begin with. It asks for one for each family, with the
@@ -463,11 +463,12 @@ def serve(word, gpus, qmp_path):
     if word == "kill":
         gpus.last.killed = True
         gpus.last.process.kill()
-    elif word == "stop":
+    elif word == "pause":
+        # The guest could not end it: QEMU waits for the device when the driver resets it.
+        process = gpus.last.process
         gpus.last.stopped = True
-        gpus.last.process.send_signal(signal.SIGSTOP)
-    elif word == "cont":
-        gpus.last.process.send_signal(signal.SIGCONT)
+        process.send_signal(signal.SIGSTOP)
+        threading.Timer(float(rest), process.send_signal, [signal.SIGCONT]).start()
     elif word == "case":
         gpus.case = rest
     elif word == "device_del":

@@ -19,6 +19,7 @@ use virtgpu_client::{
 use crate::ktap::{Case, Driver, Family, Kernel, Outcome, TestResult};
 use crate::support::child::{self, Child};
 use crate::support::gpu::{self, wait_for_node};
+use crate::support::host::host;
 use crate::support::memory::small_pages;
 use crate::support::{errno, eventually, procfs, Env, PAGE};
 use crate::{cases, check, check_eq, check_err};
@@ -46,6 +47,7 @@ pub(crate) const SLOW_JOBS: Family = family(
     cases![
         waiting_behind_another: 120,
         waiting_behind_the_lost: 120,
+        waiting_behind_many: 120,
         killed_with_slow_job: 120,
     ],
 );
@@ -54,7 +56,11 @@ pub(crate) const SLOW_JOBS: Family = family(
 pub(crate) const ABANDONED: Family = family(
     "isolation_abandoned",
     "--adversary abandon --adversary-context silent",
-    cases![killed_beside_others: 120, waiting_behind_the_abandoned: 120],
+    cases![
+        killed_beside_others: 120,
+        waiting_behind_the_abandoned: 120,
+        silent_at_the_abandoned: 120,
+    ],
 );
 
 /// The host neither runs nor answers the jobs of one client.
@@ -74,7 +80,7 @@ pub(crate) const SILENT_JOBS: Family = family(
 pub(crate) const SILENT_END: Family = family(
     "isolation_silent_end",
     "--adversary ignore --adversary-on SUBMIT_3D --adversary-on CTX_DESTROY --adversary-context silent",
-    cases![fences_of_a_closed_file: 120],
+    cases![fences_of_a_closed_file: 120, waiting_behind_the_ended: 200],
 );
 
 /// The host answers no command about the resources of one client.
@@ -328,6 +334,85 @@ fn waiting_behind_the_lost(env: &Env) -> TestResult {
     drop(blob);
     drop(slow);
     works(&waiting)?;
+    newcomer_works(env)
+}
+
+/// Every job takes less than the time limit, which is over when the last one begins.
+fn waiting_behind_many(env: &Env) -> TestResult {
+    gpu::reload(env, c"job_timeout_ms=990")?;
+    let stream = delay(100_000);
+    let mut clients = Vec::new();
+    for _ in 0..30 {
+        clients.push(env.compute()?);
+    }
+    let start = Instant::now();
+    let mut fences = Vec::new();
+    for client in &clients {
+        fences.push(Exec::new(stream.as_bytes()).submit_with_fence(client)?);
+    }
+    for (number, fence) in fences.iter().enumerate() {
+        check_eq!(
+            status_in_time(fence)?,
+            SyncStatus::Signalled,
+            "job {number} of 100 ms that waits behind others"
+        );
+    }
+    check!(
+        start.elapsed() > Duration::from_millis(2900),
+        "the jobs did not wait for each other"
+    );
+    clients.iter().try_for_each(works)
+}
+
+/// The host goes on with the job of a closed file for longer than the time limit, and serves nobody
+/// meanwhile.
+fn silent_at_the_abandoned(env: &Env) -> TestResult {
+    short_limit(env)?;
+    let device = env.compute()?;
+    let slow = neglected(env)?;
+    let long = Exec::new(delay(10_000_000).as_bytes()).submit_with_fence(&slow)?;
+    drop(slow);
+    check_eq!(
+        status_in_time(&long)?,
+        SyncStatus::Failed(Errno::CANCELED),
+        "a job whose context is gone"
+    );
+    host(&format!("pause {}", 2 * LONG.as_secs()))?;
+    let mut outcome = Ok(());
+    let stopped = eventually(LIMIT, || {
+        let newcomer = env.open();
+        outcome = newcomer.map_or(Err(Errno::NODEV), |device| device.context_init_compute(4));
+        outcome.is_err()
+    });
+    check!(stopped, "the host goes on");
+    check_eq!(outcome, Err(Errno::BUSY), "a context of a silent host");
+    // It is silent for longer than the time limit, and has yet to answer what was sent to it then.
+    check!(
+        eventually(LIMIT, || newcomer_works(env).is_ok()),
+        "the device does not go on with the host"
+    );
+    works(&device)
+}
+
+/// The host forgets the job of a client, and that it is to destroy the context: who takes too long
+/// behind it takes too long.
+fn waiting_behind_the_ended(env: &Env) -> TestResult {
+    gpu::reload(env, c"ack_timeout_ms=2000 job_timeout_ms=1500")?;
+    let forgotten = neglected(env)?;
+    let never = Exec::new(delay(1).as_bytes()).submit_with_fence(&forgotten)?;
+    check_eq!(
+        status_in_time(&never)?,
+        SyncStatus::Failed(Errno::CANCELED),
+        "a job that the host has forgotten"
+    );
+    let slow = env.compute()?;
+    let endless = Exec::new(delay(110_000_000).as_bytes()).submit_with_fence(&slow)?;
+    check_eq!(
+        status_in_time(&endless)?,
+        SyncStatus::Failed(Errno::CANCELED),
+        "a job that takes too long"
+    );
+    drop(slow);
     newcomer_works(env)
 }
 

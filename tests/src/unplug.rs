@@ -3,17 +3,17 @@
 //! The device leaves the driver: it is unplugged, or its process dies. Needs the host's help, which
 //! is asked for by lines on standard output.
 
-use std::io::Write;
 use std::time::Duration;
 
 use virtgpu_client::{Bytes, Errno, RegisterOptions};
 
 use crate::ktap::{Driver, Family, Kernel, TestResult};
 use crate::support::gpu::{wait_for_no_node, wait_for_node};
+use crate::support::host::host;
 use crate::support::memory::small_pages;
 use crate::support::victim::Victim;
 use crate::support::{errno, eventually, job, procfs, Env, PAGE};
-use crate::{cases, check, check_eq, skip};
+use crate::{cases, check, check_eq};
 
 pub(crate) const FAMILY: Family = Family {
     name: "unplug",
@@ -31,15 +31,6 @@ pub(crate) const FAMILY: Family = Family {
 };
 
 const LIMIT: Duration = Duration::from_secs(90);
-
-fn host(action: &str) -> TestResult {
-    if std::env::var_os("VIRTGPU_KERNEL").is_none() {
-        skip!("no host that listens");
-    }
-    println!("VIRTGPU-HOST: {action}");
-    std::io::stdout().flush()?;
-    Ok(())
-}
 
 fn works(env: &Env) -> TestResult {
     wait_for_node(env)?;

@@ -66,8 +66,8 @@ pub(crate) struct Shared {
     /// What the device answered: a [`response`], or [`PENDING`], [`ABORTED`] or [`INVALID`].
     /// Validated once, because the device can change its response afterwards.
     pub(super) status: Atomic<u32>,
-    /// When a job must have ended, 0 for no limit, or another command must have been answered, as in
-    /// [`Control::now`]. Changed under the control queue's lock.
+    /// When a job must have ended, 0 for no limit or if its time has not begun, or another command must
+    /// have been answered, as in [`Control::now`]. Changed under the control queue's lock.
     pub(super) deadline: Atomic<i64>,
     /// Whose job it is, if it is one.
     pub(super) job: Option<JobOf>,
@@ -121,8 +121,9 @@ pub(crate) struct JobContext {
     lost: AtomicFlag,
     /// When the file was closed, as in [`Control::now`]; 0 before.
     closed_at: Atomic<i64>,
-    /// The host was asked to destroy the context.
-    destroyed: AtomicFlag,
+    /// Until when the host may go on with the context's jobs, as in [`Control::now`]; 0 as long as the
+    /// host was not asked to destroy the context.
+    ends_by: Atomic<i64>,
     /// Has the host destroy the context, and end its jobs; made with the context, so that this needs no
     /// memory. `None` before the host has the context. Protects only itself; taken once.
     #[pin]
@@ -140,7 +141,7 @@ impl JobContext {
             pin_init!(Self {
                 lost: AtomicFlag::new(false),
                 closed_at: Atomic::new(0),
-                destroyed: AtomicFlag::new(false),
+                ends_by: Atomic::new(0),
                 destroy <- new_spinlock!(None, "JobContext::destroy"),
             }),
             GFP_KERNEL,
@@ -153,14 +154,24 @@ impl JobContext {
         let _ = self.destroy.lock().replace(destroy);
     }
 
-    pub(super) fn take_destroy(&self) -> Option<ListArc<Command>> {
-        self.destroyed.store(true, Relaxed);
-        self.destroy.lock().take()
+    /// The command that has the host destroy the context, unless it was taken before. The host may go on
+    /// with the context's jobs until `ends_by`.
+    pub(super) fn take_destroy(&self, ends_by: i64) -> Option<ListArc<Command>> {
+        let mut destroy = self.destroy.lock();
+        if destroy.is_some() {
+            self.set_ends_by(ends_by);
+        }
+        destroy.take()
     }
 
-    /// Whether the host was asked to destroy the context.
-    pub(super) fn is_destroyed(&self) -> bool {
-        self.destroyed.load(Relaxed)
+    pub(super) fn set_ends_by(&self, ends_by: i64) {
+        self.ends_by.store(ends_by, Relaxed);
+    }
+
+    /// Until when the host may go on with the context's jobs, if it was asked to destroy the context.
+    pub(super) fn ends_by(&self) -> Option<i64> {
+        let at = self.ends_by.load(Relaxed);
+        (at != 0).then_some(at)
     }
 
     /// Whether the context takes no more jobs.

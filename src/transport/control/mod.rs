@@ -176,8 +176,8 @@ struct Inner {
     commands: usize,
     /// Descriptors of jobs in the ring whose contexts are gone from the host.
     abandoned: usize,
-    /// When the device has last answered, or has begun to have something to answer, as in
-    /// [`Control::now`].
+    /// When the device has last answered, or has begun to have something to answer, or when the
+    /// watchdog has last found that jobs run; as in [`Control::now`].
     quiet_since: i64,
     /// Who waits for room for a job, for longer than the time limit.
     starved: usize,
@@ -186,7 +186,7 @@ struct Inner {
     /// The one that was sent last, until it is answered.
     probed: Option<Arc<Command>>,
     /// Since when the device has something to answer, and the probe was to be sent, as in
-    /// [`Control::now`]; `None` again as soon as it answers anything.
+    /// [`Control::now`]; `None` again as soon as it answers anything, or the watchdog finds that jobs run.
     asked_at: Option<i64>,
     /// The watchdog is pending or running.
     watching: bool,

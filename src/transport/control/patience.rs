@@ -22,11 +22,12 @@
 //! - **The device** is lost when it has answered nothing at all for as long as the time limit,
 //!   although there is something to answer besides jobs, and no job runs that could be in the way.
 //!
-//! A host may go on with jobs of a context that it has destroyed, or have forgotten them. For eight times
-//! the limit of a job they count as running, for those who may wait for them, unless the host has answered
-//! a later one.
+//! A host may go on with jobs of a context that it was asked to destroy, or have forgotten them. For eight
+//! times the limit of a job or the time of an answer, whichever is longer, from the question and again
+//! from the answer, they are in the way of others, unless a later job on the common timeline has
+//! succeeded. The device is not lost before the end of that, nor before it has answered CTX_DESTROY.
 //!
-//! In the middle of that time the watchdog sends a command of its own, which every device answers.
+//! In the middle of the time in which a device answers nothing the watchdog sends a command of its own, which every device answers.
 //! So one command that the host never answers is not taken for the death of the device.
 //!
 //! The queue for invalidations has limits of its own, since memory management waits for it.
@@ -74,6 +75,9 @@ use kernel::{
 
 /// How often the watchdog looks, at least.
 const WATCHDOG_MS: u32 = 1_000;
+
+/// The time that it leaves between two looks at the ring, at least.
+const WATCHDOG_MIN_MS: u32 = 10;
 
 /// Waits.
 impl Control {
@@ -190,8 +194,7 @@ impl Control {
     fn may_go_on(&self) -> bool {
         let now = self.now();
         let inner = self.inner.lock();
-        now - inner.quiet_since <= i64::from(self.timeouts.answer_ms)
-            || Self::running_jobs(&inner).next().is_some()
+        now - inner.quiet_since <= i64::from(self.timeouts.answer_ms) || Self::runs(&inner, now)
     }
 
     /// Commands that are no jobs and were not answered in time.
@@ -227,8 +230,9 @@ impl Control {
     }
 }
 
-/// How many times the limit of a job one of a destroyed context may be in the way of others.
-const ABANDONED_LIMITS: i64 = 8;
+/// How many times the time limit of jobs or answers a job may be in the way of others after the end of
+/// its context.
+const ENDING_LIMITS: i64 = 8;
 
 /// As long as this is there, the watchdog finds out whether the device answers anything.
 struct Starved<'a>(&'a Control);
@@ -258,16 +262,24 @@ impl Control {
         })
     }
 
-    /// The jobs that the host may be at: those of contexts that it has, and for some time others, unless
-    /// one behind them was answered.
+    /// The jobs that others may wait for: those of contexts that the host is to keep, and for some time
+    /// those of others, unless one behind them has succeeded.
     fn jobs_at_host(inner: &Inner, now: i64) -> impl Iterator<Item = (&Arc<Command>, &JobOf)> {
         inner.in_flight.iter().flatten().filter_map(move |command| {
             let (shared, job) = (&command.shared, command.shared.job.as_ref()?);
             let passed = !job.on_ring && shared.order.load(Relaxed) < inner.common_answered;
-            let may_run =
-                !shared.abandoned.load(Relaxed) || (shared.deadline.load(Relaxed) > now && !passed);
+            let may_run = match job.of.ends_by() {
+                Some(ends_by) => now < ends_by && !passed,
+                None => true,
+            };
             may_run.then_some((command, job))
         })
+    }
+
+    /// Whether the device may be silent because of jobs.
+    fn runs(inner: &Inner, now: i64) -> bool {
+        Self::running_jobs(inner).next().is_some()
+            || Self::jobs_at_host(inner, now).next().is_some()
     }
 
     /// The context is lost: its jobs are cancelled. The device still has them.
@@ -285,9 +297,15 @@ impl Control {
 
     /// Has the host destroy a context, and end its jobs, unless that was done before.
     fn destroy_context(self: &Arc<Self>, of: &JobContext) {
-        if let Some(destroy) = of.take_destroy() {
+        if let Some(destroy) = of.take_destroy(self.ends_by()) {
             self.teardown(destroy);
         }
+    }
+
+    /// Until when jobs may be in the way of others whose context ends now, as in [`Control::now`].
+    fn ends_by(&self) -> i64 {
+        let limit = self.timeouts.job_ms.max(self.timeouts.answer_ms);
+        self.now() + ENDING_LIMITS * i64::from(limit)
     }
 
     /// How long the jobs of a closed file may take, in milliseconds, until they are cancelled.
@@ -338,15 +356,12 @@ impl Control {
     /// The host has destroyed the context. Its jobs keep their places in the ring;
     /// their fences are to be signalled when the lock is dropped.
     pub(super) fn abandon_jobs(&self, inner: &mut Inner, context: u32) {
-        let deadline = match i64::from(self.timeouts.job_ms) {
-            0 => 0,
-            limit => self.now() + ABANDONED_LIMITS * limit,
-        };
+        let ends_by = self.ends_by();
         let mut slots = 0;
         for (command, job) in Self::running_jobs(inner) {
             if job.context == context {
                 command.shared.abandoned.store(true, Relaxed);
-                command.shared.deadline.store(deadline, Relaxed);
+                job.of.set_ends_by(ends_by);
                 slots += command.shared.slots.load(Relaxed);
             }
         }
@@ -366,12 +381,16 @@ impl Control {
             .min()
     }
 
-    /// A job whose time is over. Begins anew the time of those that may be waiting for another
-    /// context's job.
+    /// A job whose time is over. The time of a job begins when the watchdog first finds it in the ring,
+    /// and waiting for no other context's job; it begins anew when it waits again.
     fn find_overdue_job<'a>(&self, inner: &'a Inner, now: i64) -> Option<&'a Arc<Command>> {
         let first = Self::first_on_common_timeline(inner, now, None);
         let first_of_another = first
             .and_then(|(_, context)| Self::first_on_common_timeline(inner, now, Some(context)));
+        // Those and later ones have found no descriptors yet.
+        let unsent = inner.pending.iter().next();
+        let unsent = unsent.map_or(u64::MAX, |command| command.shared.order.load(Relaxed));
+        let limit = i64::from(self.timeouts.job_ms);
         let mut overdue = None;
         for (command, job) in Self::running_jobs(inner) {
             let before = match first {
@@ -379,21 +398,30 @@ impl Control {
                 first => first,
             };
             let order = command.shared.order.load(Relaxed);
-            if !job.on_ring && before.is_some_and(|(other, _)| other < order) {
-                self.set_job_deadline(command);
+            let deadline = &command.shared.deadline;
+            let waits = !job.on_ring && before.is_some_and(|(other, _)| other < order);
+            if waits || order >= unsent {
+                deadline.store(0, Relaxed);
+                continue;
             }
-            let deadline = command.shared.deadline.load(Relaxed);
-            if deadline != 0 && deadline < now && !job.of.is_destroyed() {
-                overdue = Some(command);
+            match deadline.load(Relaxed) {
+                0 if limit != 0 => deadline.store(now + limit, Relaxed),
+                at if at != 0 && at < now && job.of.ends_by().is_none() => overdue = Some(command),
+                _ => {}
             }
         }
         overdue
     }
 
-    fn set_job_deadline(&self, job: &Command) {
-        if self.timeouts.job_ms != 0 {
-            let deadline = self.now() + i64::from(self.timeouts.job_ms);
-            job.shared.deadline.store(deadline, Relaxed);
+    /// The contexts of jobs whose time is over are lost.
+    fn lose_overdue(self: &Arc<Self>) {
+        let next = || {
+            let inner = self.inner.lock();
+            let job = self.find_overdue_job(&inner, self.now());
+            job.filter(|_| inner.state == State::Running).cloned()
+        };
+        while let Some(job) = next() {
+            self.lose_context_of(&job);
         }
     }
 
@@ -439,7 +467,7 @@ impl Control {
             let deadline = self.now() + i64::from(self.timeouts.answer_ms);
             command.shared.deadline.store(deadline, Relaxed);
         } else if self.timeouts.job_ms != 0 {
-            self.set_job_deadline(command);
+            // Which begins its time.
             self.arm_watchdog(inner);
         }
     }
@@ -463,8 +491,12 @@ impl Control {
         // Once the device is stopped no one cancels it, and it must not have the last reference.
         if inner.state == State::Running && !inner.watching {
             inner.watching = true;
-            // Often enough that the device gets the probe well before the time is over.
-            let delay = WATCHDOG_MS.min(self.timeouts.answer_ms / 4).max(1);
+            // Often enough that the device gets the probe well before the time is over, and that no job
+            // has much more than its time.
+            let limits = [self.timeouts.answer_ms, self.timeouts.job_ms];
+            let limits = limits.into_iter().filter(|limit| *limit != 0);
+            let delay = limits.fold(WATCHDOG_MS, |delay, limit| delay.min(limit / 4));
+            let delay = delay.max(WATCHDOG_MIN_MS);
             let delay = msecs_to_jiffies(delay);
             let _ = self
                 .reset_workqueue
@@ -479,7 +511,7 @@ impl WorkItem<4> for Control {
 
     fn run(this: Arc<Self>) {
         let limit = i64::from(this.timeouts.answer_ms);
-        let (silent, overdue, wants_probe, answered);
+        let (silent, wants_probe, answered);
         let mut notifications = [None, None];
         {
             let mut inner = this.inner.lock();
@@ -496,7 +528,7 @@ impl WorkItem<4> for Control {
             answered = inner.probed.take_if(|probed| Self::answered(probed));
             let now = this.now();
             let quiet = now - inner.quiet_since;
-            let runs = Self::jobs_at_host(&inner, now).next().is_some();
+            let runs = Self::runs(&inner, now);
             let waits = Self::is_waiting(&inner);
             // Not without having asked, and given it time: the machine may have stood still.
             let asked = inner.asked_at.is_some_and(|at| now - at >= limit / 2);
@@ -505,7 +537,11 @@ impl WorkItem<4> for Control {
                 dev_err!(this.vdev, "device lost: it does not answer\n");
                 this.lose_locked(&mut inner);
             }
-            if !silent && waits && quiet > limit / 2 {
+            if runs {
+                // When no job counts any longer it has the whole time for an answer.
+                inner.quiet_since = now;
+                inner.asked_at = None;
+            } else if !silent && waits && quiet > limit / 2 {
                 if let Some(probe) = inner.probe.take() {
                     let quiet_since = inner.quiet_since;
                     inner.probed = Some(probe.clone_arc());
@@ -516,7 +552,6 @@ impl WorkItem<4> for Control {
                 }
                 Self::note_asked(&mut inner, now);
             }
-            overdue = this.find_overdue_job(&inner, now).cloned();
             wants_probe = inner.probe.is_none() && inner.probed.is_none();
             inner.watching = false;
             let limited = runs && this.timeouts.job_ms != 0;
@@ -528,9 +563,7 @@ impl WorkItem<4> for Control {
         }
         drop(notifications);
         drop(answered);
-        if let Some(job) = overdue {
-            this.lose_context_of(&job);
-        }
+        this.lose_overdue();
         this.cancel_closed();
         if wants_probe {
             // The device has just answered the one before. Without memory there is another time.

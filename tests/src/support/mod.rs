@@ -11,6 +11,7 @@ pub(crate) mod errno;
 pub(crate) mod exporter;
 pub(crate) mod ext4;
 pub(crate) mod gpu;
+pub(crate) mod host;
 pub(crate) mod job;
 pub(crate) mod leak;
 pub(crate) mod memcg;
