@@ -48,7 +48,8 @@
 //! 7. `NotifierLock::commits` (mutex, one per file; taken by notifier callbacks, hence by memory
 //!    reclaim: nothing is allocated with reclaim, faulted in or waited for under it)
 //! 8. `HostResource::inner`, `PendingUnref::state`, `Releases::waiting`, `MirroredRange::spare`,
-//!    `RangeEvents::state`, `DmaBufRevocation::detach`, `JobContext::destroy` (spinlocks)
+//!    `RangeEvents::state`, `DmaBufRevocation::detach`, `JobContext::destroy`,
+//!    `PeerMappings::mapped` (spinlocks)
 //! 9. `EventSender::due`, `EventQueue::file` (spinlocks, never both; inside are locks of the
 //!    kernel)
 //! 10. `Control::inner`, `Mirror::inner`, `Events::inner` (spinlocks, interrupts off, one at a

@@ -197,8 +197,13 @@ impl virtio::Driver for VirtioGpu {
         // for ioctls that are under way.
         this.gpu.control.set_lost();
         let registration = this.registration.lock().take();
-        drop(registration);
+        let unplugged = registration.map(drm::Registration::unplug);
         this.gpu.control.stop();
+        // Last those who have mapped memory of the device, as what waits for jobs of this driver ends with
+        // the device.
+        if let Some(unplugged) = unplugged {
+            unplugged.revoke();
+        }
     }
 
     fn config_changed(this: Pin<&Bound>) {

@@ -5,6 +5,7 @@
  * vfio-pci can. It is an importer as well, of any kind.
  */
 #include <linux/dma-buf.h>
+#include <linux/dma-fence.h>
 #include <linux/dma-mapping.h>
 #include <linux/dma-resv.h>
 #include <linux/file.h>
@@ -16,6 +17,7 @@
 #include <linux/slab.h>
 #include <linux/virtio_dma_buf.h>
 #include <linux/wait.h>
+#include <linux/workqueue.h>
 
 #include "virtgpu_test_exporter.h"
 
@@ -290,11 +292,205 @@ static int exporter_uuid(struct virtgpu_test_exporter_uuid *args)
 	return err;
 }
 
+/* What a file has imported, if anything. */
+struct importer {
+	/* Protects these three. */
+	struct mutex lock;
+	struct dma_buf *buf;
+	struct dma_buf_attachment *attach;
+	struct dma_fence *fence;
+	/* The reservation of the dma-buf protects these three. */
+	struct sg_table *table;
+	bool holds;
+	bool told;
+	struct work_struct unmap;
+};
+
+static const char *importer_name(struct dma_fence *fence)
+{
+	return "virtgpu-test-importer";
+}
+
+static const struct dma_fence_ops importer_fence_ops = {
+	.get_driver_name = importer_name,
+	.get_timeline_name = importer_name,
+};
+
+static void importer_unmap(struct importer *importer)
+{
+	if (importer->table)
+		dma_buf_unmap_attachment(importer->attach, importer->table,
+					 DMA_BIDIRECTIONAL);
+	importer->table = NULL;
+}
+
+/* As an importer that must not sleep for long in the callback. */
+static void importer_unmap_work(struct work_struct *work)
+{
+	struct importer *importer = container_of(work, struct importer, unmap);
+	struct dma_resv *resv = importer->buf->resv;
+
+	dma_resv_lock(resv, NULL);
+	importer_unmap(importer);
+	dma_resv_unlock(resv);
+}
+
+static void importer_end(struct importer *importer)
+{
+	struct dma_buf *buf = importer->buf;
+
+	dma_resv_lock(buf->resv, NULL);
+	importer_unmap(importer);
+	dma_resv_unlock(buf->resv);
+	dma_buf_detach(buf, importer->attach);
+	/* Nobody schedules it any more. */
+	cancel_work_sync(&importer->unmap);
+	dma_buf_put(buf);
+	importer->buf = NULL;
+}
+
+static void importer_invalidate(struct dma_buf_attachment *attach)
+{
+	struct importer *importer = attach->importer_priv;
+
+	importer->told = true;
+	if (!importer->holds)
+		schedule_work(&importer->unmap);
+}
+
+static const struct dma_buf_attach_ops importer_ops = {
+	.allow_peer2peer = true,
+	.invalidate_mappings = importer_invalidate,
+};
+
+static const struct dma_buf_attach_ops importer_unrevocable_ops = {
+	.allow_peer2peer = true,
+};
+
+static int importer_import(struct importer *importer, struct device *dev,
+			   const struct virtgpu_test_exporter_import *args)
+{
+	struct dma_buf *buf;
+	int err;
+
+	if (importer->buf)
+		return -EBUSY;
+	buf = dma_buf_get(args->fd);
+	if (IS_ERR(buf))
+		return PTR_ERR(buf);
+	importer->buf = buf;
+	err = dma_coerce_mask_and_coherent(dev, DMA_BIT_MASK(64));
+	if (err)
+		goto put;
+	importer->attach = dma_buf_dynamic_attach(buf, dev,
+						  args->unrevocable ? &importer_unrevocable_ops :
+								      &importer_ops,
+						  importer);
+	if (IS_ERR(importer->attach)) {
+		err = PTR_ERR(importer->attach);
+		goto put;
+	}
+	dma_resv_lock(buf->resv, NULL);
+	importer->table = dma_buf_map_attachment(importer->attach,
+						 DMA_BIDIRECTIONAL);
+	err = PTR_ERR_OR_ZERO(importer->table);
+	if (err)
+		importer->table = NULL;
+	dma_resv_unlock(buf->resv);
+	if (err)
+		importer_end(importer);
+	return err;
+
+put:
+	dma_buf_put(buf);
+	importer->buf = NULL;
+	return err;
+}
+
+static void importer_end_work(struct importer *importer)
+{
+	if (!importer->fence)
+		return;
+	dma_fence_signal(importer->fence);
+	dma_fence_put(importer->fence);
+	importer->fence = NULL;
+}
+
+static int importer_begin_work(struct importer *importer)
+{
+	struct dma_resv *resv = importer->buf->resv;
+	struct dma_fence *fence;
+	int err;
+
+	if (importer->fence)
+		return 0;
+	err = dma_resv_reserve_fences(resv, 1);
+	if (err)
+		return err;
+	fence = kzalloc_obj(*fence);
+	if (!fence)
+		return -ENOMEM;
+	dma_fence_init(fence, &importer_fence_ops, NULL,
+		       dma_fence_context_alloc(1), 1);
+	dma_resv_add_fence(resv, fence, DMA_RESV_USAGE_BOOKKEEP);
+	importer->fence = fence;
+	return 0;
+}
+
+static int importer_imported(struct importer *importer,
+			     struct virtgpu_test_exporter_imported *args)
+{
+	struct dma_resv *resv;
+	int err = 0;
+
+	if (!importer->buf)
+		return -EINVAL;
+	resv = importer->buf->resv;
+	/* Who waits for the fence may have the reservation. */
+	if (!args->works)
+		importer_end_work(importer);
+	dma_resv_lock(resv, NULL);
+	if (args->works)
+		err = importer_begin_work(importer);
+	importer->holds = args->holds;
+	if (importer->told && !importer->holds)
+		schedule_work(&importer->unmap);
+	args->mapped = !!importer->table;
+	args->told = importer->told;
+	dma_resv_unlock(resv);
+	return err;
+}
+
 static struct miscdevice exporter;
+
+static int exporter_open(struct inode *inode, struct file *file)
+{
+	struct importer *importer = kzalloc_obj(*importer);
+
+	if (!importer)
+		return -ENOMEM;
+	mutex_init(&importer->lock);
+	INIT_WORK(&importer->unmap, importer_unmap_work);
+	file->private_data = importer;
+	return 0;
+}
+
+static int exporter_close(struct inode *inode, struct file *file)
+{
+	struct importer *importer = file->private_data;
+
+	importer_end_work(importer);
+	if (importer->buf)
+		importer_end(importer);
+	mutex_destroy(&importer->lock);
+	kfree(importer);
+	return 0;
+}
 
 static long exporter_ioctl(struct file *file, unsigned int cmd,
 			   unsigned long arg)
 {
+	struct importer *importer = file->private_data;
 	void __user *user = (void __user *)arg;
 	union {
 		struct virtgpu_test_exporter_create create;
@@ -302,6 +498,8 @@ static long exporter_ioctl(struct file *file, unsigned int cmd,
 		struct virtgpu_test_exporter_hold hold;
 		struct virtgpu_test_exporter_attach attach;
 		struct virtgpu_test_exporter_uuid uuid;
+		struct virtgpu_test_exporter_import import;
+		struct virtgpu_test_exporter_imported imported;
 	} args;
 	int err;
 
@@ -335,12 +533,30 @@ static long exporter_ioctl(struct file *file, unsigned int cmd,
 		if (!err && copy_to_user(user, &args.uuid, sizeof(args.uuid)))
 			return -EFAULT;
 		return err;
+	case VIRTGPU_TEST_EXPORTER_IMPORT:
+		if (copy_from_user(&args.import, user, sizeof(args.import)))
+			return -EFAULT;
+		mutex_lock(&importer->lock);
+		err = importer_import(importer, exporter.this_device, &args.import);
+		mutex_unlock(&importer->lock);
+		return err;
+	case VIRTGPU_TEST_EXPORTER_IMPORTED:
+		if (copy_from_user(&args.imported, user, sizeof(args.imported)))
+			return -EFAULT;
+		mutex_lock(&importer->lock);
+		err = importer_imported(importer, &args.imported);
+		mutex_unlock(&importer->lock);
+		if (!err && copy_to_user(user, &args.imported, sizeof(args.imported)))
+			return -EFAULT;
+		return err;
 	}
 	return -ENOTTY;
 }
 
 static const struct file_operations exporter_fops = {
 	.owner = THIS_MODULE,
+	.open = exporter_open,
+	.release = exporter_close,
 	.unlocked_ioctl = exporter_ioctl,
 };
 

@@ -50,6 +50,29 @@ struct virtgpu_test_exporter_uuid {
 	__u8 uuid[16];
 };
 
+/*
+ * Attaches a device without hardware to somebody else's dma-buf, which needs no
+ * pages, and maps it, until the exporter takes the memory away or the file is
+ * closed. One dma-buf for a file. @unrevocable: it does not want to know of that.
+ */
+struct virtgpu_test_exporter_import {
+	__s32 fd;
+	__u32 unrevocable;
+};
+
+/*
+ * From now on with @works a fence says that the device works on the import, and
+ * with @holds the import stays mapped when the exporter takes it away. Both are
+ * over with a call without. @mapped is the answer: whether it is; and @told:
+ * whether the exporter has taken it away.
+ */
+struct virtgpu_test_exporter_imported {
+	__u32 works;
+	__u32 holds;
+	__u32 mapped;
+	__u32 told;
+};
+
 #define VIRTGPU_TEST_EXPORTER_CREATE \
 	_IOWR('x', 0, struct virtgpu_test_exporter_create)
 #define VIRTGPU_TEST_EXPORTER_REVOKE \
@@ -60,5 +83,9 @@ struct virtgpu_test_exporter_uuid {
 	_IOW('x', 3, struct virtgpu_test_exporter_attach)
 #define VIRTGPU_TEST_EXPORTER_UUID \
 	_IOWR('x', 4, struct virtgpu_test_exporter_uuid)
+#define VIRTGPU_TEST_EXPORTER_IMPORT \
+	_IOW('x', 5, struct virtgpu_test_exporter_import)
+#define VIRTGPU_TEST_EXPORTER_IMPORTED \
+	_IOWR('x', 6, struct virtgpu_test_exporter_imported)
 
 #endif

@@ -16,7 +16,7 @@ use crate::ktap::{Driver, Family, Kernel, TestResult};
 use crate::prime::{resource, used, HALF_SECOND};
 use crate::support::exporter::Exporter;
 use crate::support::{eventually, exporter, gpu, job, Env, PAGE};
-use crate::{cases, check, check_eq, check_err};
+use crate::{cases, check, check_eq, check_err, skip};
 
 pub(crate) const FAMILY: Family = Family {
     name: "revoked",
@@ -31,6 +31,7 @@ pub(crate) const FAMILY: Family = Family {
         and_unbound,
         imported_while_the_device_goes,
         attached_without_pages,
+        mapped_without_pages,
     ],
 };
 
@@ -295,6 +296,11 @@ fn attached_without_pages(env: &Env) -> TestResult {
             "a device that needs pages"
         );
         exporter.attach(&host, true)?;
+        check_err!(
+            exporter.import(&host, false).map(drop),
+            Errno::OPNOTSUPP,
+            "a device that would never let go of it"
+        );
         let gpu = gpu::find()?;
         gpu.unbind()?;
         check_err!(
@@ -306,5 +312,63 @@ fn attached_without_pages(env: &Env) -> TestResult {
         gpu::wait_for_node(env)?;
     }
     drop(guest);
+    exporter.unload()
+}
+
+/// The driver does not leave the device before all others have let go of its memory.
+fn mapped_without_pages(env: &Env) -> TestResult {
+    /// Long enough for a removal that does not wait.
+    const MOMENT: Duration = Duration::from_secs(1);
+
+    let exporter = exporter::load()?;
+    let device = env.compute()?;
+    if device.getparam(uapi::param::HOST_VISIBLE)? == 0 {
+        skip!("the device shows no memory of the host");
+    }
+    let export = || -> TestResult<OwnedFd> {
+        let blob = device.create_blob(&BlobOptions::host3d(PAGE as u64, 1))?;
+        Ok(device.prime_export(blob.handle())?)
+    };
+    let (shared, other) = (export()?, export()?);
+    let working = exporter.import(&shared, true)?;
+    let holding = exporter.import(&shared, true)?;
+    let third = exporter.import(&other, true)?;
+    // Who has let go of it before is not waited for.
+    drop(exporter.import(&other, true)?);
+    working.behave(true, false)?;
+    holding.behave(false, true)?;
+    let gpu = gpu::find()?;
+    std::thread::scope(|scope| {
+        let unbinding = scope.spawn(|| gpu.unbind());
+        let leaves = || eventually(MOMENT, || unbinding.is_finished());
+        let early = leaves();
+        let worked = working.behave(false, false);
+        let soon = leaves();
+        let held = holding.state();
+        let result = unbinding.join();
+        worked?;
+        let (_, told) = held?;
+        check!(
+            !early,
+            "the driver leaves while another works on the memory"
+        );
+        check!(
+            !soon,
+            "the driver leaves while another has mapped the memory"
+        );
+        check!(told, "one that has mapped the memory was not told");
+        result.expect("no panic")
+    })?;
+    for (what, importer) in [("one", &working), ("two", &holding), ("three", &third)] {
+        check_eq!(importer.state()?, (false, true), "importer {what}");
+    }
+    check_err!(
+        exporter.import(&other, true).map(drop),
+        Errno::NODEV,
+        "when the device is gone"
+    );
+    gpu.bind()?;
+    gpu::wait_for_node(env)?;
+    drop((device, shared, other, working, holding, third));
     exporter.unload()
 }

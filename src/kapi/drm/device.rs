@@ -9,6 +9,7 @@ use super::{
     file::File,
     gem,
     ioctl::IoctlTable,
+    peer::PeerMappings,
     prime::DmaBufOps, //
 };
 use crate::kapi::bindings;
@@ -119,6 +120,8 @@ pub(crate) trait Driver: Sized + 'static {
 #[repr(C)]
 pub(crate) struct Device<T: Driver> {
     dev: Opaque<bindings::drm_device>,
+    /// What other devices have mapped of this one.
+    peers: Pin<KBox<PeerMappings>>,
     data: T::Data,
 }
 
@@ -183,6 +186,7 @@ impl<T: Driver> Device<T> {
     /// [`ENOMEM`].
     pub(crate) fn new(parent: &device::Device<device::Bound>, data: T::Data) -> Result<ARef<Self>> {
         let parent: &device::Device = parent;
+        let peers = KBox::pin_init(PeerMappings::new(), GFP_KERNEL)?;
         // SAFETY: The table is static; the parent is valid, and transparent.
         let raw: *mut Self = unsafe {
             bindings::__drm_dev_alloc(
@@ -196,7 +200,10 @@ impl<T: Driver> Device<T> {
         let raw = NonNull::new(from_err_ptr(raw)?).ok_or(ENOMEM)?;
 
         // SAFETY: The memory of the data is valid for writes.
-        unsafe { (&raw mut (*raw.as_ptr()).data).write(data) };
+        unsafe {
+            (&raw mut (*raw.as_ptr()).peers).write(peers);
+            (&raw mut (*raw.as_ptr()).data).write(data);
+        }
 
         // INVARIANT: The device is valid and has the driver's table.
         // SAFETY: There is one reference, which is ours.
@@ -215,6 +222,10 @@ impl<T: Driver> Device<T> {
     pub(super) unsafe fn from_raw<'a>(raw: *mut bindings::drm_device) -> &'a Self {
         // SAFETY: By the requirements of this function; `dev` is the first field.
         unsafe { &*raw.cast() }
+    }
+
+    pub(super) fn peers(&self) -> &PeerMappings {
+        &self.peers
     }
 
     /// Keeps the device from being unplugged until the result is dropped; `None` if it is already.
@@ -236,7 +247,10 @@ impl<T: Driver> Device<T> {
 
     extern "C" fn release_callback(raw: *mut bindings::drm_device) {
         // SAFETY: The last reference is gone, so nothing uses the data, which `new` initialized.
-        unsafe { ptr::drop_in_place(&raw mut (*raw.cast::<Self>()).data) }
+        unsafe {
+            ptr::drop_in_place(&raw mut (*raw.cast::<Self>()).data);
+            ptr::drop_in_place(&raw mut (*raw.cast::<Self>()).peers);
+        }
     }
 }
 
@@ -304,6 +318,14 @@ impl<T: Driver> Registration<T> {
         // INVARIANT: The registration has succeeded.
         Ok(Self(dev))
     }
+
+    /// Takes the nodes away, and ends all mappings of programs; open files stay, and get [`ENODEV`].
+    pub(crate) fn unplug(self) -> Unplugged<T> {
+        let dev = self.0.clone();
+        drop(self);
+        // INVARIANT: The registration has ended.
+        Unplugged(dev)
+    }
 }
 
 impl<T: Driver> Drop for Registration<T> {
@@ -311,5 +333,25 @@ impl<T: Driver> Drop for Registration<T> {
     fn drop(&mut self) {
         // SAFETY: By the type invariant the device is registered.
         unsafe { bindings::drm_dev_unplug(self.0.as_raw()) }
+    }
+}
+
+/// A device that userspace cannot open any more.
+///
+/// # Invariants
+///
+/// `drm_dev_unplug()` has returned.
+pub(crate) struct Unplugged<T: Driver>(ARef<Device<T>>);
+
+impl<T: Driver> Unplugged<T> {
+    /// Revokes the memory of I/O objects from other devices that have mapped it, and returns when
+    /// they have let go of it.
+    ///
+    /// Waits for all fences of such objects, so that those of this device must be signalled in the end
+    /// whatever becomes of it.
+    pub(crate) fn revoke(self) {
+        // SAFETY: By the type invariant of a device it is valid, and has a parent.
+        let parent: &device::Device = unsafe { device::Device::from_raw((*self.0.as_raw()).dev) };
+        self.0.peers().revoke(parent);
     }
 }

@@ -15,6 +15,7 @@
 //! - [`ioctl`]: tables of ioctls;
 //! - [`gem`]: buffer objects, with memory of their own or without;
 //! - [`module`]: whether a driver may be loaded;
+//! - [`peer`]: memory of a device that other devices have mapped;
 //! - [`prime`]: sharing them with other drivers;
 //! - [`reservation`]: locking several objects to add a fence to them;
 //! - [`syncobj`]: fences under handles.
@@ -29,6 +30,7 @@ pub(crate) mod file;
 pub(crate) mod gem;
 pub(crate) mod ioctl;
 pub(crate) mod module;
+mod peer;
 pub(crate) mod prime;
 pub(crate) mod range;
 pub(crate) mod reservation;

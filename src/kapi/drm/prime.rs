@@ -103,6 +103,11 @@ impl DmaBufOps {
                     if !unsafe { (*attach).peer2peer } {
                         return Err(EOPNOTSUPP);
                     }
+                    // It must let go of them when the device goes.
+                    // SAFETY: The attachment is valid.
+                    if !unsafe { bindings::dma_buf_attach_revocable(attach) } {
+                        return Err(EOPNOTSUPP);
+                    }
                     let memory = KBox::new(D::Object::io_memory(obj)?, GFP_KERNEL)?;
                     // SAFETY: The attachment is new, and its private data is the exporter's.
                     unsafe { (*attach).priv_ = KBox::into_raw(memory).cast() };
@@ -143,12 +148,15 @@ impl DmaBufOps {
             match object_of::<D>((*attach).dmabuf).kind() {
                 Kind::Shmem => bindings::drm_gem_map_dma_buf(attach, direction),
                 Kind::Io => {
-                    let Some(_entered) = object_of::<D>((*attach).dmabuf).device().enter() else {
+                    let dev = object_of::<D>((*attach).dmabuf).device();
+                    let Some(_entered) = dev.enter() else {
                         return ENODEV.to_ptr();
                     };
-                    let memory: *const IoMemory = (*attach).priv_.cast();
-                    let (phys, len) = ((*memory).phys, (*memory).len as usize);
-                    bindings::kapi_dma_map_io((*attach).dev, phys, len, direction)
+                    let memory: &IoMemory = &*(*attach).priv_.cast();
+                    match dev.peers().map(attach, memory, direction) {
+                        Ok(table) => table,
+                        Err(e) => e.to_ptr(),
+                    }
                 }
                 Kind::Private => bindings::kapi_dma_map_io((*attach).dev, 0, 0, direction),
             }
@@ -162,11 +170,11 @@ impl DmaBufOps {
     ) {
         // SAFETY: The core calls with a table that `map_callback` has made.
         unsafe {
-            match object_of::<D>((*attach).dmabuf).kind() {
+            let object = object_of::<D>((*attach).dmabuf);
+            match object.kind() {
                 Kind::Shmem => bindings::drm_gem_unmap_dma_buf(attach, table, direction),
-                Kind::Io | Kind::Private => {
-                    bindings::kapi_dma_unmap_io((*attach).dev, table, direction)
-                }
+                Kind::Io => object.device().peers().unmap(attach, table, direction),
+                Kind::Private => bindings::kapi_dma_unmap_io((*attach).dev, table, direction),
             }
         }
     }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0-only
 
-//! dma-bufs whose memory can be taken away: those of the module in `tests/exporter`.
+//! dma-bufs whose memory can be taken away: those of the module in `tests/exporter`. It imports those
+//! of others as well.
 
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
@@ -52,6 +53,22 @@ struct Uuid {
     uuid: [u8; 16],
 }
 
+/// `struct virtgpu_test_exporter_import`.
+#[repr(C)]
+struct Import {
+    fd: i32,
+    unrevocable: u32,
+}
+
+/// `struct virtgpu_test_exporter_imported`.
+#[repr(C)]
+struct Imported {
+    works: u32,
+    holds: u32,
+    mapped: u32,
+    told: u32,
+}
+
 /// `VIRTGPU_TEST_EXPORTER_CREATE`.
 const CREATE: u32 = (3 << 30) | (8 << 16) | ((b'x' as u32) << 8);
 /// `VIRTGPU_TEST_EXPORTER_REVOKE`.
@@ -62,6 +79,10 @@ const HOLD: u32 = (3 << 30) | (16 << 16) | ((b'x' as u32) << 8) | 2;
 const ATTACH: u32 = (1 << 30) | (8 << 16) | ((b'x' as u32) << 8) | 3;
 /// `VIRTGPU_TEST_EXPORTER_UUID`.
 const UUID: u32 = (3 << 30) | (20 << 16) | ((b'x' as u32) << 8) | 4;
+/// `VIRTGPU_TEST_EXPORTER_IMPORT`.
+const IMPORT: u32 = (1 << 30) | (8 << 16) | ((b'x' as u32) << 8) | 5;
+/// `VIRTGPU_TEST_EXPORTER_IMPORTED`.
+const IMPORTED: u32 = (3 << 30) | (16 << 16) | ((b'x' as u32) << 8) | 6;
 
 /// What is in the memory after it was taken away: `VIRTGPU_TEST_EXPORTER_POISON`.
 pub(crate) const POISON: u8 = 0x5a;
@@ -84,12 +105,6 @@ pub(crate) fn load() -> TestResult<Exporter> {
         return Err(Outcome::Skip(format!("{MODULE} is not there")));
     }
     gpu::load(module)?;
-    let open = || {
-        File::options()
-            .read(true)
-            .write(true)
-            .open("/dev/virtgpu-test-exporter")
-    };
     let mut file = open();
     eventually(gpu::LIMIT, || {
         file = open();
@@ -98,13 +113,52 @@ pub(crate) fn load() -> TestResult<Exporter> {
     Ok(Exporter(Some(file?)))
 }
 
+fn open() -> std::io::Result<File> {
+    File::options()
+        .read(true)
+        .write(true)
+        .open("/dev/virtgpu-test-exporter")
+}
+
+fn call<T>(file: &File, request: u32, argument: &mut T) -> Result<(), Errno> {
+    let argument: *mut T = argument;
+    // SAFETY: The callers pass the structure of the request, which has no addresses.
+    unsafe { ioctl::call(file.as_fd(), request, argument.cast())? };
+    Ok(())
+}
+
+/// A device without hardware that has mapped a dma-buf of anyone, until this is dropped.
+pub(crate) struct Importer(File);
+
+impl Importer {
+    /// A fence says that the device works on the dma-buf, if it `works`; and it does not let go of it
+    /// when it is taken away, if it `holds` it. Both as long as the next call does not say otherwise.
+    pub(crate) fn behave(&self, works: bool, holds: bool) -> Result<(), Errno> {
+        self.ask(works, holds).map(drop)
+    }
+
+    /// Whether the dma-buf is mapped still, and whether it was taken away. The device neither works on
+    /// it nor holds it any more.
+    pub(crate) fn state(&self) -> Result<(bool, bool), Errno> {
+        let answer = self.ask(false, false)?;
+        Ok((answer.mapped != 0, answer.told != 0))
+    }
+
+    fn ask(&self, works: bool, holds: bool) -> Result<Imported, Errno> {
+        let mut argument = Imported {
+            works: works.into(),
+            holds: holds.into(),
+            mapped: 0,
+            told: 0,
+        };
+        call(&self.0, IMPORTED, &mut argument)?;
+        Ok(argument)
+    }
+}
+
 impl Exporter {
     fn call<T>(&self, request: u32, argument: &mut T) -> Result<(), Errno> {
-        let file = self.0.as_ref().ok_or(Errno::BADF)?;
-        let argument: *mut T = argument;
-        // SAFETY: The callers pass the structure of the request, which has no addresses.
-        unsafe { ioctl::call(file.as_fd(), request, argument.cast())? };
-        Ok(())
+        call(self.0.as_ref().ok_or(Errno::BADF)?, request, argument)
     }
 
     /// Makes a dma-buf of `pages` pages, and maps it.
@@ -169,6 +223,18 @@ impl Exporter {
         };
         self.call(UUID, &mut argument)?;
         Ok(argument.uuid)
+    }
+
+    /// Attaches a device that needs no pages to a dma-buf of anyone, and maps it. It does not want to
+    /// know when the memory is taken away, unless it is `revocable`.
+    pub(crate) fn import(&self, fd: &OwnedFd, revocable: bool) -> Result<Importer, Errno> {
+        let file = open().map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
+        let mut argument = Import {
+            fd: fd.as_raw_fd(),
+            unrevocable: (!revocable).into(),
+        };
+        call(&file, IMPORT, &mut argument)?;
+        Ok(Importer(file))
     }
 
     /// Unloads it, which fails as long as anyone has a dma-buf of it.
