@@ -346,10 +346,12 @@ impl HostResource {
     fn uuid_command(&self) -> Option<Arc<Command>> {
         let inner = self.inner.lock();
         let assign = inner.uuid.as_ref()?;
-        match Control::ended(assign) {
-            None | Some(Response::Ok(_)) => Some(assign.clone()),
-            Some(Response::Error(_) | Response::Invalid | Response::Aborted) => None,
-        }
+        Self::gives_uuid(assign).then(|| assign.clone())
+    }
+
+    /// Whether a command that asks for a UUID has not failed.
+    fn gives_uuid(assign: &Command) -> bool {
+        matches!(Control::ended(assign), None | Some(Response::Ok(_)))
     }
 
     /// Asks the host for a UUID; does not wait for it. Waits for room in the ring for `ms` milliseconds
@@ -372,10 +374,18 @@ impl HostResource {
         let credit = control.credit_within(&self.gpu.quota, [&assign], ms)?;
         control.add(assign, credit)?;
         control.kick();
-        // Of two that were asked for at the same time either will do: the host has one.
-        let before = self.inner.lock().uuid.replace(sent.clone());
-        drop(before);
-        Ok(sent)
+        let mut inner = self.inner.lock();
+        let other = inner.uuid.take();
+        // Of two that were asked for at the same time either will do, as the host has one, but not one
+        // that has failed.
+        let (uuid, rest) = match other {
+            Some(other) if Self::gives_uuid(&other) => (other, sent),
+            other => (sent.clone(), other.unwrap_or(sent)),
+        };
+        inner.uuid = Some(uuid.clone());
+        drop(inner);
+        drop(rest);
+        Ok(uuid)
     }
 
     /// Asks the host for a UUID, unless that was done and has not failed; does not wait for it.
