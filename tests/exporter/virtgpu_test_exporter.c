@@ -343,7 +343,7 @@ static void importer_end(struct importer *importer)
 	importer_unmap(importer);
 	dma_resv_unlock(buf->resv);
 	dma_buf_detach(buf, importer->attach);
-	/* Nobody schedules it any more. */
+	/* It is not scheduled any more. */
 	cancel_work_sync(&importer->unmap);
 	dma_buf_put(buf);
 	importer->buf = NULL;

@@ -13,7 +13,7 @@ struct virtgpu_test_exporter_create {
 
 /*
  * Takes the memory of a dma-buf away from its importers, and fills it with
- * VIRTGPU_TEST_EXPORTER_POISON when they have let go of it. ETIME if they have
+ * VIRTGPU_TEST_EXPORTER_POISON when they have unmapped it. ETIME if they have
  * not after @timeout_ms.
  */
 struct virtgpu_test_exporter_revoke {

@@ -364,7 +364,7 @@ fn waiting_behind_many(env: &Env) -> TestResult {
     clients.iter().try_for_each(works)
 }
 
-/// The host goes on with the job of a closed file for longer than the time limit, and serves nobody
+/// The host goes on with the job of a closed file for longer than the time limit, and answers nothing
 /// meanwhile.
 fn silent_at_the_abandoned(env: &Env) -> TestResult {
     short_limit(env)?;

@@ -157,7 +157,7 @@ impl PeerMappings {
             while !self.unmapped.wait_timeout(gone, TELL_MS) {
                 tell();
             }
-            // SAFETY: The reference is given up.
+            // SAFETY: The reference is that of `any`, and is not used after this.
             unsafe { bindings::dma_buf_put(buf) };
         }
     }

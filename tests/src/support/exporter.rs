@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0-only
 
-//! dma-bufs whose memory can be taken away: those of the module in `tests/exporter`. It imports those
+//! dma-bufs whose memory can be revoked: those of the module in `tests/exporter`. It imports those
 //! of others as well.
 
 use std::fs::File;
@@ -84,7 +84,7 @@ const IMPORT: u32 = (1 << 30) | (8 << 16) | ((b'x' as u32) << 8) | 5;
 /// `VIRTGPU_TEST_EXPORTER_IMPORTED`.
 const IMPORTED: u32 = (3 << 30) | (16 << 16) | ((b'x' as u32) << 8) | 6;
 
-/// What is in the memory after it was taken away: `VIRTGPU_TEST_EXPORTER_POISON`.
+/// What is in the memory after it was revoked: `VIRTGPU_TEST_EXPORTER_POISON`.
 pub(crate) const POISON: u8 = 0x5a;
 
 /// The exporter's module, loaded until this is dropped.
@@ -131,13 +131,13 @@ fn call<T>(file: &File, request: u32, argument: &mut T) -> Result<(), Errno> {
 pub(crate) struct Importer(File);
 
 impl Importer {
-    /// A fence says that the device works on the dma-buf, if it `works`; and it does not let go of it
-    /// when it is taken away, if it `holds` it. Both as long as the next call does not say otherwise.
+    /// A fence says that the device works on the dma-buf, if it `works`; and it does not unmap it
+    /// when it is revoked, if it `holds` it. Both as long as the next call does not say otherwise.
     pub(crate) fn behave(&self, works: bool, holds: bool) -> Result<(), Errno> {
         self.ask(works, holds).map(drop)
     }
 
-    /// Whether the dma-buf is mapped still, and whether it was taken away. The device neither works on
+    /// Whether the dma-buf is mapped still, and whether it was revoked. The device neither works on
     /// it nor holds it any more.
     pub(crate) fn state(&self) -> Result<(bool, bool), Errno> {
         let answer = self.ask(false, false)?;
@@ -180,7 +180,7 @@ impl Exporter {
         Ok((fd, memory))
     }
 
-    /// Takes the memory away from all importers, waits until they have let go of it, and fills it
+    /// Revokes the memory from all importers, waits until they have unmapped it, and fills it
     /// with [`POISON`]. `ETIME` if they have not after `limit`.
     pub(crate) fn revoke(&self, fd: &OwnedFd, limit: Duration) -> Result<(), Errno> {
         let mut revoke = Revoke {
@@ -226,7 +226,7 @@ impl Exporter {
     }
 
     /// Attaches a device that needs no pages to a dma-buf of anyone, and maps it. It does not want to
-    /// know when the memory is taken away, unless it is `revocable`.
+    /// know when the memory is revoked, unless it is `revocable`.
     pub(crate) fn import(&self, fd: &OwnedFd, revocable: bool) -> Result<Importer, Errno> {
         let file = open().map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
         let mut argument = Import {
