@@ -46,6 +46,10 @@ pub struct MirrorConfig {
     pub granularity: U32,
     /// A [`device_state`]; announced by a configuration interrupt.
     pub device_state: U32,
+    /// Most faults of a space that are not resolved; with [`feature::PAGE_FAULT`], else 0.
+    pub max_faults: U32,
+    /// Zero.
+    pub padding: U32,
 }
 
 /// [`MirrorConfig::device_state`].
@@ -90,8 +94,10 @@ pub mod access {
     pub const READ: u32 = 1;
     /// It may be written.
     pub const WRITE: u32 = 2;
-    /// Of a fault: a read-modify-write.
+    /// Of a fault: a read-modify-write of a device that is not coherent with the processors.
     pub const ATOMIC: u32 = 4;
+    /// Of a MAP, in a space with faults: the device alone has the page, also for atomic accesses.
+    pub const EXCLUSIVE: u32 = READ | WRITE | ATOMIC;
 }
 
 /// The first bytes of every command.
@@ -182,7 +188,7 @@ pub struct MapEntry {
     pub addr: U64,
     /// Bytes, not 0.
     pub length: U32,
-    /// [`access::READ`], or both [`access::READ`] and [`access::WRITE`].
+    /// [`access::READ`], both [`access::READ`] and [`access::WRITE`], or [`access::EXCLUSIVE`].
     pub access: U32,
 }
 
@@ -232,19 +238,19 @@ pub struct Event {
     pub kind: U32,
     /// The space.
     pub space_id: U32,
-    /// The access that faulted, one of [`access`].
+    /// FAULT: the access that stalled, one of [`access`]. RING_DONE: a [`job_result`].
     pub access: U32,
-    /// Depends on the type.
+    /// FAULT: the ring of the job plus 1, or 0. RING_DONE: the ring.
     pub info: U32,
-    /// The address that faulted.
+    /// FAULT: the address. RING_DONE: the address, of [`job_result::FAULTED`].
     pub address: U64,
-    /// Names the fault.
+    /// FAULT: names the fault. RING_DONE: `fence_id` of the job.
     pub id: U64,
 }
 
 /// [`Event::kind`].
 pub mod event {
-    /// The device has touched what is not mapped, and waits for FAULT_RESOLVE.
+    /// An access to what is not mapped is stalled, and waits for FAULT_RESOLVE.
     pub const FAULT: u32 = 1;
     /// The space is gone; nothing is accessed through it any more.
     pub const SPACE_LOST: u32 = 2;
@@ -252,8 +258,21 @@ pub mod event {
     pub const RING_DONE: u32 = 3;
 }
 
+/// [`Event::access`] of RING_DONE.
+pub mod job_result {
+    /// All of it is done.
+    pub const OK: u32 = 0;
+    /// An operation failed. The context is lost, unless it only waited too long.
+    pub const FAILED: u32 = 1;
+    /// An access was not possible: of a fault that was resolved so, or outside of the space. The
+    /// context is lost.
+    pub const FAULTED: u32 = 2;
+    /// The context was lost, or its end came first.
+    pub const CANCELLED: u32 = 3;
+}
+
 const _: () = {
-    assert!(size_of::<MirrorConfig>() == 24);
+    assert!(size_of::<MirrorConfig>() == 32);
     assert!(size_of::<Header>() == 16);
     assert!(size_of::<SpaceCreate>() == 40);
     assert!(size_of::<SpaceDestroy>() == 16);

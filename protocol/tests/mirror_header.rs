@@ -58,7 +58,9 @@ fn structures(facts: &mut Vec<Fact>) {
             "max_spaces" = max_spaces,
             "event_slots" = event_slots,
             "granularity" = granularity,
-            "device_state" = device_state
+            "device_state" = device_state,
+            "max_faults" = max_faults,
+            "padding" = padding
         ]
     );
     layout!(
@@ -142,7 +144,9 @@ fn structures(facts: &mut Vec<Fact>) {
 }
 
 fn values(facts: &mut Vec<Fact>) {
-    use mirror::{access, command, device_state, event, feature, resolution, space_kind, status};
+    use mirror::{
+        access, command, device_state, event, feature, job_result, resolution, space_kind, status,
+    };
     let values: &[(&str, u64)] = &[
         ("VIRTIO_GPU_F_MIRROR", feature::MIRROR.into()),
         ("VIRTIO_GPU_F_PAGE_FAULT", feature::PAGE_FAULT.into()),
@@ -185,6 +189,7 @@ fn values(facts: &mut Vec<Fact>) {
         ("VIRTIO_GPU_ACCESS_READ", access::READ.into()),
         ("VIRTIO_GPU_ACCESS_WRITE", access::WRITE.into()),
         ("VIRTIO_GPU_ACCESS_ATOMIC", access::ATOMIC.into()),
+        ("VIRTIO_GPU_ACCESS_EXCLUSIVE", access::EXCLUSIVE.into()),
         ("VIRTIO_GPU_SPACE_RESOURCE", space_kind::RESOURCE.into()),
         ("VIRTIO_GPU_SPACE_CONTEXT", space_kind::CONTEXT.into()),
         ("VIRTIO_GPU_SPACE_FAULTS", mirror::SPACE_FAULTS.into()),
@@ -198,6 +203,13 @@ fn values(facts: &mut Vec<Fact>) {
         ("VIRTIO_GPU_EVENTQ_FAULT", event::FAULT.into()),
         ("VIRTIO_GPU_EVENTQ_SPACE_LOST", event::SPACE_LOST.into()),
         ("VIRTIO_GPU_EVENTQ_RING_DONE", event::RING_DONE.into()),
+        ("VIRTIO_GPU_RING_DONE_OK", job_result::OK.into()),
+        ("VIRTIO_GPU_RING_DONE_FAILED", job_result::FAILED.into()),
+        ("VIRTIO_GPU_RING_DONE_FAULTED", job_result::FAULTED.into()),
+        (
+            "VIRTIO_GPU_RING_DONE_CANCELLED",
+            job_result::CANCELLED.into(),
+        ),
     ];
     facts.extend(values.iter().map(|&(name, value)| fact(name, value)));
 }

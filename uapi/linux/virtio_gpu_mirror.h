@@ -55,6 +55,9 @@
  * @granularity: what addresses and lengths are multiples of, a power of two
  * @device_state: VIRTIO_GPU_DEVICE_STATE_*, announced by a configuration
  *	change notification
+ * @max_faults: most faults of a space that are not resolved; valid with
+ *	VIRTIO_GPU_F_PAGE_FAULT
+ * @padding: 0
  */
 struct virtio_gpu_mirror_config {
 	__le32 mirror_version;
@@ -63,6 +66,8 @@ struct virtio_gpu_mirror_config {
 	__le32 event_slots;
 	__le32 granularity;
 	__le32 device_state;
+	__le32 max_faults;
+	__le32 padding;
 };
 
 enum virtio_gpu_mirror_cmd {
@@ -91,10 +96,15 @@ enum virtio_gpu_mirror_status {
 	VIRTIO_GPU_MIRROR_LIMIT,
 };
 
-/* Masks of what may be done with memory; ATOMIC occurs in faults only. */
+/*
+ * Masks of what may be done with memory. ATOMIC alone is a fault of an atomic
+ * access that is not coherent with the processors; a MAP allows it together
+ * with the others: EXCLUSIVE, the device alone has the page.
+ */
 #define VIRTIO_GPU_ACCESS_READ		(1 << 0)
 #define VIRTIO_GPU_ACCESS_WRITE		(1 << 1)
 #define VIRTIO_GPU_ACCESS_ATOMIC	(1 << 2)
+#define VIRTIO_GPU_ACCESS_EXCLUSIVE	7
 
 /**
  * struct virtio_gpu_mirror_hdr - begin of every command of the mirror queue
@@ -148,7 +158,8 @@ struct virtio_gpu_space_destroy {
  * struct virtio_gpu_map_entry - a stretch of guest memory
  * @addr: guest-physical address, or DMA address with VIRTIO_F_ACCESS_PLATFORM
  * @length: bytes, not 0
- * @access: VIRTIO_GPU_ACCESS_READ, with or without VIRTIO_GPU_ACCESS_WRITE
+ * @access: VIRTIO_GPU_ACCESS_READ, with or without VIRTIO_GPU_ACCESS_WRITE; or
+ *	VIRTIO_GPU_ACCESS_EXCLUSIVE, in a space with VIRTIO_GPU_SPACE_FAULTS
  */
 struct virtio_gpu_map_entry {
 	__le64 addr;
@@ -210,7 +221,7 @@ struct virtio_gpu_fault_resolve {
 };
 
 enum virtio_gpu_mirror_event_type {
-	/* the device waits for VIRTIO_GPU_CMD_FAULT_RESOLVE */
+	/* an access is stalled, and waits for VIRTIO_GPU_CMD_FAULT_RESOLVE */
 	VIRTIO_GPU_EVENTQ_FAULT = 1,
 	/* the space is gone; nothing is accessed through it any more */
 	VIRTIO_GPU_EVENTQ_SPACE_LOST,
@@ -218,14 +229,27 @@ enum virtio_gpu_mirror_event_type {
 	VIRTIO_GPU_EVENTQ_RING_DONE,
 };
 
+/* virtio_gpu_mirror_event.access of VIRTIO_GPU_EVENTQ_RING_DONE */
+enum virtio_gpu_ring_done_result {
+	VIRTIO_GPU_RING_DONE_OK = 0,
+	/* an operation failed */
+	VIRTIO_GPU_RING_DONE_FAILED,
+	/* an access at the address was not possible; the context is lost */
+	VIRTIO_GPU_RING_DONE_FAULTED,
+	/* the context was lost, or its end came first */
+	VIRTIO_GPU_RING_DONE_CANCELLED,
+};
+
 /**
  * struct virtio_gpu_mirror_event - what the device writes to the event queue
  * @type: VIRTIO_GPU_EVENTQ_*
  * @space_id: the space
- * @access: FAULT: one of VIRTIO_GPU_ACCESS_*
- * @info: depends on the type
- * @address: FAULT: the address in the space
- * @id: FAULT: names the fault
+ * @access: FAULT: VIRTIO_GPU_ACCESS_READ, _WRITE or _ATOMIC;
+ *	RING_DONE: VIRTIO_GPU_RING_DONE_*
+ * @info: FAULT: the ring of the job plus 1, or 0; RING_DONE: the ring
+ * @address: FAULT: the address in the space; RING_DONE: that of the access, of
+ *	VIRTIO_GPU_RING_DONE_FAULTED
+ * @id: FAULT: names the fault; RING_DONE: fence_id of the job
  */
 struct virtio_gpu_mirror_event {
 	__le32 type;

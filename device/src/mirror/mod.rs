@@ -198,6 +198,9 @@ impl Mirror {
             event_slots: U32::new(limits.event_slots),
             granularity: U32::new(limits.granularity),
             device_state: U32::new(self.state.load(Ordering::Relaxed)),
+            // Faults are not offered.
+            max_faults: U32::ZERO,
+            padding: U32::ZERO,
         })
     }
 
