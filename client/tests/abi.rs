@@ -360,6 +360,123 @@ fn extension(facts: &mut Vec<Fact>) {
     );
 }
 
+fn shared_virtual_memory(facts: &mut Vec<Fact>) {
+    use uapi::*;
+    layout!(
+        facts,
+        "struct drm_virtgpu_svm_enable",
+        SvmEnable,
+        [
+            "flags" = flags,
+            "workers" = workers,
+            "cookie" = cookie,
+            "va_end" = va_end,
+            "max_faults" = max_faults,
+            "pad" = pad
+        ]
+    );
+    layout!(
+        facts,
+        "struct drm_virtgpu_svm_prefetch",
+        SvmPrefetch,
+        [
+            "addr" = addr,
+            "length" = length,
+            "flags" = flags,
+            "pad" = pad,
+            "done" = done
+        ]
+    );
+    layout!(
+        facts,
+        "struct drm_virtgpu_svm_wait",
+        SvmWait,
+        [
+            "addr" = addr,
+            "value" = value,
+            "mask" = mask,
+            "deadline_ns" = deadline_ns,
+            "op" = op,
+            "ring" = ring,
+            "flags" = flags,
+            "pad" = pad
+        ]
+    );
+    layout!(
+        facts,
+        "struct drm_virtgpu_svm_query",
+        SvmQuery,
+        [
+            "state" = state,
+            "reason" = reason,
+            "access" = access,
+            "ring" = ring,
+            "addr" = addr,
+            "va_end" = va_end,
+            "mapped_bytes" = mapped_bytes,
+            "faults" = faults,
+            "coalesced" = coalesced,
+            "pages" = pages,
+            "maps" = maps,
+            "entries" = entries,
+            "invalidations" = invalidations,
+            "retries" = retries,
+            "evictions" = evictions,
+            "exclusive" = exclusive,
+            "bad" = bad
+        ]
+    );
+    layout!(
+        facts,
+        "struct drm_virtgpu_svm_event",
+        SvmEvent,
+        [
+            "base.type" = kind,
+            "base.length" = length,
+            "reason" = reason,
+            "access" = access,
+            "addr" = addr,
+            "cookie" = cookie,
+            "ring" = ring,
+            "pad" = pad
+        ]
+    );
+    values!(
+        facts,
+        [
+            "DRM_IOCTL_VIRTGPU_SVM_ENABLE" = ioctl::virtgpu(nr::SVM_ENABLE, size_of::<SvmEnable>()),
+            "DRM_IOCTL_VIRTGPU_SVM_PREFETCH" =
+                ioctl::virtgpu(nr::SVM_PREFETCH, size_of::<SvmPrefetch>()),
+            "DRM_IOCTL_VIRTGPU_SVM_WAIT" = ioctl::virtgpu(nr::SVM_WAIT, size_of::<SvmWait>()),
+            "DRM_IOCTL_VIRTGPU_SVM_QUERY" = ioctl::virtgpu(nr::SVM_QUERY, size_of::<SvmQuery>()),
+            "VIRTGPU_SVM_EVENT" = SVM_EVENT,
+            "VIRTGPU_SVM_EXACT" = SVM_EXACT,
+            "VIRTGPU_SVM_MAX_WORKERS" = SVM_MAX_WORKERS,
+            "VIRTGPU_SVM_PREFETCH_WRITE" = SVM_PREFETCH_WRITE,
+            "VIRTGPU_SVM_NO_RING" = SVM_NO_RING,
+            "VIRTGPU_EVENT_SVM" = EVENT_SVM,
+            "VIRTGPU_SVM_WAIT_RING" = svm_wait::RING,
+            "VIRTGPU_SVM_WAIT_EQ" = svm_wait::EQ,
+            "VIRTGPU_SVM_WAIT_NE" = svm_wait::NE,
+            "VIRTGPU_SVM_WAIT_GT" = svm_wait::GT,
+            "VIRTGPU_SVM_WAIT_GE" = svm_wait::GE,
+            "VIRTGPU_SVM_WAIT_LT" = svm_wait::LT,
+            "VIRTGPU_SVM_WAIT_LE" = svm_wait::LE,
+            "VIRTGPU_SVM_STATE_ACTIVE" = svm_state::ACTIVE,
+            "VIRTGPU_SVM_STATE_LOST" = svm_state::LOST,
+            "VIRTGPU_SVM_ACCESS_READ" = svm_access::READ,
+            "VIRTGPU_SVM_ACCESS_WRITE" = svm_access::WRITE,
+            "VIRTGPU_SVM_ACCESS_ATOMIC" = svm_access::ATOMIC,
+            "VIRTGPU_SVM_REASON_BAD_ADDRESS" = svm_reason::BAD_ADDRESS,
+            "VIRTGPU_SVM_REASON_BAD_ACCESS" = svm_reason::BAD_ACCESS,
+            "VIRTGPU_SVM_REASON_NO_MEMORY" = svm_reason::NO_MEMORY,
+            "VIRTGPU_SVM_REASON_NO_ATOMIC" = svm_reason::NO_ATOMIC,
+            "VIRTGPU_SVM_REASON_MM_GONE" = svm_reason::MM_GONE,
+            "VIRTGPU_SVM_REASON_LOST" = svm_reason::LOST,
+        ]
+    );
+}
+
 #[test]
 fn standard_interface() {
     let mut facts = Vec::new();
@@ -378,6 +495,13 @@ fn blob_hints() {
 fn user_memory_extension() {
     let mut facts = Vec::new();
     extension(&mut facts);
+    check(&facts);
+}
+
+#[test]
+fn shared_virtual_memory_extension() {
+    let mut facts = Vec::new();
+    shared_virtual_memory(&mut facts);
     check(&facts);
 }
 

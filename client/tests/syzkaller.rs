@@ -245,6 +245,10 @@ fn nothing_is_left_out() {
         ("USERPTR_REGISTER", nr::USERPTR_REGISTER),
         ("BO_QUERY", nr::BO_QUERY),
         ("USERPTR_PREFETCH", nr::USERPTR_PREFETCH),
+        ("SVM_ENABLE", nr::SVM_ENABLE),
+        ("SVM_PREFETCH", nr::SVM_PREFETCH),
+        ("SVM_WAIT", nr::SVM_WAIT),
+        ("SVM_QUERY", nr::SVM_QUERY),
     ] {
         let call = format!("ioctl$VIRTGPU_{name}");
         assert!(all.calls.contains(&call), "{call}, {number:#x}");

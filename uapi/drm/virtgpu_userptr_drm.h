@@ -18,6 +18,10 @@ extern "C" {
 #define DRM_VIRTGPU_USERPTR_REGISTER	0x40
 #define DRM_VIRTGPU_BO_QUERY		0x41
 #define DRM_VIRTGPU_USERPTR_PREFETCH	0x42
+#define DRM_VIRTGPU_SVM_ENABLE		0x43
+#define DRM_VIRTGPU_SVM_PREFETCH	0x44
+#define DRM_VIRTGPU_SVM_WAIT		0x46
+#define DRM_VIRTGPU_SVM_QUERY		0x47
 
 /* Parameters of DRM_IOCTL_VIRTGPU_GETPARAM. */
 #define VIRTGPU_PARAM_USERPTR_MODES		0x1000
@@ -55,6 +59,48 @@ extern "C" {
 #define VIRTGPU_EVENT_REASON_UNMAP	1
 #define VIRTGPU_EVENT_REASON_MM_GONE	2
 #define VIRTGPU_EVENT_REASON_LOST	3
+
+/* drm_virtgpu_svm_enable.flags */
+#define VIRTGPU_SVM_EVENT		(1 << 0)
+#define VIRTGPU_SVM_EXACT		(1 << 1)
+
+/* Largest drm_virtgpu_svm_enable.workers */
+#define VIRTGPU_SVM_MAX_WORKERS		8
+
+/* drm_virtgpu_svm_prefetch.flags */
+#define VIRTGPU_SVM_PREFETCH_WRITE	(1 << 0)
+
+/* drm_virtgpu_svm_wait.op: all jobs of a ring, or a comparison, unsigned. */
+#define VIRTGPU_SVM_WAIT_RING		0
+#define VIRTGPU_SVM_WAIT_EQ		1
+#define VIRTGPU_SVM_WAIT_NE		2
+#define VIRTGPU_SVM_WAIT_GT		3
+#define VIRTGPU_SVM_WAIT_GE		4
+#define VIRTGPU_SVM_WAIT_LT		5
+#define VIRTGPU_SVM_WAIT_LE		6
+
+/* drm_virtgpu_svm_query.state */
+#define VIRTGPU_SVM_STATE_ACTIVE	1
+#define VIRTGPU_SVM_STATE_LOST		2
+
+/* drm_virtgpu_svm_query.access and drm_virtgpu_svm_event.access */
+#define VIRTGPU_SVM_ACCESS_READ		1
+#define VIRTGPU_SVM_ACCESS_WRITE	2
+#define VIRTGPU_SVM_ACCESS_ATOMIC	4
+
+/* drm_virtgpu_svm_query.reason and drm_virtgpu_svm_event.reason */
+#define VIRTGPU_SVM_REASON_BAD_ADDRESS	1
+#define VIRTGPU_SVM_REASON_BAD_ACCESS	2
+#define VIRTGPU_SVM_REASON_NO_MEMORY	3
+#define VIRTGPU_SVM_REASON_NO_ATOMIC	4
+#define VIRTGPU_SVM_REASON_MM_GONE	5
+#define VIRTGPU_SVM_REASON_LOST		6
+
+/* drm_virtgpu_svm_query.ring and drm_virtgpu_svm_event.ring: no job's fault. */
+#define VIRTGPU_SVM_NO_RING		0xffffffff
+
+/* drm_event.type of struct drm_virtgpu_svm_event. */
+#define VIRTGPU_EVENT_SVM		0x90001001
 
 /**
  * struct drm_virtgpu_userptr_register - let the device use user memory
@@ -156,6 +202,129 @@ struct drm_virtgpu_userptr_event {
 	__u64 cookie;
 };
 
+/**
+ * struct drm_virtgpu_svm_enable - let jobs use every address of the process
+ *
+ * After DRM_IOCTL_VIRTGPU_CONTEXT_INIT and before the first job.
+ */
+struct drm_virtgpu_svm_enable {
+	/** @flags: in: mask of VIRTGPU_SVM_EVENT and VIRTGPU_SVM_EXACT */
+	__u32 flags;
+	/** @workers: in: threads that serve faults, 0 for 2 */
+	__u32 workers;
+	/** @cookie: in: returned in the event */
+	__u64 cookie;
+	/** @va_end: out: end of the addresses that jobs may use */
+	__u64 va_end;
+	/** @max_faults: out: faults that the device has on the way at once */
+	__u32 max_faults;
+	/** @pad: must be zero */
+	__u32 pad;
+};
+
+/**
+ * struct drm_virtgpu_svm_prefetch - make a range of addresses usable now
+ */
+struct drm_virtgpu_svm_prefetch {
+	/** @addr: in: address, a multiple of the page size */
+	__u64 addr;
+	/** @length: in: bytes, a multiple of the page size */
+	__u64 length;
+	/** @flags: in: VIRTGPU_SVM_PREFETCH_WRITE or 0 */
+	__u32 flags;
+	/** @pad: must be zero */
+	__u32 pad;
+	/** @done: out: bytes from @addr that the device can reach now */
+	__u64 done;
+};
+
+/**
+ * struct drm_virtgpu_svm_wait - wait for jobs, or for what they write
+ */
+struct drm_virtgpu_svm_wait {
+	/** @addr: in: of a __u64, a multiple of 8; 0 with WAIT_RING */
+	__u64 addr;
+	/** @value: in: compared with the __u64; 0 with WAIT_RING */
+	__u64 value;
+	/** @mask: in: bits of the __u64 that count; 0 with WAIT_RING */
+	__u64 mask;
+	/**
+	 * @deadline_ns: in: absolute CLOCK_MONOTONIC time; 0 asks without
+	 * waiting, negative waits for ever
+	 */
+	__s64 deadline_ns;
+	/** @op: in: VIRTGPU_SVM_WAIT_* */
+	__u32 op;
+	/** @ring: in: ring with WAIT_RING, else 0 */
+	__u32 ring;
+	/** @flags: in: must be zero */
+	__u32 flags;
+	/** @pad: must be zero */
+	__u32 pad;
+};
+
+/**
+ * struct drm_virtgpu_svm_query - ask about the address space of the context
+ */
+struct drm_virtgpu_svm_query {
+	/** @state: out: VIRTGPU_SVM_STATE_* */
+	__u32 state;
+	/** @reason: out: VIRTGPU_SVM_REASON_*, 0 while active */
+	__u32 reason;
+	/** @access: out: VIRTGPU_SVM_ACCESS_* that was the cause, or 0 */
+	__u32 access;
+	/** @ring: out: ring that was the cause, or VIRTGPU_SVM_NO_RING */
+	__u32 ring;
+	/** @addr: out: address that was the cause, or 0 */
+	__u64 addr;
+	/** @va_end: out: end of the addresses that jobs may use */
+	__u64 va_end;
+	/** @mapped_bytes: out: bytes the device can reach */
+	__u64 mapped_bytes;
+	/** @faults: out: faults the device has reported */
+	__u64 faults;
+	/** @coalesced: out: of these, on pages that were mapped by the time */
+	__u64 coalesced;
+	/** @pages: out: pages made usable */
+	__u64 pages;
+	/** @maps: out: MAP commands sent */
+	__u64 maps;
+	/** @entries: out: memory entries sent to the device */
+	__u64 entries;
+	/** @invalidations: out: INVALIDATE commands sent */
+	__u64 invalidations;
+	/** @retries: out: faults looked up again because pages moved */
+	__u64 retries;
+	/** @evictions: out: times memory was revoked for want of host room */
+	__u64 evictions;
+	/** @exclusive: out: pages given to the device alone */
+	__u64 exclusive;
+	/** @bad: out: faults refused */
+	__u64 bad;
+};
+
+/**
+ * struct drm_virtgpu_svm_event - the context is lost
+ *
+ * Read from the open file, once, if the context was enabled with EVENT.
+ */
+struct drm_virtgpu_svm_event {
+	/** @base: type VIRTGPU_EVENT_SVM, and bytes of the whole */
+	struct drm_event base;
+	/** @reason: VIRTGPU_SVM_REASON_* */
+	__u32 reason;
+	/** @access: VIRTGPU_SVM_ACCESS_* that was the cause, or 0 */
+	__u32 access;
+	/** @addr: address that was the cause, or 0 */
+	__u64 addr;
+	/** @cookie: of drm_virtgpu_svm_enable */
+	__u64 cookie;
+	/** @ring: ring that was the cause, or VIRTGPU_SVM_NO_RING */
+	__u32 ring;
+	/** @pad: zero */
+	__u32 pad;
+};
+
 #define DRM_IOCTL_VIRTGPU_USERPTR_REGISTER \
 	DRM_IOWR(DRM_COMMAND_BASE + DRM_VIRTGPU_USERPTR_REGISTER, \
 		 struct drm_virtgpu_userptr_register)
@@ -165,6 +334,18 @@ struct drm_virtgpu_userptr_event {
 #define DRM_IOCTL_VIRTGPU_USERPTR_PREFETCH \
 	DRM_IOWR(DRM_COMMAND_BASE + DRM_VIRTGPU_USERPTR_PREFETCH, \
 		 struct drm_virtgpu_userptr_prefetch)
+#define DRM_IOCTL_VIRTGPU_SVM_ENABLE \
+	DRM_IOWR(DRM_COMMAND_BASE + DRM_VIRTGPU_SVM_ENABLE, \
+		 struct drm_virtgpu_svm_enable)
+#define DRM_IOCTL_VIRTGPU_SVM_PREFETCH \
+	DRM_IOWR(DRM_COMMAND_BASE + DRM_VIRTGPU_SVM_PREFETCH, \
+		 struct drm_virtgpu_svm_prefetch)
+#define DRM_IOCTL_VIRTGPU_SVM_WAIT \
+	DRM_IOWR(DRM_COMMAND_BASE + DRM_VIRTGPU_SVM_WAIT, \
+		 struct drm_virtgpu_svm_wait)
+#define DRM_IOCTL_VIRTGPU_SVM_QUERY \
+	DRM_IOWR(DRM_COMMAND_BASE + DRM_VIRTGPU_SVM_QUERY, \
+		 struct drm_virtgpu_svm_query)
 
 #if defined(__cplusplus)
 }
