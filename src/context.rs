@@ -103,7 +103,7 @@ impl Context {
     ///
     /// [`EBUSY`] if too many jobs of contexts that are gone fill the ring, [`ENOSPC`] if there are no
     /// more ids, [`ENOMEM`], those of
-    /// [`Control::credit`](crate::transport::control::Control::credit), that of the host.
+    /// [`ControlQueue::credit`](crate::transport::control::ControlQueue::credit), that of the host.
     pub(crate) fn new(
         gpu: &Arc<Gpu>,
         quota: &Arc<RingQuota>,
@@ -237,7 +237,8 @@ impl Context {
     ///
     /// # Errors
     ///
-    /// [`ENOMEM`], and those of [`Control::credit`](crate::transport::control::Control::credit).
+    /// [`ENOMEM`], and those of
+    /// [`ControlQueue::credit`](crate::transport::control::ControlQueue::credit).
     pub(crate) fn attach(&self, quota: &Arc<RingQuota>, resource: &Arc<Id>) -> Result {
         let control = &self.gpu.control;
         let attach = self.attachment(resource, true)?;

@@ -21,7 +21,7 @@ use crate::{
     transport::{
         control::{
             Command,
-            Control,
+            ControlQueue,
             RingQuota, //
         },
         mirror::MirrorQuota, //
@@ -63,13 +63,13 @@ impl Attached {
     ///
     /// # Errors
     ///
-    /// Those of [`Context::attach`], and of [`Control::add_behind_teardown`].
+    /// Those of [`Context::attach`], and of [`ControlQueue::add_behind_teardown`].
     fn attach(&mut self, quota: &Arc<RingQuota>, resource: &HostResource) -> Result {
         let Some(context) = self.context.clone() else {
             return Ok(());
         };
         let id = resource.shared_id();
-        let sent = |detach: &mut Arc<Command>| Control::is_sent(detach);
+        let sent = |detach: &mut Arc<Command>| ControlQueue::is_sent(detach);
         drop(self.detach.take_if(sent));
         if self.detach.is_none() || !resource.was_detached() {
             return context.attach(quota, id);
@@ -129,7 +129,7 @@ impl FileData {
     /// [`ENOMEM`].
     pub(crate) fn new(gpu: &Arc<Gpu>) -> Result<Pin<KBox<Self>>> {
         let quota = RingQuota::new()?;
-        let mirror_quota = MirrorQuota::new(&gpu.control)?;
+        let mirror_quota = MirrorQuota::new(&gpu.transport)?;
         let notifier_lock = NotifierLock::new()?;
         let releases = Releases::new()?;
         let event_sender = EventSender::new()?;
@@ -177,7 +177,8 @@ impl FileData {
     ///
     /// # Errors
     ///
-    /// [`ENOMEM`], those of [`Control::credit`](crate::transport::control::Control::credit).
+    /// [`ENOMEM`], those of
+    /// [`ControlQueue::credit`](crate::transport::control::ControlQueue::credit).
     pub(crate) fn open_resource(&self, resource: &HostResource) -> Result {
         if !self.gpu.features.virgl {
             return Ok(());

@@ -19,7 +19,7 @@
 //! | 5 | [`mirror`] | following a process's pages |
 //! | 4 | [`context`] | a context on the host, and its rings |
 //! | 3 | [`gpu`] | the device: probe, removal, what it offers and can reach; counters and knobs |
-//! | 2 | [`transport`] | the virtqueues |
+//! | 2 | [`transport`] | the device's state, its end, and the virtqueues |
 //! | 2 | [`drm`] | the driver's name, and the types of the DRM core as it has them |
 //! | 1 | [`trace`] | trace events |
 //! | 1 | [`kapi`] | safe abstractions over C kernel interfaces; nearly all `unsafe` is there |
@@ -58,6 +58,8 @@
 //!
 //! `Mirrored::outer` is taken with none of 2 to 4 held, and its end removes the notifier with
 //! nothing held that a callback takes.
+//!
+//! The state of the device is protected by `Control::inner`, too.
 //!
 //! Credits for the rings ([`transport::control::Credit`], [`transport::mirror::MirrorCredit`]) are
 //! taken before any lock from 6 on.

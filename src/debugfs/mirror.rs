@@ -31,9 +31,11 @@ pub(super) fn add(folder: &Folder<'_, GpuDriver>) {
     });
     folder.number(c"exhaust_nodes", |gpu| gpu.knobs.exhaust_nodes.number());
     folder.number(c"delay_map_ms", |gpu| gpu.knobs.delay_map_ms.number());
-    folder.number(c"hold_reset", |gpu| gpu.control.knobs().hold_reset.number());
+    folder.number(c"hold_reset", |gpu| {
+        gpu.transport.knobs().hold_reset.number()
+    });
     folder.number(c"exhaust_descriptors", |gpu| {
-        gpu.control.knobs().exhaust_descriptors.number()
+        gpu.transport.knobs().exhaust_descriptors.number()
     });
 }
 

@@ -16,7 +16,7 @@ use crate::{
         ResponseCapsetInfo, //
     },
     transport::control::{
-        Control,
+        ControlQueue,
         Request,
         RingQuota, //
     },
@@ -72,7 +72,7 @@ impl Capsets {
     /// [`EINVAL`] if it claims to have too many, [`ENODEV`] if it is lost, [`ENOMEM`].
     pub(super) fn query(
         vdev: &virtio::Device<device::Core<'_>>,
-        control: &Arc<Control>,
+        control: &ControlQueue,
         quota: &Arc<RingQuota>,
         count: u32,
     ) -> Result<Self> {
@@ -151,7 +151,7 @@ impl Capsets {
     /// [`EINVAL`] if there is none, [`ENODEV`] if the device does not answer.
     pub(crate) fn get(
         &self,
-        control: &Arc<Control>,
+        control: &ControlQueue,
         quota: &Arc<RingQuota>,
         id: u32,
         version: u32,

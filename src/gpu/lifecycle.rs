@@ -35,10 +35,10 @@ use crate::{
         DEVICE_ID,
         SHM_ID_HOST_VISIBLE, //
     },
-    transport::control::{
-        Control,
-        RingQuota,
-        Timeouts, //
+    transport::{
+        control::RingQuota,
+        Timeouts,
+        Transport, //
     },
 };
 use core::mem::offset_of;
@@ -75,13 +75,13 @@ pub(crate) struct Bound {
 
 virtio_device_table!(ID_TABLE, [DeviceId::new(DEVICE_ID)]);
 
-/// Stops the control queue of a device whose probe fails.
-struct StopOnError(Option<Arc<Control>>);
+/// Stops a device whose probe fails.
+struct StopOnError(Option<Arc<Transport>>);
 
 impl Drop for StopOnError {
     fn drop(&mut self) {
-        if let Some(control) = self.0.take() {
-            control.stop();
+        if let Some(transport) = self.0.take() {
+            transport.stop();
         }
     }
 }
@@ -121,15 +121,17 @@ impl VirtioGpu {
         let counters = Arc::new(Counters::new(), GFP_KERNEL)?;
         let mappings = DeviceMappings::new(mapper.clone(), counters.clone())?;
         let mappings = Arc::new(mappings, GFP_KERNEL)?;
-        let control = Control::new(binding, timeouts(), mappings.clone())?;
-        let mut stop = StopOnError(Some(control.clone()));
-        control.start(queues, features.event_slots)?;
+        let transport = Transport::new(binding, timeouts(), mappings.clone())?;
+        let mut stop = StopOnError(Some(transport.clone()));
+        transport.start(queues, features.event_slots)?;
         features.settle_mirror(vdev)?;
 
+        let control = transport.control_queue();
         let quota = RingQuota::new()?;
         let capsets = Capsets::query(vdev, &control, &quota, capset_count)?;
         let gpu = Arc::new(
             Gpu {
+                transport,
                 control,
                 features,
                 capsets,
@@ -195,10 +197,10 @@ impl virtio::Driver for VirtioGpu {
     fn unbind(_vdev: &virtio::Device<device::Core<'_>>, this: Pin<&Bound>) {
         // First those who wait for the device, then the nodes, then the device: unplugging waits
         // for ioctls that are under way.
-        this.gpu.control.set_lost();
+        this.gpu.transport.set_lost();
         let registration = this.registration.lock().take();
         let unplugged = registration.map(drm::Registration::unplug);
-        this.gpu.control.stop();
+        this.gpu.transport.stop();
         // Last those who have mapped memory of the device, as what waits for jobs of this driver ends with
         // the device.
         if let Some(unplugged) = unplugged {
@@ -207,7 +209,7 @@ impl virtio::Driver for VirtioGpu {
     }
 
     fn config_changed(this: Pin<&Bound>) {
-        this.gpu.control.config_changed();
+        this.gpu.transport.config_changed();
     }
 
     #[cfg(CONFIG_PM_SLEEP)]
@@ -221,7 +223,7 @@ impl virtio::Driver for VirtioGpu {
             );
             return Err(EBUSY);
         }
-        gpu.control.sleep()
+        gpu.transport.sleep()
     }
 
     #[cfg(CONFIG_PM_SLEEP)]
@@ -231,14 +233,14 @@ impl virtio::Driver for VirtioGpu {
         queues: QueueSetup<'_>,
     ) -> Result {
         let gpu = &this.gpu;
-        gpu.control.wake_up(queues, gpu.features.event_slots)
+        gpu.transport.wake_up(queues, gpu.features.event_slots)
     }
 
     fn reset_prepare(this: Pin<&Bound>) {
-        this.gpu.control.lose_and_reset(c"its bus resets it");
+        this.gpu.transport.lose_and_reset(c"its bus resets it");
     }
 
     fn shutdown(_vdev: &virtio::Device<device::Core<'_>>, this: Pin<&Bound>) {
-        this.gpu.control.stop();
+        this.gpu.transport.stop();
     }
 }

@@ -30,9 +30,12 @@ use crate::{
         drm::range::RangeAllocator,
         ida::Ida, //
     },
-    transport::control::{
-        Control,
-        RingQuota, //
+    transport::{
+        control::{
+            ControlQueue,
+            RingQuota, //
+        },
+        Transport, //
     },
 };
 use kernel::{
@@ -50,8 +53,10 @@ pub(crate) struct HostVisible {
 
 /// A virtio-gpu device.
 pub(crate) struct Gpu {
+    /// Its state, and its queues.
+    pub(crate) transport: Arc<Transport>,
     /// Its control queue.
-    pub(crate) control: Arc<Control>,
+    pub(crate) control: ControlQueue,
     /// What was negotiated.
     pub(crate) features: Features,
     /// Its capability sets.

@@ -10,7 +10,7 @@
 use super::Counters;
 use crate::{
     kapi::dma::map::Mapper,
-    transport::control::OnReset, //
+    transport::OnReset, //
 };
 use kernel::{
     new_mutex,

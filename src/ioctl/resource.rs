@@ -219,7 +219,7 @@ impl Ioctl<GpuDriver> for Wait {
         }
         object.wait_idle(WAIT_MS)?;
         // The end of the device ends its jobs, too.
-        file.gpu.control.check()?;
+        file.gpu.transport.check()?;
         object.host.wait()
     }
 }
@@ -237,7 +237,7 @@ impl Ioctl<GpuDriver> for BoQuery {
         let object = Object::lookup(file, args.bo_handle)?;
         let size = object.size() as u64;
         let known = matches!(object.host.outcome(), Some(Response::Ok(_)));
-        let usable = known && !file.gpu.control.is_lost();
+        let usable = known && !file.gpu.transport.is_lost();
         let (addr, flags, resident) = match &object.kind {
             Kind::Guest | Kind::NonBlob => (0, 0, size),
             Kind::Host(_) => (0, 0, 0),
@@ -262,7 +262,7 @@ impl Ioctl<GpuDriver> for BoQuery {
             bo_handle: args.bo_handle,
             flags,
             memory_model: memory_model::PERMANENT,
-            state: if file.gpu.control.is_lost() {
+            state: if file.gpu.transport.is_lost() {
                 bo_state::LOST
             } else {
                 bo_state::VALID

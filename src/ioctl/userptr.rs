@@ -49,7 +49,7 @@ pub(super) fn register(dev: &Device, file: &File, params: &Params) -> Result<(u3
         let handle = object.create_handle(file)?;
         (object, handle)
     };
-    let device = file.gpu.control.name();
+    let device = file.gpu.transport.name();
     let (id, size) = (object.id(), object.size() as u64);
     trace::register(device, id, params.source.addr(), size, params.flags);
     Ok((handle, object))
@@ -103,7 +103,7 @@ impl Ioctl<GpuDriver> for UserptrPrefetch {
         if !aligned || args.length == 0 || end > object.size() as u64 {
             return Err(EINVAL);
         }
-        file.gpu.control.check()?;
+        file.gpu.transport.check()?;
         let Some(mirrored) = userptr.as_mirrored() else {
             // Pinned memory was made reachable by its registration.
             args.done = args.length;

@@ -4,7 +4,7 @@
 //!
 //! The first pass marks the pages, so that no job relies on them any more, and sends INVALIDATE
 //! unless a job is running that does. The second pass waits: for the jobs, which have
-//! [`Control::grace_ms`](crate::transport::control::Control::grace_ms) milliseconds in all, and for
+//! [`Transport::grace_ms`](crate::transport::Transport::grace_ms) milliseconds in all, and for
 //! the device. INVALIDATE is sent after the lock was dropped: nothing can be mapped in the range
 //! before the kernel has finished, and what was mapped before is ahead in the queue.
 //!
@@ -68,7 +68,7 @@ impl IntervalHandler for Handler {
         let range = &*self.0;
         let which = change.first >> PAGE_SHIFT..(change.last >> PAGE_SHIFT) + 1;
         let may_block = change.may_block();
-        let lost = range.gpu.control.is_lost();
+        let lost = range.gpu.transport.is_lost();
         // From here on to the end of the change nothing is mapped in the range that is not yet: so
         // the lock may be free between the parts.
         if range
@@ -117,7 +117,7 @@ impl IntervalHandler for Handler {
             return Start::Done;
         };
         range.gpu.counters.invalidated(change.change());
-        let device = range.gpu.control.name();
+        let device = range.gpu.transport.name();
         trace::invalidate(device, range.space.id(), &span, change.change().name());
         if lost {
             return Start::Done;
@@ -186,7 +186,7 @@ impl MirroredRange {
                 self.invalidate_and_wait(&span)
             }
         };
-        let device = self.gpu.control.name();
+        let device = self.gpu.transport.name();
         trace::invalidated(device, self.space.id(), &span, acknowledged.is_ok());
         match acknowledged {
             Ok(()) => self.set_unmapped(span),
@@ -211,7 +211,7 @@ impl MirroredRange {
     /// Waits for the jobs that use the range, but not for ever: a job that takes too long costs its
     /// context, and the device fails it when it touches a page that is gone.
     fn wait_for_jobs(&self, since: Instant<Monotonic>) {
-        let grace = i64::from(self.gpu.control.grace_ms());
+        let grace = i64::from(self.gpu.transport.grace_ms());
         let left = (grace - since.elapsed().as_millis()).clamp(0, grace);
         if !self.resv.is_idle() && !self.resv.wait(left as u32) {
             self.context.lose();

@@ -310,7 +310,7 @@ impl MirroredRange {
             // All commands but the last are full.
             let entries = lookup.entries.len().min(sent * self.space.max_entries());
             count(&self.counters.entries, entries as u64);
-            let device = self.gpu.control.name();
+            let device = self.gpu.transport.name();
             trace::map(device, self.space.id(), &which, entries);
             return Ok(Sent { commands, which });
         }
@@ -333,7 +333,7 @@ impl MirroredRange {
                 return Ok(false);
             }
             // Pages of a lost device may be in quarantine, and must not be replaced.
-            self.gpu.control.check()?;
+            self.gpu.transport.check()?;
             // From here on the device may reach the pages, even if it should be lost meanwhile.
             table.set_mapping(at, pages, self.write);
             self.space.queue().put_unkicked(command, credit)?;

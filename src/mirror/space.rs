@@ -94,7 +94,7 @@ impl Space {
     pub(crate) fn new(gpu: &Gpu, quota: &Arc<MirrorQuota>, write: bool) -> Result<Self> {
         let mirror = gpu.features.mirror.ok_or(EOPNOTSUPP)?;
         Ok(Self {
-            queue: MirrorQueue::new(&gpu.control, quota),
+            queue: MirrorQueue::new(&gpu.transport, quota),
             counters: gpu.counters.clone(),
             id: gpu.space_ids.allocate_cyclic()?,
             write,

@@ -32,7 +32,7 @@ use crate::{
     transport::control::{
         Command,
         Completion,
-        Control,
+        ControlQueue,
         Expect,
         Request,
         Response, //
@@ -259,7 +259,7 @@ impl HostResource {
             Creation::NotSent => Some(Response::Aborted),
             Creation::Confirmed => Some(Response::Ok(response::OK_NODATA)),
             Creation::Sent(create) => {
-                let response = Control::ended(create);
+                let response = ControlQueue::ended(create);
                 if matches!(response, Some(Response::Ok(_))) {
                     // The command is not needed any more.
                     let create = core::mem::replace(&mut inner.creation, Creation::Confirmed);
@@ -278,7 +278,7 @@ impl HostResource {
         let Creation::Sent(create) = &inner.creation else {
             return None;
         };
-        match Control::ended(inner.backing.as_ref()?) {
+        match ControlQueue::ended(inner.backing.as_ref()?) {
             None | Some(Response::Ok(_) | Response::Invalid) => Some(create.clone()),
             Some(Response::Error(_) | Response::Aborted) => None,
         }
@@ -291,7 +291,7 @@ impl HostResource {
         let Some(backing) = &inner.backing else {
             return Some(Response::Ok(response::OK_NODATA));
         };
-        let response = Control::ended(backing);
+        let response = ControlQueue::ended(backing);
         if matches!(response, Some(Response::Ok(_))) {
             let backing = inner.backing.take();
             drop(inner);
@@ -351,7 +351,7 @@ impl HostResource {
 
     /// Whether a command that asks for a UUID has not failed.
     fn gives_uuid(assign: &Command) -> bool {
-        matches!(Control::ended(assign), None | Some(Response::Ok(_)))
+        matches!(ControlQueue::ended(assign), None | Some(Response::Ok(_)))
     }
 
     /// Asks the host for a UUID; does not wait for it. Waits for room in the ring for `ms` milliseconds
@@ -359,7 +359,7 @@ impl HostResource {
     ///
     /// # Errors
     ///
-    /// [`ENOMEM`], and those of [`Control::credit_within`].
+    /// [`ENOMEM`], and those of [`ControlQueue::credit_within`].
     fn ask_for_uuid(&self, ms: u32) -> Result<Arc<Command>> {
         let fixed = ResourceCommand {
             resource_id: self.id.get().into(),
@@ -392,7 +392,7 @@ impl HostResource {
     ///
     /// # Errors
     ///
-    /// [`ENOMEM`], and those of [`Control::credit_within`].
+    /// [`ENOMEM`], and those of [`ControlQueue::credit_within`].
     pub(super) fn assign_uuid(&self) -> Result {
         if self.uuid_command().is_none() {
             self.ask_for_uuid(PRIME_WAIT_MS)?;
@@ -413,7 +413,7 @@ impl HostResource {
         let control = &self.gpu.control;
         let assign = match self.uuid_command() {
             Some(assign) => assign,
-            None => self.ask_for_uuid(control.answer_timeout_ms())?,
+            None => self.ask_for_uuid(self.gpu.transport.answer_timeout_ms())?,
         };
         control.wait_killable(&assign)?.to_result()?;
         let mut response = ResponseResourceUuid::default();
@@ -499,7 +499,7 @@ impl HostResource {
         let Some(mut unref) = unref else {
             return;
         };
-        Control::set_expect(&mut unref, expect);
+        ControlQueue::set_expect(&mut unref, expect);
         match &object.kind {
             Kind::Host(memory) => memory.unmap(&object),
             Kind::Imported(imported) => imported.end(),

@@ -37,7 +37,7 @@ use crate::{
     },
     transport::control::{
         Command,
-        Control,
+        ControlQueue,
         Credit,
         Expect,
         Request,
@@ -175,7 +175,7 @@ impl Showing {
     ///
     /// # Errors
     ///
-    /// Those of [`Control::add`].
+    /// Those of [`ControlQueue::add`].
     fn send(self, gpu: &Arc<Gpu>, credit: Credit) -> Result<WindowMapping> {
         let map = self.map.clone_arc();
         gpu.control.add(self.map, credit)?;
@@ -208,7 +208,7 @@ impl HostMemory {
     /// answered, [`ERESTARTSYS`] on a fatal signal, [`ENODEV`].
     pub(super) fn map(&self, object: &Object) -> Result<IoMemory> {
         let gpu = object.gpu();
-        gpu.control.check()?;
+        gpu.transport.check()?;
         let window = gpu.host_visible.as_ref().ok_or(EINVAL)?;
         self.start(gpu, object)?;
         gpu.control.kick();
@@ -241,16 +241,16 @@ impl HostMemory {
         let Some(mut mapping) = self.mapping.lock().take() else {
             return;
         };
-        match Control::ended(&mapping.map) {
+        match ControlQueue::ended(&mapping.map) {
             // Never mapped: dropping the command frees the range.
             Some(Response::Error(_) | Response::Aborted) => {}
             Some(Response::Ok(_)) => {
-                Control::set_expect(&mut mapping.unmap, Expect::Success);
+                ControlQueue::set_expect(&mut mapping.unmap, Expect::Success);
                 object.gpu().control.teardown(mapping.unmap);
             }
             None | Some(Response::Invalid) => {
                 let expect = Expect::SuccessUnlessFailed(mapping.map);
-                Control::set_expect(&mut mapping.unmap, expect);
+                ControlQueue::set_expect(&mut mapping.unmap, expect);
                 object.gpu().control.teardown(mapping.unmap);
             }
         }

@@ -46,7 +46,7 @@ use crate::{
     transport::control::{
         Command,
         Completion,
-        Control,
+        ControlQueue,
         Expect,
         Request,
         Response, //
@@ -211,7 +211,7 @@ pub(crate) fn import(dev: &Device, buf: &Importable) -> Result<ARef<Object>> {
     if size % PAGE_SIZE != 0 || !gpu.features.takes_blob_size(size as u64) {
         return Err(EINVAL);
     }
-    gpu.control.check()?;
+    gpu.transport.check()?;
     let host = HostResource::new(gpu)?;
     let revocation = DmaBufRevocation::new(gpu)?;
     let invalidate = Arc::new(InvalidateMappings(revocation.clone()), GFP_KERNEL)?;
@@ -274,7 +274,7 @@ pub(crate) fn import(dev: &Device, buf: &Importable) -> Result<ARef<Object>> {
     object.entries.store(count, Relaxed);
     let create = create_command(None, &object.host, &params, entries, count)?;
     let sent = create.clone_arc();
-    Control::set_expect(&mut detach, Expect::SuccessUnlessFailed(sent.clone()));
+    ControlQueue::set_expect(&mut detach, Expect::SuccessUnlessFailed(sent.clone()));
     let credit = gpu
         .control
         .credit_within(&gpu.quota, [&create], PRIME_WAIT_MS)?;

@@ -15,11 +15,11 @@ use super::host_resource::{
     PendingUnref, //
 };
 use crate::{
+    gpu::Gpu,
     kapi::sync::{
         ModuleWorkqueue,
         WaitQueue, //
-    },
-    transport::control::Control,
+    }, //
 };
 use kernel::{
     impl_has_work,
@@ -102,14 +102,14 @@ impl Releases {
     ///
     /// [`EBUSY`] if that takes longer than a response may, [`ERESTARTSYS`] on a fatal signal,
     /// [`ENODEV`].
-    pub(crate) fn wait_for_room(&self, control: &Control) -> Result {
+    pub(crate) fn wait_for_room(&self, gpu: &Gpu) -> Result {
         // What jobs that are over still hold counts, too.
-        control.settle();
+        gpu.control.settle();
         self.wait.wait_killable_timeout(
-            || self.waiting.lock().pending < MAX_PENDING || control.is_lost(),
-            control.answer_timeout_ms(),
+            || self.waiting.lock().pending < MAX_PENDING || gpu.transport.is_lost(),
+            gpu.transport.answer_timeout_ms(),
         )?;
-        control.check()
+        gpu.transport.check()
     }
 
     /// Has the worker end the registration in `pending`, and then release it.

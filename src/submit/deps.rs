@@ -96,7 +96,7 @@ impl InFences {
 
     fn wait_for(file: &File, fence: &Fence, timeline: u64) -> Result {
         loop {
-            file.gpu.control.check()?;
+            file.gpu.transport.check()?;
             match fence.wait_for_others(timeline, WAIT_SLICE_MS) {
                 Err(e) if e == EBUSY => continue,
                 other => return other,

@@ -126,7 +126,7 @@ pub(crate) fn submit(file: &File, args: &mut ExecBuffer) -> Result {
     if args.flags & !known != 0 {
         return Err(EINVAL);
     }
-    gpu.control.check()?;
+    gpu.transport.check()?;
 
     let (context, ring, timeline) = if args.flags & uapi::EXECBUF_RING_IDX != 0 {
         let context = file.context().ok_or(EINVAL)?;
@@ -206,13 +206,13 @@ pub(crate) fn submit(file: &File, args: &mut ExecBuffer) -> Result {
 /// # Errors
 ///
 /// [`EINVAL`] for too long a command, [`EFAULT`], [`ENOMEM`], [`EIO`] if the context is lost, those
-/// of [`Control::credit`](crate::transport::control::Control::credit).
+/// of [`ControlQueue::credit`](crate::transport::control::ControlQueue::credit).
 pub(crate) fn submit_inline(file: &File, context: &Arc<Context>, addr: u64, size: u32) -> Result {
     if size > MAX_INLINE_COMMAND {
         return Err(EINVAL);
     }
     let gpu = &file.gpu;
-    gpu.control.check()?;
+    gpu.transport.check()?;
     let payload = command_bytes(gpu, addr, size)?;
     let fence = UnpublishedFence::new::<Timeline>(context.own_timeline())?;
     let job = job(gpu, context, payload, None, None, KVVec::new())?;

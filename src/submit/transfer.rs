@@ -172,7 +172,7 @@ fn queue(
 /// Waits until nothing uses the buffer, or the device is gone.
 fn wait_idle(file: &File, object: &Object) -> Result {
     loop {
-        file.gpu.control.check()?;
+        file.gpu.transport.check()?;
         match object.wait_idle(WAIT_SLICE_MS) {
             Err(e) if e == EBUSY => continue,
             other => return other,
@@ -197,7 +197,7 @@ fn transfer_3d(file: &File, kind: u32, object: ARef<Object>, args: &Transfer) ->
 /// refuses the box is not told.
 pub(crate) fn to_host(file: &File, args: &Transfer) -> Result {
     let object = buffer(file, args)?;
-    file.gpu.control.check()?;
+    file.gpu.transport.check()?;
     object.host.check()?;
     if file.gpu.features.virgl {
         return transfer_3d(file, command::TRANSFER_TO_HOST_3D, object, args);
@@ -216,7 +216,7 @@ pub(crate) fn from_host(file: &File, args: &Transfer) -> Result {
         return Err(ENOSYS);
     }
     let object = buffer(file, args)?;
-    file.gpu.control.check()?;
+    file.gpu.transport.check()?;
     object.host.check()?;
     transfer_3d(file, command::TRANSFER_FROM_HOST_3D, object, args)
 }

@@ -5,7 +5,10 @@
 //! What is done here is on the way to the signalling of fences: nothing sleeps, and what is left to
 //! do is a worker's.
 
-use super::control::Control;
+use super::{
+    control::ControlQueue,
+    device::Transport, //
+};
 use crate::{
     kapi::{
         dma::fence::Signalling,
@@ -21,7 +24,7 @@ use kernel::sync::{
     ArcBorrow, //
 };
 
-impl QueueHandler for Control {
+impl QueueHandler for Transport {
     fn used(this: ArcBorrow<'_, Self>, index: u32) {
         let this: Arc<Self> = this.into();
         let _section = Signalling::begin();
@@ -35,7 +38,7 @@ impl QueueHandler for Control {
             }
             this.look_later();
         } else {
-            this.control_used();
+            ControlQueue::from(this).used();
         }
     }
 }

@@ -1,15 +1,36 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The virtqueues of a virtio-gpu device.
+//! The device and its virtqueues.
 //!
-//! - [`control`]: requests, answers, fences, and the end of a device;
+//! - [`device`]: the device's state and its workers, and what becomes of all queues at once:
+//!   - [`interrupt`]: which queue an interrupt is for;
+//!   - [`loss`]: the end of a device;
+//!   - [`suspend`]: its sleep;
+//!   - [`watchdog`]: the timer that notices its silence;
+//! - [`control`]: requests, responses and fences;
 //! - [`mirror`]: what tells the device of a process's pages;
 //! - [`event`]: what the device says unasked;
-//! - [`interrupt`]: which queue an interrupt is for;
 //! - [`knobs`]: rare courses, made to happen.
+//!
+//! A [`Transport`] has the queues; those who use one have a [`control::ControlQueue`] or a
+//! [`mirror::MirrorQueue`], which keeps the transport.
 
 pub(crate) mod control;
+mod device;
 pub(crate) mod event;
 mod interrupt;
 pub(crate) mod knobs;
+mod loss;
 pub(crate) mod mirror;
+#[cfg(CONFIG_PM_SLEEP)]
+mod suspend;
+mod watchdog;
+
+use self::device::State;
+pub(crate) use self::{
+    device::{
+        Timeouts,
+        Transport, //
+    },
+    loss::OnReset,
+};

@@ -62,11 +62,10 @@ pub(crate) fn register(
     params: &Params,
 ) -> Result<(ARef<Object>, Arc<Mirrored>)> {
     let gpu = &file.gpu;
-    let control = &gpu.control;
     let Source::Address(addr) = params.source else {
         return Err(EINVAL);
     };
-    file.releases().wait_for_room(control)?;
+    file.releases().wait_for_room(gpu)?;
     if !is_anything_mapped(addr, params.len)? {
         return Err(EFAULT);
     }

@@ -92,7 +92,7 @@ pub(crate) fn register(
     };
     let addr = params.source.addr();
 
-    file.releases().wait_for_room(&gpu.control)?;
+    file.releases().wait_for_room(gpu)?;
     // Memory entries would not keep the device from writing. A space has whole pages.
     let enforced =
         !params.write && gpu.features.mirror.is_some() && params.wire_size == params.len as u64;

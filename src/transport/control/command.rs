@@ -67,7 +67,7 @@ pub(crate) struct Shared {
     /// Validated once, because the device can change its response afterwards.
     pub(super) status: Atomic<u32>,
     /// When a job must have ended, 0 for no limit or if its time has not begun, or another command must
-    /// have been answered, as in [`Control::now`]. Changed under the control queue's lock.
+    /// have been answered, as in [`Transport::now`]. Changed under the control queue's lock.
     pub(super) deadline: Atomic<i64>,
     /// Whose job it is, if it is one.
     pub(super) job: Option<JobOf>,
@@ -119,9 +119,9 @@ impl Shared {
 pub(crate) struct JobContext {
     /// A job touched what it may not, or took too long: the host takes no more.
     lost: AtomicFlag,
-    /// When the file was closed, as in [`Control::now`]; 0 before.
+    /// When the file was closed, as in [`Transport::now`]; 0 before.
     closed_at: Atomic<i64>,
-    /// Until when the host may go on with the context's jobs, as in [`Control::now`]; 0 as long as the
+    /// Until when the host may go on with the context's jobs, as in [`Transport::now`]; 0 as long as the
     /// host was not asked to destroy the context.
     ends_by: Atomic<i64>,
     /// Has the host destroy the context, and end its jobs; made with the context, so that this needs no
@@ -323,7 +323,7 @@ impl Response {
     }
 }
 
-/// How a command is made; [`Control::add`] and its siblings send it.
+/// How a command is made; [`ControlQueue::add`] and its siblings send it.
 pub(crate) struct Request<'a> {
     /// Type and context; fence and ring are added on sending.
     pub(crate) header: Header,
@@ -335,7 +335,7 @@ pub(crate) struct Request<'a> {
     pub(crate) response_len: usize,
     /// The variable part of the response.
     pub(crate) response_data: Chunks,
-    /// What the host knows of the fence; [`Control::send_fenced`] gives the command one.
+    /// What the host knows of the fence; [`ControlQueue::send_fenced`] gives the command one.
     pub(crate) fence: HostFence,
     /// An event to send when the fence is signalled.
     pub(crate) event: Option<ReservedEvent>,

@@ -17,6 +17,7 @@
 use super::{
     command::Command,
     Control,
+    ControlQueue,
     Inner,
     TEARDOWN_RESERVE, //
 };
@@ -535,7 +536,7 @@ impl Room {
 
 /// The right to add a command to the ring.
 pub(crate) struct Credit {
-    control: Arc<Control>,
+    control: ControlQueue,
     quota: Arc<RingQuota>,
     slots: usize,
     part: Part,
@@ -582,7 +583,7 @@ impl Drop for Credit {
 
 /// A place in line. Dropping it leaves the line.
 struct InLine<'a> {
-    control: &'a Arc<Control>,
+    control: &'a ControlQueue,
     quota: &'a Arc<RingQuota>,
     waiter: Arc<Waiter>,
     place: Place,
@@ -593,7 +594,7 @@ struct InLine<'a> {
 impl<'a> InLine<'a> {
     /// Joins the line; `taken` slots of the quota are to be returned.
     fn join(
-        control: &'a Arc<Control>,
+        control: &'a ControlQueue,
         quota: &'a Arc<RingQuota>,
         slots: usize,
         taken: usize,
@@ -626,7 +627,7 @@ impl<'a> InLine<'a> {
     /// Waits for `ms` milliseconds at most.
     fn wait(&self, ms: u32) -> Result<Credit> {
         let waiter = &self.waiter;
-        let ready = || waiter.got().is_some() || self.control.is_lost();
+        let ready = || waiter.got().is_some() || self.control.transport.is_lost();
         let waited = waiter.wait.wait_killable_timeout(ready, ms);
         self.take().ok_or_else(|| waited.err().unwrap_or(ENODEV))
     }
@@ -660,7 +661,7 @@ impl Drop for InLine<'_> {
     }
 }
 
-impl Control {
+impl ControlQueue {
     /// Waits for room for `commands`, not longer than for a response.
     ///
     /// Must be called before any lock is taken that the end of a job may need.
@@ -671,20 +672,20 @@ impl Control {
     /// the ring full for the time of a whole time-out, [`E2BIG`] if it is more than a file gets,
     /// [`ENOMEM`], also if a command is longer than a file's part of the bounce buffers.
     pub(crate) fn credit<'a>(
-        self: &Arc<Self>,
+        &self,
         quota: &Arc<RingQuota>,
         commands: impl IntoIterator<Item = &'a ListArc<Command>>,
     ) -> Result<Credit> {
-        self.credit_within(quota, commands, self.timeouts.answer_ms)
+        self.credit_within(quota, commands, self.transport.timeouts.answer_ms)
     }
 
-    /// As [`Control::credit`], but waits for `ms` milliseconds at most.
+    /// As [`ControlQueue::credit`], but waits for `ms` milliseconds at most.
     ///
     /// # Errors
     ///
     /// As there.
     pub(crate) fn credit_within<'a>(
-        self: &Arc<Self>,
+        &self,
         quota: &Arc<RingQuota>,
         commands: impl IntoIterator<Item = &'a ListArc<Command>>,
         ms: u32,
@@ -692,13 +693,13 @@ impl Control {
         self.credit_while(quota, commands, ms, || false)
     }
 
-    /// As [`Control::credit_within`]; when the time is over, `goes_on` says whether to wait again.
+    /// As [`ControlQueue::credit_within`]; when the time is over, `goes_on` says whether to wait again.
     ///
     /// # Errors
     ///
     /// As there.
     pub(super) fn credit_while<'a>(
-        self: &Arc<Self>,
+        &self,
         quota: &Arc<RingQuota>,
         commands: impl IntoIterator<Item = &'a ListArc<Command>>,
         ms: u32,
@@ -736,7 +737,9 @@ impl Control {
             }
         }
     }
+}
 
+impl Control {
     /// Gives back the descriptors of a command that is not in the ring any more. [`Room::serve`] is
     /// to follow.
     pub(super) fn return_slots(&self, inner: &mut Inner, command: &mut ListArc<Command>) {

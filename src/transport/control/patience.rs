@@ -45,7 +45,7 @@ use super::{
         Credit,
         RingQuota, //
     },
-    Control,
+    ControlQueue,
     Inner,
     State, //
 };
@@ -69,18 +69,10 @@ use kernel::{
         },
         Arc, //
     },
-    time::msecs_to_jiffies,
-    workqueue::WorkItem, //
 };
 
-/// How often the watchdog looks, at least.
-const WATCHDOG_MS: u32 = 1_000;
-
-/// The time that it leaves between two looks at the ring, at least.
-const WATCHDOG_MIN_MS: u32 = 10;
-
 /// Waits.
-impl Control {
+impl ControlQueue {
     fn answered(command: &Command) -> bool {
         command.shared.status.load(Acquire) != PENDING
     }
@@ -92,9 +84,9 @@ impl Control {
     /// [`ENODEV`] if the device is lost, [`EBUSY`] when the time is over. The device may still know of
     /// everything in the command.
     pub(crate) fn wait(&self, command: &Command) -> Result<Response> {
-        let done = || Self::answered(command) || self.is_lost();
+        let done = || Self::answered(command) || self.transport.is_lost();
         let wait = &command.shared.wait;
-        if !wait.wait_timeout(done, self.timeouts.answer_ms) {
+        if !wait.wait_timeout(done, self.transport.timeouts.answer_ms) {
             return Err(EBUSY);
         }
         Self::ended_by_response(command)
@@ -104,11 +96,11 @@ impl Control {
     ///
     /// # Errors
     ///
-    /// As [`Control::wait`], and [`ERESTARTSYS`] on a fatal signal.
+    /// As [`ControlQueue::wait`], and [`ERESTARTSYS`] on a fatal signal.
     pub(crate) fn wait_killable(&self, command: &Command) -> Result<Response> {
-        let done = || Self::answered(command) || self.is_lost();
+        let done = || Self::answered(command) || self.transport.is_lost();
         let wait = &command.shared.wait;
-        wait.wait_killable_timeout(done, self.timeouts.answer_ms)?;
+        wait.wait_killable_timeout(done, self.transport.timeouts.answer_ms)?;
         Self::ended_by_response(command)
     }
 
@@ -126,10 +118,10 @@ impl Control {
     /// [`ENODEV`] if the device is lost, [`EBUSY`] when the time is over, [`ERESTARTSYS`] on a fatal
     /// signal.
     pub(super) fn wait_sent(&self, command: &Command) -> Result {
-        let sent = || Self::is_sent(command) || self.is_lost();
+        let sent = || Self::is_sent(command) || self.transport.is_lost();
         let wait = &command.shared.wait;
-        wait.wait_killable_timeout(sent, self.timeouts.answer_ms)?;
-        self.check()
+        wait.wait_killable_timeout(sent, self.transport.timeouts.answer_ms)?;
+        self.transport.check()
     }
 
     fn ended_by_response(command: &Command) -> Result<Response> {
@@ -148,7 +140,7 @@ impl Control {
         let answered = self.inner.lock().answered;
         self.completion_wait.wait_timeout(
             || self.completed.load(Acquire) >= answered,
-            self.timeouts.answer_ms,
+            self.transport.timeouts.answer_ms,
         );
     }
 
@@ -156,10 +148,10 @@ impl Control {
     ///
     /// # Errors
     ///
-    /// Those of [`Control::credit`], [`Control::add`] and [`Control::wait_killable`], and that of the
-    /// answer.
+    /// Those of [`ControlQueue::credit`], [`ControlQueue::add`] and [`ControlQueue::wait_killable`], and
+    /// that of the response.
     pub(crate) fn call(
-        self: &Arc<Self>,
+        &self,
         quota: &Arc<RingQuota>,
         command: ListArc<Command>,
     ) -> Result<Arc<Command>> {
@@ -175,15 +167,15 @@ impl Control {
     ///
     /// # Errors
     ///
-    /// As [`Control::credit`]; [`EBUSY`] if no job runs, and the device has answered nothing for the
+    /// As [`ControlQueue::credit`]; [`EBUSY`] if no job runs, and the device has answered nothing for the
     /// time limit.
     pub(crate) fn credit_patiently(
-        self: &Arc<Self>,
+        &self,
         quota: &Arc<RingQuota>,
         job: &ListArc<Command>,
     ) -> Result<Credit> {
         let mut starved = None;
-        self.credit_while(quota, [job], self.timeouts.answer_ms, || {
+        self.credit_while(quota, [job], self.transport.timeouts.answer_ms, || {
             let goes_on = starved.is_none() || self.may_go_on();
             starved.get_or_insert_with(|| Starved::new(self));
             goes_on
@@ -192,9 +184,10 @@ impl Control {
 
     /// Whether jobs run, or the device has answered anything within the time limit.
     fn may_go_on(&self) -> bool {
-        let now = self.now();
+        let now = self.transport.now();
         let inner = self.inner.lock();
-        now - inner.quiet_since <= i64::from(self.timeouts.answer_ms) || Self::runs(&inner, now)
+        now - inner.quiet_since <= i64::from(self.transport.timeouts.answer_ms)
+            || Self::runs(&inner, now)
     }
 
     /// Commands that are no jobs and were not answered in time.
@@ -207,7 +200,7 @@ impl Control {
     /// Whether a thread has waited for a response in vain: others need not try the same. That a
     /// context is destroyed may take as long as its jobs.
     pub(crate) fn is_late(&self) -> bool {
-        let now = self.now();
+        let now = self.transport.now();
         Self::overdue(&self.inner.lock(), now).any(|command| command.shared.destroys.is_none())
     }
 
@@ -218,7 +211,7 @@ impl Control {
     ///
     /// [`EBUSY`].
     pub(crate) fn check_abandoned(&self) -> Result {
-        let now = self.now();
+        let now = self.transport.now();
         let inner = self.inner.lock();
         let overdue: usize = Self::overdue(&inner, now)
             .map(|command| command.shared.slots.load(Relaxed))
@@ -235,10 +228,10 @@ impl Control {
 const ENDING_LIMITS: i64 = 8;
 
 /// As long as this is there, the watchdog finds out whether the device answers anything.
-struct Starved<'a>(&'a Control);
+struct Starved<'a>(&'a ControlQueue);
 
 impl<'a> Starved<'a> {
-    fn new(control: &'a Arc<Control>) -> Self {
+    fn new(control: &'a ControlQueue) -> Self {
         let mut inner = control.inner.lock();
         control.note_waiting(&mut inner);
         inner.starved += 1;
@@ -253,7 +246,7 @@ impl Drop for Starved<'_> {
 }
 
 /// Jobs.
-impl Control {
+impl ControlQueue {
     /// The jobs in the ring whose contexts the host has.
     fn running_jobs(inner: &Inner) -> impl Iterator<Item = (&Arc<Command>, &JobOf)> {
         inner.in_flight.iter().flatten().filter_map(|command| {
@@ -289,32 +282,36 @@ impl Control {
 
     /// The file of a context is closed: the host is asked to destroy it. The jobs that the host has by
     /// then have so long to end as if they began now, and the time of grace.
-    pub(crate) fn close_jobs(self: &Arc<Self>, of: &JobContext) {
-        of.set_closed(self.now());
-        self.arm_watchdog(&mut self.inner.lock());
+    pub(crate) fn close_jobs(&self, of: &JobContext) {
+        of.set_closed(self.transport.now());
+        self.transport.arm_watchdog(&mut self.inner.lock());
         self.destroy_context(of);
     }
 
     /// Has the host destroy a context, and end its jobs, unless that was done before.
-    fn destroy_context(self: &Arc<Self>, of: &JobContext) {
+    fn destroy_context(&self, of: &JobContext) {
         if let Some(destroy) = of.take_destroy(self.ends_by()) {
             self.teardown(destroy);
         }
     }
 
-    /// Until when jobs may be in the way of others whose context ends now, as in [`Control::now`].
+    /// Until when jobs may be in the way of others whose context ends now, as in [`Transport::now`].
     fn ends_by(&self) -> i64 {
-        let limit = self.timeouts.job_ms.max(self.timeouts.answer_ms);
-        self.now() + ENDING_LIMITS * i64::from(limit)
+        let limit = self
+            .transport
+            .timeouts
+            .job_ms
+            .max(self.transport.timeouts.answer_ms);
+        self.transport.now() + ENDING_LIMITS * i64::from(limit)
     }
 
     /// How long the jobs of a closed file may take, in milliseconds, until they are cancelled.
     fn closing_limit(&self) -> i64 {
-        let limit = match self.timeouts.job_ms {
-            0 => self.timeouts.answer_ms,
+        let limit = match self.transport.timeouts.job_ms {
+            0 => self.transport.timeouts.answer_ms,
             limit => limit,
         };
-        i64::from(limit) + i64::from(self.timeouts.grace_ms)
+        i64::from(limit) + i64::from(self.transport.timeouts.grace_ms)
     }
 
     /// Whether a job runs whose file is closed, and that is not cancelled.
@@ -325,7 +322,7 @@ impl Control {
     /// Cancels the jobs of files that were closed long ago, although the host has not said that it has
     /// destroyed their contexts: whoever waits for their fences cannot know of that.
     fn cancel_closed(&self) {
-        let before = self.now() - self.closing_limit();
+        let before = self.transport.now() - self.closing_limit();
         let next = || {
             let inner = self.inner.lock();
             let mut jobs = Self::running_jobs(&inner).map(|(_, job)| &job.of);
@@ -390,7 +387,7 @@ impl Control {
         // Those and later ones have found no descriptors yet.
         let unsent = inner.pending.iter().next();
         let unsent = unsent.map_or(u64::MAX, |command| command.shared.order.load(Relaxed));
-        let limit = i64::from(self.timeouts.job_ms);
+        let limit = i64::from(self.transport.timeouts.job_ms);
         let mut overdue = None;
         for (command, job) in Self::running_jobs(inner) {
             let before = match first {
@@ -414,10 +411,10 @@ impl Control {
     }
 
     /// The contexts of jobs whose time is over are lost.
-    fn lose_overdue(self: &Arc<Self>) {
+    fn lose_overdue(&self) {
         let next = || {
             let inner = self.inner.lock();
-            let job = self.find_overdue_job(&inner, self.now());
+            let job = self.find_overdue_job(&inner, self.transport.now());
             job.filter(|_| inner.state == State::Running).cloned()
         };
         while let Some(job) = next() {
@@ -427,10 +424,10 @@ impl Control {
 
     /// The context of a job is lost, because the job did not end in time. The host destroys it now,
     /// though its file may stay open: jobs of other contexts may wait for this one.
-    fn lose_context_of(self: &Arc<Self>, command: &Command) {
+    fn lose_context_of(&self, command: &Command) {
         if let Some(job) = &command.shared.job {
             dev_warn!(
-                self.vdev,
+                self.transport.vdev,
                 "context {} lost: a job did not end in time\n",
                 job.context
             );
@@ -442,7 +439,7 @@ impl Control {
 }
 
 /// The watchdog.
-impl Control {
+impl ControlQueue {
     /// A command that every device answers, if only by an error.
     pub(super) fn new_probe() -> Result<ListArc<Command>> {
         let fixed = GetCapsetInfo::default();
@@ -452,23 +449,23 @@ impl Control {
     }
 
     /// A command is about to wait in the ring, or for room in it, that is no job.
-    pub(super) fn note_waiting(self: &Arc<Self>, inner: &mut Inner) {
+    pub(super) fn note_waiting(&self, inner: &mut Inner) {
         if !Self::is_waiting(inner) {
-            inner.quiet_since = self.now();
+            inner.quiet_since = self.transport.now();
         }
-        self.arm_watchdog(inner);
+        self.transport.arm_watchdog(inner);
     }
 
     /// A command is in the ring.
-    pub(super) fn note_sent(self: &Arc<Self>, inner: &mut Inner, command: &Command) {
+    pub(super) fn note_sent(&self, inner: &mut Inner, command: &Command) {
         if command.shared.job.is_none() {
             self.note_waiting(inner);
             inner.commands += 1;
-            let deadline = self.now() + i64::from(self.timeouts.answer_ms);
+            let deadline = self.transport.now() + i64::from(self.transport.timeouts.answer_ms);
             command.shared.deadline.store(deadline, Relaxed);
-        } else if self.timeouts.job_ms != 0 {
+        } else if self.transport.timeouts.job_ms != 0 {
             // Which begins its time.
-            self.arm_watchdog(inner);
+            self.transport.arm_watchdog(inner);
         }
     }
 
@@ -487,46 +484,25 @@ impl Control {
         inner.commands != 0 || !inner.backlog.is_empty() || inner.starved != 0
     }
 
-    pub(super) fn arm_watchdog(self: &Arc<Self>, inner: &mut Inner) {
-        // Once the device is stopped no one cancels it, and it must not have the last reference.
-        if inner.state == State::Running && !inner.watching {
-            inner.watching = true;
-            // Often enough that the device gets the probe well before the time is over, and that no job
-            // has much more than its time.
-            let limits = [self.timeouts.answer_ms, self.timeouts.job_ms];
-            let limits = limits.into_iter().filter(|limit| *limit != 0);
-            let delay = limits.fold(WATCHDOG_MS, |delay, limit| delay.min(limit / 4));
-            let delay = delay.max(WATCHDOG_MIN_MS);
-            let delay = msecs_to_jiffies(delay);
-            let _ = self
-                .reset_workqueue
-                .enqueue_delayed::<Arc<Self>, 4>(self.clone(), delay);
-        }
-    }
-}
-
-/// Notices a device that answers nothing, and jobs that do not end.
-impl WorkItem<4> for Control {
-    type Pointer = Arc<Self>;
-
-    fn run(this: Arc<Self>) {
-        let limit = i64::from(this.timeouts.answer_ms);
+    /// Notices a device that answers nothing, and jobs that do not end. Called by the watchdog.
+    pub(in crate::transport) fn look(&self) {
+        let limit = i64::from(self.transport.timeouts.answer_ms);
         let (silent, wants_probe, answered);
         let mut notifications = [None, None];
         {
-            let mut inner = this.inner.lock();
+            let mut inner = self.inner.lock();
             if inner.state != State::Running {
                 return;
             }
             // In case there was no memory for it, and no response came since.
-            notifications[0] = this.go_on(&mut inner);
+            notifications[0] = self.go_on(&mut inner);
             if inner.state != State::Running {
                 inner.watching = false;
                 return;
             }
 
             answered = inner.probed.take_if(|probed| Self::answered(probed));
-            let now = this.now();
+            let now = self.transport.now();
             let quiet = now - inner.quiet_since;
             let runs = Self::runs(&inner, now);
             let waits = Self::is_waiting(&inner);
@@ -534,8 +510,8 @@ impl WorkItem<4> for Control {
             let asked = inner.asked_at.is_some_and(|at| now - at >= limit / 2);
             silent = asked && !runs && waits && quiet > limit;
             if silent {
-                dev_err!(this.vdev, "device lost: it does not answer\n");
-                this.lose_locked(&mut inner);
+                dev_err!(self.transport.vdev, "device lost: it does not answer\n");
+                self.transport.lose_locked(&mut inner);
             }
             if runs {
                 // When no job counts any longer it has the whole time for an answer.
@@ -546,7 +522,7 @@ impl WorkItem<4> for Control {
                     let quiet_since = inner.quiet_since;
                     inner.probed = Some(probe.clone_arc());
                     inner.backlog.push_front(probe);
-                    notifications[1] = this.go_on(&mut inner);
+                    notifications[1] = self.go_on(&mut inner);
                     // The device has not begun to be quiet just now.
                     inner.quiet_since = quiet_since;
                 }
@@ -554,21 +530,21 @@ impl WorkItem<4> for Control {
             }
             wants_probe = inner.probe.is_none() && inner.probed.is_none();
             inner.watching = false;
-            let limited = runs && this.timeouts.job_ms != 0;
+            let limited = runs && self.transport.timeouts.job_ms != 0;
             let pending = !inner.pending.is_empty();
             let closing = Self::is_closing(&inner);
             if !silent && (limited || wants_probe || waits || pending || closing) {
-                this.arm_watchdog(&mut inner);
+                self.transport.arm_watchdog(&mut inner);
             }
         }
         drop(notifications);
         drop(answered);
-        this.lose_overdue();
-        this.cancel_closed();
+        self.lose_overdue();
+        self.cancel_closed();
         if wants_probe {
             // The device has just answered the one before. Without memory there is another time.
             if let Ok(probe) = Self::new_probe() {
-                let before = this.inner.lock().probe.replace(probe);
+                let before = self.inner.lock().probe.replace(probe);
                 drop(before);
             }
         }

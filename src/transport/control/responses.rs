@@ -13,6 +13,7 @@ use super::{
         PENDING, //
     },
     Control,
+    ControlQueue,
     Inner,
     State, //
 };
@@ -44,7 +45,6 @@ use kernel::{
         },
         Arc, //
     },
-    workqueue::WorkItem,
 };
 use zerocopy::IntoBytes;
 
@@ -61,7 +61,7 @@ enum Validated {
     Broken,
 }
 
-impl Control {
+impl ControlQueue {
     /// How a command ended; only for one that has.
     pub(super) fn response(command: &Command) -> Response {
         match command.shared.status.load(Acquire) {
@@ -100,7 +100,7 @@ impl Control {
                 inner.queue.as_mut().and_then(|queue| queue.take_used())
             {
                 self.return_slots(inner, &mut command);
-                inner.quiet_since = self.now();
+                inner.quiet_since = self.transport.now();
                 inner.asked_at = None;
                 match Self::validate(&mut command, len) {
                     Validated::Is(status) => {
@@ -115,7 +115,7 @@ impl Control {
                             inner.common_answered = inner.common_answered.max(order);
                         }
                         inner.answered_fence = inner.answered_fence.max(header.fence_id.get());
-                        trace::answer(self.name(), &header, status);
+                        trace::answer(self.transport.name(), &header, status);
                         // Before its fence is signalled, see `settle`.
                         inner.answered += 1;
                         if command.shared.undone_early.load(Relaxed) {
@@ -324,16 +324,6 @@ impl Control {
             self.abandon_jobs(inner, context);
         }
     }
-
-    pub(super) fn complete(command: &mut ListArc<Command>) {
-        let response = Self::response(command);
-        if let Some(mut completion) = Message::owned(command).completion.take() {
-            completion.complete(&response);
-        }
-        let owned = Message::owned(command);
-        drop(owned.sync_for_cpu.take());
-        drop(owned.id.take());
-    }
 }
 
 /// Whether `got` is a well-formed response to a request with header `asked`.
@@ -347,18 +337,18 @@ fn is_response_to(asked: &Header, got: &Header) -> bool {
             || (got.flags.get() & FLAG_FENCE != 0 && got.fence_id.get() == asked.fence_id.get()))
 }
 
-impl Control {
+impl ControlQueue {
     /// The device has used buffers of the control queue: takes the responses, signals fences and
     /// wakes who waits. Called in the interrupt, where fences are being signalled.
-    pub(in crate::transport) fn control_used(self: &Arc<Self>) {
+    pub(in crate::transport) fn used(&self) {
         let mut inner = self.inner.lock();
         let (mut answered, sane) = self.collect(&mut inner);
         let mut notification = None;
         if sane {
             notification = self.go_on(&mut inner);
         } else if inner.state == State::Running {
-            dev_err!(self.vdev, "device lost: it broke the protocol\n");
-            self.lose_locked(&mut inner);
+            dev_err!(self.transport.vdev, "device lost: it broke the protocol\n");
+            self.transport.lose_locked(&mut inner);
         }
         drop(inner);
         drop(notification);
@@ -388,28 +378,36 @@ impl Control {
         }
         if !done.is_empty() {
             self.done.lock().push_all_back(&mut done);
-            let _ = self.workqueue.enqueue::<Arc<Self>, 1>(self.clone());
+            self.transport.complete_later();
         }
     }
 }
 
-/// Completes answered commands.
-impl WorkItem<1> for Control {
-    type Pointer = Arc<Self>;
-
-    fn run(this: Arc<Self>) {
+impl Control {
+    /// Completes answered commands. Called by the worker only.
+    pub(in crate::transport) fn complete_answered(&self) {
         loop {
-            let command = this.done.lock().pop_front();
+            let command = self.done.lock().pop_front();
             let Some(mut command) = command else {
                 break;
             };
             Self::complete(&mut command);
             drop(command);
             // This is the only writer.
-            let completed = this.completed.load(Relaxed) + 1;
-            this.completed.store(completed, Release);
-            this.completion_wait.wake_all();
+            let completed = self.completed.load(Relaxed) + 1;
+            self.completed.store(completed, Release);
+            self.completion_wait.wake_all();
         }
+    }
+
+    pub(super) fn complete(command: &mut ListArc<Command>) {
+        let response = ControlQueue::response(command);
+        if let Some(mut completion) = Message::owned(command).completion.take() {
+            completion.complete(&response);
+        }
+        let owned = Message::owned(command);
+        drop(owned.sync_for_cpu.take());
+        drop(owned.id.take());
     }
 }
 

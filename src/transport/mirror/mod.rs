@@ -11,7 +11,7 @@
 //! command that is on its way and for each who wants room ([`room`]), although not one of its own for
 //! each.
 //!
-//! The end of the device is the control queue's matter; see [`super::control`].
+//! How a device ends is the transport's matter; see `transport::loss`.
 
 mod room;
 
@@ -22,8 +22,8 @@ use self::room::{
     Room, //
 };
 use super::{
-    control::Control,
-    event::SpaceOwner, //
+    event::SpaceOwner,
+    Transport, //
 };
 use crate::{
     kapi::{
@@ -215,7 +215,7 @@ struct Inner {
     used: u64,
 }
 
-/// The mirror queue of a device, as part of its [`Control`].
+/// The mirror queue of a device, as part of its [`Transport`].
 #[pin_data]
 pub(super) struct Mirror {
     /// Protects the ring, the counts and the places. Taken in the interrupt, and by notifier
@@ -544,21 +544,21 @@ pub(crate) enum Posted {
 /// The mirror queue of a device that has one, as a file uses it.
 #[derive(Clone)]
 pub(crate) struct MirrorQueue {
-    control: Arc<Control>,
+    transport: Arc<Transport>,
     quota: Arc<MirrorQuota>,
 }
 
 impl MirrorQueue {
-    /// The queue of `control`, which was started with one, for the file that `quota` is of.
-    pub(crate) fn new(control: &Arc<Control>, quota: &Arc<MirrorQuota>) -> Self {
+    /// The queue of `transport`, which was started with one, for the file that `quota` is of.
+    pub(crate) fn new(transport: &Arc<Transport>, quota: &Arc<MirrorQuota>) -> Self {
         Self {
-            control: control.clone(),
+            transport: transport.clone(),
             quota: quota.clone(),
         }
     }
 
     fn mirror(&self) -> &Mirror {
-        &self.control.mirror
+        &self.transport.mirror
     }
 
     /// Most descriptors of a [`MirrorQueue::credit`]: a file's quota.
@@ -572,12 +572,12 @@ impl MirrorQueue {
     ///
     /// [`ENOMEM`].
     pub(crate) fn add_owner(&self, space_id: u32, owner: Arc<dyn SpaceOwner>) -> Result {
-        self.control.events.add_owner(space_id, owner)
+        self.transport.events.add_owner(space_id, owner)
     }
 
     /// Removes the owner of space `space_id`, which is not called any more.
     pub(crate) fn remove_owner(&self, space_id: u32) {
-        self.control.events.remove_owner(space_id);
+        self.transport.events.remove_owner(space_id);
     }
 
     /// A command that creates a space for resource `id`, of `size` bytes.
@@ -660,7 +660,7 @@ impl MirrorQueue {
             if slots > inner.room.most() {
                 return Err(E2BIG);
             }
-            self.control.check()?;
+            self.transport.check()?;
             if inner.take(&self.quota, slots) {
                 drop(inner);
                 return Ok(credit());
@@ -674,8 +674,8 @@ impl MirrorQueue {
         });
         let outcome = loop {
             let waited = mirror.room.at(number).wait_killable_timeout(
-                || waiter.is_granted() || self.control.is_lost(),
-                self.control.answer_timeout_ms(),
+                || waiter.is_granted() || self.transport.is_lost(),
+                self.transport.answer_timeout_ms(),
             );
             // The line may be long.
             let now = mirror.inner.lock().progress(&self.quota);
@@ -740,7 +740,7 @@ impl MirrorQueue {
         command.shared.number.store(inner.next_number, Relaxed);
         inner.next_number += 1;
         let outcome = match inner.queue.as_mut() {
-            Some(queue) if !self.control.is_lost() => queue.add(command, usize::MAX),
+            Some(queue) if !self.transport.is_lost() => queue.add(command, usize::MAX),
             _ => Err((command, ENODEV)),
         };
         let Err((mut command, e)) = outcome else {
@@ -754,7 +754,7 @@ impl MirrorQueue {
         if e != ENODEV {
             // There is room, by the credit. Without memory to map the command for the device it
             // would be another's fault, but nothing can be promised any more.
-            self.control.lose(c"its mirror queue is broken");
+            self.transport.lose(c"its mirror queue is broken");
         }
         Err(ENODEV)
     }
@@ -779,14 +779,14 @@ impl MirrorQueue {
     }
 
     fn wait_for(&self, queue: &WaitQueue, done: impl Fn() -> bool) -> Result {
-        let control = &self.control;
-        let condition = || done() || control.is_lost();
-        let limit = control.answer_timeout_ms();
+        let transport = &self.transport;
+        let condition = || done() || transport.is_lost();
+        let limit = transport.answer_timeout_ms();
         if !queue.wait_timeout(condition, limit) {
             // It need not have said so, if it has not answered all.
             let sane = self.mirror().used();
             if !sane || !done() {
-                control.lose(c"it did not answer a mirror command in time");
+                transport.lose(c"it did not answer a mirror command in time");
             }
         }
         if done() {
@@ -805,7 +805,7 @@ impl MirrorQueue {
             last: last.into(),
         };
         let mut inner = self.mirror().inner.lock();
-        if self.control.is_lost() || inner.queue.is_none() {
+        if self.transport.is_lost() || inner.queue.is_none() {
             return Posted::Lost;
         }
         if !inner.has_place() {
@@ -843,7 +843,7 @@ impl MirrorQueue {
             inner.put_back(place, command);
         }
         drop(inner);
-        self.control.lose(c"its mirror queue is broken");
+        self.transport.lose(c"its mirror queue is broken");
         Posted::Lost
     }
 
@@ -890,18 +890,18 @@ impl MirrorQueue {
     ///
     /// [`ENODEV`] if the device is lost, which it is when it answers nothing in time.
     fn wait_while_answering(&self, queue: &WaitQueue, mut done: impl FnMut() -> bool) -> Result {
-        let (mirror, control) = (self.mirror(), &self.control);
+        let (mirror, transport) = (self.mirror(), &self.transport);
         let mut used = mirror.inner.lock().used;
         loop {
-            let condition = || control.is_lost() || done();
-            if queue.wait_timeout(condition, control.answer_timeout_ms()) {
-                return control.check();
+            let condition = || transport.is_lost() || done();
+            if queue.wait_timeout(condition, transport.answer_timeout_ms()) {
+                return transport.check();
             }
             // It need not have said so, if it has not answered all.
             let sane = mirror.used();
             let now = mirror.inner.lock().used;
             if !sane || core::mem::replace(&mut used, now) == now {
-                control.lose(c"it did not answer a mirror command in time");
+                transport.lose(c"it did not answer a mirror command in time");
             }
         }
     }

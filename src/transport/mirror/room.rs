@@ -18,7 +18,7 @@ use super::{
     MAP_DESCRIPTORS,
     PLACES, //
 };
-use crate::transport::control::Control;
+use crate::transport::Transport;
 use kernel::{
     list::{
         impl_list_arc_safe,
@@ -119,13 +119,13 @@ impl_list_item! {
 }
 
 impl MirrorQuota {
-    /// An unused quota of the mirror queue that belongs to `control`, which may have none.
+    /// An unused quota of the mirror queue that belongs to `transport`, which may have none.
     ///
     /// # Errors
     ///
     /// [`ENOMEM`].
-    pub(crate) fn new(control: &Control) -> Result<Arc<Self>> {
-        Self::of(&control.mirror)
+    pub(crate) fn new(transport: &Transport) -> Result<Arc<Self>> {
+        Self::of(&transport.mirror)
     }
 
     pub(super) fn of(mirror: &Mirror) -> Result<Arc<Self>> {
