@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use common::{delay, fill, operation, spin};
 use proptest::prelude::*;
 use virtgpu_device::cancel::Cancel;
-use virtgpu_device::compute::{check, execute, parse, Environment, Failure};
+use virtgpu_device::compute::{check, execute, parse, Environment, Failure, Memory as Operands};
 use virtgpu_device::memory::ram::{GuestRam, Memory};
 use virtgpu_device::memory::segments::Segments;
 use virtgpu_protocol::compute::{op, Op, Operand, Stat, MAX_DELAY_US};
@@ -74,7 +74,8 @@ impl Bed {
         for op in ops {
             assert_eq!(check(op), Ok(()));
         }
-        let memory = |id: u32| self.resources.get((id as usize).wrapping_sub(1)).cloned();
+        let resource = |id: u32| self.resources.get((id as usize).wrapping_sub(1)).cloned();
+        let memory = |id| resource(id).map(Operands::Resource);
         let stat = |resource: u32| Stat {
             resources: U64::new(7),
             space_pages: U64::new(resource.into()),

@@ -6,7 +6,8 @@
 //! an array of [`Op`], executed in order on the ring the command names. All integers are
 //! little-endian. A job with a malformed operation is answered with `ERR_INVALID_PARAMETER` and has
 //! no effect. A job that touches what its context may not touch is answered with `ERR_UNSPEC`, and
-//! so is every later job of that context.
+//! so is every later job of that context. A context in fault mode has addresses, which operands name
+//! with resource 0; its jobs are answered when they are accepted, and an event tells of their end.
 
 use zerocopy::little_endian::{U32, U64};
 use zerocopy_derive::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
@@ -193,12 +194,21 @@ pub struct Stat {
     /// Most `MAP`s of one context that were in the mirror queue before an `INVALIDATE` of another
     /// context, since the device was started.
     pub maps_ahead: U64,
-    /// Pages of 4096 bytes that are mapped in the space of the resource of `src0`.
+    /// Pages of 4096 bytes that are mapped in the space of the resource of `src0`; of resource 0 in
+    /// that of the context.
     pub space_pages: U64,
     /// `MAP`s carried out in that space.
     pub space_maps: U64,
     /// `INVALIDATE`s that named that space.
     pub space_invalidates: U64,
+    /// Faults that the guest was told of, since the device was started.
+    pub faults: U64,
+    /// Accesses that found a fault of another access to the same page, and waited for that.
+    pub joined_faults: U64,
+    /// Faults that are not resolved.
+    pub pending_faults: U64,
+    /// `MAP`s carried out that made pages exclusive, since the device was started.
+    pub exclusive_maps: U64,
 }
 
 /// The longest [`op::DELAY_US`] and [`op::SPIN_UNTIL`], in microseconds.
@@ -208,5 +218,5 @@ const _: () = {
     assert!(size_of::<Capset>() == 24);
     assert!(size_of::<Operand>() == 16);
     assert!(size_of::<Op>() == 80);
-    assert!(size_of::<Stat>() == 136);
+    assert!(size_of::<Stat>() == 168);
 };

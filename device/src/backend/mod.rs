@@ -119,6 +119,9 @@ impl GpuBackend {
         if self.device.mirror.limits.is_some() {
             bits.push(mirror::feature::MIRROR);
         }
+        if self.device.max_faults() > 0 && self.device.options.virgl {
+            bits.push(mirror::feature::PAGE_FAULT);
+        }
         if self.device.options.access_platform {
             bits.push(VIRTIO_F_ACCESS_PLATFORM);
         }
@@ -365,8 +368,10 @@ impl VhostUserBackend for GpuBackend {
     fn acked_features(&self, features: u64) {
         if self.acked.swap(features, Ordering::Relaxed) != features {
             self.device.log.write(|| Event::Features { bits: features });
-            let mirrored = features & (1 << mirror::feature::MIRROR) != 0;
-            self.device.set_mirrored(mirrored);
+            let has = |bit: u32| features & (1 << bit) != 0;
+            let mirrored = has(mirror::feature::MIRROR);
+            self.device
+                .set_mirrored(mirrored, has(mirror::feature::PAGE_FAULT));
         }
     }
 

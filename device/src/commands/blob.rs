@@ -183,6 +183,8 @@ impl Device {
             .resources
             .get_mut(&id)
             .ok_or(response::ERR_INVALID_RESOURCE_ID)?;
+        // Jobs that nobody waits for must not write meanwhile.
+        let held: Vec<_> = resource.lent.values().map(|lent| lent.hold()).collect();
         let Storage::Host {
             blob,
             shown: shown @ None,
@@ -202,6 +204,7 @@ impl Device {
                     response::ERR_OUT_OF_MEMORY
                 }
             })?;
+        drop(held);
         *shown = Some(offset);
         // From now on the guest can write it.
         *written = true;
@@ -217,16 +220,19 @@ impl Device {
         let state = &mut *state;
         let Some(Resource {
             storage: Storage::Host { blob, shown, .. },
+            lent,
             ..
         }) = state.resources.get_mut(&id)
         else {
             return Err(response::ERR_INVALID_RESOURCE_ID);
         };
+        let held: Vec<_> = lent.values().map(|lent| lent.hold()).collect();
         let offset = shown.ok_or(response::ERR_INVALID_PARAMETER)?;
         state.host.hide(blob, offset, true).map_err(|error| {
             log::error!("window: {error}");
             response::ERR_OUT_OF_MEMORY
         })?;
+        drop(held);
         *shown = None;
         self.log.write(|| Event::Unmap { resource: id });
         Ok(())

@@ -9,6 +9,7 @@
 use std::collections::BTreeSet;
 use std::sync::{Arc, PoisonError};
 
+use virtgpu_protocol::compute::CAPSET_ID;
 use virtgpu_protocol::virtio_gpu::{self as wire, response};
 
 use super::{parse, Failed, Outcome};
@@ -62,6 +63,9 @@ impl Device {
             jobs: 0,
             ops: 0,
         };
+        if capset == CAPSET_ID {
+            self.mirror.adopt_context(ctx, context.cancel.clone());
+        }
         state.contexts.insert(ctx, context);
         self.log.write(|| Event::CtxCreate {
             ctx,
@@ -121,6 +125,10 @@ impl Device {
         let context = state.context(ctx).ok_or(response::ERR_INVALID_CONTEXT_ID)?;
         if !context.attached.remove(&resource) {
             return Err(response::ERR_INVALID_RESOURCE_ID);
+        }
+        // From those that nobody waits for.
+        if let Some(resource) = state.resource(resource) {
+            resource.take_back(Some(ctx));
         }
         Ok(Outcome::Later(Action::Detach {
             ctx,

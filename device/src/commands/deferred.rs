@@ -84,7 +84,14 @@ impl Device {
                 Response::ok()
             }
             Action::DestroyContext(ctx) => {
-                if state.contexts.remove(&ctx).is_some_and(|c| c.virgl) {
+                self.mirror.forget_context(ctx);
+                let context = state.contexts.remove(&ctx);
+                for id in context.iter().flat_map(|c| &c.attached) {
+                    if let Some(resource) = state.resources.get_mut(id) {
+                        resource.take_back(Some(ctx));
+                    }
+                }
+                if context.is_some_and(|c| c.virgl) {
                     self.tell_renderer(move |renderer| renderer.destroy_context(ctx));
                 }
                 self.log.write(|| Event::CtxDestroy { ctx });
@@ -95,6 +102,7 @@ impl Device {
                 let Some(resource) = state.resources.get_mut(&id) else {
                     return Response::plain(response::ERR_INVALID_RESOURCE_ID);
                 };
+                resource.take_back(None);
                 if let Storage::Guest(_, entries) = resource.storage {
                     resource.storage = Storage::Detached;
                     state.entries -= entries;

@@ -158,8 +158,9 @@ impl Device {
                 self.queue(&mut state, timeline, job);
             }
             Ok(Outcome::Unfenced(timeline, job)) => {
-                self.queue(&mut state, timeline, job);
+                // The guest learns that it is accepted before it learns that it is over.
                 self.respond(&mut state, ticket, Response::ok());
+                self.queue(&mut state, timeline, job);
             }
             Err(code) => {
                 log::debug!("{}: {}", names::command(kind), names::response(code));

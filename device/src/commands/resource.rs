@@ -3,6 +3,8 @@
 //! What all resources have in common: the list of them and its limits, their memory entries, their
 //! UUIDs, and their end.
 
+use std::collections::BTreeMap;
+
 use virtgpu_protocol::virtio_gpu::{self as wire, response};
 use zerocopy::little_endian::U64;
 use zerocopy::{FromBytes, IntoBytes};
@@ -47,6 +49,7 @@ impl Device {
             mappable,
             uuid: None,
             dying: false,
+            lent: BTreeMap::new(),
         };
         state.entries += resource.guest().1;
         if state.resources.len() >= MAX_RESOURCES || state.entries > MAX_ENTRIES {
@@ -65,6 +68,8 @@ impl Device {
             .resource(id)
             .ok_or(response::ERR_INVALID_RESOURCE_ID)?;
         resource.dying = true;
+        // From jobs that nobody waits for.
+        resource.take_back(None);
         Ok(Outcome::Later(Action::Unref(id)))
     }
 

@@ -75,7 +75,7 @@ impl Device {
                 event: bytes,
                 used,
                 adversary: true,
-                resource: None,
+                owner: None,
             });
         }
     }

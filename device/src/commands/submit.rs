@@ -4,7 +4,8 @@
 //!
 //! The job holds the memory of the attached resources that it names, so what the guest detaches
 //! later does not change what the job may touch. From here on commands that take memory away wait
-//! for it.
+//! for it. A job of a context in fault mode may stall, so they do not: it borrows the memory, and
+//! loses it to them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -16,15 +17,21 @@ use zerocopy::FromBytes;
 
 use super::{parse, Failed, Outcome};
 use crate::compute;
-use crate::device::state::{Job, Live, State, Storage, Timeline, Work};
+use crate::device::state::{FaultingJob, Job, Live, State, Storage, Timeline, Work};
 use crate::device::Device;
 use crate::log::Event;
+use crate::memory::lent::Lent;
+use crate::mirror::stall::Faulting;
 use crate::queues::control::fence;
 use crate::queues::control::Ticket;
 use crate::queues::QUEUE_SIZE;
 
 /// The most jobs of a context that are not over.
 const MAX_JOBS: usize = 1 << 14;
+
+/// The most events that wait for a buffer, from which on no job is accepted that one more would be
+/// for.
+const MAX_EVENTS: usize = 1 << 16;
 
 /// The most operations of all jobs that are not over, jobs included: a full queue of full jobs.
 const MAX_QUEUED_OPS: usize = QUEUE_SIZE * compute::MAX_OPS as usize;
@@ -51,7 +58,15 @@ impl Device {
             log::info!("job of context {ctx}: {error}");
             response::ERR_INVALID_PARAMETER
         })?;
-        if context.lost {
+        let faulting = self.mirror.use_context(ctx);
+        let header = &ticket.request.header;
+        if faulting.is_some()
+            && (fence(header).is_none() || Timeline::of(header) == Timeline::Global)
+        {
+            return Err(response::ERR_INVALID_PARAMETER);
+        }
+        let over = faulting.is_some() && context.cancel.is_set();
+        if context.lost || over {
             return Err(response::ERR_UNSPEC);
         }
         // A context gets no more than it leaves to all others.
@@ -60,12 +75,94 @@ impl Device {
         if jobs >= MAX_JOBS || free.is_none_or(|free| own > free) {
             return Err(response::ERR_OUT_OF_MEMORY);
         }
-        let timeline = Timeline::of(&ticket.request.header);
+        if let Some(faulting) = faulting {
+            // A job is over, but not for the guest, while it has no buffer for the event.
+            let (all, own) = self.mirror.events.waiting(faulting.id);
+            if jobs + own >= MAX_JOBS || all >= MAX_EVENTS {
+                return Err(response::ERR_OUT_OF_MEMORY);
+            }
+            let timeline = Timeline::Faulting(ctx, header.ring_idx);
+            let job = self.faulting_job(&mut state, ticket, faulting, ops);
+            return Ok(Outcome::Unfenced(timeline, job));
+        }
+        let timeline = Timeline::of(header);
         let job = self.job(&mut state, ticket, timeline, ops);
-        Ok(match fence(&ticket.request.header) {
+        Ok(match fence(header) {
             Some(_) => Outcome::Job(timeline, job),
             None => Outcome::Unfenced(timeline, job),
         })
+    }
+
+    /// A job of an existing context in fault mode. From here on it is live, but no command waits for
+    /// it that takes a resource away.
+    fn faulting_job(
+        &self,
+        state: &mut State,
+        ticket: &Ticket,
+        space: Arc<Faulting>,
+        ops: Vec<Op>,
+    ) -> Job {
+        let header = ticket.request.header;
+        let ctx = header.ctx_id.get();
+        state.jobs += 1;
+        let id = state.jobs;
+        let live = Live {
+            ctx,
+            reads: BTreeSet::new(),
+            writes: BTreeSet::new(),
+            ops: ops.len() + 1,
+            abandoned: None,
+        };
+        let mut lent = BTreeMap::new();
+        let mut cancel = Arc::default();
+        if let Some(context) = state.contexts.get_mut(&ctx) {
+            context.jobs += 1;
+            context.ops += live.ops;
+            cancel = context.cancel.clone();
+            for access in ops.iter().flat_map(compute::accesses) {
+                let name = access.resource;
+                let resource = state.resources.get_mut(&name).filter(|r| !r.dying);
+                let Some(resource) = resource.filter(|_| context.attached.contains(&name)) else {
+                    continue;
+                };
+                let Some(segments) = resource.memory().cloned() else {
+                    continue;
+                };
+                if let (Storage::Host { written, .. }, true) = (&mut resource.storage, access.write)
+                {
+                    *written = true;
+                }
+                let borrowed = resource.lent.entry(ctx);
+                let borrowed = borrowed.or_insert_with(|| Arc::new(Lent::new(segments)));
+                lent.insert(name, borrowed.clone());
+            }
+        }
+        self.log.write(|| Event::Job {
+            job: id,
+            req: ticket.request.req,
+            ctx,
+            ring: Some(header.ring_idx),
+            ops: ops.len() as u64,
+            resources: lent.keys().copied().collect(),
+            space: Some(space.id),
+        });
+        state.queued_ops += live.ops;
+        state.live.insert(id, live);
+        Job {
+            id,
+            ctx,
+            ticket: None,
+            work: Work::Ops(ops),
+            memory: BTreeMap::new(),
+            cancel,
+            faulting: Some(FaultingJob {
+                space,
+                ring: header.ring_idx,
+                fence: header.fence_id.get(),
+                endless: ticket.attack.is_endless(),
+                lent,
+            }),
+        }
     }
 
     /// A job of an existing context. From here on it is live.
@@ -112,6 +209,7 @@ impl Device {
             ring: timeline.ring(),
             ops: ops.len() as u64,
             resources: live.reads.iter().copied().collect(),
+            space: None,
         });
         state.queued_ops += live.ops;
         state.live.insert(id, live);
@@ -122,6 +220,7 @@ impl Device {
             work: Work::Ops(ops),
             memory,
             cancel,
+            faulting: None,
         }
     }
 }

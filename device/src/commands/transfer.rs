@@ -140,6 +140,7 @@ impl Device {
             ring: timeline.ring(),
             ops: 1,
             resources: vec![id],
+            space: None,
         });
         state.queued_ops += live.ops;
         state.live.insert(job, live);
@@ -150,6 +151,7 @@ impl Device {
             work: Work::Copy(copying),
             memory: BTreeMap::new(),
             cancel,
+            faulting: None,
         };
         Outcome::Job(timeline, job)
     }

@@ -34,6 +34,7 @@ pub fn execute(ops: &[Op], environment: &Environment<'_>) -> Result<(), Failure>
         }
         one(op, environment).map_err(|stop| match stop {
             Stop::Fault => Failure::Fault(index),
+            Stop::Address(address) => Failure::Address(index, address),
             Stop::TimedOut => Failure::TimedOut(index),
             Stop::Cancelled => Failure::Cancelled,
         })?;
@@ -101,7 +102,7 @@ fn one(op: &Op, environment: &Environment<'_>) -> Result<(), Stop> {
                 if step % STEPS == 0 && cancelled() {
                     return Err(Stop::Cancelled);
                 }
-                dst.memory.fetch_add(dst.offset, imm[0])?;
+                dst.add(imm[0])?;
             }
             Ok(())
         }
@@ -127,7 +128,7 @@ fn one(op: &Op, environment: &Environment<'_>) -> Result<(), Stop> {
                 if step % STEPS == 0 && cancelled() {
                     return Err(Stop::Cancelled);
                 }
-                offset = src.memory.read_u64(offset)?;
+                offset = src.read_u64(offset)?;
             }
             dst.write(0, &offset.to_le_bytes())
         }
@@ -173,7 +174,12 @@ fn blocks(
     Ok(())
 }
 
-fn fill(dst: &Place, length: u64, value: u64, cancelled: &dyn Fn() -> bool) -> Result<(), Stop> {
+fn fill(
+    dst: &Place<'_>,
+    length: u64,
+    value: u64,
+    cancelled: &dyn Fn() -> bool,
+) -> Result<(), Stop> {
     let pattern = value.to_le_bytes().repeat(BLOCK / 8);
     blocks(length, cancelled, |offset, block| {
         dst.write(offset, &pattern[..block.len()])
@@ -197,14 +203,14 @@ fn saxpy(a: f32, x: &[u8], y: &mut [u8]) {
 }
 
 fn spin_until(
-    src: &Place,
+    src: &Place<'_>,
     value: u64,
     limit: Duration,
     environment: &Environment<'_>,
 ) -> Result<(), Stop> {
     let start = Instant::now();
     loop {
-        if src.memory.read_u64(src.offset)? == value {
+        if src.read_u64(src.offset)? == value {
             return Ok(());
         }
         let elapsed = start.elapsed();

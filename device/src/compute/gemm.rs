@@ -20,9 +20,9 @@ pub(super) fn gemm(
     m: u64,
     n: u64,
     k: u64,
-    a: &Place,
-    b: &Place,
-    c: &Place,
+    a: &Place<'_>,
+    b: &Place<'_>,
+    c: &Place<'_>,
     cancelled: &dyn Fn() -> bool,
 ) -> Result<(), Stop> {
     let kernel = kernel();
@@ -91,7 +91,7 @@ impl Block {
     }
 
     /// Reads the block at (`row`, `column`) of a matrix of `width` columns.
-    fn load(&mut self, from: &Place, width: u64, row: u64, column: u64) -> Result<(), Stop> {
+    fn load(&mut self, from: &Place<'_>, width: u64, row: u64, column: u64) -> Result<(), Stop> {
         let columns = self.columns as usize;
         for (index, values) in self.values.chunks_exact_mut(columns).enumerate() {
             let bytes = &mut self.bytes[..columns * 4];
@@ -104,7 +104,7 @@ impl Block {
     }
 
     /// Writes the block to (`row`, `column`) of a matrix of `width` columns.
-    fn store(&mut self, to: &Place, width: u64, row: u64, column: u64) -> Result<(), Stop> {
+    fn store(&mut self, to: &Place<'_>, width: u64, row: u64, column: u64) -> Result<(), Stop> {
         let columns = self.columns as usize;
         for (index, values) in self.values.chunks_exact(columns).enumerate() {
             let bytes = &mut self.bytes[..columns * 4];

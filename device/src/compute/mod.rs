@@ -6,23 +6,22 @@
 //! touches, before anything is executed; `exec` executes it, with its operands from `operand` and
 //! matrix products from `gemm`. Nothing here locks anything: a worker executes a job while the
 //! guest and other workers write the same memory, and while pages of a space come and go. An access
-//! that is not possible is a [`Failure`], which costs the job its context.
+//! that is not possible is a [`Failure`], which costs the job its context; in the address space of a
+//! context it may wait until it is possible ([`Addresses`]).
 
 mod exec;
 mod gemm;
 mod operand;
 mod shape;
 
-use std::sync::Arc;
-
 use virtgpu_protocol::compute::{op, Capset, Op, Stat, CAPSET_VERSION};
 use zerocopy::little_endian::{U32, U64};
 use zerocopy::FromBytes;
 
 use crate::cancel::Cancel;
-use crate::memory::segments::Segments;
 
 pub use exec::execute;
+pub use operand::{Addresses, Memory, Stop};
 pub use shape::{accesses, check, Access, Malformed};
 
 /// Rings of a context.
@@ -62,6 +61,9 @@ pub enum Failure {
     /// It touched what it may not: the context is lost.
     #[error("operation {0}: access outside what the context may touch")]
     Fault(usize),
+    /// An access to this address was not possible: the context is lost.
+    #[error("operation {0}: no access to address {1:#x}")]
+    Address(usize, u64),
     /// `SPIN_UNTIL` did not see the value in time.
     #[error("operation {0}: timed out")]
     TimedOut(usize),
@@ -76,6 +78,7 @@ impl Failure {
     pub fn at(self, index: usize) -> Self {
         match self {
             Self::Fault(_) => Self::Fault(index),
+            Self::Address(_, address) => Self::Address(index, address),
             Self::TimedOut(_) => Self::TimedOut(index),
             Self::Cancelled => Self::Cancelled,
         }
@@ -84,8 +87,9 @@ impl Failure {
 
 /// What a job may use while it runs.
 pub struct Environment<'a> {
-    /// The memory of the attached resources that the job names.
-    pub memory: &'a dyn Fn(u32) -> Option<Arc<Segments>>,
+    /// The memory of the attached resources that the job names, and as resource 0 the addresses of
+    /// its context, if it has any.
+    pub memory: &'a dyn Fn(u32) -> Option<Memory<'a>>,
     /// Ends the job early.
     pub cancel: &'a Cancel,
     /// The device's counts, and those of the space of a resource.

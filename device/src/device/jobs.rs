@@ -3,20 +3,24 @@
 //! Timelines and the workers that run the jobs on them.
 //!
 //! A timeline runs one job at a time, in order. Different ones run at the same time, each job on a
-//! thread of a pool that grows as needed.
+//! thread of a pool that grows as needed. Jobs of contexts in fault mode have a pool of their own,
+//! of which a context has a share only: they stall for as long as the guest likes, and nothing but
+//! themselves and what is behind them on their ring may wait for that.
 
-use std::sync::{Arc, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use virtgpu_protocol::compute::Op;
+use virtgpu_protocol::mirror::job_result;
 use virtgpu_protocol::virtio_gpu::response;
 
 use crate::cancel::Cancel;
-use crate::compute::{self, Environment, Failure};
-use crate::device::state::{Item, Job, State, Timeline, Work};
+use crate::compute::{self, Addresses, Environment, Failure, Memory};
+use crate::device::state::{FaultingJob, Item, Job, State, Timeline, Which, Work};
 use crate::device::Device;
 use crate::log::names;
 use crate::log::Event;
+use crate::mirror::stall::Stalling;
 use crate::misbehave::mutant::{self, Mutant};
 use crate::queues::control::Response;
 use crate::queues::control::Ticket;
@@ -24,6 +28,8 @@ use crate::queues::QUEUE_SIZE;
 
 /// The most worker threads: one for each job that a full queue holds.
 const MAX_WORKERS: usize = QUEUE_SIZE;
+/// The most of jobs that may stall.
+const MAX_STALLERS: usize = 512;
 /// Between two times that a job without end is carried out.
 const ENDLESS_PAUSE: Duration = Duration::from_millis(1);
 /// How long a worker waits for work before it ends.
@@ -66,37 +72,54 @@ impl Device {
             return;
         }
         lane.busy = true;
-        state.ready.push_back(timeline);
-        if state.ready.len() > state.idle && state.workers < MAX_WORKERS {
+        let which = timeline.pool();
+        let most = match which {
+            Which::Others => MAX_WORKERS,
+            Which::Faulting => MAX_STALLERS,
+        };
+        let pool = state.pool(which);
+        pool.ready.push_back(timeline);
+        if pool.ready.len() > pool.idle && pool.workers < most {
             let device = self.clone();
             let worker = std::thread::Builder::new()
                 .name("worker".into())
-                .spawn(move || device.work());
+                .spawn(move || device.work(which));
             match worker {
-                Ok(_) => state.workers += 1,
+                Ok(_) => pool.workers += 1,
                 Err(error) => log::error!("cannot start a worker: {error}"),
             }
         }
-        self.work.notify_one();
+        self.bell(which).notify_one();
+    }
+
+    /// What workers wait on.
+    fn bell(&self, which: Which) -> &Condvar {
+        match which {
+            Which::Others => &self.work,
+            Which::Faulting => &self.stalling_work,
+        }
     }
 
     /// A worker's life.
-    fn work(&self) {
+    fn work(&self, which: Which) {
         let mut state = self.lock();
         loop {
-            if let Some(timeline) = state.ready.pop_front() {
+            if let Some(timeline) = state.pool(which).next() {
+                state.pool(which).serve(timeline, true);
                 state = self.advance(state, timeline);
+                state.pool(which).serve(timeline, false);
                 continue;
             }
-            state.idle += 1;
+            state.pool(which).idle += 1;
             let (guard, waited) = self
-                .work
+                .bell(which)
                 .wait_timeout(state, PATIENCE)
                 .unwrap_or_else(PoisonError::into_inner);
             state = guard;
-            state.idle -= 1;
-            if waited.timed_out() && state.ready.is_empty() {
-                state.workers -= 1;
+            let pool = state.pool(which);
+            pool.idle -= 1;
+            if waited.timed_out() && pool.ready.is_empty() {
+                pool.workers -= 1;
                 return;
             }
         }
@@ -113,6 +136,7 @@ impl Device {
             Some(Some(Item::Job(job))) => {
                 let context = state.contexts.get(&job.ctx);
                 let lost = match job.work {
+                    Work::Ops(_) if job.faulting.is_some() => job.cancel.is_set(),
                     Work::Ops(_) => context.is_none_or(|c| c.lost),
                     // What a context is for copies is a name only.
                     Work::Copy(_) => false,
@@ -148,7 +172,7 @@ impl Device {
         }
         // Others first; the lane may be gone since a reset.
         if state.lanes.contains_key(&timeline) {
-            state.ready.push_back(timeline);
+            state.pool(timeline.pool()).ready.push_back(timeline);
         }
         state
     }
@@ -161,11 +185,19 @@ impl Device {
                 return copying.run(&job.cancel).map_err(|_| Failure::Cancelled);
             }
         };
-        let endless = job.ticket.as_ref().is_some_and(|t| t.attack.is_endless());
+        let faulting = job.faulting.as_ref();
+        let endless = faulting.is_some_and(|f| f.endless)
+            || job.ticket.as_ref().is_some_and(|t| t.attack.is_endless());
         let early = self.mirror.has(Mutant::AnswerBeforeLastWrite);
         let ticket = job.ticket.take_if(|_| early);
-        let memory = |id| job.memory.get(&id).cloned();
-        let stat = |resource| self.stat(resource);
+        let stalling = faulting.map(|f| Stalling::new(&self.mirror, &f.space, job.id, f.ring));
+        let space = stalling.as_ref().map(|s| s as &dyn Addresses);
+        let memory = |id| match (faulting, id) {
+            (Some(_), 0) => space.map(Memory::Space),
+            (Some(faulting), id) => faulting.lent.get(&id).cloned().map(Memory::Lent),
+            (None, id) => job.memory.get(&id).cloned().map(Memory::Resource),
+        };
+        let stat = |resource| self.stat(resource, faulting.map(|f| &*f.space));
         let environment = Environment {
             memory: &memory,
             cancel: &job.cancel,
@@ -231,13 +263,22 @@ impl Device {
         let abandoned = live.is_some_and(|live| live.abandoned.is_some());
         let context = state.contexts.get_mut(&job.ctx);
         if let Some(context) = context.filter(|_| !abandoned) {
-            context.lost |= matches!(result, Some(Err(Failure::Fault(_))));
+            if let Some(Err(Failure::Fault(_) | Failure::Address(..))) = result {
+                context.lost = true;
+                if job.faulting.is_some() {
+                    // Nor does the guest resolve faults for it any more.
+                    context.cancel.set();
+                }
+            }
         }
         if let Some(Err(failure)) = &result {
             log::info!("job {} of context {}: {failure}", job.id, job.ctx);
         }
         // The answer must find no reference to memory left.
         drop((job.memory, job.work));
+        if let Some(faulting) = job.faulting {
+            self.tell(job.id, faulting, result.as_ref());
+        }
         if let Some(ticket) = job.ticket.filter(|_| !abandoned) {
             let answer = match result {
                 Some(Ok(())) => Response::ok(),
@@ -249,6 +290,25 @@ impl Device {
             self.control.send(ticket, answer);
         }
         self.run_deferred(state);
+    }
+
+    /// Tells the guest how a job of a context in fault mode has ended.
+    fn tell(&self, job: u64, of: FaultingJob, result: Option<&Result<(), Failure>>) {
+        let FaultingJob {
+            space,
+            ring,
+            fence,
+            lent,
+            ..
+        } = of;
+        drop(lent);
+        let result = match result {
+            Some(Ok(())) => (job_result::OK, 0),
+            Some(Err(Failure::Address(_, address))) => (job_result::FAULTED, *address),
+            Some(Err(Failure::Fault(_) | Failure::TimedOut(_))) => (job_result::FAILED, 0),
+            None | Some(Err(Failure::Cancelled)) => (job_result::CANCELLED, 0),
+        };
+        self.mirror.ring_done(&space, (job, ring, fence), result);
     }
 
     /// Forgets the jobs of a context that is about to go: those that run go on to their end, those

@@ -3,7 +3,8 @@
 //! The device as a whole: what its threads share, and its life from reset to reset.
 //!
 //! There is a thread for the control queue, which carries out requests; one for the mirror queue
-//! (see [`crate::mirror`]); workers, which run jobs; one for the renderer (see `virgl`); and
+//! (see [`crate::mirror`]); workers, which run jobs, those of contexts in fault mode workers of their
+//! own; one for the renderer (see `virgl`); and
 //! the one of the frontend's socket, which starts and stops queues.
 //!
 //! Locks are taken in this order: `Device::serve`, the state, the table of spaces, a
@@ -25,6 +26,7 @@ use crate::log::{Event, EventLog};
 use crate::memory::hostmem::HostMemory;
 use crate::memory::ram::{GuestRam, Memory};
 use crate::mirror::backlog::Backlog;
+use crate::mirror::stall::Faulting;
 use crate::mirror::Mirror;
 use crate::options::Options;
 use crate::queues::chain::RequestBuffer;
@@ -55,6 +57,8 @@ pub struct Device {
     pub(crate) state: Mutex<State>,
     /// Work for a worker.
     pub(crate) work: Condvar,
+    /// Work for one of jobs that may stall.
+    pub(crate) stalling_work: Condvar,
     /// A job is over.
     pub(crate) over: Condvar,
     pub(crate) control: Arc<ControlRing>,
@@ -93,6 +97,7 @@ impl Device {
             serve: Mutex::default(),
             state: Mutex::new(State::new(host)),
             work: Condvar::new(),
+            stalling_work: Condvar::new(),
             over: Condvar::new(),
             control: Arc::new(ControlRing::new(memory.clone(), log.clone())),
             counters: Counters::default(),
@@ -122,9 +127,16 @@ impl Device {
         ram.clone()
     }
 
-    /// Takes note of whether the driver has accepted the mirror extension.
-    pub(crate) fn set_mirrored(&self, mirrored: bool) {
+    /// Takes note of whether the driver has accepted the mirror extension, and faults.
+    pub(crate) fn set_mirrored(&self, mirrored: bool, faulting: bool) {
         self.mirrored.store(mirrored, Ordering::Release);
+        self.mirror.set_faulting(mirrored && faulting);
+    }
+
+    /// Most faults of a space that are not resolved, 0 if there are no faults on offer.
+    pub(crate) fn max_faults(&self) -> u32 {
+        let limits = self.mirror.limits.as_ref();
+        limits.map_or(0, |limits| limits.max_faults)
     }
 
     /// Whether it has.
@@ -161,9 +173,14 @@ impl Device {
         true
     }
 
-    /// The device's counts, and those of the space of a resource.
-    pub(crate) fn stat(&self, resource: u32) -> Stat {
-        let space = self.mirror.space_counts(resource);
+    /// The device's counts, and those of the space of a resource; of resource 0 those of the
+    /// address space of a job's context, if it has one.
+    pub(crate) fn stat(&self, resource: u32, own: Option<&Faulting>) -> Stat {
+        let space = match own.filter(|_| resource == 0) {
+            Some(own) => self.mirror.counts(own),
+            None => self.mirror.space_counts(resource),
+        };
+        let pending_faults = self.mirror.pending_faults();
         let state = self.lock();
         let mut guest = (0, 0);
         for resource in state.resources.values() {
@@ -189,6 +206,10 @@ impl Device {
             space_pages: U64::new(space.pages),
             space_maps: U64::new(space.maps),
             space_invalidates: U64::new(space.invalidates),
+            faults: counter(&self.mirror.counters.faults),
+            joined_faults: counter(&self.mirror.counters.joined),
+            pending_faults: U64::new(pending_faults),
+            exclusive_maps: counter(&self.mirror.counters.exclusive),
         }
     }
 
@@ -201,7 +222,8 @@ impl Device {
         let mut state = self.lock();
         state.cancel_all();
         let lanes = std::mem::take(&mut state.lanes);
-        state.ready.clear();
+        state.workers.ready.clear();
+        state.stallers.ready.clear();
         let queued = lanes.into_values().flat_map(|lane| lane.items);
         let deferred = std::mem::take(&mut state.deferred);
         let tickets = queued
@@ -220,7 +242,8 @@ impl Device {
         self.mirror.reset();
         // Jobs that ended meanwhile found nothing to do after them.
         state.lanes.clear();
-        state.ready.clear();
+        state.workers.ready.clear();
+        state.stallers.ready.clear();
         state.live.clear();
         state.queued_ops = 0;
         let resources = state.resources.len() as u64;

@@ -15,7 +15,9 @@ use virtgpu_protocol::virtio_gpu::{response, Header, FLAG_FENCE, FLAG_INFO_RING_
 use crate::cancel::Cancel;
 use crate::memory::hostmem::{HostBlob, HostMemory};
 use crate::memory::image::{Copying, Image};
+use crate::memory::lent::Lent;
 use crate::memory::segments::Segments;
+use crate::mirror::stall::Faulting;
 use crate::queues::control::Response;
 use crate::queues::control::Ticket;
 use crate::virgl::Rendering;
@@ -53,9 +55,22 @@ pub(crate) struct Resource {
     pub(crate) uuid: Option<[u8; 16]>,
     /// UNREF came, its answer has not gone out.
     pub(crate) dying: bool,
+    /// What jobs have of its memory that nobody waits for, by their contexts.
+    pub(crate) lent: BTreeMap<u32, Arc<Lent>>,
 }
 
 impl Resource {
+    /// Takes the memory back from the jobs that nobody waits for: those of a context, or all.
+    pub(crate) fn take_back(&mut self, ctx: Option<u32>) {
+        self.lent.retain(|of, lent| {
+            let keep = ctx.is_some_and(|ctx| ctx != *of);
+            if !keep {
+                lent.take_back();
+            }
+            keep
+        });
+    }
+
     /// What jobs can touch.
     pub(crate) fn memory(&self) -> Option<&Arc<Segments>> {
         match &self.storage {
@@ -103,6 +118,8 @@ pub(crate) enum Timeline {
     Global,
     /// A ring of a context.
     Ring(u32, u8),
+    /// The jobs of a ring of a context in fault mode, with which no answers wait.
+    Faulting(u32, u8),
 }
 
 impl Timeline {
@@ -119,7 +136,65 @@ impl Timeline {
     pub(crate) fn ring(self) -> Option<u8> {
         match self {
             Self::Global => None,
-            Self::Ring(_, ring) => Some(ring),
+            Self::Ring(_, ring) | Self::Faulting(_, ring) => Some(ring),
+        }
+    }
+
+    /// Which workers serve it.
+    pub(crate) fn pool(self) -> Which {
+        match self {
+            Self::Faulting(..) => Which::Faulting,
+            _ => Which::Others,
+        }
+    }
+}
+
+/// Workers: those of jobs that may stall, or all others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Which {
+    Others,
+    Faulting,
+}
+
+/// The workers of one kind.
+#[derive(Debug, Default)]
+pub(crate) struct Pool {
+    /// Timelines that a worker should look at.
+    pub(crate) ready: VecDeque<Timeline>,
+    /// Workers waiting for one.
+    pub(crate) idle: usize,
+    /// Workers.
+    pub(crate) workers: usize,
+    /// How many of them each context has at work, of jobs that may stall.
+    pub(crate) busy: HashMap<u32, usize>,
+}
+
+impl Pool {
+    /// The most that a context has at work of those.
+    const SHARE: usize = 8;
+
+    /// The next timeline whose turn it is.
+    pub(crate) fn next(&mut self) -> Option<Timeline> {
+        let may = |timeline: &Timeline| match timeline {
+            Timeline::Faulting(ctx, _) => self.busy.get(ctx).is_none_or(|n| *n < Self::SHARE),
+            _ => true,
+        };
+        let at = self.ready.iter().position(may)?;
+        self.ready.remove(at)
+    }
+
+    /// A worker begins, or ends, to serve a timeline.
+    pub(crate) fn serve(&mut self, timeline: Timeline, begins: bool) {
+        let Timeline::Faulting(ctx, _) = timeline else {
+            return;
+        };
+        let busy = self.busy.entry(ctx).or_default();
+        match begins {
+            true => *busy += 1,
+            false => *busy = busy.saturating_sub(1),
+        }
+        if *busy == 0 {
+            self.busy.remove(&ctx);
         }
     }
 }
@@ -141,9 +216,25 @@ pub(crate) struct Job {
     /// Its answer goes out when it is over, if it is not out already.
     pub(crate) ticket: Option<Ticket>,
     pub(crate) work: Work,
-    /// The attached resources that it names.
+    /// The attached resources that it names, which stay until it is over.
     pub(crate) memory: BTreeMap<u32, Arc<Segments>>,
     pub(crate) cancel: Arc<Cancel>,
+    /// It is one of a context in fault mode.
+    pub(crate) faulting: Option<FaultingJob>,
+}
+
+/// What a job of a context in fault mode has.
+#[derive(Debug)]
+pub(crate) struct FaultingJob {
+    /// The address space of the context.
+    pub(crate) space: Arc<Faulting>,
+    pub(crate) ring: u8,
+    /// What the guest knows it by.
+    pub(crate) fence: u64,
+    /// It is carried out again and again.
+    pub(crate) endless: bool,
+    /// The attached resources that it names.
+    pub(crate) lent: BTreeMap<u32, Arc<Lent>>,
 }
 
 /// An element of a timeline.
@@ -263,12 +354,10 @@ pub(crate) struct State {
     /// UUIDs ever given.
     pub(crate) uuids: u64,
 
-    /// Timelines that a worker should look at.
-    pub(crate) ready: VecDeque<Timeline>,
-    /// Workers waiting for one.
-    pub(crate) idle: usize,
-    /// Workers.
-    pub(crate) workers: usize,
+    /// Workers of jobs that may stall.
+    pub(crate) stallers: Pool,
+    /// All others.
+    pub(crate) workers: Pool,
     /// Jobs being executed right now.
     pub(crate) running: usize,
 }
@@ -295,10 +384,17 @@ impl State {
             resets: 0,
             jobs: 0,
             uuids: 0,
-            ready: VecDeque::new(),
-            idle: 0,
-            workers: 0,
+            stallers: Pool::default(),
+            workers: Pool::default(),
             running: 0,
+        }
+    }
+
+    /// The workers of a kind.
+    pub(crate) fn pool(&mut self, which: Which) -> &mut Pool {
+        match which {
+            Which::Others => &mut self.workers,
+            Which::Faulting => &mut self.stallers,
         }
     }
 

@@ -109,6 +109,9 @@ pub enum Event {
         ring: Option<u8>,
         ops: u64,
         resources: Vec<u32>,
+        /// The address space of its context: nobody waits for it.
+        #[serde(skip_serializing_if = "Option::is_none", default)]
+        space: Option<u32>,
     },
     /// An operation of a job is about to touch memory.
     Access {
@@ -163,10 +166,12 @@ pub enum Event {
     },
     /// The command will never be given back, because the queue was stopped.
     CommandDropped { cmd: u64 },
-    /// A space exists.
+    /// A space exists: of a resource, or of a context.
     Space {
         space: u32,
         resource: u32,
+        #[serde(skip_serializing_if = "Option::is_none", default)]
+        ctx: Option<u32>,
         bytes: u64,
         access: u32,
     },
@@ -192,6 +197,24 @@ pub enum Event {
         start: u64,
         length: u64,
         on: bool,
+    },
+    /// An access of a job stalls, and the guest is about to be told.
+    Fault {
+        job: u64,
+        space: u32,
+        fault: u64,
+        access: u32,
+        address: u64,
+        ring: u8,
+    },
+    /// The guest has resolved a fault, and who stalled on it is about to go on.
+    Resolved { space: u32, fault: u64, status: u32 },
+    /// The guest is about to be told how a job has ended.
+    RingDone {
+        job: u64,
+        space: u32,
+        ring: u8,
+        result: u32,
     },
     /// An event was written for the guest.
     Told {

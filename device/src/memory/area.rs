@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicPtr, Ordering};
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use super::guarded::{self, Fault};
+use super::guarded::{self, Cut, Fault};
 use super::usage::Usage;
 
 /// Bytes of a window.
@@ -40,9 +40,12 @@ pub(crate) struct Area {
     table: Box<[OnceLock<Box<Leaf>>]>,
     /// What counts the windows.
     usage: Usage,
+    /// What is mapped gets its entries in the page tables of this process at once, since it is
+    /// about to be accessed.
+    populate: bool,
 }
 
-/// mmap(2) over a part of a window.
+/// mmap(2) over a part of a window; with `more` flags.
 ///
 /// # Safety
 ///
@@ -52,8 +55,12 @@ unsafe fn mmap(
     length: u64,
     rights: libc::c_int,
     file: Option<(&File, u64)>,
+    more: libc::c_int,
 ) -> io::Result<*mut u8> {
-    let mut flags = if at.is_null() { 0 } else { libc::MAP_FIXED };
+    let mut flags = more;
+    if !at.is_null() {
+        flags |= libc::MAP_FIXED;
+    }
     let (fd, offset) = match file {
         Some((file, offset)) => {
             flags |= libc::MAP_SHARED;
@@ -82,7 +89,7 @@ unsafe fn mmap(
 /// `length` bytes at `at` are a window of an area that exists.
 unsafe fn revoke(at: *mut u8, length: u64) -> io::Result<()> {
     // SAFETY: The caller's promise.
-    if unsafe { mmap(at, length, libc::PROT_NONE, None) }.is_ok() {
+    if unsafe { mmap(at, length, libc::PROT_NONE, None, 0) }.is_ok() {
         return Ok(());
     }
     // The kernel looks at the number of mappings before it sees that they become fewer. This leaves
@@ -108,7 +115,19 @@ impl Area {
             size,
             table: (0..leaves).map(|_| OnceLock::new()).collect(),
             usage,
+            populate: false,
         })
+    }
+
+    /// The same, of which pages are mapped because somebody waits for them.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::new`].
+    pub(crate) fn for_faults(size: u64, usage: Usage) -> io::Result<Self> {
+        let mut area = Self::new(size, usage)?;
+        area.populate = true;
+        Ok(area)
     }
 
     /// Bytes.
@@ -155,7 +174,7 @@ impl Area {
             leaf.get_or_init(|| Box::new([const { AtomicPtr::new(std::ptr::null_mut()) }; LEAF]));
         let size = self.window_size(index);
         // SAFETY: The address is null.
-        let base = unsafe { mmap(std::ptr::null_mut(), size, libc::PROT_NONE, None)? };
+        let base = unsafe { mmap(std::ptr::null_mut(), size, libc::PROT_NONE, None, 0)? };
         self.usage.add(1);
         leaf[index as usize % LEAF].store(base, Ordering::Release);
         let offset = at % WINDOW;
@@ -195,11 +214,15 @@ impl Area {
             true => libc::PROT_READ | libc::PROT_WRITE,
             false => libc::PROT_READ,
         };
+        let more = match self.populate {
+            true => libc::MAP_POPULATE,
+            false => 0,
+        };
         while length > 0 {
             let (at, left) = self.reserve(start)?;
             let take = left.min(length);
             // SAFETY: These bytes are in the window.
-            unsafe { mmap(at, take, rights, Some((file, offset)))? };
+            unsafe { mmap(at, take, rights, Some((file, offset)), more)? };
             start += take;
             offset += take;
             length -= take;
@@ -219,7 +242,7 @@ impl Area {
             let take = left.min(length);
             if let Some((at, _)) = self.find(start) {
                 // SAFETY: These bytes are in the window.
-                unsafe { mmap(at, take, libc::PROT_NONE, None)? };
+                unsafe { mmap(at, take, libc::PROT_NONE, None, 0)? };
             }
             start += take;
             length -= take;
@@ -309,6 +332,71 @@ impl Area {
             done += length;
             Ok(())
         })
+    }
+
+    /// Calls `f` with the address, the length and the number of the first byte of each stretch of
+    /// `length` bytes at `offset`, which are inside.
+    fn each_step(
+        &self,
+        offset: u64,
+        length: usize,
+        mut f: impl FnMut(*mut u8, usize, usize) -> Result<(), Cut>,
+    ) -> Result<(), Cut> {
+        let mut done = 0;
+        while done < length {
+            let Some((at, left)) = self.find(offset + done as u64) else {
+                return Err(Cut { done, gone: false });
+            };
+            let take = (length - done).min(usize::try_from(left).unwrap_or(usize::MAX));
+            f(at, take, done).map_err(|cut| Cut {
+                done: done + cut.done,
+                ..cut
+            })?;
+            done += take;
+        }
+        Ok(())
+    }
+
+    /// Reads `buffer.len()` bytes at `offset`, which are inside, a word at a time.
+    ///
+    /// # Errors
+    ///
+    /// At the first that is not mapped.
+    pub(crate) fn read_steps(&self, offset: u64, buffer: &mut [u8]) -> Result<(), Cut> {
+        self.each_step(offset, buffer.len(), |at, length, done| {
+            // SAFETY: The bytes are in a window, which lasts as long as `self`.
+            unsafe { guarded::read_steps(at, &mut buffer[done..done + length]) }
+        })
+    }
+
+    /// Writes `buffer` to `offset`, all of which is inside, a word at a time.
+    ///
+    /// # Errors
+    ///
+    /// At the first byte that is not mapped for that. Those before it are written.
+    pub(crate) fn write_steps(&self, offset: u64, buffer: &[u8]) -> Result<(), Cut> {
+        self.each_step(offset, buffer.len(), |at, length, done| {
+            // SAFETY: The bytes are in a window, which lasts as long as `self`.
+            unsafe { guarded::write_steps(at, &buffer[done..done + length]) }
+        })
+    }
+
+    /// Adds `value` to the u64 at `offset`, which is inside and a multiple of 8, atomically; returns
+    /// what was there.
+    ///
+    /// # Errors
+    ///
+    /// If it is not mapped for that.
+    pub(crate) fn add_step(&self, offset: u64, value: u64) -> Result<u64, Cut> {
+        debug_assert_eq!(offset % 8, 0);
+        let cut = Cut {
+            done: 0,
+            gone: false,
+        };
+        let (at, _) = self.find(offset).ok_or(cut)?;
+        // SAFETY: The bytes are in a window, because it is made of whole pages; it lasts as long as
+        // `self`. They are aligned, as the window is.
+        unsafe { guarded::add_step(at.cast(), value) }
     }
 
     /// Adds `value` to the u64 at `offset` atomically; returns what was there.
@@ -442,6 +530,48 @@ mod tests {
         assert_eq!(area.read(40 * WINDOW, &mut bytes), Ok(()));
         area.clear(0, 64 * WINDOW);
         assert_eq!(area.read(40 * WINDOW, &mut bytes), Err(Fault));
+    }
+
+    #[test]
+    fn steps_across_windows() {
+        let file = memfd(4 * PAGE);
+        let usage = Usage::default();
+        let area = Area::for_faults(MAX_SIZE, usage.clone()).unwrap();
+        let start = 100_000 * WINDOW - PAGE;
+        let cut = |done| Cut { done, gone: false };
+        assert_eq!(area.write_steps(start, &[1]), Err(cut(0)));
+        area.map(start, PAGE, &file, 0, true).unwrap();
+        // The second window is not reserved, then has nothing, then something to read.
+        let bytes: Vec<u8> = (0..16).collect();
+        let at = start + PAGE - 6;
+        assert_eq!(area.write_steps(at, &bytes), Err(cut(6)));
+        area.map(start + 2 * PAGE, PAGE, &file, 0, true).unwrap();
+        assert_eq!(usage.own(), 2);
+        assert_eq!(area.write_steps(at, &bytes), Err(cut(6)));
+        area.map(start + PAGE, PAGE, &file, 2 * PAGE, false)
+            .unwrap();
+        assert_eq!(area.write_steps(at + 6, &bytes[6..]), Err(cut(0)));
+        let mut seen = [9; 16];
+        assert_eq!(area.read_steps(at, &mut seen), Ok(()));
+        assert_eq!((&seen[..6], &seen[6..]), (&bytes[..6], &[0; 10][..]));
+        area.map(start + PAGE, PAGE, &file, 2 * PAGE, true).unwrap();
+        assert_eq!(area.write_steps(at + 6, &bytes[6..]), Ok(()));
+        assert_eq!(area.add_step(start + PAGE, 1), Ok(0x0d0c_0b0a_0908_0706));
+        assert_eq!(area.add_step(MAX_SIZE - 8, 1), Err(cut(0)));
+    }
+
+    #[test]
+    fn a_file_that_shrinks_is_gone() {
+        let file = memfd(2 * PAGE);
+        let (area, _) = area(2 * PAGE);
+        area.map(0, 2 * PAGE, &file, 0, true).unwrap();
+        file.set_len(PAGE).unwrap();
+        let gone = Cut {
+            done: 8,
+            gone: true,
+        };
+        assert_eq!(area.write_steps(PAGE - 8, &[1; 16]), Err(gone));
+        assert_eq!(area.read_steps(PAGE - 8, &mut [1; 16]), Err(gone));
     }
 
     #[test]

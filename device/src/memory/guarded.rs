@@ -41,6 +41,72 @@ pub(crate) unsafe fn write(dst: *mut u8, src: &[u8]) -> Result<(), Fault> {
     unsafe { copy(dst, src.as_ptr(), src.len(), head) }
 }
 
+/// Where an access that goes word by word has ended early.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Cut {
+    /// Bytes that are done, and that need not be done again.
+    pub(crate) done: usize,
+    /// The file behind the mapping has no such byte (any more): it is no use to try again.
+    pub(crate) gone: bool,
+}
+
+/// Reads as [`read`] does, a word at a time, and says how far it got.
+///
+/// # Safety
+///
+/// As for [`read`].
+pub(crate) unsafe fn read_steps(src: *const u8, dst: &mut [u8]) -> Result<(), Cut> {
+    let head = src.align_offset(size_of::<u64>()).min(dst.len());
+    // SAFETY: The caller's promise; `dst` is our own.
+    unsafe { copy_steps(dst.as_mut_ptr(), src, dst.len(), head) }
+}
+
+/// Writes as [`write`] does, a word at a time, and says how far it got: what is done is never
+/// written again by a caller that goes on from there.
+///
+/// # Safety
+///
+/// As for [`read`].
+pub(crate) unsafe fn write_steps(dst: *mut u8, src: &[u8]) -> Result<(), Cut> {
+    let head = dst.align_offset(size_of::<u64>()).min(src.len());
+    // SAFETY: The caller's promise; `src` is our own.
+    unsafe { copy_steps(dst, src.as_ptr(), src.len(), head) }
+}
+
+/// [`fetch_add`], which says whether it is of any use to try again.
+///
+/// # Safety
+///
+/// As for [`fetch_add`].
+pub(crate) unsafe fn add_step(at: *mut u64, value: u64) -> Result<u64, Cut> {
+    // SAFETY: The caller's promise.
+    unsafe { arch::add_step(at, value) }
+}
+
+/// [`copy`], a word at a time.
+///
+/// # Safety
+///
+/// As for [`copy`].
+unsafe fn copy_steps(dst: *mut u8, src: *const u8, length: usize, head: usize) -> Result<(), Cut> {
+    let words = (length - head) / size_of::<u64>();
+    let tail = head + words * size_of::<u64>();
+    let behind = |done: usize| {
+        move |cut: Cut| Cut {
+            done: done + cut.done,
+            ..cut
+        }
+    };
+    // SAFETY: The caller's promise; the parts follow each other and end at `length`.
+    unsafe {
+        arch::step_bytes(dst, src, head)?;
+        let (to, from) = (dst.wrapping_add(head), src.wrapping_add(head));
+        arch::step_words(to, from, words).map_err(behind(head))?;
+        let (to, from) = (dst.wrapping_add(tail), src.wrapping_add(tail));
+        arch::step_bytes(to, from, length - tail).map_err(behind(tail))
+    }
+}
+
 /// Adds `value` to the little-endian u64 at `at`, atomically and wrapping; returns what was there.
 ///
 /// # Safety
@@ -82,10 +148,23 @@ mod arch {
     use std::mem::MaybeUninit;
     use std::sync::{Mutex, OnceLock, PoisonError};
 
-    use super::Fault;
+    use super::{Cut, Fault};
 
     /// Whether there are such accesses for this CPU.
     pub(crate) const AVAILABLE: bool = true;
+
+    /// Status of an access after which the handler has continued: it may be possible later.
+    const FAULTED: u64 = 1;
+    /// The same, where the file behind the mapping has no such byte.
+    const GONE: u64 = 2;
+
+    /// How an access word by word has ended: in the two registers that a function returns.
+    #[repr(C)]
+    struct Steps {
+        status: u64,
+        /// Steps that are not done.
+        left: usize,
+    }
 
     std::arch::global_asm!(
         ".pushsection .text.virtgpu_guarded, \"ax\", @progbits",
@@ -152,11 +231,46 @@ mod arch {
         "mov qword ptr [rdx], rsi",
         "xor eax, eax",
         "ret",
-        // Where the handler continues.
+        // (dst, src, words): status, words left
+        ".p2align 4",
+        ".hidden virtgpu_guarded_step_words",
+        ".globl virtgpu_guarded_step_words",
+        ".type virtgpu_guarded_step_words, @function",
+        "virtgpu_guarded_step_words:",
+        "test rdx, rdx",
+        "je 8f",
+        "7:",
+        "mov rax, qword ptr [rsi]",
+        "mov qword ptr [rdi], rax",
+        "add rsi, 8",
+        "add rdi, 8",
+        "dec rdx",
+        "jne 7b",
+        "8:",
+        "xor eax, eax",
+        "ret",
+        // (dst, src, bytes): status, bytes left
+        ".p2align 4",
+        ".hidden virtgpu_guarded_step_bytes",
+        ".globl virtgpu_guarded_step_bytes",
+        ".type virtgpu_guarded_step_bytes, @function",
+        "virtgpu_guarded_step_bytes:",
+        "test rdx, rdx",
+        "je 8f",
+        "7:",
+        "movzx eax, byte ptr [rsi]",
+        "mov byte ptr [rdi], al",
+        "inc rsi",
+        "inc rdi",
+        "dec rdx",
+        "jne 7b",
+        "8:",
+        "xor eax, eax",
+        "ret",
+        // Where the handler continues, with the status in rax; rdx says what is left of steps.
         ".hidden virtgpu_guarded_failed",
         ".globl virtgpu_guarded_failed",
         "virtgpu_guarded_failed:",
-        "mov eax, 1",
         "ret",
         ".popsection",
     );
@@ -167,12 +281,58 @@ mod arch {
         fn virtgpu_guarded_copy_words(dst: *mut u8, src: *const u8, words: usize) -> u32;
         fn virtgpu_guarded_copy_bytes(dst: *mut u8, src: *const u8, bytes: usize) -> u32;
         fn virtgpu_guarded_fetch_add(at: *mut u64, value: u64, old: *mut u64) -> u32;
+        fn virtgpu_guarded_step_words(dst: *mut u8, src: *const u8, words: usize) -> Steps;
+        fn virtgpu_guarded_step_bytes(dst: *mut u8, src: *const u8, bytes: usize) -> Steps;
     }
 
     fn result(status: u32) -> Result<(), Fault> {
         match status {
             0 => Ok(()),
             _ => Err(Fault),
+        }
+    }
+
+    /// What became of `count` steps of `size` bytes.
+    fn steps(steps: &Steps, count: usize, size: usize) -> Result<(), Cut> {
+        match steps.status {
+            0 => Ok(()),
+            status => Err(Cut {
+                done: (count - steps.left) * size,
+                gone: status == GONE,
+            }),
+        }
+    }
+
+    /// # Safety
+    ///
+    /// As for [`super::copy`].
+    pub(super) unsafe fn step_words(dst: *mut u8, src: *const u8, words: usize) -> Result<(), Cut> {
+        // SAFETY: The caller's promise; the handler is there before any such memory.
+        let done = unsafe { virtgpu_guarded_step_words(dst, src, words) };
+        steps(&done, words, size_of::<u64>())
+    }
+
+    /// # Safety
+    ///
+    /// As for [`super::copy`].
+    pub(super) unsafe fn step_bytes(dst: *mut u8, src: *const u8, bytes: usize) -> Result<(), Cut> {
+        // SAFETY: The caller's promise; the handler is there before any such memory.
+        let done = unsafe { virtgpu_guarded_step_bytes(dst, src, bytes) };
+        steps(&done, bytes, 1)
+    }
+
+    /// # Safety
+    ///
+    /// As for [`super::fetch_add`].
+    pub(super) unsafe fn add_step(at: *mut u64, value: u64) -> Result<u64, Cut> {
+        let mut old = 0;
+        // SAFETY: The caller's promise; the handler is there before any such memory.
+        match unsafe { virtgpu_guarded_fetch_add(at, value, &mut old) } {
+            0 => Ok(old),
+            status => Err(Cut {
+                done: 0,
+                gone: u64::from(status) == GONE,
+            }),
         }
     }
 
@@ -229,11 +389,17 @@ mod arch {
         };
         let start = &raw const virtgpu_guarded_start as libc::greg_t;
         let failed = &raw const virtgpu_guarded_failed as libc::greg_t;
-        let at = &mut registers[libc::REG_RIP as usize];
+        let at = registers[libc::REG_RIP as usize];
         // Of the kernel's own doing, that is no kill(2).
         let fault = code > 0;
-        if fault && (start..failed).contains(at) {
-            *at = failed;
+        if fault && (start..failed).contains(&at) {
+            let status = if signal == libc::SIGBUS {
+                GONE
+            } else {
+                FAULTED
+            };
+            registers[libc::REG_RAX as usize] = status as libc::greg_t;
+            registers[libc::REG_RIP as usize] = failed;
             return;
         }
         let previous = PREVIOUS
@@ -294,10 +460,27 @@ mod arch {
 /// No accesses: there are none of the kind for this CPU, so all of them fail.
 #[cfg(not(target_arch = "x86_64"))]
 mod arch {
-    use super::Fault;
+    use super::{Cut, Fault};
 
     /// Whether there are such accesses for this CPU.
     pub(crate) const AVAILABLE: bool = false;
+
+    const NONE: Cut = Cut {
+        done: 0,
+        gone: true,
+    };
+
+    pub(super) unsafe fn step_words(_: *mut u8, _: *const u8, _: usize) -> Result<(), Cut> {
+        Err(NONE)
+    }
+
+    pub(super) unsafe fn step_bytes(_: *mut u8, _: *const u8, _: usize) -> Result<(), Cut> {
+        Err(NONE)
+    }
+
+    pub(super) unsafe fn add_step(_: *mut u64, _: u64) -> Result<u64, Cut> {
+        Err(NONE)
+    }
 
     pub(super) unsafe fn copy_words(_: *mut u8, _: *const u8, _: usize) -> Result<(), Fault> {
         Err(Fault)
@@ -344,6 +527,58 @@ mod tests {
                 assert_eq!(write(page, &buffer), Err(Fault));
                 assert_eq!(fetch_add(page.cast(), 1), Err(Fault));
             }
+        }
+    }
+
+    /// Two pages, of which the second has no rights.
+    fn half() -> *mut u8 {
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+        let rights = libc::PROT_READ | libc::PROT_WRITE;
+        let none = std::ptr::null_mut();
+        // SAFETY: It creates a mapping where none is, and takes the rights from a part of it.
+        unsafe {
+            let pages = libc::mmap(none, 8192, rights, flags, -1, 0);
+            assert_ne!(pages, libc::MAP_FAILED);
+            let second = pages.cast::<u8>().add(4096).cast();
+            assert_eq!(libc::mprotect(second, 4096, libc::PROT_NONE), 0);
+            pages.cast()
+        }
+    }
+
+    #[test]
+    fn steps_end_where_the_fault_is() {
+        install().unwrap();
+        let pages = half();
+        for start in 4064..4096 {
+            let room = 4096 - start;
+            for length in [1, 7, 8, 9, 16, 31, 64] {
+                let source: Vec<u8> = (1..=length as u8).collect();
+                let mut buffer = vec![0; length];
+                // SAFETY: The pages are reserved, and used by nobody else.
+                let (written, read) = unsafe {
+                    let at = pages.add(start);
+                    (write_steps(at, &source), read_steps(at, &mut buffer))
+                };
+                let done = length.min(room);
+                let want = match length <= room {
+                    true => Ok(()),
+                    false => Err(Cut { done, gone: false }),
+                };
+                assert_eq!((written, read), (want, want), "{length} at {start}");
+                assert_eq!(buffer[..done], source[..done]);
+                assert!(buffer[done..].iter().all(|byte| *byte == 0));
+            }
+        }
+        // SAFETY: As above.
+        unsafe {
+            let counter = pages.add(4088).cast::<u64>();
+            write_steps(counter.cast(), &7u64.to_le_bytes()).unwrap();
+            assert_eq!(add_step(counter, 3), Ok(7));
+            let cut = Cut {
+                done: 0,
+                gone: false,
+            };
+            assert_eq!(add_step(counter.add(1), 1), Err(cut));
         }
     }
 

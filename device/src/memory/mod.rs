@@ -20,6 +20,7 @@ pub(crate) mod guarded;
 pub(crate) mod host;
 pub(crate) mod hostmem;
 pub(crate) mod image;
+pub mod lent;
 pub mod ram;
 pub mod segments;
 pub(crate) mod usage;

@@ -5,7 +5,7 @@
 //! Whether a command is well-formed depends on its bytes and on what the device offers, not on
 //! which spaces there are. What a command does is in `table`.
 
-use virtgpu_protocol::mirror::{self as wire, access, command, Header};
+use virtgpu_protocol::mirror::{self as wire, access, command, resolution, space_kind, Header};
 use zerocopy::{FromBytes, Immutable, KnownLayout, Unaligned};
 
 use super::Limits;
@@ -33,8 +33,11 @@ pub(crate) enum Command {
         start: u64,
         last: u64,
     },
-    /// Nothing waits for it: there are no faults.
-    Resolve,
+    Resolve {
+        space: u32,
+        fault: u64,
+        status: u32,
+    },
 }
 
 /// `bytes` as a structure, without a byte more or less.
@@ -44,9 +47,18 @@ fn exactly<T: FromBytes + KnownLayout + Immutable + Unaligned>(
     T::ref_from_bytes(bytes).map_err(|_| Malformed("length"))
 }
 
-/// Whether `mask` is one that a MAP may allow.
+/// Whether `mask` is one that a space may allow.
 fn is_access(mask: u32) -> bool {
     mask == access::READ || mask == access::READ | access::WRITE
+}
+
+/// What a space belongs to fits what is to happen if nothing is mapped there.
+fn is_kind(create: &wire::SpaceCreate, limits: &Limits) -> bool {
+    match (create.kind.get(), create.flags.get()) {
+        (space_kind::RESOURCE, 0) => true,
+        (space_kind::CONTEXT, wire::SPACE_FAULTS) => limits.max_faults > 0,
+        _ => false,
+    }
 }
 
 /// Reads a command.
@@ -69,8 +81,8 @@ pub(crate) fn parse(bytes: &[u8], limits: &Limits) -> Result<Command, Malformed>
             if !is_access(create.access.get()) {
                 return Err(Malformed("access"));
             }
-            if create.flags.get() != 0 {
-                return Err(Malformed("flags"));
+            if !is_kind(&create, limits) {
+                return Err(Malformed("kind or flags"));
             }
             Ok(Command::Create(create))
         }
@@ -88,8 +100,16 @@ pub(crate) fn parse(bytes: &[u8], limits: &Limits) -> Result<Command, Malformed>
             Ok(Command::Invalidate { space, start, last })
         }
         command::FAULT_RESOLVE => {
-            exactly::<wire::FaultResolve>(bytes)?;
-            Ok(Command::Resolve)
+            let resolve = exactly::<wire::FaultResolve>(bytes)?;
+            let status = resolve.status.get();
+            if status > resolution::RETRY || resolve.padding.get() != 0 {
+                return Err(Malformed("status"));
+            }
+            Ok(Command::Resolve {
+                space,
+                fault: resolve.fault_id.get(),
+                status,
+            })
         }
         _ => Err(Malformed("unknown command")),
     }
@@ -116,7 +136,9 @@ fn map(space: u32, bytes: &[u8], limits: &Limits) -> Result<Command, Malformed> 
         if length == 0 || (entry.addr.get() | length) & mask != 0 {
             return Err(Malformed("granularity of an entry"));
         }
-        if !is_access(entry.access.get()) {
+        let access = entry.access.get();
+        let exclusive = access == access::EXCLUSIVE && limits.max_faults > 0;
+        if !is_access(access) && !exclusive {
             return Err(Malformed("access of an entry"));
         }
         // Fewer than 2^32 lengths below 2^32: no overflow.

@@ -2,9 +2,11 @@
 
 //! Spaces: guest memory that the guest gives and takes page by page, on a queue of its own.
 //!
-//! A space belongs to a resource that was created without memory. What is mapped in it is mapped in
-//! this process too, at the addresses of an `Area`, and that is all that jobs get to see of
-//! it: they take no lock, and find out by a fault that something is not there (any more).
+//! A space belongs to a resource that was created without memory, or is the address space of a
+//! context. What is mapped in it is mapped in this process too, at the addresses of an `Area`, and
+//! that is all that jobs get to see of it: they take no lock, and find out by a fault that something
+//! is not there (any more). In the space of a resource that ends the job; in that of a context it
+//! stalls it (`stall`).
 //!
 //! Whoever serves the mirror queue takes the lock of the table, which is held for system calls of
 //! this process and nothing else, least of all while a job or the guest is waited for. Threads that
@@ -13,9 +15,10 @@
 pub(crate) mod backlog;
 pub(crate) mod command;
 mod runs;
+pub(crate) mod stall;
 mod table;
 
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use virtgpu_protocol::mirror::command::{INVALIDATE, MAP};
@@ -23,6 +26,7 @@ use virtgpu_protocol::mirror::{self as wire, device_state, MirrorConfig, VERSION
 use vm_memory::GuestMemoryAtomic;
 use zerocopy::little_endian::U32;
 
+use crate::cancel::Cancel;
 use crate::log::names;
 use crate::log::{Event, EventLog};
 use crate::memory::area::{self, Area};
@@ -37,6 +41,8 @@ use crate::queues::events::EventRing;
 use crate::queues::mirror::CommandRing;
 
 use backlog::Backlog;
+use stall::Faulting;
+pub(crate) use table::OwnerId;
 use table::Table;
 
 /// What the extension offers.
@@ -50,6 +56,8 @@ pub struct Limits {
     pub event_slots: u32,
     /// Bytes that addresses and lengths are multiples of, a power of two, 4096 or more.
     pub granularity: u32,
+    /// Most faults of a space that are not resolved; 0 for a device without faults.
+    pub max_faults: u32,
     /// Mappings of the host that spaces may use, 0 for half of what the kernel lets a process have.
     pub mappings: usize,
 }
@@ -61,6 +69,7 @@ impl Default for Limits {
             max_spaces: 16384,
             event_slots: 32,
             granularity: PAGE as u32,
+            max_faults: 64,
             mappings: 0,
         }
     }
@@ -81,6 +90,12 @@ pub(crate) struct Counters {
     pub(crate) ring: AtomicU64,
     /// Most MAPs of one context that were before an INVALIDATE of another.
     pub(crate) maps_ahead: AtomicU64,
+    /// Faults that the guest was told of.
+    pub(crate) faults: AtomicU64,
+    /// Accesses that stalled on a fault that another one had caused.
+    pub(crate) joined: AtomicU64,
+    /// MAPs that were carried out and gave the device pages of its own.
+    pub(crate) exclusive: AtomicU64,
 }
 
 /// The same of one space.
@@ -120,6 +135,8 @@ pub(crate) struct Mirror {
     pub(crate) counters: Counters,
     /// A [`device_state`].
     state: AtomicU32,
+    /// The driver has accepted faults.
+    faulting: AtomicBool,
 }
 
 impl Mirror {
@@ -148,6 +165,7 @@ impl Mirror {
             hammer: Arc::new(Hammer::new(log.clone())),
             mutants,
             state: AtomicU32::new(device_state::OK),
+            faulting: AtomicBool::new(false),
             log: log.clone(),
         }
     }
@@ -179,6 +197,20 @@ impl Mirror {
         Some(limits)
     }
 
+    /// The same, without faults if the driver has not accepted them.
+    fn accepted(&self) -> Option<Limits> {
+        let mut limits = self.offered()?;
+        if !self.faulting.load(Ordering::Acquire) {
+            limits.max_faults = 0;
+        }
+        Some(limits)
+    }
+
+    /// Takes note of whether the driver has accepted faults.
+    pub(crate) fn set_faulting(&self, faulting: bool) {
+        self.faulting.store(faulting, Ordering::Release);
+    }
+
     /// Takes note of guest RAM.
     pub(crate) fn memory_changed(&self, ram: &GuestRam) {
         let block_size = ram.block_size().max(PAGE as u32);
@@ -198,8 +230,7 @@ impl Mirror {
             event_slots: U32::new(limits.event_slots),
             granularity: U32::new(limits.granularity),
             device_state: U32::new(self.state.load(Ordering::Relaxed)),
-            // Faults are not offered.
-            max_faults: U32::ZERO,
+            max_faults: U32::new(limits.max_faults),
             padding: U32::ZERO,
         })
     }
@@ -233,7 +264,7 @@ impl Mirror {
         if let Some(space) = space.filter(|_| !self.has(Mutant::NoRevokeOnUnref)) {
             self.remove(&mut table, space, why);
         }
-        self.events.forget_resource(id);
+        self.events.forget_owner(OwnerId::Resource(id));
         f();
     }
 
@@ -244,8 +275,28 @@ impl Mirror {
         if let Some(space) = space.filter(|_| !self.has(Mutant::NoRevokeOnUnref)) {
             self.remove(&mut table, space, "unref");
         }
-        self.events.forget_resource(id);
+        self.events.forget_owner(OwnerId::Resource(id));
         table.forget(id);
+    }
+
+    /// From now on context `ctx`, whose jobs `cancel` ends, can have a space.
+    pub(crate) fn adopt_context(&self, ctx: u32, cancel: Arc<Cancel>) {
+        self.table().adopt_context(ctx, cancel);
+    }
+
+    /// A job of context `ctx` comes: the space that it is in fault mode with, if it is.
+    pub(crate) fn use_context(&self, ctx: u32) -> Option<Arc<Faulting>> {
+        self.table().use_context(ctx)
+    }
+
+    /// Context `ctx` is going: revokes its space.
+    pub(crate) fn forget_context(&self, ctx: u32) {
+        let mut table = self.table();
+        if let Some(space) = table.space_of_context(ctx) {
+            self.remove(&mut table, space, "context destroyed");
+        }
+        self.events.forget_owner(OwnerId::Context(ctx));
+        table.forget_context(ctx);
     }
 
     fn remove_all(&self, table: &mut Table, why: &'static str) {
@@ -284,6 +335,16 @@ impl Mirror {
         self.table().counts_of(resource).unwrap_or_default()
     }
 
+    /// The same of the address space of a context.
+    pub(crate) fn counts(&self, space: &Faulting) -> SpaceCounts {
+        self.table().counts(space.id).unwrap_or_default()
+    }
+
+    /// Faults that are not resolved.
+    pub(crate) fn pending_faults(&self) -> u64 {
+        self.table().pending() as u64
+    }
+
     /// Takes note of a command that was taken from a queue of `ring` descriptors, in which `more`
     /// are.
     pub(crate) fn note(&self, backlog: &mut Backlog, bytes: &[u8], ring: u16, more: u16) {
@@ -302,7 +363,7 @@ impl Mirror {
 
     /// Carries out a command; returns the status, of those that have one.
     pub(crate) fn execute(&self, bytes: &[u8], ram: &GuestRam) -> Option<u32> {
-        let limits = self.offered()?;
+        let limits = self.accepted()?;
         self.act(command::parse(bytes, &limits), bytes, ram)
     }
 
@@ -314,7 +375,7 @@ impl Mirror {
 
     /// What a mutant does after it has acknowledged an INVALIDATE, if there is a page to write to.
     pub(crate) fn stray(&self, bytes: &[u8]) -> Option<impl FnOnce() + Send + 'static + use<>> {
-        let command = command::parse(bytes, &self.offered()?).ok()?;
+        let command = command::parse(bytes, &self.accepted()?).ok()?;
         let command::Command::Invalidate { space, start, last } = command else {
             return None;
         };
@@ -348,7 +409,7 @@ impl Mirror {
             start: word(16).filter(|_| matches!(kind, MAP | INVALIDATE)),
             length: word(24).filter(|_| kind == MAP),
             last: word(24).filter(|_| kind == INVALIDATE),
-            malformed: match &self.offered() {
+            malformed: match &self.accepted() {
                 Some(limits) => command::parse(bytes, limits).is_err(),
                 None => true,
             },

@@ -17,6 +17,8 @@ pub(crate) struct Run {
     pub(crate) file: Arc<File>,
     pub(crate) offset: u64,
     pub(crate) write: bool,
+    /// The device alone has it.
+    pub(crate) exclusive: bool,
 }
 
 impl Run {
@@ -24,7 +26,7 @@ impl Run {
     pub(crate) fn continues_with(&self, next: &Self) -> bool {
         Arc::ptr_eq(&self.file, &next.file)
             && self.offset + self.length == next.offset
-            && self.write == next.write
+            && (self.write, self.exclusive) == (next.write, next.exclusive)
     }
 
     /// The part from byte `from` up to byte `to`.
@@ -69,6 +71,12 @@ impl Runs {
         let (start, _) = self.runs.first_key_value()?;
         let (last, run) = self.runs.last_key_value()?;
         Some(*start..last + run.length)
+    }
+
+    /// The run that byte `at` is in.
+    pub(crate) fn find(&self, at: u64) -> Option<&Run> {
+        let (start, run) = self.runs.range(..=at).next_back()?;
+        (at - start < run.length).then_some(run)
     }
 
     /// Bytes of all.
@@ -180,7 +188,8 @@ mod tests {
                 }
                 pages[range.clone()].fill(None);
                 if let Some((offset, write)) = what {
-                    let run = Run { length, file: file.clone(), offset, write };
+                    let file = file.clone();
+                    let run = Run { length, file, offset, write, exclusive: false };
                     runs.insert(start, run);
                     for (page, offset) in range.zip(offset..) {
                         pages[page] = Some((offset, write));
@@ -193,6 +202,10 @@ mod tests {
                 prop_assert_eq!(runs.runs.len(), ends.count());
                 let gaps = pages.windows(2).filter(|two| two[0].is_some() && two[1].is_none());
                 prop_assert_eq!(runs.mappings(), runs.runs.len() + gaps.count());
+                for (page, want) in (0..).zip(pages) {
+                    let found = runs.find(page).map(|run| run.write);
+                    prop_assert_eq!(found, want.map(|(_, write)| write));
+                }
                 let span = runs.span().map_or(0..0, |span| span.start as usize..span.end as usize);
                 prop_assert!(pages[span.clone()].iter().flatten().count() == pages.iter().flatten().count());
                 prop_assert!(span.is_empty() || pages[span.start].is_some() && pages[span.end - 1].is_some());

@@ -14,15 +14,35 @@ use virtgpu_protocol::mirror::{self as wire, access, space_kind, status};
 
 use super::command::{self, Command, Malformed};
 use super::runs::{push, Placed, Run, Runs};
-use super::{Mirror, SpaceCounts};
+use super::stall::Faulting;
+use super::{Limits, Mirror, SpaceCounts};
+use crate::cancel::Cancel;
 use crate::log::names;
 use crate::log::Event;
-use crate::memory::area::Area;
+use crate::memory::area::{self, Area};
 use crate::memory::ram::GuestRam;
 use crate::memory::usage::{Budget, Usage};
 use crate::memory::PAGE;
 use crate::misbehave::mutant::Mutant;
 use crate::queues::events::Record;
+
+/// What a space belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum OwnerId {
+    Resource(u32),
+    Context(u32),
+}
+
+/// A context that can have a space.
+#[derive(Debug)]
+struct Client {
+    /// Ends its jobs.
+    cancel: Arc<Cancel>,
+    /// It has had a job, and so gets no space any more.
+    used: bool,
+    /// Its space, also when that is gone.
+    space: Option<Arc<Faulting>>,
+}
 
 /// A resource that can have a space.
 #[derive(Debug)]
@@ -35,7 +55,9 @@ struct Owner {
 /// A space.
 #[derive(Debug)]
 pub(crate) struct Space {
-    resource: u32,
+    owner: OwnerId,
+    /// It is the address space of a context.
+    faulting: Option<Arc<Faulting>>,
     area: Arc<Area>,
     /// The most that may be allowed.
     access: u32,
@@ -49,6 +71,8 @@ pub(crate) struct Space {
 #[derive(Debug)]
 pub(crate) struct Table {
     owners: HashMap<u32, Owner>,
+    /// Contexts that can have a space.
+    contexts: HashMap<u32, Client>,
     spaces: HashMap<u32, Space>,
     /// Spaces that a mutant does not let go.
     undead: HashMap<u32, Space>,
@@ -60,6 +84,7 @@ impl Table {
     pub(crate) fn new(mappings: usize) -> Self {
         Self {
             owners: HashMap::new(),
+            contexts: HashMap::new(),
             spaces: HashMap::new(),
             undead: HashMap::new(),
             budget: Budget::new(mappings),
@@ -84,8 +109,53 @@ impl Table {
         self.owners.remove(&resource);
     }
 
+    pub(crate) fn adopt_context(&mut self, ctx: u32, cancel: Arc<Cancel>) {
+        let client = Client {
+            cancel,
+            used: false,
+            space: None,
+        };
+        self.contexts.insert(ctx, client);
+    }
+
+    pub(crate) fn forget_context(&mut self, ctx: u32) {
+        self.contexts.remove(&ctx);
+    }
+
+    /// A job of context `ctx` comes. Returns the space that it is in fault mode with; without, it
+    /// never will be.
+    pub(crate) fn use_context(&mut self, ctx: u32) -> Option<Arc<Faulting>> {
+        let client = self.contexts.get_mut(&ctx)?;
+        client.used = true;
+        client.space.clone()
+    }
+
+    /// The space of a context.
+    pub(crate) fn space_of_context(&self, ctx: u32) -> Option<u32> {
+        let space = self.contexts.get(&ctx)?.space.as_ref()?;
+        self.has(space).then_some(space.id)
+    }
+
+    /// Whether the address space of a context is not gone.
+    pub(crate) fn has(&self, faulting: &Arc<Faulting>) -> bool {
+        let space = self.spaces.get(&faulting.id);
+        let other = space.and_then(|space| space.faulting.as_ref());
+        other.is_some_and(|other| Arc::ptr_eq(other, faulting))
+    }
+
+    /// Whether something is mapped at `at` in a space that allows `access`.
+    pub(crate) fn allows(&self, space: u32, at: u64, access: u32) -> bool {
+        let run = self.spaces.get(&space).and_then(|s| s.runs.find(at));
+        run.is_some_and(|run| match access {
+            access::READ => true,
+            access::WRITE => run.write,
+            _ => run.exclusive,
+        })
+    }
+
     pub(crate) fn forget_all(&mut self) {
         self.owners.clear();
+        self.contexts.clear();
         self.undead.clear();
     }
 
@@ -96,7 +166,12 @@ impl Table {
 
     /// Counts of the space of a resource.
     pub(crate) fn counts_of(&self, resource: u32) -> Option<SpaceCounts> {
-        let space = self.spaces.get(&self.space_of(resource)?)?;
+        self.counts(self.space_of(resource)?)
+    }
+
+    /// Counts of a space.
+    pub(crate) fn counts(&self, space: u32) -> Option<SpaceCounts> {
+        let space = self.spaces.get(&space)?;
         Some(SpaceCounts {
             pages: space.runs.bytes() / PAGE,
             maps: space.maps,
@@ -108,6 +183,12 @@ impl Table {
     pub(crate) fn client_of(&self, space: u32) -> Option<u32> {
         let space = self.spaces.get(&space)?;
         Some(space.area.usage().client())
+    }
+
+    /// Faults that are not resolved.
+    pub(crate) fn pending(&self) -> usize {
+        let faulting = self.spaces.values().filter_map(|s| s.faulting.as_ref());
+        faulting.map(|space| space.pending()).sum()
     }
 
     /// All of them.
@@ -150,7 +231,14 @@ impl Mirror {
                 self.counters.invalidates.fetch_add(1, Ordering::Relaxed);
                 None
             }
-            Ok(Command::Resolve) => None,
+            Ok(Command::Resolve {
+                space,
+                fault,
+                status,
+            }) => {
+                self.resolve(&table, space, fault, status);
+                None
+            }
             Err(error) => {
                 let kind = command::kind(bytes);
                 log::warn!("{}: {error}", names::command(kind));
@@ -161,33 +249,25 @@ impl Mirror {
 
     fn create(&self, table: &mut Table, create: &wire::SpaceCreate) -> u32 {
         let id = create.hdr.space_id.get();
-        let resource = create.id.get();
-        let limits = self.limits.as_ref();
-        let Some(owner) = table.owners.get_mut(&resource) else {
-            return status::INVALID;
+        let created = match (self.offered(), create.kind.get()) {
+            (Some(limits), space_kind::CONTEXT) => self.of_context(table, create, &limits),
+            (Some(limits), _) => Self::of_resource(table, create, &limits),
+            (None, _) => Err(status::INVALID),
         };
-        let good = create.kind.get() == space_kind::RESOURCE
-            && create.size.get() == owner.area.size()
-            && owner.space.is_none();
-        if !good || table.spaces.contains_key(&id) {
-            return status::INVALID;
-        }
-        if limits.is_none_or(|l| table.spaces.len() >= l.max_spaces as usize) {
-            return status::LIMIT;
-        }
-        owner.space = Some(id);
-        let space = Space {
-            resource,
-            area: owner.area.clone(),
-            access: create.access.get(),
-            hammer: owner.hammer,
-            runs: Runs::default(),
-            maps: 0,
-            invalidates: 0,
+        let space = match created {
+            Ok(space) => space,
+            Err(status) => return status,
         };
         self.log.write(|| Event::Space {
             space: id,
-            resource,
+            resource: match space.owner {
+                OwnerId::Resource(resource) => resource,
+                OwnerId::Context(_) => 0,
+            },
+            ctx: match space.owner {
+                OwnerId::Resource(_) => None,
+                OwnerId::Context(ctx) => Some(ctx),
+            },
             bytes: space.area.size(),
             access: space.access,
         });
@@ -195,6 +275,105 @@ impl Mirror {
         table.spaces.insert(id, space);
         self.counters.spaces.fetch_add(1, Ordering::Relaxed);
         status::OK
+    }
+
+    /// Whether there can be one more space, of this id.
+    fn has_room(table: &Table, id: u32, limits: &Limits) -> Result<(), u32> {
+        if table.spaces.contains_key(&id) {
+            return Err(status::INVALID);
+        }
+        match table.spaces.len() < limits.max_spaces as usize {
+            true => Ok(()),
+            false => Err(status::LIMIT),
+        }
+    }
+
+    /// The new space of a resource.
+    fn of_resource(
+        table: &mut Table,
+        create: &wire::SpaceCreate,
+        limits: &Limits,
+    ) -> Result<Space, u32> {
+        let (id, resource) = (create.hdr.space_id.get(), create.id.get());
+        let owner = table.owners.get(&resource).ok_or(status::INVALID)?;
+        if create.size.get() != owner.area.size() || owner.space.is_some() {
+            return Err(status::INVALID);
+        }
+        Self::has_room(table, id, limits)?;
+        let owner = table.owners.get_mut(&resource).ok_or(status::INVALID)?;
+        owner.space = Some(id);
+        Ok(Space {
+            owner: OwnerId::Resource(resource),
+            faulting: None,
+            area: owner.area.clone(),
+            access: create.access.get(),
+            hammer: owner.hammer,
+            runs: Runs::default(),
+            maps: 0,
+            invalidates: 0,
+        })
+    }
+
+    /// The new space of a context, which is in fault mode from now on.
+    fn of_context(
+        &self,
+        table: &mut Table,
+        create: &wire::SpaceCreate,
+        limits: &Limits,
+    ) -> Result<Space, u32> {
+        let (id, ctx, size) = (
+            create.hdr.space_id.get(),
+            create.id.get(),
+            create.size.get(),
+        );
+        let client = table.contexts.get(&ctx).ok_or(status::INVALID)?;
+        let good = size > 0 && size <= area::MAX_SIZE && size % u64::from(limits.granularity) == 0;
+        if !good || client.used || client.space.is_some() {
+            return Err(status::INVALID);
+        }
+        Self::has_room(table, id, limits)?;
+        let usage = table.client(ctx);
+        let area = Area::for_faults(size, usage).map_err(|error| {
+            log::error!("area: {error}");
+            status::NO_MEMORY
+        })?;
+        let area = Arc::new(area);
+        let client = table.contexts.get_mut(&ctx).ok_or(status::INVALID)?;
+        let cancel = client.cancel.clone();
+        let faulting = Faulting::new(id, area.clone(), cancel, limits.max_faults);
+        let faulting = client.space.insert(Arc::new(faulting));
+        let access = create.access.get();
+        Ok(Space {
+            owner: OwnerId::Context(ctx),
+            faulting: Some(faulting.clone()),
+            area,
+            // What can be written can also be the device's alone.
+            access: match access & access::WRITE {
+                0 => access,
+                _ => access | access::EXCLUSIVE,
+            },
+            hammer: false,
+            runs: Runs::default(),
+            maps: 0,
+            invalidates: 0,
+        })
+    }
+
+    /// The guest has resolved a fault.
+    fn resolve(&self, table: &Table, id: u32, fault: u64, status: u32) {
+        let space = table.spaces.get(&id).and_then(|s| s.faulting.as_ref());
+        let Some(space) = space else {
+            return;
+        };
+        // Before it is true: who goes on finds it in the log.
+        self.log.write(|| Event::Resolved {
+            space: id,
+            fault,
+            status,
+        });
+        if !space.resolve(fault, status) {
+            log::warn!("space {id}: there is no fault {fault}");
+        }
     }
 
     /// Ends a space, if it exists. Nothing can be accessed through it any more afterwards, and no
@@ -206,8 +385,14 @@ impl Mirror {
             return;
         };
         self.clear(id, &mut space);
-        if let Some(owner) = table.owners.get_mut(&space.resource) {
-            owner.space = None;
+        if let OwnerId::Resource(resource) = space.owner {
+            if let Some(owner) = table.owners.get_mut(&resource) {
+                owner.space = None;
+            }
+        }
+        // Jobs of the context can do nothing without it, least of all wait for faults.
+        if let Some(faulting) = &space.faulting {
+            faulting.cancel.set();
         }
         self.counters.spaces.fetch_sub(1, Ordering::Relaxed);
         self.log.write(|| Event::SpaceGone {
@@ -236,12 +421,12 @@ impl Mirror {
 
     /// Ends a space, if it exists, because the host cannot keep it, and tells the guest.
     pub(super) fn lose_one(&self, table: &mut Table, id: u32) {
-        let Some(resource) = table.spaces.get(&id).map(|space| space.resource) else {
+        let Some(owner) = table.spaces.get(&id).map(|space| space.owner) else {
             return;
         };
         self.remove(table, id, LOST);
         self.events.post(Record {
-            resource: Some(resource),
+            owner: Some(owner),
             ..Record::space_lost(id)
         });
     }
@@ -272,6 +457,7 @@ impl Mirror {
                     file: range.file,
                     offset: range.offset,
                     write,
+                    exclusive: entry.access.get() & access::ATOMIC != 0,
                 };
                 // A region ends before 2^64, and so does the part of the entry in it.
                 addr = addr.wrapping_add(run.length);
@@ -339,6 +525,9 @@ impl Mirror {
         usage.change(before, space.runs.mappings());
         if result.is_ok() {
             space.maps += 1;
+            if asked.iter().any(|(_, run)| run.exclusive) {
+                self.counters.exclusive.fetch_add(1, Ordering::Relaxed);
+            }
         }
         let pages = &self.counters.mapped_pages;
         pages.fetch_add(bytes(kept) / PAGE, Ordering::Relaxed);
@@ -491,8 +680,11 @@ fn skip_page(old: &mut Vec<Placed>, runs: &mut Runs) {
 fn rights(runs: &[Placed]) -> Vec<(u64, u64, u32)> {
     let mut list: Vec<(u64, u64, u32)> = Vec::new();
     for (at, run) in runs {
-        let write = if run.write { access::WRITE } else { 0 };
-        let access = access::READ | write;
+        let access = match (run.exclusive, run.write) {
+            (true, _) => access::EXCLUSIVE,
+            (false, true) => access::READ | access::WRITE,
+            (false, false) => access::READ,
+        };
         match list.last_mut() {
             Some((start, length, same)) if *start + *length == *at && *same == access => {
                 *length += run.length;

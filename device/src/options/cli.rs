@@ -113,6 +113,15 @@ pub struct RunArgs {
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub mirror_mappings: usize,
 
+    /// Do not offer the resolution of faults: no context can be in fault mode.
+    #[arg(long)]
+    pub no_page_fault: bool,
+
+    /// Most faults of a space that are not resolved.
+    #[arg(long, value_name = "N", default_value_t = Limits::default().max_faults,
+        value_parser = clap::value_parser!(u32).range(1..=4096))]
+    pub mirror_faults: u32,
+
     /// Keep rewriting each writable page that is mapped in a marked space with the bytes that it had
     /// when it was mapped, up to the moment it is revoked. The mark is bit 63 of the blob_id of a
     /// HOST3D_GUEST resource. Nobody else may write to the memory of a marked resource while it is
@@ -235,6 +244,10 @@ impl RunArgs {
                 max_spaces: self.mirror_spaces,
                 granularity: self.mirror_granularity,
                 mappings: self.mirror_mappings,
+                max_faults: match self.no_page_fault {
+                    true => 0,
+                    false => self.mirror_faults,
+                },
                 ..Limits::default()
             }),
             hammer: self.hammer,

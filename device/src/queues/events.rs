@@ -18,8 +18,10 @@ use zerocopy::IntoBytes;
 use super::ring::{give_back, scatter, GuestRing, Inner, Queue};
 use super::vring::Vring;
 use crate::log::{Event, EventLog};
+use crate::mirror::OwnerId;
 
-/// Events that wait for a buffer; more are lost.
+/// Events that wait for a buffer; more are lost, but for those that the guest waits for, of which
+/// it allows no more.
 const MOST: usize = 4096;
 
 /// An event.
@@ -31,8 +33,8 @@ pub(crate) struct Record {
     pub(crate) used: u32,
     /// It is none of a device that behaves.
     pub(crate) adversary: bool,
-    /// The resource whose space it names, if it is to be forgotten with it.
-    pub(crate) resource: Option<u32>,
+    /// Whose space it names, if it is to be forgotten with that.
+    pub(crate) owner: Option<OwnerId>,
 }
 
 impl Record {
@@ -46,8 +48,14 @@ impl Record {
             },
             used: size_of::<wire::Event>() as u32,
             adversary: false,
-            resource: None,
+            owner: None,
         }
+    }
+
+    /// Whether the guest waits for it.
+    fn is_owed(&self) -> bool {
+        let kind = self.event.kind.get();
+        !self.adversary && matches!(kind, wire::event::FAULT | wire::event::RING_DONE)
     }
 }
 
@@ -84,16 +92,23 @@ impl EventRing {
         waiting.retain(|record| record.event.space_id.get() != space);
     }
 
-    /// Forgets what waits and names a space that resource `resource` has had.
-    pub(crate) fn forget_resource(&self, resource: u32) {
+    /// Forgets what waits and names a space that `owner` has had.
+    pub(crate) fn forget_owner(&self, owner: OwnerId) {
         let waiting = &mut self.lock().state;
-        waiting.retain(|record| record.resource != Some(resource));
+        waiting.retain(|record| record.owner != Some(owner));
+    }
+
+    /// Events that wait for a buffer, and those of them that name a space.
+    pub(crate) fn waiting(&self, space: u32) -> (usize, usize) {
+        let waiting = &self.lock().state;
+        let own = waiting.iter().filter(|r| r.event.space_id.get() == space);
+        (waiting.len(), own.count())
     }
 
     /// Tells the guest, as soon as there is a buffer.
     pub(crate) fn post(&self, record: Record) {
         let mut inner = self.lock();
-        if inner.state.len() >= MOST {
+        if inner.state.len() >= MOST && !record.is_owed() {
             log::warn!("an event is lost: the driver takes none");
             return;
         }

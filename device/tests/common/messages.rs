@@ -92,6 +92,30 @@ pub fn space_create(space: u32, resource: u32, size: u64, access: u32) -> Vec<u8
     create.as_bytes().to_vec()
 }
 
+/// SPACE_CREATE for the addresses of a context.
+pub fn context_space(space: u32, ctx: u32, size: u64) -> Vec<u8> {
+    let create = mirror::SpaceCreate {
+        hdr: mirror::Header::new(mirror::command::SPACE_CREATE, space),
+        kind: U32::new(mirror::space_kind::CONTEXT),
+        id: U32::new(ctx),
+        size: U64::new(size),
+        access: U32::new(3),
+        flags: U32::new(mirror::SPACE_FAULTS),
+    };
+    create.as_bytes().to_vec()
+}
+
+/// FAULT_RESOLVE.
+pub fn fault_resolve(space: u32, fault: u64, status: u32) -> Vec<u8> {
+    let resolve = mirror::FaultResolve {
+        hdr: mirror::Header::new(mirror::command::FAULT_RESOLVE, space),
+        fault_id: U64::new(fault),
+        status: U32::new(status),
+        padding: U32::ZERO,
+    };
+    resolve.as_bytes().to_vec()
+}
+
 /// SPACE_DESTROY.
 pub fn space_destroy(space: u32) -> Vec<u8> {
     let hdr = mirror::Header::new(mirror::command::SPACE_DESTROY, space);

@@ -46,6 +46,8 @@ use ring::{Layout, Ring, ANSWER};
 
 /// The mirror extension's feature.
 const MIRROR_BIT: u64 = 1 << mirror::feature::MIRROR;
+/// That of faults.
+const FAULT_BIT: u64 = 1 << mirror::feature::PAGE_FAULT;
 /// Bytes of guest RAM.
 pub const RAM: u64 = 64 << 20;
 /// Bytes of the host-visible window.
@@ -137,6 +139,8 @@ pub struct Vm {
     pub control: Ring,
     /// The queues of the extension, if the driver wants it.
     pub mirror: Option<(Ring, Ring)>,
+    /// The driver resolves faults.
+    pub faulting: bool,
     device: Option<Host>,
     folder: PathBuf,
     /// Next fence id.
@@ -167,6 +171,15 @@ impl Vm {
     /// One whose driver accepts the mirror extension.
     pub fn mirrored(options: Options) -> Self {
         Self::with_options(options, true)
+    }
+
+    /// One whose driver resolves faults, too.
+    pub fn faulting(options: Options) -> Self {
+        let mut vm = Self::with_options(options, true);
+        vm.stop();
+        vm.faulting = true;
+        vm.start();
+        vm
     }
 
     /// The same with guest RAM in huge pages, if there are some; else `None`.
@@ -231,6 +244,7 @@ impl Vm {
         let mut vm = Self {
             control: ring(CONTROL),
             mirror: mirrored.then(|| (ring(MIRROR), ring(EVENTS))),
+            faulting: false,
             memory,
             frontend,
             requests: Arc::default(),
@@ -269,6 +283,10 @@ impl Vm {
         if self.mirror.is_some() {
             assert_ne!(features & MIRROR_BIT, 0);
             ours |= MIRROR_BIT;
+        }
+        if self.faulting {
+            assert_ne!(features & FAULT_BIT, 0);
+            ours |= FAULT_BIT;
         }
         frontend.set_features((features & 0x3f) | ours).unwrap();
         let region = self.memory.iter().next().unwrap();
@@ -462,6 +480,11 @@ impl Vm {
     /// Gives the device a buffer for an event.
     pub fn post_event_buffer(&mut self, room: usize) -> u16 {
         self.mirror.as_mut().unwrap().1.post_buffer(room)
+    }
+
+    /// The same, if it is back by now.
+    pub fn poll_event(&mut self, head: u16) -> Option<(u32, Vec<u8>)> {
+        self.mirror.as_mut().unwrap().1.poll(head)
     }
 
     /// The used length of, and the bytes in, a buffer for an event.

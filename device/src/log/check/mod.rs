@@ -87,8 +87,8 @@ impl Takes {
     /// Whether `job` could touch it.
     fn is_of(self, job: &Job) -> bool {
         match self {
-            Self::Resource(id) | Self::Backing(id) => job.resources.contains(&id),
-            Self::Attachment(ctx, id) => job.ctx == ctx && job.resources.contains(&id),
+            Self::Resource(id) | Self::Backing(id) => job.keeps(id),
+            Self::Attachment(ctx, id) => job.ctx == ctx && job.keeps(id),
             Self::Context(ctx) => job.ctx == ctx,
         }
     }
@@ -113,6 +113,15 @@ struct Job {
     abandoned: bool,
     /// What was missing when its current operation began.
     lacks: Vec<Lack>,
+    /// The address space of its context, if that is in fault mode.
+    space: Option<u32>,
+}
+
+impl Job {
+    /// Whether a resource that it names stays until it is over.
+    fn keeps(&self, resource: u32) -> bool {
+        self.space.is_none() && self.resources.contains(&resource)
+    }
 }
 
 #[derive(Default)]
@@ -255,7 +264,7 @@ impl Checker {
                 for attached in self.contexts.values_mut() {
                     attached.remove(&resource);
                 }
-                self.no_job("gone", |_, job| job.resources.contains(&resource));
+                self.no_job("gone", |_, job| job.keeps(resource));
             }
             Event::CtxCreate { ctx, .. } => {
                 let old = self.contexts.insert(ctx, BTreeMap::new());
@@ -293,7 +302,7 @@ impl Checker {
                 });
                 if left == Some(0) {
                     self.no_job("detached", |_, job| {
-                        job.ctx == ctx && job.resources.contains(&resource) && !job.abandoned
+                        job.ctx == ctx && job.keeps(resource) && !job.abandoned
                     });
                 }
             }
@@ -307,6 +316,7 @@ impl Checker {
                 req,
                 ctx,
                 resources,
+                space,
                 ..
             } => {
                 let attached = self.contexts.get(&ctx).cloned().unwrap_or_default();
@@ -333,6 +343,7 @@ impl Checker {
                     must_fail: false,
                     abandoned: false,
                     lacks: Vec::new(),
+                    space,
                 };
                 self.jobs.insert(job, job_state);
             }
@@ -347,7 +358,15 @@ impl Checker {
                 ..
             } => {
                 self.access(job, resource, offset, length);
-                let lack = self.spaces.access(at, resource, offset, length, write);
+                let own = self.jobs.get(&job).and_then(|job| job.space);
+                let space = match (resource, own) {
+                    (0, Some(space)) => Some(space),
+                    _ => self.spaces.of_resource(resource),
+                };
+                let lack = space.and_then(|space| {
+                    let of = (space, resource);
+                    self.spaces.access(at, of, offset, length, write)
+                });
                 self.lack(job, at, lack.filter(|_| whole));
             }
             Event::Abandoned { job } => {
@@ -393,6 +412,9 @@ impl Checker {
             | Event::Mapped { .. }
             | Event::Unmapped { .. }
             | Event::Hammer { .. }
+            | Event::Fault { .. }
+            | Event::Resolved { .. }
+            | Event::RingDone { .. }
             | Event::Told { .. } => {}
             Event::End {
                 resources,
@@ -456,7 +478,9 @@ impl Checker {
         });
         if fence.is_some() {
             self.no_job("answered", |id, job| {
-                job.req == req && !early.is_some_and(|jobs| jobs.contains(&id))
+                job.req == req
+                    && job.space.is_none()
+                    && !early.is_some_and(|jobs| jobs.contains(&id))
             });
         }
         // What is ignored is not answered either.
@@ -503,12 +527,19 @@ impl Checker {
 
     fn access(&mut self, job: u64, resource: u32, offset: u64, length: u64) {
         let end = offset.checked_add(length);
-        let size = self.resources.get(&resource).copied();
+        let Some(state) = self.jobs.get_mut(&job) else {
+            return self.wrong(format!("job {job} touches memory, but does not exist"));
+        };
+        let own = state.space.filter(|_| resource == 0);
+        let (size, named) = match own {
+            Some(space) => (self.spaces.size(space), true),
+            None => (
+                self.resources.get(&resource).copied(),
+                state.resources.contains(&resource),
+            ),
+        };
         let inside = size.is_some_and(|size| end.is_some_and(|end| end <= size));
-        match self.jobs.get_mut(&job) {
-            None => self.wrong(format!("job {job} touches memory, but does not exist")),
-            Some(job) => job.must_fail |= !inside || !job.resources.contains(&resource),
-        }
+        state.must_fail |= !inside || !named;
     }
 
     /// A job begins operation `at`, and `lack` is missing for an access.

@@ -31,7 +31,10 @@ struct Pending {
 }
 
 struct Space {
+    /// 0 if it is that of a context.
     resource: u32,
+    /// 0 if it is that of a resource.
+    ctx: u32,
     bytes: u64,
     access: u32,
 }
@@ -40,6 +43,8 @@ struct Space {
 pub(super) struct Lack {
     /// The operation.
     pub(super) at: u64,
+    /// 0 if there was none.
+    space: u32,
     resource: u32,
     rights: u32,
     missing: Ranges,
@@ -85,6 +90,18 @@ impl Spaces {
         let mut spaces = self.spaces.iter();
         let found = spaces.find(|(_, space)| space.resource == resource);
         found.map(|(id, _)| *id)
+    }
+
+    /// The space that an access to a resource is looked up in: `Some(0)` if there is none, and there
+    /// should be one.
+    pub(super) fn of_resource(&self, resource: u32) -> Option<u32> {
+        let mirrored = self.resources.contains(&resource);
+        mirrored.then(|| self.space_of(resource).unwrap_or(0))
+    }
+
+    /// Bytes of a space.
+    pub(super) fn size(&self, space: u32) -> Option<u64> {
+        self.spaces.get(&space).map(|space| space.bytes)
     }
 
     /// A resource was created.
@@ -136,24 +153,24 @@ impl Spaces {
     pub(super) fn access(
         &self,
         at: u64,
-        resource: u32,
+        (space, resource): (u32, u32),
         offset: u64,
         length: u64,
         write: bool,
     ) -> Option<Lack> {
-        if !self.resources.contains(&resource) || length == 0 {
+        if length == 0 {
             return None;
         }
         let rights = if write { access::WRITE } else { access::READ };
         let empty = Ranges::default();
-        let space = self.space_of(resource);
-        let mapped = space.and_then(|id| self.mapped.get(&id)).unwrap_or(&empty);
+        let mapped = self.mapped.get(&space).unwrap_or(&empty);
         let mut missing = Ranges::default();
         for (start, end) in mapped.lacking(offset, offset.saturating_add(length), rights) {
             missing.insert(start, end, rights);
         }
         (!missing.is_empty()).then_some(Lack {
             at,
+            space,
             resource,
             rights,
             missing,
@@ -169,11 +186,10 @@ impl Spaces {
         let Event::Mapped { space, runs, .. } = event else {
             return;
         };
-        let Some(space) = self.spaces.get(space) else {
-            return;
-        };
+        let resource = self.spaces.get(space).map_or(0, |space| space.resource);
         for lacks in lacks {
-            for lack in lacks.iter_mut().filter(|l| l.resource == space.resource) {
+            let same = |l: &&mut Lack| l.space == *space || resource != 0 && l.resource == resource;
+            for lack in lacks.iter_mut().filter(same) {
                 for (start, length, rights) in runs {
                     if rights & lack.rights != 0 {
                         lack.missing.remove(*start, start.saturating_add(*length));
@@ -250,17 +266,21 @@ impl Spaces {
             Event::Space {
                 space,
                 resource,
+                ctx,
                 bytes,
                 access,
             } => {
-                let known = self.resources.contains(resource);
+                let known = ctx.is_some() || self.resources.contains(resource);
                 self.expect(known, || format!("resource {resource} is not mirrored"));
-                let other = self.space_of(*resource);
-                self.expect(other.is_none(), || {
-                    format!("resource {resource} has a space")
+                let other = self.spaces.values();
+                let (of, owner) = (ctx.unwrap_or(0), *resource);
+                let taken = other.filter(|s| (s.ctx, s.resource) == (of, owner)).count() > 0;
+                self.expect(!taken, || {
+                    format!("resource {resource} or context {of} has a space")
                 });
                 let new = Space {
                     resource: *resource,
+                    ctx: of,
                     bytes: *bytes,
                     access: *access,
                 };

@@ -1,0 +1,300 @@
+// SPDX-License-Identifier: MIT OR GPL-2.0-only
+
+//! Accesses of jobs to the address space of their context, which stall on what is not mapped.
+//!
+//! A stalled access holds no translation and no lock: it has ended at a word, and whoever made it
+//! waits on the [`Cancel`] of the context until the guest has resolved the fault. Then it goes on
+//! with that word, which finds what is mapped by then, or faults again. Each fault that the guest
+//! was told of is in [`Stalls`] until it is resolved; accesses to the same page wait for the same
+//! one.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
+
+use virtgpu_protocol::mirror::{self as wire, access, event, resolution};
+use zerocopy::little_endian::{U32, U64};
+
+use super::Mirror;
+use crate::cancel::Cancel;
+use crate::compute::{Addresses, Stop};
+use crate::log::Event;
+use crate::memory::area::Area;
+use crate::memory::guarded::Cut;
+use crate::memory::PAGE;
+use crate::queues::events::Record;
+
+/// How long an access waits after the first RETRY; twice as long after each that follows.
+const PAUSE: Duration = Duration::from_millis(1);
+/// The longest of these.
+const LONGEST_PAUSE: Duration = Duration::from_millis(100);
+
+/// A fault that the guest was told of.
+#[derive(Debug)]
+struct Stall {
+    page: u64,
+    /// One of [`access`].
+    access: u32,
+    /// A [`resolution`], once there is one.
+    result: OnceLock<u32>,
+}
+
+/// The faults of a space that are not resolved, by their ids.
+#[derive(Debug, Default)]
+struct Stalls(Mutex<BTreeMap<u64, Arc<Stall>>>);
+
+impl Stalls {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<u64, Arc<Stall>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Whether a fault of access `one` says all that one of `other` would.
+fn covers(one: u32, other: u32) -> bool {
+    // READ, WRITE and ATOMIC ask for more and more.
+    one >= other
+}
+
+/// The address space of a context in fault mode.
+#[derive(Debug)]
+pub(crate) struct Faulting {
+    /// The space.
+    pub(crate) id: u32,
+    pub(crate) area: Arc<Area>,
+    /// That of the context: it ends stalls, too.
+    pub(crate) cancel: Arc<Cancel>,
+    stalls: Stalls,
+    /// Most faults that are not resolved.
+    most: usize,
+}
+
+/// What an access that was cut off is to do.
+enum Miss {
+    /// Try again: it is mapped.
+    Mapped,
+    /// Wait for this fault to be resolved.
+    Stalled(Arc<Stall>),
+    /// Wait until there are less faults.
+    Full,
+}
+
+impl Faulting {
+    /// Space `id`, in whose `area` nothing is mapped, with at most so many faults.
+    pub(crate) fn new(id: u32, area: Arc<Area>, cancel: Arc<Cancel>, most: u32) -> Self {
+        Self {
+            id,
+            area,
+            cancel,
+            stalls: Stalls::default(),
+            most: most as usize,
+        }
+    }
+
+    /// Faults that are not resolved.
+    pub(crate) fn pending(&self) -> usize {
+        self.stalls.lock().len()
+    }
+
+    /// The guest has resolved fault `id`; returns whether there was one.
+    pub(super) fn resolve(&self, id: u64, status: u32) -> bool {
+        let stall = self.stalls.lock().remove(&id);
+        let Some(stall) = stall else {
+            return false;
+        };
+        let _ = stall.result.set(status);
+        self.cancel.wake();
+        true
+    }
+}
+
+impl Mirror {
+    /// An access to `address` found nothing that allows it. Tells the guest, unless it knows
+    /// already. The table is locked meanwhile, so that what is mapped and what is asked for fit.
+    fn miss(&self, of: &Stalling<'_>, address: u64, access: u32) -> Result<Miss, Stop> {
+        let table = self.table();
+        let space = of.space;
+        if !table.has(space) {
+            return Err(Stop::Cancelled);
+        }
+        let page = address - address % PAGE;
+        if table.allows(space.id, page, access) {
+            return Ok(Miss::Mapped);
+        }
+        let mut stalls = space.stalls.lock();
+        let same = |stall: &&Arc<Stall>| stall.page == page && covers(stall.access, access);
+        if let Some(stall) = stalls.values().find(same) {
+            self.counters.joined.fetch_add(1, Ordering::Relaxed);
+            return Ok(Miss::Stalled(stall.clone()));
+        }
+        if stalls.len() >= space.most {
+            return Ok(Miss::Full);
+        }
+        let id = self.counters.faults.fetch_add(1, Ordering::Relaxed) + 1;
+        let stall = Arc::new(Stall {
+            page,
+            access,
+            result: OnceLock::new(),
+        });
+        stalls.insert(id, stall.clone());
+        drop(stalls);
+        self.log.write(|| Event::Fault {
+            job: of.job,
+            space: space.id,
+            fault: id,
+            access,
+            address,
+            ring: of.ring,
+        });
+        self.events.post(Record {
+            event: wire::Event {
+                kind: U32::new(event::FAULT),
+                space_id: U32::new(space.id),
+                access: U32::new(access),
+                info: U32::new(u32::from(of.ring) + 1),
+                address: U64::new(address),
+                id: U64::new(id),
+            },
+            ..Record::space_lost(space.id)
+        });
+        Ok(Miss::Stalled(stall))
+    }
+
+    /// A job of the space has ended: tells the guest, unless the space is gone.
+    pub(crate) fn ring_done(
+        &self,
+        space: &Arc<Faulting>,
+        (job, ring, fence): (u64, u8, u64),
+        (result, address): (u32, u64),
+    ) {
+        let table = self.table();
+        if !table.has(space) {
+            return;
+        }
+        self.log.write(|| Event::RingDone {
+            job,
+            space: space.id,
+            ring,
+            result,
+        });
+        self.events.post(Record {
+            event: wire::Event {
+                kind: U32::new(event::RING_DONE),
+                space_id: U32::new(space.id),
+                access: U32::new(result),
+                info: U32::new(ring.into()),
+                address: U64::new(address),
+                id: U64::new(fence),
+            },
+            ..Record::space_lost(space.id)
+        });
+    }
+}
+
+/// What a job has of the address space of its context.
+pub(crate) struct Stalling<'a> {
+    mirror: &'a Mirror,
+    space: &'a Arc<Faulting>,
+    job: u64,
+    ring: u8,
+}
+
+impl<'a> Stalling<'a> {
+    pub(crate) fn new(mirror: &'a Mirror, space: &'a Arc<Faulting>, job: u64, ring: u8) -> Self {
+        Self {
+            mirror,
+            space,
+            job,
+            ring,
+        }
+    }
+
+    /// Waits until an access to `address` can be tried again. `pause` is how long it waits after the
+    /// next RETRY.
+    fn stall(&self, address: u64, access: u32, pause: &mut Duration) -> Result<(), Stop> {
+        let cancel = &self.space.cancel;
+        loop {
+            let stall = match self.mirror.miss(self, address, access)? {
+                Miss::Mapped => return Ok(()),
+                Miss::Stalled(stall) => stall,
+                Miss::Full => {
+                    let room = || (self.space.pending() < self.space.most).then_some(());
+                    cancel.wait_for(room).ok_or(Stop::Cancelled)?;
+                    continue;
+                }
+            };
+            let result = cancel.wait_for(|| stall.result.get().copied());
+            return match result.ok_or(Stop::Cancelled)? {
+                resolution::OK => Ok(()),
+                resolution::RETRY => {
+                    let now = *pause;
+                    *pause = LONGEST_PAUSE.min(now * 2);
+                    match cancel.sleep(now) {
+                        true => Err(Stop::Cancelled),
+                        false => Ok(()),
+                    }
+                }
+                _ => Err(Stop::Address(address)),
+            };
+        }
+    }
+
+    /// Does an access from `address` on in as many attempts as it takes: `f` makes one, from the
+    /// byte that it is told.
+    fn steps(
+        &self,
+        address: u64,
+        length: usize,
+        access: u32,
+        mut f: impl FnMut(usize) -> Result<(), Cut>,
+    ) -> Result<(), Stop> {
+        self.check(address, length as u64)?;
+        let mut done = 0;
+        let mut pause = PAUSE;
+        while let Err(cut) = f(done) {
+            done += cut.done;
+            if cut.done > 0 {
+                pause = PAUSE;
+            }
+            let address = address + done as u64;
+            if cut.gone {
+                return Err(Stop::Address(address));
+            }
+            self.stall(address, access, &mut pause)?;
+        }
+        Ok(())
+    }
+}
+
+impl Addresses for Stalling<'_> {
+    fn check(&self, address: u64, length: u64) -> Result<(), Stop> {
+        let size = self.space.area.size();
+        match self.space.area.check(address, length) {
+            Ok(()) => Ok(()),
+            Err(_) => Err(Stop::Address(address.max(size))),
+        }
+    }
+
+    fn read(&self, address: u64, buffer: &mut [u8]) -> Result<(), Stop> {
+        let area = &self.space.area;
+        self.steps(address, buffer.len(), access::READ, |done| {
+            area.read_steps(address + done as u64, &mut buffer[done..])
+        })
+    }
+
+    fn write(&self, address: u64, buffer: &[u8]) -> Result<(), Stop> {
+        let area = &self.space.area;
+        self.steps(address, buffer.len(), access::WRITE, |done| {
+            area.write_steps(address + done as u64, &buffer[done..])
+        })
+    }
+
+    /// The processors of the guest and this one see each other's atomic accesses as they are, so it
+    /// is a write.
+    fn add(&self, address: u64, value: u64) -> Result<(), Stop> {
+        let area = &self.space.area;
+        self.steps(address, size_of::<u64>(), access::WRITE, |_| {
+            area.add_step(address, value).map(drop)
+        })
+    }
+}
