@@ -204,7 +204,7 @@ pub enum Event {
         space: u32,
         fault: u64,
         access: u32,
-        address: u64,
+        page: u64,
         ring: u8,
     },
     /// The guest has resolved a fault, and who stalled on it is about to go on.

@@ -16,13 +16,12 @@ use std::time::Duration;
 use virtgpu_protocol::mirror::{self as wire, access, event, resolution};
 use zerocopy::little_endian::{U32, U64};
 
-use super::Mirror;
+use super::{Limits, Mirror};
 use crate::cancel::Cancel;
 use crate::compute::{Addresses, Stop};
 use crate::log::Event;
 use crate::memory::area::Area;
 use crate::memory::guarded::Cut;
-use crate::memory::PAGE;
 use crate::queues::events::Record;
 
 /// How long an access waits after the first RETRY; twice as long after each that follows.
@@ -67,6 +66,8 @@ pub(crate) struct Faulting {
     stalls: Stalls,
     /// Most faults that are not resolved.
     most: usize,
+    /// Bytes of what is mapped as a whole.
+    granularity: u64,
 }
 
 /// What an access that was cut off is to do.
@@ -80,14 +81,15 @@ enum Miss {
 }
 
 impl Faulting {
-    /// Space `id`, in whose `area` nothing is mapped, with at most so many faults.
-    pub(crate) fn new(id: u32, area: Arc<Area>, cancel: Arc<Cancel>, most: u32) -> Self {
+    /// Space `id`, in whose `area` nothing is mapped.
+    pub(crate) fn new(id: u32, area: Arc<Area>, cancel: Arc<Cancel>, limits: &Limits) -> Self {
         Self {
             id,
             area,
             cancel,
             stalls: Stalls::default(),
-            most: most as usize,
+            most: limits.max_faults as usize,
+            granularity: limits.granularity.into(),
         }
     }
 
@@ -117,8 +119,8 @@ impl Mirror {
         if !table.has(space) {
             return Err(Stop::Cancelled);
         }
-        let page = address - address % PAGE;
-        if table.allows(space.id, page, access) {
+        let page = address - address % space.granularity;
+        if table.allows(space.id, address, access) {
             return Ok(Miss::Mapped);
         }
         let mut stalls = space.stalls.lock();
@@ -143,7 +145,7 @@ impl Mirror {
             space: space.id,
             fault: id,
             access,
-            address,
+            page,
             ring: of.ring,
         });
         self.events.post(Record {
@@ -152,7 +154,7 @@ impl Mirror {
                 space_id: U32::new(space.id),
                 access: U32::new(access),
                 info: U32::new(u32::from(of.ring) + 1),
-                address: U64::new(address),
+                address: U64::new(page),
                 id: U64::new(id),
             },
             ..Record::space_lost(space.id)

@@ -340,7 +340,7 @@ impl Mirror {
         let area = Arc::new(area);
         let client = table.contexts.get_mut(&ctx).ok_or(status::INVALID)?;
         let cancel = client.cancel.clone();
-        let faulting = Faulting::new(id, area.clone(), cancel, limits.max_faults);
+        let faulting = Faulting::new(id, area.clone(), cancel, limits);
         let faulting = client.space.insert(Arc::new(faulting));
         let access = create.access.get();
         Ok(Space {

@@ -20,7 +20,7 @@ fn one_fault_a_page() {
     driver.submit(1, &[read(VA + 64)]);
     driver.quiet();
     driver.submit(2, &[fill(0, VA + 8, 8, 1)]);
-    let second = driver.expect_fault(VA + 8, access::WRITE);
+    let second = driver.expect_fault(VA, access::WRITE);
     // What is to be written can be read then, too.
     driver.submit(3, &[read(VA + 128)]);
     driver.submit(4, &[fill(0, VA + 16, 8, 1)]);
