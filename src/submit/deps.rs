@@ -43,6 +43,22 @@ const MAX_SYNCOBJS: u32 = 1 << 16;
 /// How long a wait goes on before the device is looked at again.
 const WAIT_SLICE_MS: u32 = 1_000;
 
+/// Waits without a time limit, unless the device is lost. `wait` waits for so many milliseconds at most,
+/// and then fails with [`EBUSY`].
+///
+/// # Errors
+///
+/// [`ENODEV`] if the device is lost, those of `wait`.
+pub(super) fn wait_unless_lost(file: &File, wait: impl Fn(u32) -> Result) -> Result {
+    loop {
+        file.gpu.transport.check()?;
+        match wait(WAIT_SLICE_MS) {
+            Err(e) if e == EBUSY => continue,
+            other => return other,
+        }
+    }
+}
+
 /// Reads an array of syncobj descriptions, whose entries may be shorter or longer than ours.
 fn read_syncobjs(addr: u64, count: u32, stride: u32) -> Result<KVVec<ExecBufferSyncobj>> {
     if count > MAX_SYNCOBJS {
@@ -95,13 +111,7 @@ impl InFences {
     }
 
     fn wait_for(file: &File, fence: &Fence, timeline: u64) -> Result {
-        loop {
-            file.gpu.transport.check()?;
-            match fence.wait_for_others(timeline, WAIT_SLICE_MS) {
-                Err(e) if e == EBUSY => continue,
-                other => return other,
-            }
-        }
+        wait_unless_lost(file, |ms| fence.wait_for_others(timeline, ms))
     }
 
     /// Resets the syncobjs that userspace wants reset. The job is queued.

@@ -5,6 +5,7 @@
 //! Where the CPU and the device see the same memory only after it was synchronized, a buffer's
 //! transfers take turns, with each other and with jobs.
 
+use super::deps::wait_unless_lost;
 use crate::{
     context::Context,
     drm::{
@@ -52,9 +53,6 @@ use kernel::{
         Arc, //
     },
 };
-
-/// How long a wait goes on before the device is looked at again.
-const WAIT_SLICE_MS: u32 = 1_000;
 
 /// The device's view of a buffer, where CPU and device see the same only after a synchronization.
 fn unsynced(object: &Object) -> Option<&DmaMap> {
@@ -169,15 +167,9 @@ fn queue(
     }
 }
 
-/// Waits until nothing uses the buffer, or the device is gone.
+/// Waits until nothing uses the buffer, or the device is lost.
 fn wait_idle(file: &File, object: &Object) -> Result {
-    loop {
-        file.gpu.transport.check()?;
-        match object.wait_idle(WAIT_SLICE_MS) {
-            Err(e) if e == EBUSY => continue,
-            other => return other,
-        }
-    }
+    wait_unless_lost(file, |ms| object.wait_idle(ms))
 }
 
 fn transfer_3d(file: &File, kind: u32, object: ARef<Object>, args: &Transfer) -> Result {
