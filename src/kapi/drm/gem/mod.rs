@@ -4,12 +4,20 @@
 //!
 //! A driver has one type of object, [`Object`], in three kinds:
 //!
-//! - *shmem*: with pages of its own, which userspace can map;
-//! - *I/O*: without pages; what userspace maps is a stretch of device memory;
+//! - *shmem* ([`shmem`]): with pages of its own, which userspace can map;
+//! - *I/O* ([`io`]): without pages; what userspace maps is a stretch of device memory;
 //! - *private*: cannot be mapped at all.
 //!
 //! C headers: [`include/drm/drm_gem.h`](srctree/include/drm/drm_gem.h),
 //! [`include/drm/drm_gem_shmem_helper.h`](srctree/include/drm/drm_gem_shmem_helper.h)
+
+mod io;
+mod shmem;
+
+pub(crate) use self::io::{
+    Caching,
+    IoMemory, //
+};
 
 use super::{
     device::{
@@ -26,11 +34,7 @@ use super::{
 use crate::kapi::{
     bindings,
     dma::{
-        map::{
-            DmaMap,
-            Mapper,
-            SyncForCpu, //
-        },
+        map::DmaMap,
         Resv, //
     },
 };
@@ -55,11 +59,7 @@ use kernel::{
             AlwaysRefCounted, //
         },
         atomic::{
-            ordering::{
-                Acquire,
-                Full,
-                Relaxed, //
-            },
+            ordering::Acquire,
             Atomic,
             AtomicFlag, //
         },
@@ -68,28 +68,6 @@ use kernel::{
     },
     types::Opaque, //
 };
-
-/// How the CPU maps device memory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Caching {
-    /// Like ordinary memory.
-    Cached,
-    /// Not at all.
-    Uncached,
-    /// Writes may be combined.
-    WriteCombining,
-}
-
-/// A stretch of device memory that userspace may map.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct IoMemory {
-    /// Physical address, a multiple of the page size.
-    pub(crate) phys: u64,
-    /// Bytes.
-    pub(crate) len: u64,
-    /// How.
-    pub(crate) caching: Caching,
-}
 
 /// The driver's part of a GEM object.
 pub(crate) trait DriverObject: Sized + Send + Sync + 'static {
@@ -187,110 +165,9 @@ impl<O: DriverObject> Table<O> {
         funcs.export = Some(Object::<O>::export_callback);
         funcs
     };
-
-    const IO: bindings::drm_gem_object_funcs = {
-        let mut funcs = Self::PRIVATE;
-
-        funcs.mmap = Some(Object::<O>::io_mmap_callback);
-        funcs.vm_ops = &Self::IO_VM_OPS;
-        funcs
-    };
-
-    const IO_VM_OPS: bindings::vm_operations_struct = {
-        let mut ops: bindings::vm_operations_struct = pin_init::zeroed();
-
-        ops.fault = Some(Object::<O>::io_fault_callback);
-        ops.open = Some(bindings::drm_gem_vm_open);
-        ops.close = Some(bindings::drm_gem_vm_close);
-        ops
-    };
-
-    const SHMEM: bindings::drm_gem_object_funcs = {
-        let mut funcs = Self::PRIVATE;
-
-        funcs.pin = Some(shmem_pin);
-        funcs.unpin = Some(shmem_unpin);
-        funcs.get_sg_table = Some(shmem_get_sg_table);
-        funcs.vmap = Some(shmem_vmap);
-        funcs.vunmap = Some(shmem_vunmap);
-        funcs.mmap = Some(shmem_mmap);
-        funcs.vm_ops = &raw const bindings::drm_gem_shmem_vm_ops;
-        funcs
-    };
-}
-
-extern "C" fn shmem_pin(obj: *mut bindings::drm_gem_object) -> c_int {
-    // SAFETY: Called for shmem objects only, in which the GEM object is the first field.
-    unsafe { bindings::drm_gem_shmem_pin_locked(obj.cast()) }
-}
-
-extern "C" fn shmem_unpin(obj: *mut bindings::drm_gem_object) {
-    // SAFETY: As in `shmem_pin`.
-    unsafe { bindings::drm_gem_shmem_unpin_locked(obj.cast()) }
-}
-
-extern "C" fn shmem_get_sg_table(obj: *mut bindings::drm_gem_object) -> *mut bindings::sg_table {
-    // SAFETY: As in `shmem_pin`.
-    unsafe { bindings::drm_gem_shmem_get_sg_table(obj.cast()) }
-}
-
-extern "C" fn shmem_vmap(
-    obj: *mut bindings::drm_gem_object,
-    map: *mut bindings::iosys_map,
-) -> c_int {
-    // SAFETY: As in `shmem_pin`.
-    unsafe { bindings::drm_gem_shmem_vmap_locked(obj.cast(), map) }
-}
-
-extern "C" fn shmem_vunmap(obj: *mut bindings::drm_gem_object, map: *mut bindings::iosys_map) {
-    // SAFETY: As in `shmem_pin`.
-    unsafe { bindings::drm_gem_shmem_vunmap_locked(obj.cast(), map) }
-}
-
-extern "C" fn shmem_mmap(
-    obj: *mut bindings::drm_gem_object,
-    vma: *mut bindings::vm_area_struct,
-) -> c_int {
-    // SAFETY: As in `shmem_pin`.
-    unsafe { bindings::drm_gem_shmem_mmap(obj.cast(), vma) }
 }
 
 impl<O: DriverObject> Object<O> {
-    /// A shmem object of `size` bytes, a multiple of the page size and not 0.
-    ///
-    /// # Errors
-    ///
-    /// [`ENOMEM`].
-    pub(crate) fn new_shmem(dev: &Device<O::Driver>, size: usize, data: O) -> Result<ARef<Self>> {
-        let raw = Self::allocate(dev, Kind::Shmem, data)?;
-        // SAFETY: The object is zeroed, and has its functions.
-        let made = unsafe { bindings::drm_gem_shmem_init(dev.as_raw(), raw.as_ptr().cast(), size) };
-        if let Err(e) = to_result(made) {
-            // SAFETY: The function undoes what it did, so that what is left is our memory.
-            unsafe {
-                ptr::drop_in_place(&raw mut (*raw.as_ptr()).data);
-                Self::deallocate(raw);
-            }
-            return Err(e);
-        }
-        // INVARIANT: The object was initialized.
-        // SAFETY: It has one reference, which is ours.
-        Ok(unsafe { ARef::from_raw(raw) })
-    }
-
-    /// An I/O object of `size` bytes, a multiple of the page size and not 0.
-    ///
-    /// # Errors
-    ///
-    /// [`ENOMEM`].
-    pub(crate) fn new_io(dev: &Device<O::Driver>, size: usize, data: O) -> Result<ARef<Self>> {
-        let object = Self::new_without_memory(dev, Kind::Io, size, None, data)?;
-        // Before anything can be mapped: areas are told apart from the offset when a page of them is
-        // touched, and must all have been made with the same one.
-        object.mmap_offset()?;
-        Ok(object)
-    }
-
     /// A private object of `size` bytes, a multiple of the page size and not 0.
     ///
     /// # Errors
@@ -481,73 +358,6 @@ impl<O: DriverObject> Object<O> {
         }
     }
 
-    /// Passes the pieces of a shmem object's memory to `emit`, as physical address and length in
-    /// bytes, in order.
-    ///
-    /// From then on the pages stay where they are, as long as the object exists.
-    ///
-    /// # Errors
-    ///
-    /// [`EINVAL`] if it is not a shmem object, [`ENOMEM`], [`EINTR`] or [`ERESTARTSYS`] on a
-    /// signal, and those of `emit`.
-    pub(crate) fn for_each_run(&self, mut emit: impl FnMut(u64, u64) -> Result) -> Result {
-        /// Pages looked at in one go.
-        const BATCH: usize = 256;
-
-        if self.kind != Kind::Shmem {
-            return Err(EINVAL);
-        }
-        if !self.pinned.load(Acquire) {
-            // SAFETY: By the type invariant this is a shmem object.
-            to_result(unsafe { bindings::drm_gem_shmem_pin(self.base.get()) })?;
-            if self.pinned.xchg(true, Full) {
-                // SAFETY: Another thread has pinned it as well; one pin is enough.
-                unsafe { bindings::drm_gem_shmem_unpin(self.base.get()) };
-            }
-        }
-        let mut runs = KVec::with_capacity(BATCH, GFP_KERNEL)?;
-        for _ in 0..BATCH {
-            runs.push(bindings::kapi_run::default(), GFP_KERNEL)?;
-        }
-        let count = self.size() >> kernel::page::PAGE_SHIFT;
-        for first in (0..count).step_by(BATCH) {
-            // SAFETY: A pinned object has an array of all its pages, and there is room for as many
-            // runs as pages are looked at.
-            let used = unsafe {
-                bindings::kapi_pages_to_runs(
-                    (*self.base.get()).pages.add(first),
-                    (count - first).min(BATCH),
-                    runs.as_mut_ptr(),
-                )
-            };
-            for run in &runs[..used] {
-                emit(run.addr, run.length)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Maps the memory of a shmem object for the device, until the object is released or the driver is
-    /// unbound. To be done once.
-    ///
-    /// # Errors
-    ///
-    /// Those of [`Object::for_each_run`] and [`DmaMap::new`]; [`EBUSY`] if it was done before.
-    pub(crate) fn map_for(&self, mapper: &Arc<Mapper>) -> Result<&DmaMap> {
-        // SAFETY: The pages stay as long as the object is not released, and the mapping is dropped
-        // before.
-        let dma = unsafe { DmaMap::new(mapper, true, |emit| self.for_each_run(emit)) }?;
-        if !self.dma.populate(dma) {
-            return Err(EBUSY);
-        }
-        self.dma.as_ref().ok_or(EBUSY)
-    }
-
-    /// The memory of a shmem object as the device sees it, if it was mapped for it.
-    pub(crate) fn dma(&self) -> Option<&DmaMap> {
-        self.dma.as_ref()
-    }
-
     /// Waits until the jobs that write the object are done, for `ms` milliseconds at most.
     ///
     /// # Errors
@@ -617,58 +427,6 @@ impl<O: DriverObject> Object<O> {
             Err(e) => e.to_ptr(),
         }
     }
-
-    extern "C" fn io_mmap_callback(
-        raw: *mut bindings::drm_gem_object,
-        vma: *mut bindings::vm_area_struct,
-    ) -> c_int {
-        from_result(|| {
-            // SAFETY: The core calls with an object of this driver.
-            let obj = unsafe { Self::from_raw(raw) };
-            let memory = O::io_memory(obj)?;
-            // SAFETY: The core calls with a new area, whose offset is relative to that of the
-            // object.
-            let (offset, len) = unsafe {
-                let start = bindings::kapi_drm_gem_object_mmap_offset(raw);
-                let page = ((*vma).vm_pgoff as u64) << bindings::PAGE_SHIFT;
-                let range = (*vma).__bindgen_anon_1.__bindgen_anon_1;
-                (
-                    page.wrapping_sub(start),
-                    (range.vm_end - range.vm_start) as u64,
-                )
-            };
-            if offset.checked_add(len).ok_or(EINVAL)? > memory.len {
-                return Err(EINVAL);
-            }
-            let caching = match memory.caching {
-                Caching::Cached => 0,
-                Caching::Uncached => 1,
-                Caching::WriteCombining => 2,
-            };
-            obj.io_base.store(memory.phys, Relaxed);
-            // SAFETY: The area is new.
-            to_result(unsafe { bindings::kapi_vm_io_prepare(vma, caching) })?;
-            Ok(0)
-        })
-    }
-
-    /// Not done by mmap itself: unplugging ends what it finds mapped in the areas that it finds. An
-    /// area is not to be found before its mmap is over, but does not fault before that either.
-    extern "C" fn io_fault_callback(vmf: *mut bindings::vm_fault) -> bindings::vm_fault_t {
-        // SAFETY: The core calls with an area of an I/O object, which it keeps and whose address is its
-        // private data.
-        let obj = unsafe {
-            let vma = (*vmf).__bindgen_anon_1.vma;
-            Self::from_raw((*vma).vm_private_data.cast())
-        };
-        let Some(_entered) = obj.dev.enter() else {
-            return bindings::vm_fault_reason_VM_FAULT_SIGBUS;
-        };
-        // SAFETY: `io_mmap_callback` has prepared the area, has checked that the memory is as long as
-        // it, and has stored the address, which does not change. The object has not given the memory
-        // up, since the area has a reference.
-        unsafe { bindings::kapi_vm_io_fault(vmf, obj.as_raw(), obj.io_base.load(Relaxed)) }
-    }
 }
 
 impl<O: DriverObject> Deref for Object<O> {
@@ -676,14 +434,6 @@ impl<O: DriverObject> Deref for Object<O> {
 
     fn deref(&self) -> &O {
         &self.data
-    }
-}
-
-impl<O: DriverObject> SyncForCpu for ARef<Object<O>> {
-    fn sync_for_cpu(&self) {
-        if let Some(dma) = self.dma() {
-            dma.sync_for_cpu();
-        }
     }
 }
 
