@@ -141,5 +141,25 @@ printf '%s\n' "[    2.0] VIRTGPU-GUEST-THEIRS tainted=512" >"$tmp/log"
 report "$(! ./scan-log.sh "$tmp/log" >/dev/null; echo $?)" taint_before_that_is_found
 printf '%s\n' "$mark" "VIRTGPU-GUEST-TAINTED 12928" >"$tmp/log" # an oops
 report "$(! ./scan-log.sh "$tmp/log" >/dev/null; echo $?)" new_taint_is_found
+
+# Loaded in turns: that warning passes where Linux's driver is unloaded, and nowhere else.
+begin="[    2.0] VIRTGPU-GUEST-LINUX-UNLOADS"
+end="[    2.0] VIRTGPU-GUEST-LINUX-UNLOADED"
+cut="[    1.0] ------------[ cut here ]------------"
+stack="[    1.0] Call Trace:"
+closing="[    1.0] ---[ end trace 0000000000000000 ]---"
+printf '%s\n' "$begin" "$cut" "$theirs" "$stack" "$closing" "$end" "VIRTGPU-GUEST-TAINTED 12800" >"$tmp/log"
+report "$(./scan-log.sh "$tmp/log" >/dev/null; echo $?)" what_linux_leaves_when_unloaded_passes
+printf '%s\n' "$begin" "$end" "$theirs" >"$tmp/log"
+report "$(! ./scan-log.sh "$tmp/log" >/dev/null; echo $?)" the_same_when_it_is_gone_is_found
+printf '%s\n' "$begin" "$end" "VIRTGPU-GUEST-TAINTED 12800" >"$tmp/log"
+report "$(! ./scan-log.sh "$tmp/log" >/dev/null; echo $?)" taint_without_that_warning_is_found
+for line in "$stack" "[    1.0] WARNING: mm/gup.c:70 at try_grab_folio+0x1/0x2" "[    1.0] BUG: KASAN: slab-use-after-free in foo"; do
+	printf '%s\n' "$begin" "$cut" "$theirs" "$stack" "$line" "$closing" "$end" >"$tmp/log"
+	name=$(sed 's/.*\] \([A-Za-z]*\).*/\1/' <<<"$line")
+	report "$(! ./scan-log.sh "$tmp/log" >/dev/null; echo $?)" "other_${name}_while_it_is_unloaded_is_found"
+done
+printf '%s\n' "$begin" "$cut" "$theirs" "$stack" "$closing" "$end" "VIRTGPU-GUEST-TAINTED 12928" >"$tmp/log" # an oops
+report "$(! ./scan-log.sh "$tmp/log" >/dev/null; echo $?)" other_taint_beside_that_warning_is_found
 echo "1..$number"
 exit $failed

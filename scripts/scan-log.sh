@@ -72,15 +72,23 @@ LIST
 #  - DMA-API debugging says at boot that it is there and how large its table is.
 exceptions='Kernel command line:|Command line:|MAX_LOCK|DMA-API: (preallocated [0-9]+ debug entries|debugging enabled by kernel config)'
 
+# What Linux's driver says when it is unloaded on a device with a host-visible window, in which it has
+# left something; here for a line that is left out.
+theirs="What Linux's driver has left in the host-visible window:"
+
 # The part of the log that counts: where Linux's driver was loaded before this one or
-# after it, not what came before OURS nor after THEIRS. Its warnings are not ours.
+# after it, not what came before OURS nor after THEIRS. Its warnings are not ours. Where it is loaded in
+# turns with this one, that is but one warning, with its stack, while it is unloaded.
 ours() {
-	tr -d '\r' <"$1" | awk '
+	tr -d '\r' <"$1" | awk -v "theirs=$theirs" '
 		BEGIN { counts = 1 }
 		/VIRTGPU-GUEST-OURS tainted=/ { counts = 1; text = "" }
 		# A report that a group of processes has had too much memory has a stack, too.
 		/ invoked oom-killer: / { report = NR }
 		/Call Trace:/ && report && NR - report < 10 { report = 0; next }
+		/VIRTGPU-GUEST-LINUX-UNLOAD/ { unloads = /UNLOADS$/ }
+		unloads && /WARNING: [^ ]* at drm_mm_takedown\+/ { warning = NR; text = text theirs "\n"; next }
+		/Call Trace:/ && warning && NR - warning < 30 { warning = 0; next }
 		counts { text = text $0 "\n" }
 		/VIRTGPU-GUEST-THEIRS tainted=/ { counts = 0 }
 		END { printf "%s", text }'
@@ -94,6 +102,8 @@ scan() {
 	# test (262144) are what we are; anything else is a report we missed.
 	tainted=$(sed -nE 's/.*VIRTGPU-GUEST-(TAINTED |THEIRS tainted=)//p' <<<"$text" | tail -n1)
 	before=$(sed -n 's/.*VIRTGPU-GUEST-OURS tainted=//p' <<<"$text" | tail -n1)
+	# A warning (512).
+	! grep -qxF "$theirs" <<<"$text" || before=$((${before:-0} | 512))
 	if [ -n "$tainted" ] && [ $((tainted & ~(4096 | 8192 | 262144 | ${before:-0}))) -ne 0 ]; then
 		echo "kernel taint $tainted: more than out-of-tree and unsigned"
 	fi

@@ -48,8 +48,20 @@ impl Driver {
         }
     }
 
-    /// Unloads it, if it is there. Its last user may go with a worker.
+    /// Unloads it, if it is there. `scan-log.sh` is told when that is Linux's driver, which warns at that
+    /// time of what it has not released.
     pub(super) fn unload(self) -> Result {
+        if self != Self::Linux || !self.is_loaded() {
+            return self.delete();
+        }
+        std::fs::write("/dev/kmsg", "VIRTGPU-GUEST-LINUX-UNLOADS\n")?;
+        let result = self.delete();
+        std::fs::write("/dev/kmsg", "VIRTGPU-GUEST-LINUX-UNLOADED\n")?;
+        result
+    }
+
+    /// Its last user may go with a worker.
+    fn delete(self) -> Result {
         let name = std::ffi::CString::new(self.module())?;
         let deadline = Instant::now() + LIMIT;
         loop {
