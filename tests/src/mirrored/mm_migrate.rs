@@ -3,7 +3,6 @@
 //! Pages that move to other frames: between nodes, by compaction, out of memory that goes offline or
 //! that is broken. Nothing holds them, so the kernel can always do it, and no byte is lost.
 
-use std::collections::BTreeSet;
 use std::fs;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -207,31 +206,51 @@ fn compaction(env: &Env) -> TestResult {
     Ok(())
 }
 
+/// Memory with a page in a block that can go offline, and the block.
+fn in_a_block_that_goes() -> TestResult<(Place, u64)> {
+    /// With twice the memory that a block has at most in a guest of this size.
+    const MOST: usize = 32;
+    let blocks = numa::block::movable()?;
+    if blocks.is_empty() {
+        skip!("no memory can go offline (boot with movablecore=)");
+    }
+    let mut others = Vec::new();
+    while others.len() < MOST {
+        let place = Place::base(4 * HUGE)?;
+        place.fill(1);
+        if numa::two_nodes().is_ok() {
+            // With `numa=fake=2` that is where such memory is.
+            numa::move_to(&place, 1)?;
+        }
+        for frame in place.frames()?.into_iter().flatten() {
+            if let Some((block, _)) = blocks.iter().find(|(_, frames)| frames.contains(&frame)) {
+                return Ok((place, *block));
+            }
+        }
+        // So that the next one has other pages.
+        others.push(place);
+    }
+    Err(Outcome::Fail(format!(
+        "no page is in memory that can go offline: {blocks:x?}"
+    )))
+}
+
 /// A block of memory goes with all buffers in it.
 fn memory_offline(env: &Env) -> TestResult {
     let device = open(env)?;
-    let place = Place::base(4 * HUGE)?;
+    let (place, block) = in_a_block_that_goes()?;
     let mirror = Mirror::new(&device, &place)?;
     mirror.scatter(4);
     mirror.agrees("before")?;
-    if numa::two_nodes().is_ok() {
-        // With `numa=fake=2` that is where such memory is.
-        numa::move_to(&place, 1)?;
-        mirror.agrees("on the other node")?;
-    }
-    let mut blocks = BTreeSet::new();
-    for frame in place.frames()?.into_iter().flatten() {
-        blocks.extend(numa::block::movable(frame)?);
-    }
-    let Some(block) = blocks.first() else {
-        skip!("no page is in memory that can go offline (boot with movablecore=)");
-    };
     let gone = mirror.loses("going offline", PAGE, || {
-        numa::block::set(*block, "offline")
-            .map_err(|error| Outcome::Skip(format!("the memory does not go offline: {error}")))
+        let result = numa::block::set(block, "offline");
+        match result.as_ref().map_err(std::io::Error::raw_os_error) {
+            Err(Some(libc::EBUSY)) => skip!("the memory does not go offline: it is busy"),
+            _ => Ok(result?),
+        }
     });
     let agree = mirror.agrees("after going offline");
-    let back = numa::block::set(*block, "online");
+    let back = numa::block::set(block, "online");
     gone?;
     agree?;
     back?;

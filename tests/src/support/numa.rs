@@ -53,20 +53,45 @@ pub(crate) fn move_to(place: &Place, node: i32) -> TestResult<Vec<i32>> {
 pub(crate) mod block {
     use super::*;
     use std::fs;
+    use std::ops::Range;
 
     const ROOT: &str = "/sys/devices/system/memory";
 
-    /// The block that a page frame is in, if its zone is one for movable pages only.
-    pub(crate) fn movable(frame: u64) -> TestResult<Option<u64>> {
+    /// Numbers and frames of the blocks that can be taken offline: their zone is one for movable pages only,
+    /// and they have no holes. (The end of the memory below 4 GiB is the firmware's.)
+    pub(crate) fn movable() -> TestResult<Vec<(u64, Range<u64>)>> {
         let Ok(size) = fs::read_to_string(format!("{ROOT}/block_size_bytes")) else {
-            return Ok(None);
+            return Ok(Vec::new());
         };
-        let size = u64::from_str_radix(size.trim(), 16).unwrap_or(u64::MAX);
-        let block = frame * PAGE as u64 / size;
-        let zones = fs::read_to_string(format!("{ROOT}/memory{block}/valid_zones"));
-        Ok(zones
-            .is_ok_and(|zones| zones.trim() == "Movable")
-            .then_some(block))
+        let size = u64::from_str_radix(size.trim(), 16).map_err(|_| Outcome::Fail(size.clone()))?;
+        let ram = ram()?;
+        let mut blocks = Vec::new();
+        for entry in fs::read_dir(ROOT)?.flatten() {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            let number = name.strip_prefix("memory").and_then(|n| n.parse().ok());
+            let Some(number) = number else {
+                continue;
+            };
+            let bytes = number * size..(number + 1) * size;
+            let whole = |part: &Range<u64>| part.start <= bytes.start && bytes.end <= part.end;
+            let zones = fs::read_to_string(entry.path().join("valid_zones"));
+            if ram.iter().any(whole) && zones.is_ok_and(|zones| zones.trim() == "Movable") {
+                let page = PAGE as u64;
+                blocks.push((number, bytes.start / page..bytes.end / page));
+            }
+        }
+        Ok(blocks)
+    }
+
+    /// The addresses at which there is memory that the kernel uses.
+    fn ram() -> TestResult<Vec<Range<u64>>> {
+        let text = fs::read_to_string("/proc/iomem")?;
+        let parse = |line: &str| {
+            let (start, end) = line.strip_suffix(" : System RAM")?.split_once('-')?;
+            let parse = |text: &str| u64::from_str_radix(text.trim(), 16).ok();
+            Some(parse(start)?..parse(end)? + 1)
+        };
+        Ok(text.lines().filter_map(parse).collect())
     }
 
     /// Takes a block offline or online again.
