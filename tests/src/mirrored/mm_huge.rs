@@ -6,13 +6,12 @@
 use std::fs;
 use std::time::Duration;
 
-use virtgpu_client::{compute, Bytes, Memfd, Memory};
+use virtgpu_client::{compute, Bytes, Memory};
 
-use super::mm_unmap::punch;
 use super::race::additions;
 use super::support::{family, open, Mirror, READ_ONLY};
 use crate::ktap::{Family, Outcome, TestResult};
-use crate::support::place::{Pages, Place, RW};
+use crate::support::place::{Pages, Place};
 use crate::support::procfs::{self, kernel_page};
 use crate::support::setting::Setting;
 use crate::support::{eventually, Env, HUGE, PAGE};
@@ -28,7 +27,6 @@ pub(crate) const FAMILY: Family = family(
         collapse_and_split_while_the_device_writes: 300,
         by_khugepaged: 300,
         of_64_kib,
-        of_shared_memory,
         merged,
         merged_and_written_by_the_device,
         hugetlb_pages,
@@ -42,7 +40,7 @@ fn small(length: usize) -> TestResult<Place> {
     Ok(place)
 }
 
-fn collapse_place(place: &Place) -> TestResult {
+pub(super) fn collapse_place(place: &Place) -> TestResult {
     // The advice against huge pages would refuse it for a reason of its own.
     place.advise(0, place.len(), libc::MADV_HUGEPAGE)?;
     let mut last = Ok(());
@@ -184,33 +182,6 @@ fn of_64_kib(env: &Env) -> TestResult {
             "CRC32C without {length:#x} bytes at {at:#x}"
         );
     }
-    mirror.coherent_all_over("in the end")
-}
-
-/// A huge page of memory that is shared, which a hole is made in.
-fn of_shared_memory(env: &Env) -> TestResult {
-    let _on = Setting::new(format!("{SETTINGS}/shmem_enabled"), "advise")?;
-    let device = open(env)?;
-    let memfd = Memfd::new(2 * HUGE as u64)?;
-    let place = Place::reserve(Pages::Base, 2 * HUGE)?;
-    place.map_file(0, 2 * HUGE, &memfd, 0, [RW, libc::MAP_SHARED])?;
-    place.try_advise(0, 2 * HUGE, libc::MADV_HUGEPAGE, "MADV_HUGEPAGE")?;
-    place.fill(1);
-    if procfs::smaps(place.address(0), "ShmemPmdMapped:")? < 2 * HUGE as u64 {
-        skip!("the kernel gave small pages");
-    }
-    let mirror = Mirror::new(&device, &place)?;
-    let mut expected = mirror.scatter(7);
-    mirror.agrees("huge pages of shared memory")?;
-    let entries = mirror.count()?.entries;
-    check!(entries <= 2, "{entries} entries for two huge pages");
-    mirror.loses("a hole", PAGE, || punch(&memfd, HUGE + 3 * PAGE, PAGE))?;
-    expected[HUGE + 3 * PAGE..HUGE + 4 * PAGE].fill(0);
-    check_eq!(
-        mirror.csum(0, 2 * HUGE)?,
-        compute::crc32c(0, &expected),
-        "CRC32C with a hole"
-    );
     mirror.coherent_all_over("in the end")
 }
 

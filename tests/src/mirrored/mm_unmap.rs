@@ -3,6 +3,7 @@
 //! Memory that goes away: munmap, MAP_FIXED, mremap, MADV_DONTNEED, guard pages, holes punched into
 //! files, files cut off. Nothing of the old memory is used afterwards, and what comes next is.
 
+use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use rustix::fs::{FallocateFlags, MemfdFlags};
@@ -482,9 +483,9 @@ fn guard_pages(env: &Env) -> TestResult {
     })
 }
 
-pub(super) fn punch(memfd: &Memfd, offset: usize, length: usize) -> TestResult {
+pub(super) fn punch(file: impl AsFd, offset: usize, length: usize) -> TestResult {
     rustix::fs::fallocate(
-        memfd,
+        file,
         FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE,
         offset as u64,
         length as u64,

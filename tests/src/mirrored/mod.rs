@@ -17,6 +17,7 @@ mod mm_exit;
 mod mm_file;
 mod mm_fork;
 mod mm_huge;
+mod mm_huge_file;
 mod mm_kill;
 mod mm_migrate;
 mod mm_protect;
@@ -48,6 +49,7 @@ pub(crate) const FAMILIES: &[Family] = &[
     mm_file::FAMILY,
     mm_migrate::FAMILY,
     mm_huge::FAMILY,
+    mm_huge_file::FAMILY,
     mm_kill::FAMILY,
     mm_special::FAMILY,
     mm_userfaultfd::FAMILY,

@@ -4,9 +4,9 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
-use crate::ktap::{Outcome, TestResult};
+use crate::ktap::TestResult;
+use crate::support::program::run;
 
 const FOLDER: &str = "/tmp/virtgpu-tests-ext4";
 const IMAGE: &str = "/tmp/virtgpu-tests-ext4.img";
@@ -29,19 +29,4 @@ pub(crate) fn folder() -> TestResult<PathBuf> {
         fs::set_permissions(FOLDER, everyone)?;
     }
     Ok(Path::new(FOLDER).to_path_buf())
-}
-
-/// Runs a program, and returns what it says.
-fn run(program: &str, arguments: &[&str]) -> TestResult<String> {
-    let output = match Command::new(program).args(arguments).output() {
-        Ok(output) => output,
-        Err(error) => return Err(Outcome::Skip(format!("{program}: {error}"))),
-    };
-    if output.status.success() {
-        return Ok(String::from_utf8_lossy(&output.stdout).trim().into());
-    }
-    Err(Outcome::Skip(format!(
-        "{program}: {}",
-        String::from_utf8_lossy(&output.stderr).trim()
-    )))
 }

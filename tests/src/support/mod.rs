@@ -20,6 +20,7 @@ pub(crate) mod numa;
 pub(crate) mod pace;
 pub(crate) mod place;
 pub(crate) mod procfs;
+pub(crate) mod program;
 pub(crate) mod raw;
 pub(crate) mod setting;
 pub(crate) mod stat;

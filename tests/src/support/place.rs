@@ -92,7 +92,12 @@ fn done(result: i32) -> TestResult {
 impl Place {
     /// Addresses without memory.
     pub(crate) fn reserve(pages: Pages, length: usize) -> TestResult<Self> {
-        let reserved_length = length.next_multiple_of(HUGE) + 2 * HUGE;
+        Self::reserve_at(pages, length, HUGE)
+    }
+
+    /// The same, from a multiple of `alignment` on, which is a power of two and at least a huge page.
+    pub(crate) fn reserve_at(pages: Pages, length: usize, alignment: usize) -> TestResult<Self> {
+        let reserved_length = length.next_multiple_of(HUGE) + HUGE + alignment;
         let at = NEXT.fetch_add(reserved_length, Ordering::Relaxed);
         // SAFETY: A new mapping, where nothing is.
         let reserved = unsafe {
@@ -112,10 +117,11 @@ impl Place {
             return Err(std::io::Error::last_os_error().into());
         }
         let reserved = reserved.cast::<u8>();
+        let start = (reserved as usize + HUGE).next_multiple_of(alignment);
         Ok(Self {
             reserved,
             reserved_length,
-            start: reserved.wrapping_add(HUGE),
+            start: reserved.wrapping_add(start - reserved as usize),
             length,
             pages,
         })
