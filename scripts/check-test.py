@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 import types
 
 import check
@@ -111,6 +112,39 @@ def a_pause_does_not_fail(build):
 def a_pause_hides_no_finding(build):
     r = run([(document("a"), {"stood_still": 30, "scan": [LEAK, LOCKUP]}), (document("a"), {})], ONE, build)
     return r.failed == {"s/g-paused/guest_log_and_unload"}
+
+
+def another_seed_is_no_other_input(build):
+    guest = dict(ONE, host_env=["VIRTGPU_TESTS_SEED"], device_args="--seed $VIRTGPU_TESTS_SEED")
+    os.environ.update(VIRTGPU_CHANGED="1", VIRTGPU_TESTS_SEED="7")
+    first = run([(document("a"), {})], guest, build)
+    os.environ["VIRTGPU_TESTS_SEED"] = "8"
+    second = run([], guest, build)
+    for name in ("VIRTGPU_CHANGED", "VIRTGPU_TESTS_SEED"):
+        del os.environ[name]
+    command = first.commands[0]
+    return ("--device-args=--seed 7" in command and "VIRTGPU_TESTS_SEED=7" in command[-1]
+            and second.names == ["s/g/guest_log_and_unload"] and not second.failed)
+
+
+def guests_wait_for_their_suites_commands(build):
+    begun, first, made = [], threading.Event(), {"b": threading.Event()}
+
+    def run_guest(part, suite, spec, run):
+        begun.append((suite, made["b"].is_set()))
+        first.set()
+
+    real, check.run_guest = check.run_guest, run_guest
+    try:
+        runs = [("b", {"kernel": "debug"}, {"name": "g"}), ("a", {"kernel": "stock"}, {"name": "g"})]
+        workers = check.run_guests(None, runs, 1, made)
+        first.wait()
+        made["b"].set()
+        for worker in workers:
+            worker.join()
+    finally:
+        check.run_guest = real
+    return begun == [("a", False), ("b", True)]
 
 
 def fails_twice(build):
@@ -339,6 +373,7 @@ def a_hung_boot_is_no_long_job(build):
 TESTS = [all_in_one_guest, finding_names_its_case, the_rest_runs_in_the_next_guest, no_family_is_lost,
          a_silent_family_fails, status_without_failure_fails, a_pause_does_not_fail, a_pause_hides_no_finding,
          fails_twice, short_pauses_count, no_result_fails, two_hung_boots_fail, unchanged_guests_are_skipped,
+         another_seed_is_no_other_input, guests_wait_for_their_suites_commands,
          expected_skips_pass, a_new_skip_fails, another_reason_fails, a_skip_that_is_missed_fails,
          only_whole_suites_miss_skips, a_bad_list_of_skips_fails, the_list_of_skips_is_right,
          what_is_expected_must_come, what_cannot_be_listed_fails,

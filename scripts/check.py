@@ -36,11 +36,13 @@ A suite is a file tests/suites/NAME.toml:
   host_env = ["NAME"]     # variables that the job gets from this environment, if set
   show = "REGEX"          # as with commands
   kernel, driver, device, mem, cpus, timeout, device_args, module_args, append, display,
-  iommu, host_gpu, trees, files  # as the options of vm.sh
+  iommu, host_gpu, trees, files  # as the options of vm.sh; $NAME in device_args is a
+                          # variable of this environment
 
 Guests run JOBS at a time (one a core, if nothing else is said), and as many again of
 those that mostly wait; those in the debug kernel first, then those with the longest time
-limit. Commands run one after the other beside them.
+limit. Commands run one after the other beside them. A guest whose suite has commands
+comes last, and begins when these are over: it may need what they have made.
 
 Where a guest stops in the middle of its families (see vm.py --families), the next one
 does the rest. A guest during which the machine stood still for more than ten seconds is
@@ -267,9 +269,6 @@ def run_guest(report, suite, spec, run):
         job = f"{run['first']}; {job}"
     if option("env"):
         job = f"export {option('env')}; {job}"
-    for variable in option("host_env", []):
-        if variable in os.environ:
-            job = f"export {variable}={shlex.quote(os.environ[variable])}; {job}"
     command = [PROJECT + "/scripts/vm.py", "--kernel", kernel, "--driver", driver]
     for key in ("device", "mem", "cpus", "timeout", "device_args", "module_args", "append", "host_gpu", "trees",
                 "files"):
@@ -277,7 +276,12 @@ def run_guest(report, suite, spec, run):
             command.append(f"--{key.replace('_', '-')}={option(key)}")
     command += [f"--{flag}" for flag in ("display", "iommu") if option(flag)]
     expected = expected_tests(run)
+    # Before they have the seed of this commit, which changes nothing.
     key = inputs(command, job, wanted + expected, run, driver)
+    for variable in option("host_env", []):
+        if variable in os.environ:
+            job = f"export {variable}={shlex.quote(os.environ[variable])}; {job}"
+    command = [os.path.expandvars(word) if word.startswith("--device-args=") else word for word in command]
     passed = f"{BUILD}/passed/{key}"
     if os.environ.get("VIRTGPU_CHANGED") and os.path.exists(passed):
         report.add(name + GUEST_TEST, "skip", None, UNCHANGED)
@@ -430,12 +434,13 @@ def guests(spec):
             yield dict(run, name=f"{run['name']}-{part + 1}", families=names[part::run.get("guests", 1)])
 
 
-def run_guests(report, runs, jobs):
-    """Starts guests, `jobs` at a time, and as many of those that mostly wait; returns the threads."""
+def run_guests(report, runs, jobs, made):
+    """Starts guests, `jobs` at a time, and as many of those that mostly wait; returns the threads. `made` has an
+    event for each suite with commands, which its guests wait for."""
     def order(run):
-        _, spec, guest = run
+        suite, spec, guest = run
         kernel = guest.get("kernel", spec.get("kernel"))
-        return kernel != "debug", -guest.get("timeout", spec.get("timeout", 0))
+        return suite in made, kernel != "debug", -guest.get("timeout", spec.get("timeout", 0))
 
     def work(waiting):
         while True:
@@ -444,6 +449,8 @@ def run_guests(report, runs, jobs):
             except queue.Empty:
                 return
             part = Part(report)
+            if suite in made:
+                made[suite].wait()
             try:
                 run_guest(part, suite, spec, run)
             except Exception as error:  # must not pass for a run without failures
@@ -467,15 +474,18 @@ def main():
     specs = [(suite, load_suite(suite)) for suite in sys.argv[1:]]
     runs = [(suite, spec, run) for suite, spec in specs for run in guests(spec)]
     jobs = int(os.environ.get("JOBS") or os.cpu_count())
-    commands = [(suite, run) for suite, spec in specs for run in spec.get("command", [])]
-    # A guest of a suite may need what a command of it has made.
-    early = [(suite, run) for suite, run in commands if any(suite == s for s, _, _ in runs)]
-    for suite, run in early:
-        run_command(Part(report), suite, run)
-    workers = run_guests(report, runs, jobs)
-    for suite, run in commands:
-        if (suite, run) not in early:
-            run_command(Part(report), suite, run)
+    commands = {suite: spec["command"] for suite, spec in specs if "command" in spec}
+    with_guests = {suite for suite, _, _ in runs}
+    made = {suite: threading.Event() for suite in commands if suite in with_guests}
+    workers = run_guests(report, runs, jobs, made)
+    # First those that guests wait for.
+    for suite in sorted(commands, key=lambda suite: suite not in made):
+        try:
+            for run in commands[suite]:
+                run_command(Part(report), suite, run)
+        finally:
+            if suite in made:
+                made[suite].set()
     for worker in workers:
         worker.join()
     with open(SKIPS) as f:
