@@ -31,12 +31,15 @@
 #include <linux/scatterlist.h>
 #include <linux/sched/mm.h>
 #include <linux/sched/signal.h>
+#include <linux/sched/vhost_task.h>
 #include <linux/shmem_fs.h>
 #include <linux/swiotlb.h>
 #include <linux/uaccess.h>
+#include <linux/userfaultfd_k.h>
 #include <linux/virtio.h>
 #include <linux/virtio_config.h>
 #include <linux/wait.h>
+#include <linux/wait_bit.h>
 #include <linux/workqueue.h>
 
 #include "helpers.h"
@@ -145,6 +148,13 @@ long kapi_wait_event_killable_timeout(struct wait_queue_head *head,
 				      unsigned long timeout)
 {
 	return wait_event_killable_timeout(*head, condition(data), timeout);
+}
+
+long kapi_wait_event_interruptible_timeout(struct wait_queue_head *head,
+					   bool (*condition)(void *data),
+					   void *data, unsigned long timeout)
+{
+	return wait_event_interruptible_timeout(*head, condition(data), timeout);
 }
 
 int kapi_mutex_lock_killable(struct mutex *lock)
@@ -551,6 +561,22 @@ u64 kapi_hmm_pfn_to_phys(unsigned long pfn)
 	return hmm_pfn_to_phys(pfn);
 }
 
+bool kapi_hmm_pfn_is_valid(unsigned long pfn)
+{
+	return pfn & HMM_PFN_VALID;
+}
+
+bool kapi_hmm_pfn_is_writable(unsigned long pfn)
+{
+	return pfn & HMM_PFN_WRITE;
+}
+
+static bool is_secret(const struct vm_area_struct *vma)
+{
+	return vma->vm_file &&
+	       file_inode(vma->vm_file)->i_sb->s_magic == SECRETMEM_MAGIC;
+}
+
 /*
  * What GUP refuses and HMM would give: the pages of memfd_secret(), which are in
  * no kernel mapping, and shadow stacks for writing, whose entries count as
@@ -569,8 +595,7 @@ static int check_areas(struct mm_struct *mm, unsigned long start,
 		return err;
 	vma_iter_init(&vmi, mm, start);
 	for_each_vma_range(vmi, vma, end) {
-		if (vma->vm_file &&
-		    file_inode(vma->vm_file)->i_sb->s_magic == SECRETMEM_MAGIC)
+		if (is_secret(vma))
 			err = -EFAULT;
 		if (write && vma->vm_flags & VM_SHADOW_STACK)
 			err = -EFAULT;
@@ -602,6 +627,141 @@ int kapi_hmm_fault(struct mmu_interval_notifier *notifier, unsigned long start,
 	if (!err)
 		err = check_areas(notifier->mm, start, end, write);
 	return err;
+}
+
+int kapi_hmm_look(struct mmu_interval_notifier *notifier, unsigned long start,
+		  unsigned long end, unsigned long *pfns, unsigned long timeout,
+		  unsigned long *seq)
+{
+	struct hmm_range range = {
+		.notifier = notifier,
+		.start = start,
+		.end = end,
+		.hmm_pfns = pfns,
+	};
+	int err;
+
+	err = hmm_range_fault_unlocked_timeout(&range, timeout);
+	*seq = range.notifier_seq;
+	return err;
+}
+
+int kapi_current_area(unsigned long addr, struct kapi_area *area)
+{
+	struct mm_struct *mm = current->mm;
+	struct vm_area_struct *vma;
+	int found;
+
+	found = mmap_read_lock_killable(mm);
+	if (found)
+		return found;
+	vma = vma_lookup(mm, addr);
+	if (vma) {
+		found = 1;
+		area->start = vma->vm_start;
+		area->end = vma->vm_end;
+		area->flags = 0;
+		if (vma->vm_flags & VM_READ)
+			area->flags |= KAPI_AREA_READ;
+		if (vma->vm_flags & VM_WRITE)
+			area->flags |= KAPI_AREA_WRITE;
+		if (vma->vm_flags & (VM_IO | VM_PFNMAP) || is_secret(vma))
+			area->flags |= KAPI_AREA_SPECIAL;
+		if (vma->vm_flags & VM_SHADOW_STACK)
+			area->flags |= KAPI_AREA_SHADOW_STACK;
+		if (vma_is_anonymous(vma))
+			area->flags |= KAPI_AREA_ANONYMOUS;
+		if (vma_is_anonymous(vma) && !(vma->vm_flags & VM_SHARED))
+			area->flags |= KAPI_AREA_PRIVATE_ANONYMOUS;
+		if (vma->vm_flags & VM_SEQ_READ)
+			area->flags |= KAPI_AREA_SEQUENTIAL;
+		if (vma->vm_flags & VM_RAND_READ)
+			area->flags |= KAPI_AREA_RANDOM;
+		if (is_vm_hugetlb_page(vma))
+			area->flags |= KAPI_AREA_HUGETLB;
+		if (userfaultfd_armed(vma))
+			area->flags |= KAPI_AREA_USERFAULTFD;
+	}
+	mmap_read_unlock(mm);
+	return found;
+}
+
+long kapi_current_fault_in(unsigned long start, unsigned long count, bool write)
+{
+	struct mm_struct *mm = current->mm;
+	unsigned int flags = FOLL_INTERRUPTIBLE | FOLL_HONOR_NUMA_FAULT |
+			     (write ? FOLL_WRITE : 0);
+	int locked = 1;
+	long done;
+
+	done = mmap_read_lock_killable(mm);
+	if (done)
+		return done;
+	done = get_user_pages_remote(mm, start, count, flags, NULL, &locked);
+	if (locked)
+		mmap_read_unlock(mm);
+	return done;
+}
+
+unsigned long kapi_current_task_size(void)
+{
+	return TASK_SIZE;
+}
+
+/* Tasks that were created and not stopped. */
+static atomic_t vhost_tasks;
+
+struct vhost_task *kapi_vhost_task_create(bool (*work)(void *data),
+					  void (*killed)(void *data), void *data,
+					  const char *name)
+{
+#if IS_ENABLED(CONFIG_VHOST_TASK)
+	struct vhost_task *task = vhost_task_create(work, killed, data, name);
+
+	if (!IS_ERR(task))
+		atomic_inc(&vhost_tasks);
+	return task;
+#else
+	return ERR_PTR(-EOPNOTSUPP);
+#endif
+}
+
+void kapi_vhost_task_start(struct vhost_task *task)
+{
+#if IS_ENABLED(CONFIG_VHOST_TASK)
+	vhost_task_start(task);
+#endif
+}
+
+void kapi_vhost_task_wake(struct vhost_task *task)
+{
+#if IS_ENABLED(CONFIG_VHOST_TASK)
+	vhost_task_wake(task);
+#endif
+}
+
+void kapi_vhost_task_stop(struct vhost_task *task)
+{
+#if IS_ENABLED(CONFIG_VHOST_TASK)
+	vhost_task_stop(task);
+#endif
+	if (atomic_dec_and_test(&vhost_tasks))
+		wake_up_var(&vhost_tasks);
+}
+
+void kapi_vhost_tasks_wait_stopped(void)
+{
+	wait_var_event(&vhost_tasks, !atomic_read(&vhost_tasks));
+}
+
+void kapi_set_notify_signal(struct task_struct *task)
+{
+	set_tsk_thread_flag(task, TIF_NOTIFY_SIGNAL);
+}
+
+void kapi_set_current_running(void)
+{
+	__set_current_state(TASK_RUNNING);
 }
 
 int kapi_current_has_vma(unsigned long start, unsigned long end)

@@ -26,6 +26,8 @@ struct page;
 struct scatterlist;
 struct seq_file;
 struct sg_table;
+struct task_struct;
+struct vhost_task;
 struct virtio_device;
 struct virtio_shm_region;
 struct virtqueue;
@@ -69,8 +71,8 @@ void kapi_sg_set_buf(struct scatterlist *sg, const void *buf, unsigned int lengt
 void kapi_init_waitqueue_head(struct wait_queue_head *head);
 void kapi_wake_up_all(struct wait_queue_head *head);
 /*
- * wait_event_timeout() on condition(data), and its killable variant. Returns
- * the jiffies left (at least 1), 0 on time-out, or -ERESTARTSYS.
+ * wait_event_timeout() on condition(data), and its killable and interruptible
+ * variants. Returns the jiffies left (at least 1), 0 on time-out, or -ERESTARTSYS.
  */
 long kapi_wait_event_timeout(struct wait_queue_head *head,
 			     bool (*condition)(void *data), void *data,
@@ -78,6 +80,9 @@ long kapi_wait_event_timeout(struct wait_queue_head *head,
 long kapi_wait_event_killable_timeout(struct wait_queue_head *head,
 				      bool (*condition)(void *data), void *data,
 				      unsigned long timeout);
+long kapi_wait_event_interruptible_timeout(struct wait_queue_head *head,
+					   bool (*condition)(void *data),
+					   void *data, unsigned long timeout);
 
 /* linux/mutex.h */
 struct mutex;
@@ -211,6 +216,9 @@ bool kapi_mmu_interval_read_retry(struct mmu_interval_notifier *notifier,
 
 /* linux/hmm.h */
 u64 kapi_hmm_pfn_to_phys(unsigned long pfn);
+/* HMM_PFN_VALID and HMM_PFN_WRITE */
+bool kapi_hmm_pfn_is_valid(unsigned long pfn);
+bool kapi_hmm_pfn_is_writable(unsigned long pfn);
 /*
  * hmm_range_fault_unlocked_timeout() on addresses [@start, @end), all of which
  * must be there, for writing with @write. @timeout is in jiffies. On success
@@ -220,6 +228,62 @@ u64 kapi_hmm_pfn_to_phys(unsigned long pfn);
 int kapi_hmm_fault(struct mmu_interval_notifier *notifier, unsigned long start,
 		   unsigned long end, unsigned long *pfns, bool write,
 		   unsigned long timeout, unsigned long *seq);
+/* The same for what is there anyway: nothing is faulted in. */
+int kapi_hmm_look(struct mmu_interval_notifier *notifier, unsigned long start,
+		  unsigned long end, unsigned long *pfns, unsigned long timeout,
+		  unsigned long *seq);
+
+enum kapi_area_flag {
+	KAPI_AREA_READ = 1,
+	KAPI_AREA_WRITE = 2,
+	/* No pages of its own, or pages that devices must not have. */
+	KAPI_AREA_SPECIAL = 4,
+	KAPI_AREA_SHADOW_STACK = 8,
+	/* A write gives the process a page that no other has. */
+	KAPI_AREA_PRIVATE_ANONYMOUS = 16,
+	KAPI_AREA_ANONYMOUS = 32,
+	KAPI_AREA_SEQUENTIAL = 64,
+	KAPI_AREA_RANDOM = 128,
+	KAPI_AREA_HUGETLB = 256,
+	/* A userfaultfd is told of accesses. */
+	KAPI_AREA_USERFAULTFD = 512,
+};
+
+struct kapi_area {
+	unsigned long start;
+	unsigned long end;
+	/* A mask of kapi_area_flag. */
+	u32 flags;
+};
+
+/*
+ * What is mapped at @addr of the current process: 1 if anything is, 0, or
+ * -EINTR on a fatal signal.
+ */
+int kapi_current_area(unsigned long addr, struct kapi_area *area);
+/*
+ * Faults in @count pages of the current process from @start on, for writing with
+ * @write; takes no reference. The wait for a userfaultfd is interruptible. Returns
+ * the number of pages, at least 1, or an error about the first.
+ */
+long kapi_current_fault_in(unsigned long start, unsigned long count, bool write);
+/* TASK_SIZE of the current process. */
+unsigned long kapi_current_task_size(void);
+
+/* linux/sched/vhost_task.h; without CONFIG_VHOST_TASK the first returns -EOPNOTSUPP. */
+struct vhost_task *kapi_vhost_task_create(bool (*work)(void *data),
+					  void (*killed)(void *data), void *data,
+					  const char *name);
+void kapi_vhost_task_start(struct vhost_task *task);
+void kapi_vhost_task_wake(struct vhost_task *task);
+/* Waits for the thread. */
+void kapi_vhost_task_stop(struct vhost_task *task);
+/* The first half of set_notify_signal(); waking @task is the other. */
+void kapi_set_notify_signal(struct task_struct *task);
+/* Waits until each task that was created was stopped. */
+void kapi_vhost_tasks_wait_stopped(void);
+/* __set_current_state(TASK_RUNNING) */
+void kapi_set_current_running(void);
 
 /*
  * Something is mapped in [@start, @end) of the current process: 1 or 0, or

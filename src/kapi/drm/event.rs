@@ -37,6 +37,7 @@ use super::{
 };
 use crate::kapi::bindings;
 use core::{
+    marker::PhantomData,
     mem::MaybeUninit,
     ptr::NonNull, //
 };
@@ -269,6 +270,43 @@ impl<D: Driver> File<D> {
                 sent: AtomicFlag::new(false),
             })
         }
+    }
+}
+
+/// An event that has its room, and whose payload is said when it is sent. Otherwise like a
+/// [`ReservedEvent`].
+pub(crate) struct BlankEvent<P: Payload> {
+    /// Reserved with a `P`.
+    reserved: ReservedEvent,
+    _payload: PhantomData<P>,
+}
+
+impl<P: Payload> BlankEvent<P> {
+    /// Sends the event, unless that was done. May be called in any context.
+    pub(crate) fn send(&self, payload: P) {
+        if self.reserved.sent.xchg(true, Full) {
+            return;
+        }
+        // SAFETY: The node is a `Node<P>`, and nobody uses it before it is sent, which only who has set
+        // `sent` does; the rest is as in `ReservedEvent::send`.
+        unsafe {
+            fill(self.reserved.pending.cast::<Node<P>>().as_ptr(), payload);
+            bindings::drm_send_event(self.reserved.dev.as_ptr(), self.reserved.pending.as_ptr());
+        }
+    }
+}
+
+impl<D: Driver> File<D> {
+    /// As [`File::reserve_event`], for an event whose payload is not known yet.
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub(crate) fn reserve_blank_event<P: Payload + Default>(&self) -> Result<BlankEvent<P>> {
+        Ok(BlankEvent {
+            reserved: self.reserve_event(P::default())?,
+            _payload: PhantomData,
+        })
     }
 }
 

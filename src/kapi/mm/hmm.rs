@@ -35,6 +35,18 @@ impl HmmPage {
         // SAFETY: Calculates only.
         unsafe { bindings::kapi_hmm_pfn_to_phys(self.0) }
     }
+
+    /// Whether there is a page, which the process may read.
+    pub(crate) fn is_valid(self) -> bool {
+        // SAFETY: Calculates only.
+        unsafe { bindings::kapi_hmm_pfn_is_valid(self.0) }
+    }
+
+    /// Whether the process may write it as it is.
+    pub(crate) fn is_writable(self) -> bool {
+        // SAFETY: Calculates only.
+        unsafe { bindings::kapi_hmm_pfn_is_writable(self.0) }
+    }
 }
 
 /// The state of the address space in which pages were found.
@@ -53,7 +65,8 @@ impl<H: IntervalHandler> IntervalNotifier<H> {
     ///
     /// [`EFAULT`] where nothing is mapped or what is mapped is no ordinary memory, [`EPERM`] if it
     /// must not be written, [`EBUSY`] if the range kept changing for `timeout_ms` milliseconds,
-    /// [`EINTR`] on a fatal signal, [`ENOMEM`], [`EINVAL`] if the pages are not in the interval.
+    /// [`EINTR`] on a fatal signal, [`ENOMEM`], [`EINVAL`] if the pages are not in the interval, or
+    /// the thread is of another process.
     pub(crate) fn fault(
         &self,
         offset: usize,
@@ -61,19 +74,15 @@ impl<H: IntervalHandler> IntervalNotifier<H> {
         write: bool,
         timeout_ms: u32,
     ) -> Result<Sequence> {
-        let bytes = pages.len() << PAGE_SHIFT;
-        if bytes == 0 || offset.checked_add(bytes).is_none_or(|end| end > self.len()) {
-            return Err(EINVAL);
-        }
-        let start = self.start() + offset;
+        let (start, end) = self.bounds(offset, pages.len())?;
         let mut sequence = 0;
-        // SAFETY: The notifier is inserted and covers the range; the array has a place for each
-        // page.
+        // SAFETY: The notifier covers the range, and the process has the address space, so that it
+        // is there; the array has a place for each page.
         to_result(unsafe {
             bindings::kapi_hmm_fault(
                 self.as_raw(),
                 start,
-                start + bytes,
+                end,
                 pages.as_mut_ptr().cast(),
                 write,
                 sync::jiffies(timeout_ms),
@@ -83,14 +92,170 @@ impl<H: IntervalHandler> IntervalNotifier<H> {
         Ok(Sequence(sequence))
     }
 
+    /// As [`IntervalNotifier::fault`], but says only what is there anyway: faults nothing in, and leaves
+    /// pages that are not there invalid.
+    ///
+    /// # Errors
+    ///
+    /// [`EBUSY`], [`EINTR`] and [`EINVAL`] as there, [`EFAULT`] if the process is being killed for
+    /// want of memory.
+    pub(crate) fn look(
+        &self,
+        offset: usize,
+        pages: &mut [HmmPage],
+        timeout_ms: u32,
+    ) -> Result<Sequence> {
+        let (start, end) = self.bounds(offset, pages.len())?;
+        let mut sequence = 0;
+        // SAFETY: As in `fault`.
+        to_result(unsafe {
+            bindings::kapi_hmm_look(
+                self.as_raw(),
+                start,
+                end,
+                pages.as_mut_ptr().cast(),
+                sync::jiffies(timeout_ms),
+                &mut sequence,
+            )
+        })?;
+        Ok(Sequence(sequence))
+    }
+
+    /// First address, and the one behind the last, of `pages` pages from byte `offset` on.
+    ///
+    /// # Errors
+    ///
+    /// [`EINVAL`] if they are not in the interval, or the current process has another address space.
+    fn bounds(&self, offset: usize, pages: usize) -> Result<(usize, usize)> {
+        let bytes = pages << PAGE_SHIFT;
+        let inside = offset
+            .checked_add(bytes)
+            .is_some_and(|end| end <= self.len());
+        if bytes == 0 || !inside || !self.is_of_current() {
+            return Err(EINVAL);
+        }
+        let start = self.start() + offset;
+        Ok((start, start + bytes))
+    }
+
     /// Whether the pages of the interval may have changed since `sequence`.
     ///
     /// While a lock is held that every callback takes for [`super::Invalidation::supersede`], pages
     /// that are not stale stay where they are, mapped as they are.
     pub(crate) fn is_stale(&self, sequence: Sequence) -> bool {
-        // SAFETY: The notifier is inserted.
+        // SAFETY: The notifier was inserted; this looks at its sequence only.
         unsafe { bindings::kapi_mmu_interval_read_retry(self.as_raw(), sequence.0) }
     }
+}
+
+/// What is mapped somewhere.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Area {
+    /// First address, and the one behind the last.
+    pub(crate) start: usize,
+    pub(crate) end: usize,
+    flags: u32,
+}
+
+impl Area {
+    /// The area around address `addr` of the current process, if anything is mapped there.
+    ///
+    /// It may change, or go, as soon as this returns.
+    ///
+    /// # Errors
+    ///
+    /// [`EINTR`] on a fatal signal.
+    pub(crate) fn at(addr: usize) -> Result<Option<Self>> {
+        let mut area = bindings::kapi_area::default();
+        // SAFETY: Looks at the current process only; `area` is valid for writes.
+        match unsafe { bindings::kapi_current_area(addr, &mut area) } {
+            err if err < 0 => Err(Error::from_errno(err)),
+            0 => Ok(None),
+            _ => Ok(Some(Self {
+                start: area.start,
+                end: area.end,
+                flags: area.flags,
+            })),
+        }
+    }
+
+    fn has(&self, flag: bindings::kapi_area_flag) -> bool {
+        self.flags & flag != 0
+    }
+
+    /// The process may read it.
+    pub(crate) fn may_read(&self) -> bool {
+        self.has(bindings::kapi_area_flag_KAPI_AREA_READ)
+    }
+
+    /// The process may write it by ordinary stores.
+    pub(crate) fn may_write(&self) -> bool {
+        self.has(bindings::kapi_area_flag_KAPI_AREA_WRITE) && !self.is_shadow_stack()
+    }
+
+    /// It is no ordinary memory, or memory that a device must not have.
+    pub(crate) fn is_special(&self) -> bool {
+        self.has(bindings::kapi_area_flag_KAPI_AREA_SPECIAL)
+    }
+
+    /// It is written by calls and returns only.
+    pub(crate) fn is_shadow_stack(&self) -> bool {
+        self.has(bindings::kapi_area_flag_KAPI_AREA_SHADOW_STACK)
+    }
+
+    /// It is memory without file.
+    pub(crate) fn is_anonymous(&self) -> bool {
+        self.has(bindings::kapi_area_flag_KAPI_AREA_ANONYMOUS)
+    }
+
+    /// It is memory without file that the process shares with none.
+    pub(crate) fn is_private_anonymous(&self) -> bool {
+        self.has(bindings::kapi_area_flag_KAPI_AREA_PRIVATE_ANONYMOUS)
+    }
+
+    /// It will be read in order, says the process.
+    pub(crate) fn is_sequential(&self) -> bool {
+        self.has(bindings::kapi_area_flag_KAPI_AREA_SEQUENTIAL)
+    }
+
+    /// It will be read at random, says the process.
+    pub(crate) fn is_random(&self) -> bool {
+        self.has(bindings::kapi_area_flag_KAPI_AREA_RANDOM)
+    }
+
+    /// A userfaultfd is told of accesses to it.
+    pub(crate) fn has_userfaultfd(&self) -> bool {
+        self.has(bindings::kapi_area_flag_KAPI_AREA_USERFAULTFD)
+    }
+
+    /// It is of huge pages of a pool.
+    pub(crate) fn is_hugetlb(&self) -> bool {
+        self.has(bindings::kapi_area_flag_KAPI_AREA_HUGETLB)
+    }
+}
+
+/// Faults in pages of the current process, `pages` from address `addr` on, for writing with `write`.
+/// Returns how many, from the first on. They may go at once; nothing holds them.
+///
+/// C function: `get_user_pages_remote`, whose wait for a userfaultfd ends on any signal.
+///
+/// # Errors
+///
+/// About the first page: [`EFAULT`] if it cannot be had, [`ENOMEM`], [`EINTR`] if the thread was
+/// interrupted, `EHWPOISON`.
+pub(crate) fn fault_in(addr: usize, pages: usize, write: bool) -> Result<usize> {
+    // SAFETY: Changes the current process only as an access would.
+    match unsafe { bindings::kapi_current_fault_in(addr, pages, write) } {
+        0 => Err(EFAULT),
+        done if done < 0 => Err(Error::from_errno(done as i32)),
+        done => Ok(done as usize),
+    }
+}
+
+/// The address behind the highest that the current process can use.
+pub(crate) fn task_size() -> usize {
+    // SAFETY: Looks at the current process only.
+    unsafe { bindings::kapi_current_task_size() }
 }
 
 /// Whether anything is mapped in `len` bytes at `addr` of the current process.

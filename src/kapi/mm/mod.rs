@@ -25,9 +25,12 @@ pub(crate) fn is_user_range(addr: usize, len: usize) -> bool {
 pub(crate) use self::{
     account::PinnedVm,
     hmm::{
+        fault_in,
         first_hole,
         is_anything_mapped,
         is_current,
+        task_size,
+        Area,
         HmmPage,
         Sequence, //
     },

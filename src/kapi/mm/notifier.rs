@@ -19,6 +19,13 @@ use kernel::{
     error::to_result,
     mm::Mm,
     prelude::*,
+    sync::{
+        aref::ARef,
+        atomic::{
+            ordering::Full,
+            AtomicFlag, //
+        }, //
+    },
     types::Opaque, //
 };
 
@@ -194,18 +201,22 @@ impl<P> FinishNode<P> {
     }
 }
 
-/// A notifier for a range of addresses, which is called for as long as this lives.
+/// A notifier for a range of addresses, which is called for as long as this lives, or until it is
+/// removed.
 ///
 /// Dropping it waits for callbacks that are running; it must not be dropped by a callback, nor
 /// with a lock held that a callback takes.
 ///
 /// # Invariants
 ///
-/// `raw` was inserted, and is removed on drop.
+/// `raw` was inserted for `mm`, and is removed by whoever sets `removed`.
 #[pin_data(PinnedDrop)]
 pub(crate) struct IntervalNotifier<H: IntervalHandler> {
     #[pin]
     raw: Opaque<bindings::mmu_interval_notifier>,
+    /// What `raw` names also when it was removed.
+    mm: ARef<Mm>,
+    removed: AtomicFlag,
     start: usize,
     len: usize,
     handler: H,
@@ -246,6 +257,8 @@ impl<H: IntervalHandler> IntervalNotifier<H> {
         H: 'a,
     {
         try_pin_init!(Self {
+            mm: mm.into(),
+            removed: AtomicFlag::new(false),
             start: addr,
             len: bytes,
             // Callbacks use these fields, so that the insertion comes last.
@@ -264,6 +277,23 @@ impl<H: IntervalHandler> IntervalNotifier<H> {
                 })
             }),
         }? Error)
+    }
+
+    /// Removes the notifier, unless that was done: waits for callbacks that are running, after which
+    /// none is called. What is looked up from then on never becomes stale, and only the caller can
+    /// see to it that it is not used.
+    ///
+    /// As a drop, this must not be done by a callback, nor with a lock held that a callback takes.
+    pub(crate) fn remove(&self) {
+        if !self.removed.xchg(true, Full) {
+            // SAFETY: By the type invariant the notifier is inserted, and this is who removes it.
+            unsafe { bindings::mmu_interval_notifier_remove(self.raw.get()) }
+        }
+    }
+
+    /// Whether the current thread's address space is the one that the notifier is for.
+    pub(super) fn is_of_current(&self) -> bool {
+        super::is_current(&self.mm)
     }
 
     /// Bytes of the interval.
@@ -341,7 +371,6 @@ impl<H: IntervalHandler> IntervalNotifier<H> {
 #[pinned_drop]
 impl<H: IntervalHandler> PinnedDrop for IntervalNotifier<H> {
     fn drop(self: Pin<&mut Self>) {
-        // SAFETY: By the type invariant the notifier is inserted. After this no callback runs.
-        unsafe { bindings::mmu_interval_notifier_remove(self.raw.get()) }
+        self.remove();
     }
 }

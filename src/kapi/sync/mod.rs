@@ -3,6 +3,8 @@
 //! Waiting with a bound, locks whose waiters can be killed, and work that memory reclaim may depend
 //! on.
 
+use crate::kapi::bindings;
+
 mod delayed;
 mod killable;
 pub(crate) mod reclaim;
@@ -20,6 +22,12 @@ pub(crate) use self::{
         Workqueue, //
     },
 };
+
+/// Nanoseconds of the monotonic clock, as userspace sees it.
+pub(crate) fn monotonic_ns() -> i64 {
+    // SAFETY: Reads a clock.
+    unsafe { bindings::ktime_get() }
+}
 
 /// Jiffies for `ms` milliseconds, rounded up.
 pub(crate) fn jiffies(ms: u32) -> kernel::ffi::c_ulong {

@@ -84,6 +84,33 @@ impl WaitQueue {
                 super::jiffies(ms),
             )
         };
+        Self::outcome(left)
+    }
+
+    /// As [`WaitQueue::wait_killable_timeout`], but any signal ends the wait.
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub(crate) fn wait_interruptible_timeout<F: FnMut() -> bool>(
+        &self,
+        mut condition: F,
+        ms: u32,
+    ) -> Result {
+        // SAFETY: The queue was initialized, and `condition` outlives the call.
+        let left = unsafe {
+            bindings::kapi_wait_event_interruptible_timeout(
+                self.head.get(),
+                Some(evaluate::<F>),
+                (&raw mut condition).cast(),
+                super::jiffies(ms),
+            )
+        };
+        Self::outcome(left)
+    }
+
+    /// What the number of jiffies that are left says of a wait.
+    fn outcome(left: c_long) -> Result {
         match left {
             0 => Err(EBUSY),
             left if left < 0 => Err(ERESTARTSYS),

@@ -1,8 +1,17 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The current task.
+//! The current task, and threads that are added to its process.
 //!
 //! C header: [`include/linux/sched.h`](srctree/include/linux/sched.h)
+
+mod user_worker;
+
+pub(crate) use self::user_worker::{
+    AllStopped,
+    UserWork,
+    UserWorker,
+    HAS_USER_WORKERS, //
+};
 
 use crate::kapi::bindings;
 use kernel::prelude::*;
