@@ -174,6 +174,20 @@ impl Context {
         JobOf::new(self.id(), self.jobs.clone())
     }
 
+    /// Has the context take only jobs for fault mode, or only others.
+    ///
+    /// # Errors
+    ///
+    /// [`EBUSY`] if it ever had any.
+    pub(crate) fn set_fault_mode(&self, fault_mode: bool) -> Result {
+        self.gpu.control.set_fault_mode(&self.jobs, fault_mode)
+    }
+
+    /// The number of its rings.
+    pub(crate) fn rings(&self) -> u32 {
+        self.rings
+    }
+
     /// Fails if the context takes no more jobs.
     ///
     /// # Errors

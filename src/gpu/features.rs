@@ -3,14 +3,17 @@
 //! Feature bits: what the driver accepts, requires and makes of those that were negotiated.
 
 use crate::{
-    kapi::virtio::{
-        self,
-        device::{
-            ConfigSpace,
-            F_ACCESS_PLATFORM,
-            F_INDIRECT_DESC,
-            F_VERSION_1, //
-        },
+    kapi::{
+        task::HAS_USER_WORKERS,
+        virtio::{
+            self,
+            device::{
+                ConfigSpace,
+                F_ACCESS_PLATFORM,
+                F_INDIRECT_DESC,
+                F_VERSION_1, //
+            },
+        }, //
     },
     protocol::{
         mirror::{
@@ -38,7 +41,12 @@ pub(super) const UNDERSTOOD: &[u32] = &[
     feature::CONTEXT_INIT,
     feature::BLOB_ALIGNMENT,
     mirror::feature::MIRROR,
+    mirror::feature::PAGE_FAULT,
 ];
+
+/// Most faults of a space that the driver takes note of. A device that has more on the way at once than
+/// it says, and than this, is not sane.
+const MAX_FAULTS: usize = 1024;
 
 /// What the device says of its mirror queue.
 #[derive(Clone, Copy, Debug)]
@@ -66,6 +74,9 @@ pub(crate) struct Features {
     pub(crate) dma: bool,
     /// The device can follow the page tables.
     pub(crate) mirror: Option<MirrorFeatures>,
+    /// Most faults of a space that are not resolved, if the device faults and the driver can serve
+    /// that.
+    pub(crate) faults: Option<usize>,
     /// Buffers that the device wants in its event queue; `None` if it has no such queue.
     pub(crate) event_slots: Option<usize>,
 }
@@ -102,8 +113,14 @@ impl Features {
         };
         let dma = vdev.has_feature(F_ACCESS_PLATFORM);
         let (mirror, event_slots) = if vdev.has_feature(mirror::feature::MIRROR) {
-            // All of it: its last field is read when it changes.
-            config.check(mirror::CONFIG_OFFSET + size_of::<MirrorConfig>())?;
+            // All of it: a field is read when it changes.
+            let faults = vdev.has_feature(mirror::feature::PAGE_FAULT);
+            let len = if faults {
+                size_of::<MirrorConfig>()
+            } else {
+                offset_of!(MirrorConfig, max_faults)
+            };
+            config.check(mirror::CONFIG_OFFSET + len)?;
             let field = mirror::CONFIG_OFFSET + offset_of!(MirrorConfig, event_slots);
             let slots = config.read32(field)? as usize;
             (Self::mirror(vdev, &config)?, Some(slots))
@@ -120,8 +137,28 @@ impl Features {
             dma,
             // Only jobs of contexts use it.
             mirror: mirror.filter(|_| !dma && vdev.has_feature(feature::VIRGL)),
+            faults: Self::faults(vdev, &config)?.filter(|_| mirror.is_some() && !dma),
             event_slots,
         })
+    }
+
+    /// Most faults of a space, if the device faults and the kernel has the threads that serve them.
+    fn faults(
+        vdev: &virtio::Device<device::Core<'_>>,
+        config: &ConfigSpace<'_>,
+    ) -> Result<Option<usize>> {
+        let offered = vdev.has_feature(mirror::feature::MIRROR)
+            && vdev.has_feature(mirror::feature::PAGE_FAULT)
+            && vdev.has_feature(feature::CONTEXT_INIT);
+        if !offered || !HAS_USER_WORKERS {
+            return Ok(None);
+        }
+        let field = mirror::CONFIG_OFFSET + offset_of!(MirrorConfig, max_faults);
+        let most = config.read32(field)? as usize;
+        if most == 0 {
+            return Err(EINVAL);
+        }
+        Ok(Some(most.min(MAX_FAULTS)))
     }
 
     /// Looks once more at what the device says of its mirror queue, after DRIVER_OK: before, it may

@@ -17,7 +17,8 @@ pub(crate) use self::{
     lifecycle::VirtioGpu,
     reachable::{
         DeviceMappings,
-        Reachable, //
+        Reachable,
+        ReachedBy, //
     },
 };
 

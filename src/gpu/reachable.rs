@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What the device can reach, resource by resource.
+//! What the device can reach, resource by resource, and of which address spaces.
 //!
-//! A mapping ends with the resource or with the device, whichever goes first. Files that are still
+//! A mapping ends with the resource, or the context, or with the device, whichever goes first. Files that are still
 //! open when a device is lost or removed keep their resources, but the driver releases what these
 //! hold for the device as soon as the device has been reset. This file knows which resources hold
 //! something; the module of each kind of memory knows what.
@@ -36,7 +36,29 @@ pub(crate) trait Reachable: Send + Sync {
     fn overdue(&self);
 }
 
-/// What a device can reach, by resource id.
+/// Whose memory a device can reach.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum ReachedBy {
+    /// That of the resource with this id.
+    Resource(u32),
+    /// That of the context with this id: an address space.
+    Context(u32),
+}
+
+impl ReachedBy {
+    /// The least that is greater.
+    fn next(self) -> Option<Self> {
+        match self {
+            Self::Resource(id) => match id.checked_add(1) {
+                Some(id) => Some(Self::Resource(id)),
+                None => Some(Self::Context(0)),
+            },
+            Self::Context(id) => id.checked_add(1).map(Self::Context),
+        }
+    }
+}
+
+/// What a device can reach.
 pub(crate) struct DeviceMappings {
     /// What maps memory for the device, if it does not see physical addresses.
     mapper: Option<Arc<Mapper>>,
@@ -46,7 +68,7 @@ pub(crate) struct DeviceMappings {
     live: Pin<KBox<Mutex<Live>>>,
 }
 
-type Live = Option<RBTree<u32, Arc<dyn Reachable>>>;
+type Live = Option<RBTree<ReachedBy, Arc<dyn Reachable>>>;
 
 impl DeviceMappings {
     /// Nothing can be reached, of a device with these counters, for which `mapper` maps memory if it is
@@ -66,13 +88,13 @@ impl DeviceMappings {
         })
     }
 
-    /// From now on the device can reach `what` of resource `id`.
+    /// From now on the device can reach `what` of `by`.
     ///
     /// # Errors
     ///
     /// [`ENOMEM`], [`ENODEV`] if the device is gone.
-    pub(crate) fn add(&self, id: u32, what: Arc<dyn Reachable>) -> Result {
-        let node = RBTreeNode::new(id, what, GFP_KERNEL)?;
+    pub(crate) fn add(&self, by: ReachedBy, what: Arc<dyn Reachable>) -> Result {
+        let node = RBTreeNode::new(by, what, GFP_KERNEL)?;
         match &mut *self.live.lock() {
             Some(live) => live.insert(node),
             None => return Err(ENODEV),
@@ -80,10 +102,10 @@ impl DeviceMappings {
         Ok(())
     }
 
-    /// The device can reach nothing of resource `id` any more.
-    pub(crate) fn remove(&self, id: u32) {
+    /// The device can reach nothing of `by` any more.
+    pub(crate) fn remove(&self, by: ReachedBy) {
         let node = match &mut *self.live.lock() {
-            Some(live) => live.remove_node(&id),
+            Some(live) => live.remove_node(&by),
             None => None,
         };
         drop(node);
@@ -107,13 +129,13 @@ impl OnReset for DeviceMappings {
     /// Tells programs that use mirrored memory that the device is lost: `reset` will not for a long
     /// time.
     fn overdue(&self) {
-        let mut next = 0;
-        loop {
+        let mut next = Some(ReachedBy::Resource(0));
+        while let Some(least) = next {
             let found = {
                 let live = self.live.lock();
                 let cursor = live
                     .as_ref()
-                    .and_then(|live| live.cursor_lower_bound(&next));
+                    .and_then(|live| live.cursor_lower_bound(&least));
                 cursor.map(|cursor| {
                     let (&id, reachable) = cursor.current();
                     (id, reachable.clone())
@@ -123,10 +145,7 @@ impl OnReset for DeviceMappings {
                 break;
             };
             reachable.overdue();
-            let Some(following) = id.checked_add(1) else {
-                break;
-            };
-            next = following;
+            next = id.next();
         }
     }
 }

@@ -24,6 +24,7 @@ use crate::{
     },
     transport::mirror::Posted, //
 };
+use core::ops::Range;
 use kernel::{
     new_mutex,
     prelude::*,
@@ -76,6 +77,11 @@ impl Residents {
         self.clock.fetch_add(1, Relaxed)
     }
 
+    /// Whether there are none.
+    pub(super) fn is_empty(&self) -> bool {
+        self.ranges.lock().is_empty()
+    }
+
     /// A range has a space from now on.
     ///
     /// # Errors
@@ -109,7 +115,7 @@ impl Residents {
             let ranges = self.ranges.lock();
             for range in ranges.values() {
                 let used = range.used.load(Relaxed);
-                if used < since && range.resv.is_idle() {
+                if used < since && range.is_idle() {
                     let key = (used, range.space.id());
                     oldest.try_create_and_insert(key, range.clone(), GFP_KERNEL)?;
                 }
@@ -120,27 +126,43 @@ impl Residents {
             if done >= pages {
                 break;
             }
-            done += range.evict()?;
+            done += range.evict(0..range.pages)?;
         }
         Ok(done)
     }
 }
 
 impl MirroredRange {
-    /// Evicts what the device reaches, granule by granule, as long as no job uses it. Returns the
-    /// number of pages.
-    fn evict(&self) -> Result<usize> {
-        let (mut at, mut done) = (0, 0);
-        while at < self.pages {
+    /// Evicts those of the pages `which` that the device reaches, as long as no job uses them. Returns
+    /// their number.
+    ///
+    /// # Errors
+    ///
+    /// As [`MirroredRange::revoke`].
+    pub(super) fn evict(&self, which: Range<usize>) -> Result<usize> {
+        let done = self.revoke(which)?;
+        self.gpu.counters.evicted_pages.add(done as u64);
+        Ok(done)
+    }
+
+    /// Revokes those of the pages `which` that the device reaches, granule by granule, as long as no
+    /// job uses them. Returns the number of pages. One thread at a time does this.
+    ///
+    /// # Errors
+    ///
+    /// [`ENODEV`] if the device is lost, [`EINTR`] on a fatal signal.
+    pub(super) fn revoke(&self, which: Range<usize>) -> Result<usize> {
+        let (mut at, mut done) = (which.start, 0);
+        while at < which.end {
             // Each granule is a round trip.
             check_not_killed()?;
             let mut guard = self.lock.commits.lock();
             // Jobs are queued with the lock held.
-            if !self.resv.is_idle() {
+            if !self.is_idle() {
                 break;
             }
             let next = self.look(&mut guard, |table| {
-                table.next_part(at..self.pages, Having::Reachable)
+                table.next_part(at..which.end, Having::Reachable)
             });
             let reachable = self.look(&mut guard, |table| table.reachable_in(next.clone()));
             let Some(part) = reachable else {
@@ -155,7 +177,6 @@ impl MirroredRange {
                     // An exit to the host, outside of the lock.
                     drop(notification);
                     done += evicted;
-                    self.gpu.counters.evicted_pages.add(evicted as u64);
                     count(&self.counters.invalidations, 1);
                     self.wait_acknowledged(ticket)?;
                     self.set_evicted(part.clone());

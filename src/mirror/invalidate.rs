@@ -15,6 +15,7 @@ use super::{
     event::Reason,
     range::{
         count,
+        Jobs,
         MirroredRange, //
     },
     table::{
@@ -128,7 +129,7 @@ impl IntervalHandler for Handler {
             ticket: None,
             since: Instant::now(),
         };
-        if range.resv.is_idle() && range.gpu.knobs.has_invalidates() {
+        if range.is_idle() && range.gpu.knobs.has_invalidates() {
             let (first, last) = range.bytes(&pending.span);
             match range.space.post_invalidate(first, last) {
                 Posted::Sent(ticket, notification) => {
@@ -170,8 +171,8 @@ impl IntervalHandler for Handler {
 impl MirroredRange {
     /// First and last byte of pages, in the space.
     pub(super) fn bytes(&self, span: &Range<usize>) -> (u64, u64) {
-        let first = (span.start as u64) << PAGE_SHIFT;
-        let end = (span.end as u64) << PAGE_SHIFT;
+        let first = self.base + ((span.start as u64) << PAGE_SHIFT);
+        let end = self.base + ((span.end as u64) << PAGE_SHIFT);
         (first, end - 1)
     }
 
@@ -211,10 +212,17 @@ impl MirroredRange {
     /// Waits for the jobs that use the range, but not for ever: a job that takes too long costs its
     /// context, and the device fails it when it touches a page that is gone.
     fn wait_for_jobs(&self, since: Instant<Monotonic>) {
+        let Some(Jobs { context, resv }) = &self.jobs else {
+            return;
+        };
         let grace = i64::from(self.gpu.transport.grace_ms());
         let left = (grace - since.elapsed().as_millis()).clamp(0, grace);
-        if !self.resv.is_idle() && !self.resv.wait(left as u32) {
-            self.context.lose();
+        if !resv.is_idle() && !resv.wait(left as u32) {
+            context.lose();
+        }
+        let left = (grace - since.elapsed().as_millis()).clamp(0, grace);
+        if !resv.is_idle() && !resv.wait(left as u32) {
+            context.lose();
         }
     }
 

@@ -23,6 +23,7 @@ mod space;
 mod table;
 #[cfg(CONFIG_KUNIT = "y")]
 mod table_tests;
+mod window;
 
 pub(crate) use self::{
     event::{
@@ -31,10 +32,17 @@ pub(crate) use self::{
     },
     populate::Deadline,
     range::{
+        Jobs,
         MirroredRange,
         RangeParams, //
     },
-    space::Space, //
+    space::Space,
+    window::{
+        Committed,
+        Wanted,
+        Window,
+        WINDOW, //
+    },
 };
 
 use self::{
@@ -45,14 +53,20 @@ use self::{
     invalidate::Handler,
     populate::MapMode, //
 };
-use crate::kapi::{
-    mm::{
-        is_current,
-        IntervalNotifier, //
+use crate::{
+    kapi::{
+        mm::{
+            is_current,
+            IntervalNotifier, //
+        },
+        sync::{
+            reclaim,
+            KillableMutex, //
+        },
     },
-    sync::{
-        reclaim,
-        KillableMutex, //
+    transport::{
+        event::SpaceOwner,
+        mirror::SpaceOf, //
     },
 };
 use kernel::{
@@ -109,6 +123,11 @@ impl NotifierLock {
         Ok(this)
     }
 
+    /// Whether the file has mirrored memory.
+    pub(crate) fn has_ranges(&self) -> bool {
+        !self.residents.is_empty()
+    }
+
     /// The time of a job that begins, see [`Mirrored::touch`].
     pub(crate) fn now(&self) -> u64 {
         self.residents.now()
@@ -159,7 +178,10 @@ impl Mirrored {
     pub(crate) fn begin(&self, id: u32, size: u64, addr: usize) -> Result {
         let range = &self.range;
         let mut outer = self.outer.lock()?;
-        range.space.create(id, size, Some(range.clone()))?;
+        let owner: Arc<dyn SpaceOwner> = range.clone();
+        range
+            .space
+            .create(SpaceOf::Resource(id), size, Some(owner))?;
         *outer = Some(KBox::pin_init(
             Notifier::new(
                 &self.mm,

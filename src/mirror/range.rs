@@ -25,10 +25,7 @@ use crate::{
             FinishNode, //
         }, //
     },
-    transport::{
-        event::SpaceOwner,
-        mirror::MirrorQuota, //
-    },
+    transport::event::SpaceOwner,
 };
 use core::ops::Range;
 use kernel::{
@@ -79,11 +76,21 @@ pub(super) fn count(counter: &Atomic<u64>, by: u64) {
     counter.fetch_add(by, Relaxed);
 }
 
+/// The jobs that use a range, and for which an invalidation waits.
+pub(crate) struct Jobs {
+    /// The context of the jobs.
+    pub(crate) context: Arc<Context>,
+    /// Their fences.
+    pub(crate) resv: Arc<Resv>,
+}
+
 /// What memory a range is of, and what it is for.
 #[derive(Clone, Copy)]
 pub(crate) struct RangeParams {
     /// Guest-virtual address, that of a page.
     pub(crate) addr: usize,
+    /// What the device calls that address in the space, in bytes.
+    pub(crate) base: u64,
     /// Pages.
     pub(crate) pages: usize,
     /// Whether the device may write.
@@ -98,11 +105,11 @@ pub(crate) struct MirroredRange {
     /// The device.
     pub(super) gpu: Arc<Gpu>,
     /// What the pages are mapped into.
-    pub(super) space: Space,
-    /// The context whose jobs use the range.
-    pub(super) context: Arc<Context>,
-    /// Its jobs.
-    pub(super) resv: Arc<Resv>,
+    pub(super) space: Arc<Space>,
+    /// What the device calls the first page in the space, in bytes.
+    pub(super) base: u64,
+    /// The jobs that use the range, if they are to end before it is invalidated. Otherwise they stall.
+    pub(super) jobs: Option<Jobs>,
     /// The lock of `table`.
     pub(super) lock: Arc<NotifierLock>,
     pub(super) table: LockedBy<Table, Commits>,
@@ -130,36 +137,35 @@ pub(crate) struct MirroredRange {
 }
 
 impl MirroredRange {
-    /// The range that `params` describe, of which nothing is mapped, for jobs of `context`. Its table is
-    /// under `lock`, and its commands take room of `quota`.
+    /// The range that `params` describe, of which nothing is mapped into `space`. Its table is under
+    /// `lock`.
     ///
     /// # Errors
     ///
-    /// [`ENOMEM`], [`ENOSPC`] if there are no more spaces.
+    /// [`ENOMEM`].
     pub(crate) fn new(
         gpu: &Arc<Gpu>,
         lock: &Arc<NotifierLock>,
-        quota: &Arc<MirrorQuota>,
-        context: Arc<Context>,
+        space: Arc<Space>,
+        jobs: Option<Jobs>,
         params: RangeParams,
         events: Option<Arc<RangeEvents>>,
     ) -> Result<Arc<Self>> {
         let RangeParams {
             addr,
+            base,
             pages,
             write,
             sparse,
         } = params;
         let node = FinishNode::new()?;
-        let space = Space::new(gpu, quota, write)?;
         let layout = Layout::new(addr >> PAGE_SHIFT, pages);
-        let resv = Resv::new()?;
         Arc::pin_init(
             pin_init!(Self {
                 gpu: gpu.clone(),
                 space,
-                context,
-                resv,
+                base,
+                jobs,
                 lock: lock.clone(),
                 table: LockedBy::new(&lock.commits, Table::new(layout)),
                 pages,
@@ -251,9 +257,9 @@ impl MirroredRange {
         !self.is_revoked() && self.table.access(commits).is_ready(self.sparse)
     }
 
-    /// The fences of the jobs that use the range.
-    pub(crate) fn resv(&self) -> &Arc<Resv> {
-        &self.resv
+    /// Whether no job uses the range that is to end before it is invalidated.
+    pub(super) fn is_idle(&self) -> bool {
+        self.jobs.as_ref().is_none_or(|jobs| jobs.resv.is_idle())
     }
 
     /// Reports to the program that the device is lost.

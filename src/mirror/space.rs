@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Spaces: what a resource without memory entries shows the device, page by page.
+//! Spaces: what the device sees of a resource without memory entries, or of the memory of a context in
+//! fault mode, page by page.
 //!
 //! See `docs/protocol.md`. The device enforces what a space allows, which it does not for memory
 //! entries.
 
+use super::Commits;
 use crate::{
     gpu::{
         Counters,
@@ -26,6 +28,7 @@ use crate::{
         MirrorQueue,
         MirrorQuota,
         Posted,
+        SpaceOf,
         Ticket,
         MAP_DESCRIPTORS,
         MAX_ENTRIES, //
@@ -60,7 +63,7 @@ impl SpaceOwner for Loss {
     }
 }
 
-/// The space of a resource.
+/// The space of a resource or a context.
 pub(crate) struct Space {
     queue: MirrorQueue,
     counters: Arc<Counters>,
@@ -72,6 +75,8 @@ pub(crate) struct Space {
     destroy: Pin<KBox<Mutex<Option<ListArc<MirrorCommand>>>>>,
     /// The owner of the space of pinned memory; mirrored memory is its own owner.
     loss: Arc<Loss>,
+    /// No MAP is sent any more. Set and read with the lock of the tables held.
+    closed: AtomicFlag,
 }
 
 /// The error for a [`status`] that is not OK.
@@ -101,6 +106,7 @@ impl Space {
             max_entries: MAX_ENTRIES.min(mirror.max_entries as usize),
             destroy: KBox::pin_init(new_mutex!(None, "Space::destroy"), GFP_KERNEL)?,
             loss: Arc::new(Loss(AtomicFlag::new(false)), GFP_KERNEL)?,
+            closed: AtomicFlag::new(false),
         })
     }
 
@@ -112,6 +118,16 @@ impl Space {
     /// Whether the device has dropped the space, of which [`Space::loss`] was the owner.
     pub(crate) fn is_lost(&self) -> bool {
         self.loss.0.load(Relaxed)
+    }
+
+    /// From now on no MAP is sent to windows of the space.
+    pub(crate) fn close(&self, _commits: &mut Commits) {
+        self.closed.store(true, Relaxed);
+    }
+
+    /// Whether [`Space::close`] was called.
+    pub(crate) fn is_closed(&self, _commits: &Commits) -> bool {
+        self.closed.load(Relaxed)
     }
 
     /// The id on the wire.
@@ -143,14 +159,20 @@ impl Space {
         (self.queue.quota() / MAP_DESCRIPTORS) * self.max_entries
     }
 
-    /// Has the device create the space for resource `id`, which it has created without entries, of
-    /// `size` bytes. Waits for the response. `owner` is called if the device drops the space.
+    /// Has the device create the space, of `size` bytes, for what `of` says: a resource that it has
+    /// created without entries, or a context. Waits for the response. `owner` learns what the device
+    /// says of the space.
     ///
     /// # Errors
     ///
     /// That of the device, [`ENOMEM`], [`EBUSY`], [`ENODEV`].
-    pub(crate) fn create(&self, id: u32, size: u64, owner: Option<Arc<dyn SpaceOwner>>) -> Result {
-        let create = MirrorQueue::space_create(self.id.get(), id, size, self.access())?;
+    pub(crate) fn create(
+        &self,
+        of: SpaceOf,
+        size: u64,
+        owner: Option<Arc<dyn SpaceOwner>>,
+    ) -> Result {
+        let create = MirrorQueue::space_create(self.id.get(), of, size, self.access())?;
         let destroy = MirrorQueue::space_destroy(self.id.get())?;
         if let Some(owner) = owner {
             self.queue.add_owner(self.id.get(), owner)?;
@@ -162,7 +184,11 @@ impl Space {
         self.counters.spaces.add(1);
         let sent = self.queue.add(create, &mut credit);
         let outcome = match sent {
-            Ok(()) => to_result(self.queue.wait(&created)?),
+            Ok(()) => match (self.queue.wait(&created)?, of) {
+                // The device has no faults for contexts of this kind.
+                (status::INVALID, SpaceOf::Context(_)) => Err(EOPNOTSUPP),
+                (response, _) => to_result(response),
+            },
             Err(e) => Err(e),
         };
         if outcome.is_err() {

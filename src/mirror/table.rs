@@ -60,6 +60,20 @@ pub(super) struct ReachablePage {
     pub(super) writable: bool,
 }
 
+/// What the device may do with a page.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Reach {
+    /// Nothing.
+    #[default]
+    Nothing,
+    /// It may reach the page still, but that is about to end.
+    Ending,
+    /// It may read.
+    Read,
+    /// It may read and write.
+    Write,
+}
+
 /// The pages of a mirrored range.
 pub(super) struct Table {
     granules: RBTree<usize, Granule>,
@@ -257,12 +271,12 @@ impl Table {
         self.granules.insert(granule.0);
     }
 
-    /// Calls `with` for each granule that has pages of `which`, with their place in it; counts what
-    /// it changes.
+    /// Calls `with` for each granule that has pages of `which`, with its first page and their place in
+    /// it; counts what it changes.
     fn each_granule(
         &mut self,
         which: Range<usize>,
-        mut with: impl FnMut(&mut Granule, Range<usize>),
+        mut with: impl FnMut(usize, &mut Granule, Range<usize>),
     ) {
         let first = self.layout.index(which.start);
         let Some(mut cursor) = self.granules.cursor_lower_bound_mut(&first) else {
@@ -278,7 +292,7 @@ impl Table {
             let to = (which.end - base).min(granule.words.len());
             self.looked += to.saturating_sub(from) + 1;
             self.totals.subtract(granule.sums);
-            with(granule, from..to);
+            with(base, granule, from..to);
             self.totals.add(granule.sums);
             match cursor.move_next() {
                 Some(next) => cursor = next,
@@ -289,7 +303,7 @@ impl Table {
 
     /// Changes the words of the pages `which` that have granules.
     fn each(&mut self, which: Range<usize>, mut change: impl FnMut(u64) -> u64) {
-        self.each_granule(which, |granule, part| {
+        self.each_granule(which, |_, granule, part| {
             for word in granule.words.get_mut(part).into_iter().flatten() {
                 granule.sums -= packed(*word);
                 *word = change(*word);
@@ -300,7 +314,7 @@ impl Table {
 
     /// Takes `flags` from the words of the pages `which` that have granules.
     fn clear(&mut self, which: Range<usize>, flags: u64) {
-        self.each_granule(which, |granule, part| {
+        self.each_granule(which, |_, granule, part| {
             // Counting takes longer than clearing.
             if part.len() == granule.words.len() {
                 granule.words.iter_mut().for_each(|word| *word &= !flags);
@@ -397,6 +411,35 @@ impl Table {
                 (page.phys() & !FLAGS) | flags | (word & (QUARANTINED | WRITABLE))
             }
             None => word,
+        });
+    }
+
+    /// MAP is being sent for pages `from` on, which have a granule, with their rights. The device faults
+    /// if it fails, so that nobody relies on its response.
+    ///
+    /// Pages which the device reaches already are the same ones, and no right is taken from it.
+    pub(super) fn set_reachable(&mut self, from: usize, pages: &[(HmmPage, Reach)]) {
+        let mut found = pages.iter();
+        self.each(from..from + pages.len(), |word| match found.next() {
+            Some((page, reach)) => {
+                let write = if *reach == Reach::Write { WRITABLE } else { 0 };
+                let flags = REACHABLE | MAPPED | write;
+                (page.phys() & !FLAGS) | flags | (word & (QUARANTINED | WRITABLE))
+            }
+            None => word,
+        });
+    }
+
+    /// What the device may do with the pages `which`, into `into`, which has a place for each.
+    pub(super) fn reach(&mut self, which: Range<usize>, into: &mut [Reach]) {
+        into.fill(Reach::Nothing);
+        let first = which.start;
+        self.each_granule(which, |base, granule, part| {
+            let words = granule.words.get(part.clone()).unwrap_or_default();
+            let places = into.iter_mut().skip(base + part.start - first);
+            for (place, word) in places.zip(words) {
+                *place = Reach::of(*word);
+            }
         });
     }
 
@@ -566,6 +609,20 @@ impl Granule {
             ready == wanted
         } else {
             mapped == self.words.len()
+        }
+    }
+}
+
+impl Reach {
+    fn of(word: u64) -> Self {
+        if word & REACHABLE == 0 {
+            Self::Nothing
+        } else if word & MAPPED == 0 {
+            Self::Ending
+        } else if word & WRITABLE == 0 {
+            Self::Read
+        } else {
+            Self::Write
         }
     }
 }

@@ -15,7 +15,8 @@ use super::{
 use crate::{
     gpu::{
         Gpu,
-        Reachable, //
+        Reachable,
+        ReachedBy, //
     },
     kapi::drm::prime::Mapped,
     mirror::{
@@ -103,7 +104,8 @@ impl DeviceMapping {
             resource_id,
             shared,
         };
-        gpu.mappings.add(resource_id, this.shared.clone())?;
+        gpu.mappings
+            .add(ReachedBy::Resource(resource_id), this.shared.clone())?;
         Ok(this)
     }
 
@@ -168,6 +170,8 @@ impl Drop for DeviceMapping {
     fn drop(&mut self) {
         // First this, so that the removal of the device does not miss it.
         *self.shared.backing.lock() = None;
-        self.gpu.mappings.remove(self.resource_id);
+        self.gpu
+            .mappings
+            .remove(ReachedBy::Resource(self.resource_id));
     }
 }

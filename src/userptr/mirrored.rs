@@ -14,14 +14,17 @@ use crate::{
         Object, //
     },
     kapi::{
+        dma::Resv,
         mm::is_anything_mapped,
         virtio::Chunks, //
     },
     mirror::{
+        Jobs,
         Mirrored,
         MirroredRange,
         RangeEvents,
-        RangeParams, //
+        RangeParams,
+        Space, //
     },
     resource::{
         self,
@@ -94,14 +97,24 @@ pub(crate) fn register(
             )
         })
         .transpose()?;
+    let resv = Resv::new()?;
+    let jobs = Jobs {
+        context: context.clone(),
+        resv: resv.clone(),
+    };
     let memory = RangeParams {
         addr,
+        base: 0,
         pages,
         write: params.write,
         sparse: params.sparse,
     };
-    let (lock, quota) = (file.notifier_lock(), &file.mirror_quota);
-    let range = MirroredRange::new(gpu, lock, quota, context.clone(), memory, events)?;
+    let space = Arc::new(
+        Space::new(gpu, &file.mirror_quota, params.write)?,
+        GFP_KERNEL,
+    )?;
+    let lock = file.notifier_lock();
+    let range = MirroredRange::new(gpu, lock, space, Some(jobs), memory, events)?;
 
     let host = HostResource::new(gpu)?;
     let create = resource::create_command(Some(context), &host, &blob, Chunks::new(), 0)?;
@@ -111,7 +124,7 @@ pub(crate) fn register(
     let object = Object::new_private_with_resv(
         dev,
         params.len,
-        range.resv().clone(),
+        resv,
         Resource {
             host,
             params: blob,

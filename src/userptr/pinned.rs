@@ -30,6 +30,10 @@ use crate::{
         Kind,
         Resource, //
     },
+    transport::{
+        event::SpaceOwner,
+        mirror::SpaceOf, //
+    },
 };
 use kernel::{
     fs::LocalFile,
@@ -132,7 +136,8 @@ pub(crate) fn register(
 
     resource::userptr::create_on_host(&file.quota, &object, create, attach)?;
     if let (Some(space), Some(mapping)) = (space, &object.mapping) {
-        space.create(object.id(), blob.size, Some(space.loss().clone()))?;
+        let owner: Arc<dyn SpaceOwner> = space.loss().clone();
+        space.create(SpaceOf::Resource(object.id()), blob.size, Some(owner))?;
         object.entries.store(mapping.map_pinned(&space)?, Relaxed);
     }
     Ok(object)

@@ -117,6 +117,10 @@ impl Shared {
 /// What the jobs of a context have in common.
 #[pin_data]
 pub(crate) struct JobContext {
+    /// A job was sent. Under the control queue's lock.
+    had_jobs: AtomicFlag,
+    /// The host answers jobs when it has accepted them. Under the control queue's lock.
+    fault_mode: AtomicFlag,
     /// A job touched what it may not, or took too long: the host takes no more.
     lost: AtomicFlag,
     /// When the file was closed, as in [`Transport::now`]; 0 before.
@@ -139,6 +143,8 @@ impl JobContext {
     pub(crate) fn new() -> Result<Arc<Self>> {
         Arc::pin_init(
             pin_init!(Self {
+                had_jobs: AtomicFlag::new(false),
+                fault_mode: AtomicFlag::new(false),
                 lost: AtomicFlag::new(false),
                 closed_at: Atomic::new(0),
                 ends_by: Atomic::new(0),
@@ -172,6 +178,26 @@ impl JobContext {
     pub(super) fn ends_by(&self) -> Option<i64> {
         let at = self.ends_by.load(Relaxed);
         (at != 0).then_some(at)
+    }
+
+    /// Whether a job for a context in fault mode, or for one that is not, as `fault_mode` says, can be
+    /// sent now; remembers that one was. Called with the control queue's lock held.
+    pub(super) fn takes_job(&self, fault_mode: bool) -> bool {
+        if self.fault_mode.load(Relaxed) != fault_mode {
+            return false;
+        }
+        self.had_jobs.store(true, Relaxed);
+        true
+    }
+
+    /// Has the context take only jobs for fault mode, or only others. Returns whether that was possible:
+    /// it is not if there ever was a job. Called with the control queue's lock held.
+    pub(super) fn set_fault_mode(&self, fault_mode: bool) -> bool {
+        let possible = !self.had_jobs.load(Relaxed);
+        if possible {
+            self.fault_mode.store(fault_mode, Relaxed);
+        }
+        possible
     }
 
     /// Whether the context takes no more jobs.
@@ -214,6 +240,8 @@ pub(crate) struct JobOf {
     pub(super) on_ring: bool,
     /// A response [`response::ERR_UNSPEC`] says that the context is lost.
     pub(super) lost_on_error: bool,
+    /// The context is in fault mode: the host answers when it has accepted the job.
+    pub(super) fault_mode: bool,
 }
 
 impl JobOf {
@@ -225,7 +253,14 @@ impl JobOf {
             of,
             on_ring: false,
             lost_on_error: false,
+            fault_mode: false,
         }
+    }
+
+    /// The context is in fault mode.
+    pub(crate) fn in_fault_mode(mut self) -> Self {
+        self.fault_mode = true;
+        self
     }
 
     /// The host says by [`response::ERR_UNSPEC`] that the context is lost.

@@ -369,6 +369,40 @@ impl ControlQueue {
         self.add_and(command, credit, publish, |queue| queue.kick_prepare())
     }
 
+    /// As [`ControlQueue::send`], for a job of a context in fault mode, which the device answers when it
+    /// has accepted it. `publish` gets the fence id by which the device will tell of the job's end; it is
+    /// called with the queue's lock held, also if the job is not sent after all.
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub(crate) fn send_accepted(
+        &self,
+        command: ListArc<Command>,
+        credit: Credit,
+        publish: impl FnOnce(u64),
+    ) -> Result<Option<Notification>> {
+        let publish = |_: &Shared, number| publish(number);
+        let sent = self.add_and(command, credit, publish, |queue| queue.kick_prepare());
+        sent.map(|((), notification)| notification)
+    }
+
+    /// Has the context that `jobs` are of take only jobs for fault mode, or only others.
+    ///
+    /// # Errors
+    ///
+    /// [`EBUSY`] if it ever had any.
+    pub(crate) fn set_fault_mode(&self, jobs: &JobContext, fault_mode: bool) -> Result {
+        let inner = self.inner.lock();
+        let possible = jobs.set_fault_mode(fault_mode);
+        drop(inner);
+        if possible {
+            Ok(())
+        } else {
+            Err(EBUSY)
+        }
+    }
+
     /// Puts a command into the ring, and does `then` before others can add to it. `publish` gets the
     /// command's number; what it returns is dropped if the command is.
     fn add_and<R>(
@@ -420,6 +454,9 @@ impl ControlQueue {
         let job = command.shared.job.as_ref();
         if job.is_some_and(|job| job.of.is_lost()) {
             return Err((command, EIO));
+        }
+        if job.is_some_and(|job| !job.of.takes_job(job.fault_mode)) {
+            return Err((command, EOPNOTSUPP));
         }
         // Each has taken a descriptor, so there are enough places.
         let Some(index) = inner.places.pop() else {

@@ -20,7 +20,8 @@ pub(crate) use self::{
     queue::{
         MirrorCredit,
         MirrorQueue,
-        Posted, //
+        Posted,
+        SpaceOf, //
     },
     room::MirrorQuota, //
 };

@@ -31,12 +31,14 @@ use crate::{
     protocol::mirror::{
         command,
         space_kind,
+        FaultResolve,
         Header,
         Invalidate,
         Map,
         MapEntry,
         SpaceCreate,
-        SpaceDestroy, //
+        SpaceDestroy,
+        SPACE_FAULTS, //
     },
     transport::{
         event::SpaceOwner,
@@ -105,6 +107,16 @@ impl Drop for InvalidateWaits<'_> {
     }
 }
 
+/// What a space belongs to.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum SpaceOf {
+    /// The resource with this id: addresses are offsets in it.
+    Resource(u32),
+    /// The context with this id: addresses are those of the process, and an access to what is not
+    /// mapped is a fault.
+    Context(u32),
+}
+
 /// What became of an INVALIDATE.
 pub(crate) enum Posted {
     /// It is on its way, and the device may have to be told.
@@ -149,31 +161,56 @@ impl MirrorQueue {
         self.transport.events.add_owner(space_id, owner)
     }
 
-    /// Removes the owner of space `space_id`, which is not called any more.
+    /// Removes the owner of space `space_id`, which learns of no faults and jobs any more.
     pub(crate) fn remove_owner(&self, space_id: u32) {
         self.transport.events.remove_owner(space_id);
     }
 
-    /// A command that creates a space for resource `id`, of `size` bytes.
+    /// A command that creates a space of `size` bytes for what `of` says.
     ///
     /// # Errors
     ///
     /// [`ENOMEM`].
     pub(crate) fn space_create(
         space_id: u32,
-        id: u32,
+        of: SpaceOf,
         size: u64,
         access: u32,
     ) -> Result<ListArc<MirrorCommand>> {
+        let (kind, id, flags) = match of {
+            SpaceOf::Resource(id) => (space_kind::RESOURCE, id, 0),
+            SpaceOf::Context(id) => (space_kind::CONTEXT, id, SPACE_FAULTS),
+        };
         let request = SpaceCreate {
             hdr: Header::new(command::SPACE_CREATE, space_id),
-            kind: space_kind::RESOURCE.into(),
+            kind: kind.into(),
             id: id.into(),
             size: size.into(),
             access: access.into(),
-            flags: 0.into(),
+            flags: flags.into(),
         };
         message(request.as_bytes(), Chunks::new(), true)
+    }
+
+    /// A command that resolves fault `fault_id` of a space, as `status`, a [`resolution`], says.
+    ///
+    /// [`resolution`]: crate::protocol::mirror::resolution
+    ///
+    /// # Errors
+    ///
+    /// [`ENOMEM`].
+    pub(crate) fn fault_resolve(
+        space_id: u32,
+        fault_id: u64,
+        status: u32,
+    ) -> Result<ListArc<MirrorCommand>> {
+        let request = FaultResolve {
+            hdr: Header::new(command::FAULT_RESOLVE, space_id),
+            fault_id: fault_id.into(),
+            status: status.into(),
+            padding: 0.into(),
+        };
+        message(request.as_bytes(), Chunks::new(), false)
     }
 
     /// A command that ends a space.

@@ -1,0 +1,547 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Windows: the parts of a process's address space that a device which faults has touched.
+//!
+//! A window is [`WINDOW`] bytes of addresses with a notifier and a table of their own, so that what a
+//! program does to memory elsewhere makes no lookup stale. Nothing is asked of the kernel for a window
+//! but what a fault asks for, and no job waits for the answer to a MAP: if it fails, the device faults
+//! again. So a page that is in the table as mapped is one for which MAP was sent, and jobs need not be
+//! over when it is invalidated: they stall.
+//!
+//! Several threads may map pages of a window at the same time. They meet under the lock of the
+//! tables only, where each sees by [`Window::committed`] whether another has mapped anything since it
+//! has looked: no right that the device has is ever taken from it but by INVALIDATE.
+
+use super::{
+    range::{
+        count,
+        MirroredRange,
+        RangeParams, //
+    },
+    table::{
+        Reach,
+        Table,
+        GRANULE, //
+    },
+    Handler, Notifier, NotifierLock, PinnedNotifier, Space,
+};
+use crate::{
+    gpu::Gpu,
+    kapi::{
+        mm::{
+            fault_in,
+            HmmPage,
+            Sequence, //
+        },
+        sync::KillableMutex,
+    },
+    protocol::{
+        mirror::{
+            access,
+            status,
+            MapEntry, //
+        },
+        runs::{
+            Merger,
+            Run, //
+        }, //
+    },
+    trace,
+    transport::mirror::{
+        MirrorCommand,
+        MirrorQueue, //
+    }, //
+};
+use core::ops::Range;
+use kernel::{
+    list::List,
+    mm::Mm,
+    page::{
+        PAGE_SHIFT,
+        PAGE_SIZE, //
+    },
+    prelude::*,
+    sync::{
+        atomic::{
+            ordering::Relaxed,
+            Atomic, //
+        },
+        Arc, //
+    }, //
+};
+
+/// Bytes of a window: what glibc's arenas have, which are aligned to that, too, so that what one
+/// thread allocates does not make the lookups of others stale.
+pub(crate) const WINDOW: usize = 64 << 20;
+
+/// Most MAP commands for one fault.
+const MAX_COMMANDS: usize = 8;
+
+/// What a fault asks for. All pages are of one granule of the window, and of one area of the process.
+#[derive(Clone, Debug)]
+pub(crate) struct Wanted {
+    /// Pages that must be had, or it is an error.
+    pub(crate) ask: Range<usize>,
+    /// Pages around them that are mapped, too, if they are there. With those of `ask`.
+    pub(crate) around: Range<usize>,
+    /// The device wants to write.
+    pub(crate) write: bool,
+    /// It may write wherever the process can without a fault, also if it wants to read only.
+    pub(crate) eager: bool,
+    /// It may write nowhere.
+    pub(crate) read_only: bool,
+}
+
+/// Pages that were looked up.
+pub(crate) struct Lookup {
+    /// Those of [`Wanted::around`].
+    pages: KVec<(HmmPage, Reach)>,
+    around: Range<usize>,
+    sequence: Option<Sequence>,
+}
+
+/// MAP commands that were sent.
+pub(crate) struct Sent(KVec<(Arc<MirrorCommand>, Range<usize>)>);
+
+/// What became of an attempt to map what was looked up.
+pub(crate) enum Committed {
+    /// MAPs are on their way, if anything was missing, and the resolution of the fault behind them.
+    Sent(Sent),
+    /// The lookup is stale.
+    Stale,
+    /// The space is about to end.
+    Closed,
+}
+
+/// A window of an address space.
+pub(crate) struct Window {
+    range: Arc<MirroredRange>,
+    notifier: PinnedNotifier,
+    /// How often anything was mapped. Changed with the lock of the tables held.
+    committed: Atomic<u64>,
+}
+
+impl Window {
+    /// A window of the current process, whose address space is `mm`, for `bytes` bytes at `addr`. It is
+    /// mapped into `space`, at the same address, and its table is under `lock`.
+    ///
+    /// # Errors
+    ///
+    /// [`ENOMEM`], [`EINTR`] on a signal.
+    pub(crate) fn new(
+        gpu: &Arc<Gpu>,
+        lock: &Arc<NotifierLock>,
+        space: &Arc<Space>,
+        mm: &Mm,
+        addr: usize,
+        bytes: usize,
+    ) -> Result<Arc<Self>> {
+        let params = RangeParams {
+            addr,
+            base: addr as u64,
+            pages: bytes >> PAGE_SHIFT,
+            write: true,
+            sparse: false,
+        };
+        let range = MirroredRange::new(gpu, lock, space.clone(), None, params, None)?;
+        let notifier = KBox::pin_init(
+            Notifier::new(mm, addr, bytes, Handler(range.clone())),
+            GFP_KERNEL,
+        )?;
+        Ok(Arc::new(
+            Self {
+                range,
+                notifier,
+                committed: Atomic::new(0),
+            },
+            GFP_KERNEL,
+        )?)
+    }
+
+    /// First address, in bytes.
+    pub(crate) fn start(&self) -> usize {
+        self.notifier.start()
+    }
+
+    /// The pages of the granule that page `page` is in.
+    pub(crate) fn granule(&self, page: usize) -> Range<usize> {
+        self.range.layout.granule(page)
+    }
+
+    /// What has happened to it.
+    pub(crate) fn counters(&self) -> &super::range::Counters {
+        &self.range.counters
+    }
+
+    /// Bytes that the device can reach.
+    pub(crate) fn mapped_bytes(&self) -> u64 {
+        self.range.mapped_bytes()
+    }
+
+    /// Whether the device can reach page `page`, also for writing with `write`.
+    pub(crate) fn is_reachable(&self, page: usize, write: bool) -> bool {
+        let mut reach = [Reach::Nothing];
+        self.range
+            .with_table(|table| table.reach(page..page + 1, &mut reach));
+        reach[0] >= if write { Reach::Write } else { Reach::Read }
+    }
+
+    /// The first page of `which` that the device can reach, also for writing with `write`; its end if
+    /// there is none. They are of one granule.
+    pub(crate) fn first_reachable(&self, which: Range<usize>, write: bool) -> usize {
+        let mut reach = [Reach::Nothing; GRANULE];
+        let (start, end) = (which.start, which.end);
+        let Some(places) = reach.get_mut(..end - start) else {
+            return start;
+        };
+        self.range.with_table(|table| table.reach(which, places));
+        let least = if write { Reach::Write } else { Reach::Read };
+        let found = places.iter().position(|&reach| reach >= least);
+        found.map_or(end, |found| start + found)
+    }
+
+    /// Looks up what is wanted, by a thread of the process: faults in what is asked for, or the first
+    /// pages of it, to which `wanted` is cut, and looks at what is around that.
+    ///
+    /// A wait for a userfaultfd ends on any signal, so that the thread can be stopped.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`fault_in`]; [`EBUSY`] if the pages kept changing for `timeout_ms` milliseconds.
+    pub(crate) fn look_up(&self, wanted: &mut Wanted, timeout_ms: u32) -> Result<Lookup> {
+        let Wanted {
+            ask, around, write, ..
+        } = wanted;
+        self.ensure_granule(ask.start)?;
+        let start = self.start() + (ask.start << PAGE_SHIFT);
+        let faulted = fault_in(start, ask.len(), *write)?;
+        if faulted < ask.len() {
+            ask.end = ask.start + faulted;
+            *around = ask.clone();
+        }
+        let mut which = around.clone();
+        let mut pages = KVec::from_elem(HmmPage::default(), around.len(), GFP_KERNEL)?;
+        let mut sequence =
+            self.notifier
+                .look(around.start << PAGE_SHIFT, &mut pages, timeout_ms)?;
+        let is_missing = |page: &HmmPage| !page.is_valid() || *write && !page.is_writable();
+        let asked = pages.iter().skip(ask.start - around.start).take(ask.len());
+        if asked.into_iter().any(is_missing) {
+            // Gone again, or never to be had in this way.
+            which = ask.clone();
+            pages.truncate(ask.len());
+            sequence =
+                self.notifier
+                    .fault(ask.start << PAGE_SHIFT, &mut pages, *write, timeout_ms)?;
+        }
+        count(&self.range.counters.faults, ask.len() as u64);
+        let mut found = KVec::with_capacity(pages.len(), GFP_KERNEL)?;
+        for page in &pages {
+            found.push((*page, Reach::Nothing), GFP_KERNEL)?;
+        }
+        self.range.gpu.knobs.delay_map();
+        Ok(Lookup {
+            pages: found,
+            around: which,
+            sequence: Some(sequence),
+        })
+    }
+
+    fn ensure_granule(&self, page: usize) -> Result {
+        if self.range.with_table(|table| table.has_granule(page)) {
+            return Ok(());
+        }
+        let granule = Table::new_granule(self.range.layout, page)?;
+        let mut left = Some(granule);
+        self.range.with_table(|table| {
+            // Another thread may have added it meanwhile.
+            if !table.has_granule(page) {
+                if let Some(granule) = left.take() {
+                    table.add(granule);
+                }
+            }
+        });
+        Ok(())
+    }
+
+    /// Has the device map what was looked up and what it does not reach yet, unless the lookup is
+    /// stale, and then resolves fault `resolve.0` as `resolve.1` says. Does not wait for the device.
+    ///
+    /// # Errors
+    ///
+    /// [`ENOMEM`], [`ENODEV`] if the device is lost, [`EINTR`] on a fatal signal, those of
+    /// [`MirrorQueue::credit`].
+    pub(crate) fn commit(
+        &self,
+        wanted: &Wanted,
+        lookup: &mut Lookup,
+        resolve: Option<(u64, u32)>,
+    ) -> Result<Committed> {
+        let Some(sequence) = lookup.sequence else {
+            return Ok(Committed::Stale);
+        };
+        let range = &self.range;
+        let queue = range.space.queue();
+        let mut resolution = match resolve {
+            Some((id, how)) => Some(MirrorQueue::fault_resolve(range.space.id(), id, how)?),
+            None => None,
+        };
+        loop {
+            let Some((before, plan)) = self.plan(wanted, lookup)? else {
+                return Ok(Committed::Stale);
+            };
+            let Plan {
+                mut list,
+                sent,
+                descriptors,
+                entries,
+            } = plan;
+            let resolves = usize::from(resolution.is_some());
+            let mut credit = if descriptors + resolves > 0 {
+                Some(queue.credit(descriptors + resolves)?)
+            } else {
+                None
+            };
+            let mut commits = range.lock.commits.lock();
+            if range.space.is_closed(&commits) {
+                return Ok(Committed::Closed);
+            }
+            let outcome = range.look(&mut commits, |table| -> Result<Option<Committed>> {
+                let stale = self.notifier.is_stale(sequence) || !table.has_granules(&lookup.around);
+                if stale || range.gpu.knobs.loses_race() {
+                    return Ok(Some(Committed::Stale));
+                }
+                // Pages of a lost device may be in quarantine, and must not be replaced.
+                range.gpu.transport.check()?;
+                if self.committed.load(Relaxed) != before {
+                    return Ok(None);
+                }
+                self.committed.store(before + 1, Relaxed);
+                let Some(credit) = &mut credit else {
+                    return Ok(Some(Committed::Sent(Sent(KVec::new()))));
+                };
+                let mut parts = sent.iter();
+                while let (Some(command), Some((_, part))) = (list.pop_front(), parts.next()) {
+                    let first = part.start - lookup.around.start;
+                    let pages = lookup.pages.get(first..first + part.len()).ok_or(EINVAL)?;
+                    // From here on the device may reach the pages, even if it should be lost
+                    // meanwhile.
+                    table.set_reachable(part.start, pages);
+                    queue.put_unkicked(command, credit)?;
+                }
+                if let Some(resolution) = resolution.take() {
+                    queue.put_unkicked(resolution, credit)?;
+                }
+                Ok(Some(Committed::Sent(Sent(KVec::new()))))
+            });
+            drop(commits);
+            match outcome? {
+                None => continue,
+                Some(Committed::Sent(_)) => {
+                    // An exit to the host, hence without the lock.
+                    queue.kick();
+                    count(&range.counters.maps, sent.len() as u64);
+                    count(&range.counters.entries, entries as u64);
+                    range.gpu.counters.maps.add(sent.len() as u64);
+                    let device = range.gpu.transport.name();
+                    for (_, part) in &sent {
+                        trace::map(device, range.space.id(), part, entries);
+                    }
+                    return Ok(Committed::Sent(Sent(sent)));
+                }
+                Some(other) => {
+                    if matches!(other, Committed::Stale) {
+                        count(&range.counters.retries, 1);
+                        range.gpu.counters.lookup_retries.add(1);
+                    }
+                    return Ok(other);
+                }
+            }
+        }
+    }
+
+    /// The MAPs that are missing, by what was mapped at the time that is returned, too; `None` if a page
+    /// that is asked for is just being revoked.
+    fn plan(&self, wanted: &Wanted, lookup: &mut Lookup) -> Result<Option<(u64, Plan)>> {
+        let Lookup { pages, around, .. } = lookup;
+        let mut reach = KVec::from_elem(Reach::Nothing, around.len(), GFP_KERNEL)?;
+        let before = self.range.with_table(|table| {
+            table.reach(around.clone(), &mut reach);
+            self.committed.load(Relaxed)
+        });
+        for ((page, right), now) in pages.iter_mut().zip(&reach) {
+            let may_write = page.is_writable() && (wanted.write || wanted.eager);
+            *right = match (page.is_valid(), *now) {
+                (false, _) | (_, Reach::Ending) => Reach::Nothing,
+                (true, now) if may_write && !wanted.read_only && now < Reach::Write => Reach::Write,
+                (true, Reach::Nothing) => Reach::Read,
+                _ => Reach::Nothing,
+            };
+        }
+        let asked = wanted.ask.start - around.start..wanted.ask.end - around.start;
+        let is_ending = |reach: &Reach| *reach == Reach::Ending;
+        if reach
+            .get(asked.clone())
+            .ok_or(EINVAL)?
+            .iter()
+            .any(is_ending)
+        {
+            return Ok(None);
+        }
+        let most = self.range.space.queue().quota().saturating_sub(1);
+        let mut plan = Plan::new();
+        // First what must be had, and what follows it.
+        for part in [asked.start..pages.len(), 0..asked.start] {
+            self.plan_part(&mut plan, pages, around.start, part, most)?;
+        }
+        Ok(Some((before, plan)))
+    }
+
+    /// Adds MAPs for the pages of `part` that have a right in `pages`, of which the first is page
+    /// `first`, as long as there are few enough, of no more than `most` descriptors. The pages for
+    /// which there are none lose their right.
+    fn plan_part(
+        &self,
+        plan: &mut Plan,
+        pages: &mut [(HmmPage, Reach)],
+        first: usize,
+        part: Range<usize>,
+        most: usize,
+    ) -> Result {
+        let mut at = part.start;
+        while at < part.end {
+            if pages[at].1 == Reach::Nothing {
+                at += 1;
+                continue;
+            }
+            let length = pages[at..part.end]
+                .iter()
+                .take_while(|(_, right)| *right != Reach::Nothing)
+                .count();
+            let (entries, taken) = self.entries(&pages[at..at + length])?;
+            let start = self.range.base + ((first + at) << PAGE_SHIFT) as u64;
+            let command = self.range.space.map(start, &entries)?;
+            if plan.sent.len() == MAX_COMMANDS || plan.descriptors + command.descriptors() > most {
+                pages[at..part.end]
+                    .iter_mut()
+                    .for_each(|(_, right)| *right = Reach::Nothing);
+                break;
+            }
+            plan.descriptors += command.descriptors();
+            plan.entries += entries.len();
+            let which = first + at..first + at + taken;
+            plan.sent.push((command.clone_arc(), which), GFP_KERNEL)?;
+            plan.list.push_back(command);
+            at += taken;
+        }
+        Ok(())
+    }
+
+    /// The entries of one MAP for the first of `pages`, and for how many that is.
+    fn entries(&self, pages: &[(HmmPage, Reach)]) -> Result<(KVec<MapEntry>, usize)> {
+        let most = self.range.space.max_entries();
+        let mut entries = KVec::with_capacity(most.min(pages.len()), GFP_KERNEL)?;
+        let mut taken = 0;
+        for run in pages.chunk_by(|a, b| a.1 == b.1) {
+            let rights = match run.first() {
+                Some((_, Reach::Write)) => access::READ | access::WRITE,
+                _ => access::READ,
+            };
+            let mut merger = Merger::new();
+            let mut append = |run: Run| -> Result {
+                let entry = MapEntry {
+                    addr: run.addr.into(),
+                    length: run.length.into(),
+                    access: rights.into(),
+                };
+                if entries.len() < most {
+                    taken += run.length as usize >> PAGE_SHIFT;
+                    entries.push(entry, GFP_KERNEL)?;
+                }
+                Ok(())
+            };
+            for (page, _) in run {
+                merger.push(page.phys(), PAGE_SIZE as u64, &mut append)?;
+            }
+            merger.flush(&mut append)?;
+            if entries.len() == most {
+                break;
+            }
+        }
+        Ok((entries, taken))
+    }
+
+    /// Waits for the responses to MAPs. Where one failed, what it should have mapped is revoked, and
+    /// the device faults again. Returns the [`status`] of the first that failed, or OK.
+    ///
+    /// `revoking` is held by one thread at a time that revokes pages of the space.
+    ///
+    /// # Errors
+    ///
+    /// [`ENODEV`] if the device is lost, [`EINTR`] on a fatal signal.
+    pub(crate) fn confirm(&self, sent: &Sent, revoking: &KillableMutex<()>) -> Result<u32> {
+        let mut outcome = status::OK;
+        for (command, which) in &sent.0 {
+            let response = self.range.space.queue().wait(command)?;
+            if response == status::OK {
+                continue;
+            }
+            let guard = revoking.lock()?;
+            self.range.revoke(which.clone())?;
+            drop(guard);
+            if outcome == status::OK {
+                outcome = response;
+            }
+        }
+        Ok(outcome)
+    }
+
+    /// Revokes those of the pages `which` that the device reaches, as it has no room for others; returns
+    /// their number. One thread at a time revokes pages of a space.
+    ///
+    /// # Errors
+    ///
+    /// [`ENODEV`] if the device is lost, [`EINTR`] on a fatal signal.
+    pub(crate) fn evict(&self, which: Range<usize>) -> Result<usize> {
+        self.range.evict(which)
+    }
+
+    /// The space has ended; on an error of `ended` the device is lost. Removes the notifier, for which
+    /// it waits until all changes of the process's memory that are under way are over. Nothing must be
+    /// mapped afterwards: see [`Space::close`].
+    ///
+    /// Must not be called with a lock held that a notifier callback takes.
+    pub(crate) fn end(&self, ended: Result) {
+        match ended {
+            Ok(()) => self.range.set_all_unmapped(),
+            // The device may reach the pages until it has been reset.
+            Err(_) => self.range.quarantine(0..self.range.pages),
+        }
+        self.notifier.remove();
+    }
+
+    /// The device has been reset: marks all pages unmapped, and puts those in quarantine.
+    pub(crate) fn device_reset(&self) {
+        self.range.device_reset();
+    }
+}
+
+/// MAP commands that are to be sent.
+struct Plan {
+    list: List<MirrorCommand>,
+    /// The same, with the pages that each maps.
+    sent: KVec<(Arc<MirrorCommand>, Range<usize>)>,
+    descriptors: usize,
+    entries: usize,
+}
+
+impl Plan {
+    fn new() -> Self {
+        Self {
+            list: List::new(),
+            sent: KVec::new(),
+            descriptors: 0,
+            entries: 0,
+        }
+    }
+}
