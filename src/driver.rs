@@ -34,6 +34,7 @@ use crate::{
             }, //
         },
         sync::ModuleWorkqueueOwner,
+        task::AllStopped,
         virtio, //
     },
     module_parameters,
@@ -43,6 +44,7 @@ use crate::{
         HostResource,
         Resource, //
     },
+    svm,
 };
 use kernel::{
     driver::Registration,
@@ -61,6 +63,9 @@ pub(crate) struct VirtgpuUserptr {
     driver: Registration<virtio::Adapter<gpu::VirtioGpu>>,
     /// Dropped after the driver: what it has released meanwhile is still to go.
     releases: ModuleWorkqueueOwner,
+    /// Dropped after the driver, and before what address spaces end on.
+    workers: AllStopped,
+    svm_ends: ModuleWorkqueueOwner,
     /// Dropped after the driver, and after the fences of what is released.
     fence_readers: FenceReaders,
 }
@@ -85,6 +90,8 @@ impl InPlaceModule for VirtgpuUserptr {
             },
             // First, as the driver's devices use it.
             releases: releases::QUEUE.create(c"virtgpu-release")?,
+            workers: AllStopped,
+            svm_ends: svm::QUEUE.create(c"virtgpu-svm-end")?,
             driver <- Registration::new(<Self as kernel::ModuleMetadata>::NAME, module),
             fence_readers: FenceReaders,
         })

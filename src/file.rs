@@ -18,6 +18,10 @@ use crate::{
         releases::Releases,
         HostResource, //
     },
+    svm::{
+        self,
+        Svm, //
+    },
     transport::{
         control::{
             Command,
@@ -36,7 +40,8 @@ use kernel::{
     },
     sync::{
         Arc,
-        Mutex, //
+        Mutex,
+        SetOnce, //
     },
 };
 
@@ -100,6 +105,46 @@ impl Attached {
     }
 }
 
+/// The context of a file, as jobs have it that keep resources attached to it.
+#[pin_data]
+pub(crate) struct Attachments {
+    /// Protects the making of the context, and the order in which resources are attached to it and
+    /// detached; held while the host makes it, and while there is no room in the ring.
+    #[pin]
+    attached: Mutex<Attached>,
+}
+
+impl Attachments {
+    /// Keeps a resource attached to which the file has a handle, until [`Attachments::close`]. Returns
+    /// whether that is to be called: user memory is attached by its registration.
+    pub(crate) fn keep(&self, resource: &HostResource) -> bool {
+        match self.attached.lock().opened.get_mut(&resource.id()) {
+            Some(opened) => {
+                opened.handles += 1;
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// A handle to a resource is being closed, or it need not be kept any more: detaches it if this was
+    /// the last time.
+    pub(crate) fn close(&self, resource: &HostResource) {
+        let mut guard = self.attached.lock();
+        let attached = &mut *guard;
+        let gone = match attached.opened.get_mut(&resource.id()) {
+            Some(opened) if opened.handles > 1 => {
+                opened.handles -= 1;
+                return;
+            }
+            _ => attached.opened.remove_node(&resource.id()),
+        };
+        attached.detach(resource);
+        drop(guard);
+        drop(gone);
+    }
+}
+
 /// What the driver keeps of an open file.
 #[pin_data]
 pub(crate) struct FileData {
@@ -115,10 +160,10 @@ pub(crate) struct FileData {
     releases: Arc<Releases>,
     /// Sends the events of that memory.
     event_sender: Arc<EventSender>,
-    /// Protects the making of the context, and the order in which resources are attached to it and
-    /// detached; held while the host makes it, and while there is no room in the ring.
-    #[pin]
-    attached: Mutex<Attached>,
+    /// The address space of the process, if the context is in fault mode.
+    svm: SetOnce<Arc<Svm>>,
+    /// The context, and what is attached to it.
+    attachments: Arc<Attachments>,
 }
 
 impl FileData {
@@ -133,6 +178,17 @@ impl FileData {
         let notifier_lock = NotifierLock::new()?;
         let releases = Releases::new()?;
         let event_sender = EventSender::new()?;
+        let attached = Attached {
+            context: None,
+            opened: RBTree::new(),
+            detach: None,
+        };
+        let attachments = Arc::pin_init(
+            pin_init!(Attachments {
+                attached <- new_mutex!(attached, "FileData::attached"),
+            }),
+            GFP_KERNEL,
+        )?;
         KBox::pin_init(
             try_pin_init!(Self {
                 gpu: gpu.clone(),
@@ -141,14 +197,8 @@ impl FileData {
                 notifier_lock,
                 releases,
                 event_sender,
-                attached <- new_mutex!(
-                    Attached {
-                        context: None,
-                        opened: RBTree::new(),
-                        detach: None,
-                    },
-                    "FileData::attached"
-                ),
+                svm: SetOnce::new(),
+                attachments,
             }),
             GFP_KERNEL,
         )
@@ -160,7 +210,7 @@ impl FileData {
     ///
     /// [`EEXIST`] if there is one already; that of the host.
     pub(crate) fn init_context(&self, params: &ContextParams) -> Result<Arc<Context>> {
-        let mut attached = self.attached.lock();
+        let mut attached = self.attachments.attached.lock();
         if attached.context.is_some() {
             return Err(EEXIST);
         }
@@ -188,7 +238,7 @@ impl FileData {
             self.ensure_context()?;
         }
         let node = RBTreeNodeReservation::new(GFP_KERNEL)?;
-        let mut guard = self.attached.lock();
+        let mut guard = self.attachments.attached.lock();
         let attached = &mut *guard;
         if let Some(opened) = attached.opened.get_mut(&resource.id()) {
             opened.handles += 1;
@@ -207,18 +257,44 @@ impl FileData {
 
     /// A handle to a resource is being closed: detaches it if this was the last one.
     pub(crate) fn close_resource(&self, resource: &HostResource) {
-        let mut guard = self.attached.lock();
-        let attached = &mut *guard;
-        let gone = match attached.opened.get_mut(&resource.id()) {
-            Some(opened) if opened.handles > 1 => {
-                opened.handles -= 1;
-                return;
-            }
-            _ => attached.opened.remove_node(&resource.id()),
-        };
-        attached.detach(resource);
-        drop(guard);
-        drop(gone);
+        self.attachments.close(resource);
+    }
+
+    /// The context, and what is attached to it.
+    pub(crate) fn attachments(&self) -> &Arc<Attachments> {
+        &self.attachments
+    }
+
+    /// Puts the context into fault mode, for the address space of the current process.
+    ///
+    /// # Errors
+    ///
+    /// - [`EINVAL`] if there is no context, or it has no rings;
+    /// - [`EEXIST`] if it is in fault mode already;
+    /// - [`EBUSY`] if the file has mirrored memory;
+    /// - those of [`Svm::enable`].
+    pub(crate) fn enable_svm(&self, params: svm::Params) -> Result<&Arc<Svm>> {
+        let attached = self.attachments.attached.lock();
+        if self.svm.as_ref().is_some() {
+            return Err(EEXIST);
+        }
+        let context = attached.context.clone().ok_or(EINVAL)?;
+        if context.rings() == 0 {
+            return Err(EINVAL);
+        }
+        if self.notifier_lock.has_ranges() {
+            return Err(EBUSY);
+        }
+        let lock = &self.notifier_lock;
+        let svm = Svm::enable(&self.gpu, context, lock, &self.mirror_quota, params)?;
+        // It was empty, under the lock.
+        self.svm.populate(svm);
+        self.svm.as_ref().ok_or(EINVAL)
+    }
+
+    /// The address space of the process, if the context is in fault mode.
+    pub(crate) fn svm(&self) -> Option<&Arc<Svm>> {
+        self.svm.as_ref()
     }
 
     /// The context; makes one without capability set if there is none and the device has
@@ -247,9 +323,12 @@ impl FileData {
     /// have to wait for jobs; and not left to the last reference, which may be a job's.
     pub(crate) fn close(&self) {
         self.event_sender.close();
-        let context = self.attached.lock().context.take();
+        let context = self.attachments.attached.lock().context.take();
         if let Some(context) = context {
             context.destroy();
+        }
+        if let Some(svm) = self.svm.as_ref() {
+            svm.close();
         }
     }
 
@@ -270,6 +349,6 @@ impl FileData {
 
     /// The context, if there is one.
     pub(crate) fn context(&self) -> Option<Arc<Context>> {
-        self.attached.lock().context.clone()
+        self.attachments.attached.lock().context.clone()
     }
 }

@@ -16,6 +16,7 @@
 //! | 8 | [`debugfs`] | what is shown of a device and its users, in debugfs and fdinfo |
 //! | 7 | [`file`] | what the driver keeps of an open file |
 //! | 6 | [`resource`] | buffers and their life on the host |
+//! | 6 | [`svm`] | the address space of a process, whose faults are served |
 //! | 5 | [`mirror`] | following a process's pages |
 //! | 4 | [`context`] | a context on the host, and its rings |
 //! | 3 | [`gpu`] | the device: probe, removal, what it offers and can reach; counters and knobs |
@@ -31,29 +32,31 @@
 //! Outer to inner. A lock in one line may be taken while one of a line above is held, never the
 //! other way round.
 //!
-//! 1. `FileData::attached` (mutex; held while the host creates a context)
+//! 1. `FileData::attached`, `Svm::windows` (mutexes, never both; the first is held while the host creates
+//!    a context or an address space, the second while a notifier is inserted)
 //! 2. `mmap_lock` (the kernel's; held by mmap of a host-visible buffer)
 //! 3. `HostMemory::mapping` (mutex; held while a mapping is requested)
 //! 4. `DeviceMappings::live`, `Shared::backing`, `Capsets::cache`, `RangeAllocator::lock`,
-//!    `Space::destroy`, `Events::owners`, `Bound::registration` (mutexes, one at
+//!    `Space::destroy`, `Bound::registration` (mutexes, one at
 //!    a time; some are held across an allocation, `Shared::backing` also while MAP is answered).
 //!    Inside of them `Mapper::live` (mutex; held while memory is mapped for DMA or unmapped)
 //! 5. `Mirrored::outer` (killable mutex, one at a time; held while pages are faulted in, hence
 //!    outside `mmap_lock`, and while MAP is answered)
 //!    Inside of it `Residents::evicting`, then `Residents::ranges` (a killable mutex and a mutex, one
 //!    each per file; the first is held while INVALIDATE is acknowledged, the second across an
-//!    allocation)
+//!    allocation). `Svm::revoking` (killable mutex; held while INVALIDATE is acknowledged)
 //! 6. `dma_resv` of the buffers of a job (ww mutexes; held while the job is queued, never across a
 //!    wait for the device)
 //! 7. `NotifierLock::commits` (mutex, one per file; taken by notifier callbacks, hence by memory
 //!    reclaim: nothing is allocated with reclaim, faulted in or waited for under it)
 //! 8. `HostResource::inner`, `PendingUnref::state`, `Releases::waiting`, `MirroredRange::spare`,
 //!    `RangeEvents::state`, `DmaBufRevocation::detach`, `JobContext::destroy`,
-//!    `PeerMappings::mapped` (spinlocks)
+//!    `PeerMappings::mapped`, `Svm::streams`, `Svm::loss` (spinlocks)
 //! 9. `EventSender::due`, `EventQueue::file` (spinlocks, never both; inside are locks of the
 //!    kernel)
 //! 10. `Control::inner`, `Mirror::inner`, `Events::inner` (spinlocks, interrupts off, one at a
-//!     time)
+//!     time). Inside of the last `Events::owners`, then `Svm::inbox`. Inside of the first and of
+//!     `Events::owners` `Jobs::inner`, in which a file's event is sent
 //! 11. `Control::done`, `Command::fence`, those of wait queues (spinlocks, interrupts off)
 //!
 //! `Mirrored::outer` is taken with none of 2 to 4 held, and its end removes the notifier with
@@ -86,6 +89,7 @@ mod mirror;
 mod protocol;
 mod resource;
 mod submit;
+mod svm;
 mod trace;
 mod transport;
 mod userptr;

@@ -45,16 +45,25 @@ fn parameter(gpu: &Gpu, param: u64) -> Result<u32> {
                 Some(_) => uapi::USERPTR_MODE_MIRRORED,
                 None => 0,
             };
-            uapi::USERPTR_MODE_PINNED | uapi::USERPTR_MODE_FD | mirrored
+            let svm = match gpu.features.faults {
+                Some(_) => uapi::USERPTR_MODE_SVM,
+                None => 0,
+            };
+            uapi::USERPTR_MODE_PINNED | uapi::USERPTR_MODE_FD | mirrored | svm
         }
         param::USERPTR_MODES => 0,
-        // Pinned in the lowest four bits, mirrored in the second, a memfd range in the fourth.
+        // Pinned in the lowest four bits, mirrored in the second, the address space in the third, a
+        // memfd range in the fourth.
         param::USERPTR_MEMORY_MODELS if gpu.has_userptr() => {
             let mirrored = match gpu.features.mirror {
                 Some(_) => memory_model::DYNAMIC << 4,
                 None => 0,
             };
-            memory_model::PERMANENT | mirrored | memory_model::PERMANENT << 12
+            let svm = match gpu.features.faults {
+                Some(_) => memory_model::DYNAMIC << 8,
+                None => 0,
+            };
+            memory_model::PERMANENT | mirrored | svm | memory_model::PERMANENT << 12
         }
         param::USERPTR_MEMORY_MODELS => 0,
         _ => return Err(EINVAL),

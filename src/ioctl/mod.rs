@@ -9,6 +9,7 @@ mod context;
 mod device;
 mod resource;
 mod submit;
+mod svm;
 mod transfer;
 mod userptr;
 
@@ -32,4 +33,8 @@ pub(crate) static TABLE: IoctlTable = IoctlTable::new()
     .with::<GpuDriver, context::ContextInit>()
     .with::<GpuDriver, userptr::UserptrRegister>()
     .with::<GpuDriver, resource::BoQuery>()
-    .with::<GpuDriver, userptr::UserptrPrefetch>();
+    .with::<GpuDriver, userptr::UserptrPrefetch>()
+    .with::<GpuDriver, svm::SvmEnable>()
+    .with::<GpuDriver, svm::SvmPrefetch>()
+    .with::<GpuDriver, svm::SvmWait>()
+    .with::<GpuDriver, svm::SvmQuery>();

@@ -35,8 +35,11 @@ use kernel::{
 pub(super) fn register(dev: &Device, file: &File, params: &Params) -> Result<(u32, ARef<Object>)> {
     let context = file.ensure_context()?;
     let (object, handle) = if params.mirrored {
-        // Only jobs use what moves.
+        // Only jobs use what moves. Those of a context in fault mode use addresses.
         let context = context.as_ref().ok_or(EOPNOTSUPP)?;
+        if file.svm().is_some() {
+            return Err(EOPNOTSUPP);
+        }
         let (object, mirrored) = mirrored::register(dev, file, context, params)?;
         if params.prefault {
             mirrored.prefetch(0, params.len >> PAGE_SHIFT).1?;

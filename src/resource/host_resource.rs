@@ -53,6 +53,7 @@ use kernel::{
     sync::{
         atomic::{
             ordering::Relaxed,
+            Atomic,
             AtomicFlag, //
         },
         Arc,
@@ -148,6 +149,8 @@ pub(crate) struct HostResource {
     pending: Arc<PendingUnref>,
     /// A context was told that it does not have the resource any more.
     detached: AtomicFlag,
+    /// The [`Use`] that it was put to first, or 0.
+    used_as: Atomic<u32>,
     inner: Pin<KBox<SpinLock<Inner>>>,
 }
 
@@ -161,7 +164,43 @@ struct Inner {
     unref: Option<ListArc<Command>>,
 }
 
+/// What a buffer is for, for ever: fences of one that others share are waited for, and jobs in fault
+/// mode have none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Use {
+    /// Others share it.
+    Shared = 1,
+    /// A job of a context in fault mode has listed it.
+    FaultMode,
+}
+
 impl HostResource {
+    /// Fails if the resource cannot be put to a use.
+    ///
+    /// # Errors
+    ///
+    /// [`EOPNOTSUPP`] if it was put to the other.
+    pub(crate) fn check_use(&self, how: Use) -> Result {
+        match self.used_as.load(Relaxed) {
+            0 => Ok(()),
+            before if before == how as u32 => Ok(()),
+            _ => Err(EOPNOTSUPP),
+        }
+    }
+
+    /// Puts the resource to a use.
+    ///
+    /// # Errors
+    ///
+    /// [`EOPNOTSUPP`] if it was put to the other.
+    pub(crate) fn set_use(&self, how: Use) -> Result {
+        match self.used_as.cmpxchg(0, how as u32, Relaxed) {
+            Ok(_) => Ok(()),
+            Err(before) if before == how as u32 => Ok(()),
+            Err(_) => Err(EOPNOTSUPP),
+        }
+    }
+
     /// A resource that the host does not know yet.
     ///
     /// # Errors
@@ -195,6 +234,7 @@ impl HostResource {
             id,
             pending,
             detached: AtomicFlag::new(false),
+            used_as: Atomic::new(0),
             inner: KBox::pin_init(
                 new_spinlock!(
                     Inner {

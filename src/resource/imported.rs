@@ -18,6 +18,7 @@ use super::{
     HostResource,
     Kind,
     Resource,
+    Use,
     PRIME_WAIT_MS, //
 };
 use crate::{
@@ -213,6 +214,7 @@ pub(crate) fn import(dev: &Device, buf: &Importable) -> Result<ARef<Object>> {
     }
     gpu.transport.check()?;
     let host = HostResource::new(gpu)?;
+    host.set_use(Use::Shared)?;
     let revocation = DmaBufRevocation::new(gpu)?;
     let invalidate = Arc::new(InvalidateMappings(revocation.clone()), GFP_KERNEL)?;
     // The memory is in `DeviceMappings` before the device goes, which releases it.

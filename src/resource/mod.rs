@@ -68,7 +68,10 @@ use zerocopy::IntoBytes;
 
 pub(crate) use self::{
     device_mapping::DeviceMapping,
-    host_resource::HostResource, //
+    host_resource::{
+        HostResource,
+        Use, //
+    },
 };
 
 /// What userspace asks of a blob.
@@ -150,12 +153,13 @@ impl Resource {
     ///
     /// # Errors
     ///
-    /// [`EINVAL`] for what cannot be shared, those of [`HostResource::assign_uuid`].
+    /// [`EINVAL`] for what cannot be shared, [`EOPNOTSUPP`] for what a job in fault mode has listed, those of [`HostResource::assign_uuid`].
     pub(crate) fn prepare_export(&self) -> Result {
         match &self.kind {
             // The core knows what it has imported, and exports it as the dma-buf that it is.
             Kind::Userptr(_) | Kind::Imported(_) => Err(EINVAL),
             _ => {
+                self.host.set_use(Use::Shared)?;
                 if self.is_known_elsewhere() {
                     self.host.assign_uuid()?;
                 }

@@ -4,6 +4,7 @@
 //!
 //! - [`deps`]: what a job waits for, and what it signals;
 //! - [`transfer`]: copies between guest and host;
+//! - [`fault_mode`]: jobs of a context in fault mode, which have no fences;
 //! - here: from the arguments to the ring.
 //!
 //! Everything that can fail or sleep comes before the job is queued. Mirrored memory is mapped
@@ -13,6 +14,7 @@
 //! device is notified, and userspace gets the results.
 
 mod deps;
+mod fault_mode;
 pub(crate) mod transfer;
 
 use self::deps::{
@@ -127,6 +129,9 @@ pub(crate) fn submit(file: &File, args: &mut ExecBuffer) -> Result {
         return Err(EINVAL);
     }
     gpu.transport.check()?;
+    if let Some(svm) = file.svm() {
+        return fault_mode::submit(file, svm, args);
+    }
 
     let (context, ring, timeline) = if args.flags & uapi::EXECBUF_RING_IDX != 0 {
         let context = file.context().ok_or(EINVAL)?;

@@ -205,6 +205,7 @@ mod tests {
         indirect: true,
         dma: false,
         mirror: None,
+        faults: None,
         event_slots: None,
     };
 

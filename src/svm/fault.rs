@@ -1,0 +1,427 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Serving a fault: a thread of the process does what the processor would do for an access of its
+//! own, and tells the device the outcome.
+//!
+//! A page is looked up without any lock. Whether the lookup still holds is asked under the lock that
+//! notifier callbacks take, and MAP and the resolution are sent under the same lock. So a callback
+//! comes either before, and the page is looked up again, or after, and its INVALIDATE follows the MAP
+//! in the queue. The resolution does not wait for the answer to the MAP: if that fails, the access
+//! faults again.
+
+use super::{
+    Loss,
+    Svm, //
+};
+use crate::{
+    kapi::{
+        mm::Area,
+        task::check_not_killed, //
+    },
+    mirror::{
+        Committed,
+        Deadline,
+        Wanted,
+        Window,
+        WINDOW, //
+    },
+    protocol::{
+        mirror::{
+            access,
+            resolution,
+            status, //
+        },
+        uapi::svm_reason,
+    },
+    transport::{
+        event::Fault,
+        mirror::MirrorQueue, //
+    },
+};
+use core::ops::Range;
+use kernel::{
+    error::code::EHWPOISON,
+    page::{
+        PAGE_SHIFT,
+        PAGE_SIZE, //
+    },
+    prelude::*,
+    sync::{
+        atomic::ordering::Relaxed,
+        Arc, //
+    }, //
+};
+
+/// Most pages of a fault, if the device lacks room.
+const SCARCE_PAGES: usize = 16;
+
+/// How often memory for a fault is asked for, before the fault is refused.
+const MEMORY_TRIES: u32 = 3;
+
+/// How a fault ends.
+enum Outcome {
+    /// It was resolved together with its MAP.
+    Resolved,
+    /// It is to be resolved in this way, a [`resolution`].
+    Resolve(u32),
+    /// It is to be refused, for this reason, a [`svm_reason`].
+    Refuse(u32),
+    /// The thread was interrupted: it is to be served again.
+    Again,
+    /// The address space ends, which resolves all of its faults.
+    Closed,
+}
+
+/// A page that the process may not have in the way that was asked for.
+struct Refusal(u32);
+
+impl Svm {
+    /// Serves a fault, by a thread of the process.
+    pub(super) fn serve(self: &Arc<Self>, fault: Fault) {
+        self.counts.faults.fetch_add(1, Relaxed);
+        let outcome = match self.try_serve(&fault) {
+            Ok(outcome) => outcome,
+            // The thread is to be stopped, or the process is being killed.
+            Err(e) if e == EINTR || e == ERESTARTSYS => Outcome::Again,
+            Err(e) if e == EBUSY || e == EAGAIN => Outcome::Resolve(resolution::RETRY),
+            Err(e) if e == ENOMEM => Outcome::Refuse(svm_reason::NO_MEMORY),
+            Err(e) if e == EFAULT || e == EHWPOISON => Outcome::Refuse(svm_reason::BAD_ADDRESS),
+            Err(e) if e == EPERM || e == EACCES => Outcome::Refuse(svm_reason::BAD_ACCESS),
+            // The device is lost.
+            Err(_) => Outcome::Closed,
+        };
+        match outcome {
+            Outcome::Resolved | Outcome::Closed => {}
+            Outcome::Again => {
+                self.counts.faults.fetch_sub(1, Relaxed);
+                self.put_back(fault);
+            }
+            Outcome::Resolve(how) => self.resolve(&fault, how),
+            Outcome::Refuse(reason) => {
+                self.counts.bad.fetch_add(1, Relaxed);
+                self.lose(Loss {
+                    reason,
+                    access: fault.access,
+                    // No stream is ring -1, which is that of no ring.
+                    ring: fault.stream.wrapping_sub(1),
+                    address: fault.address,
+                });
+                let how = match reason {
+                    svm_reason::BAD_ACCESS | svm_reason::NO_ATOMIC => resolution::BAD_ACCESS,
+                    _ => resolution::BAD_ADDRESS,
+                };
+                self.resolve(&fault, how);
+            }
+        }
+    }
+
+    /// Sends the resolution of a fault for which nothing is mapped.
+    fn resolve(&self, fault: &Fault, how: u32) {
+        let sent = || -> Result {
+            let resolve = MirrorQueue::fault_resolve(self.space.id(), fault.id, how)?;
+            let queue = self.space.queue();
+            let mut credit = queue.credit(resolve.descriptors())?;
+            let commits = self.lock.commits.lock();
+            if self.space.is_closed(&commits) {
+                return Ok(());
+            }
+            self.forget_fault(fault.id);
+            queue.put_unkicked(resolve, &mut credit)?;
+            drop(commits);
+            queue.kick();
+            Ok(())
+        };
+        match sent() {
+            Ok(()) => {}
+            // Without memory, or room, later.
+            Err(e) if e != ENODEV => self.put_back(*fault),
+            Err(_) => {}
+        }
+    }
+
+    fn try_serve(self: &Arc<Self>, fault: &Fault) -> Result<Outcome> {
+        if fault.access == access::ATOMIC {
+            // This driver gives no page to a device alone.
+            return Ok(Outcome::Refuse(svm_reason::NO_ATOMIC));
+        }
+        let write = fault.access == access::WRITE;
+        let address = usize::try_from(fault.address)?;
+        let window = match self.window(address) {
+            Err(e) if e == ENOMEM => return Err(ENOMEM),
+            window => window?,
+        };
+        let page = (address - window.start()) >> PAGE_SHIFT;
+        if window.is_reachable(page, write) {
+            self.counts.coalesced.fetch_add(1, Relaxed);
+            return Ok(Outcome::Resolve(resolution::OK));
+        }
+        let global_page = address >> PAGE_SHIFT;
+        let mut pages = if self.exact {
+            1
+        } else {
+            self.streams.lock().pages(fault.stream, global_page)
+        };
+        let mut deadline = Deadline::new();
+        let mut memory_tries = 0;
+        loop {
+            let timeout = deadline.next_try_ms()?;
+            let area = match self.area(address, write)? {
+                Ok(area) => area,
+                Err(Refusal(reason)) => return Ok(Outcome::Refuse(reason)),
+            };
+            let mut wanted = self.wanted(&window, &area, page, write, pages);
+            let mut lookup = match window.look_up(&mut wanted, timeout) {
+                Ok(lookup) => lookup,
+                // Which of them it is about is to be known.
+                Err(e) if pages > 1 && (e == EFAULT || e == EPERM || e == ENOMEM) => {
+                    pages = 1;
+                    continue;
+                }
+                Err(e) if e == ENOMEM && memory_tries < MEMORY_TRIES => {
+                    memory_tries += 1;
+                    continue;
+                }
+                Err(e) => return Err(e),
+            };
+            // What was looked up may be of another area.
+            match self.area(address, write)? {
+                Ok(again) if again == area => {}
+                Ok(_) => continue,
+                Err(Refusal(reason)) => return Ok(Outcome::Refuse(reason)),
+            }
+            let scarce = self.scarce.load(Relaxed);
+            let resolve = (!scarce).then_some((fault.id, resolution::OK));
+            if resolve.is_some() {
+                self.forget_fault(fault.id);
+            }
+            let sent = match window.commit(&wanted, &mut lookup, resolve) {
+                Ok(Committed::Sent(sent)) => sent,
+                Ok(Committed::Closed) => return Ok(Outcome::Closed),
+                Ok(Committed::Stale) => {
+                    self.remember_fault(fault.id);
+                    pages = 1;
+                    continue;
+                }
+                Err(e) => {
+                    self.remember_fault(fault.id);
+                    return Err(e);
+                }
+            };
+            self.counts
+                .pages
+                .fetch_add(wanted.ask.len() as u64, Relaxed);
+            self.streams
+                .lock()
+                .mapped(fault.stream, global_page, wanted.ask.len());
+            let outcome = window.confirm(&sent, &self.revoking);
+            if !scarce {
+                // Whatever it is: the fault is resolved. If the MAP has failed, there is another.
+                if matches!(outcome, Ok(response) if response != status::OK) {
+                    self.scarce.store(true, Relaxed);
+                }
+                return Ok(Outcome::Resolved);
+            }
+            match outcome? {
+                status::OK => return Ok(Outcome::Resolve(resolution::OK)),
+                status::NO_MEMORY if self.make_room()? > 0 => continue,
+                status::NO_MEMORY => return Ok(Outcome::Refuse(svm_reason::NO_MEMORY)),
+                // Not this page, or not in this company.
+                _ if pages == 1 => return Ok(Outcome::Refuse(svm_reason::BAD_ADDRESS)),
+                _ => pages = 1,
+            }
+        }
+    }
+
+    /// The area around an address, if the process may read it, or write it with `write`.
+    fn area(&self, address: usize, write: bool) -> Result<Result<Area, Refusal>> {
+        let Some(area) = Area::at(address)? else {
+            return Ok(Err(Refusal(svm_reason::BAD_ADDRESS)));
+        };
+        if area.is_special() {
+            return Ok(Err(Refusal(svm_reason::BAD_ADDRESS)));
+        }
+        if !area.may_read() || write && !area.may_write() {
+            return Ok(Err(Refusal(svm_reason::BAD_ACCESS)));
+        }
+        Ok(Ok(area))
+    }
+
+    /// What to look up for an access to page `page` of a window, which is in `area`: `pages` pages if
+    /// they are of the same area and granule and not there already, and what is around them.
+    fn wanted(
+        &self,
+        window: &Window,
+        area: &Area,
+        page: usize,
+        write: bool,
+        pages: usize,
+    ) -> Wanted {
+        let granule = window.granule(page);
+        // The part of the granule that is of the area.
+        let of = |address: usize| address.saturating_sub(window.start()) >> PAGE_SHIFT;
+        let around = granule.start.max(of(area.start))..granule.end.min(of(area.end));
+        let scarce = self.scarce.load(Relaxed);
+        let pages = if scarce {
+            // More would cost the device what it needs for the next access of the same job.
+            pages.min(SCARCE_PAGES)
+        } else if self.exact || area.is_random() || area.has_userfaultfd() {
+            // Whoever serves a userfaultfd is asked for what was touched.
+            1
+        } else if !write && area.is_anonymous() {
+            // Pages of zeroes, each of which would have to be replaced when it is written.
+            1
+        } else if area.is_sequential() || area.is_hugetlb() {
+            granule.len()
+        } else {
+            pages
+        };
+        let end = around.end.min(page + pages);
+        // Those that the device has are not to be looked up for more than it has.
+        let end = window.first_reachable(page + 1..end.max(page + 1), write);
+        let ask = page..end;
+        Wanted {
+            around: if self.exact || scarce {
+                ask.clone()
+            } else {
+                around
+            },
+            ask,
+            write,
+            eager: area.is_private_anonymous() && area.may_write(),
+            read_only: !area.may_write(),
+        }
+    }
+
+    /// Revokes a quarter of what the device reaches, going round through the address space from where
+    /// it stopped the last time: what a job needs at once is not revoked over and over. Returns the
+    /// number of pages.
+    ///
+    /// # Errors
+    ///
+    /// [`ENODEV`] if the device is lost, [`EINTR`] on a fatal signal.
+    fn make_room(&self) -> Result<usize> {
+        let (mut at, mut bytes) = (0, 0);
+        while let Some((number, window)) = self.next_window(at) {
+            at = number + 1;
+            bytes += window.mapped_bytes();
+        }
+        let least = usize::try_from(bytes >> PAGE_SHIFT)?.div_ceil(4);
+        let revoking = self.revoking.lock()?;
+        let start = self.hand.load(Relaxed);
+        let (mut done, mut wrapped) = (0, false);
+        let mut hand = start;
+        while done < least {
+            let Some((number, window)) = self.next_window(hand / WINDOW) else {
+                if wrapped {
+                    break;
+                }
+                (hand, wrapped) = (0, true);
+                continue;
+            };
+            if number != hand / WINDOW {
+                hand = number * WINDOW;
+            }
+            let first = (hand - window.start()) >> PAGE_SHIFT;
+            let granule = window.granule(first);
+            done += window.evict(first..granule.end)?;
+            hand = window.start() + (granule.end << PAGE_SHIFT);
+            if wrapped && hand > start {
+                break;
+            }
+        }
+        self.hand.store(hand, Relaxed);
+        drop(revoking);
+        if done > 0 {
+            self.counts.evictions.fetch_add(1, Relaxed);
+        }
+        Ok(done)
+    }
+
+    /// Makes `which`, addresses of whole pages, reachable for the device, for writing with `write`, by
+    /// the current thread, which is one of the process. Returns how many bytes are, from the first
+    /// on, also on failure.
+    ///
+    /// # Errors
+    ///
+    /// About the first page that is not reachable:
+    ///
+    /// - [`EFAULT`] if there is no memory that a device can use;
+    /// - [`EPERM`] if the process may not access it so;
+    /// - [`EBUSY`] if pages keep changing for a second;
+    /// - [`ENOMEM`], [`ENODEV`], [`EINTR`].
+    pub(crate) fn prefetch(self: &Arc<Self>, which: Range<usize>, write: bool) -> (usize, Result) {
+        let mut at = which.start;
+        while at < which.end {
+            match self.prefetch_part(at..which.end, write) {
+                Ok(end) => at = end,
+                Err(e) => return (at - which.start, Err(e)),
+            }
+        }
+        (at - which.start, Ok(()))
+    }
+
+    /// Makes the first pages of `which` reachable. Returns the end of those that are.
+    fn prefetch_part(self: &Arc<Self>, which: Range<usize>, write: bool) -> Result<usize> {
+        check_not_killed()?;
+        let window = self.window(which.start)?;
+        let page = (which.start - window.start()) >> PAGE_SHIFT;
+        let end = window
+            .granule(page)
+            .end
+            .min((which.end - window.start()) >> PAGE_SHIFT);
+        if window.is_reachable(page, write) {
+            return Ok(which.start + PAGE_SIZE);
+        }
+        let mut deadline = Deadline::new();
+        let mut pages = end - page;
+        loop {
+            let timeout = deadline.next_try_ms()?;
+            let area = match self.area(which.start, write)? {
+                Ok(area) => area,
+                Err(Refusal(svm_reason::BAD_ACCESS)) => return Err(EPERM),
+                Err(_) => return Err(EFAULT),
+            };
+            let area_end = (area.end - window.start()) >> PAGE_SHIFT;
+            let ask_end =
+                window.first_reachable(page + 1..(page + pages).min(area_end).max(page + 1), write);
+            let mut wanted = Wanted {
+                ask: page..ask_end,
+                around: page..ask_end,
+                write,
+                eager: area.is_private_anonymous() && area.may_write(),
+                read_only: !area.may_write(),
+            };
+            let mut lookup = match window.look_up(&mut wanted, timeout) {
+                Ok(lookup) => lookup,
+                Err(e) if pages > 1 && (e == EFAULT || e == EPERM || e == ENOMEM) => {
+                    pages = 1;
+                    continue;
+                }
+                Err(e) => return Err(e),
+            };
+            match self.area(which.start, write)? {
+                Ok(again) if again == area => {}
+                _ => continue,
+            }
+            let sent = match window.commit(&wanted, &mut lookup, None)? {
+                Committed::Sent(sent) => sent,
+                Committed::Closed => return Err(EIO),
+                Committed::Stale => continue,
+            };
+            match window.confirm(&sent, &self.revoking)? {
+                status::OK => {
+                    self.counts
+                        .pages
+                        .fetch_add(wanted.ask.len() as u64, Relaxed);
+                    return Ok(window.start() + (wanted.ask.end << PAGE_SHIFT));
+                }
+                status::NO_MEMORY if self.make_room()? > 0 => continue,
+                status::NO_MEMORY => return Err(ENOMEM),
+                _ if pages == 1 => return Err(EFAULT),
+                _ => pages = 1,
+            }
+        }
+    }
+}
+
+const _: () = assert!(WINDOW % PAGE_SIZE == 0);
