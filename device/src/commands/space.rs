@@ -6,7 +6,9 @@
 //! The thread that serves the mirror queue carries them out, and takes no lock of the state, but to
 //! end the process: the guest's reclaim waits for INVALIDATE, which must not wait for a job.
 
-use virtgpu_protocol::mirror::command::{INVALIDATE, SPACE_DESTROY};
+use virtgpu_protocol::mirror::command::{FAULT_RESOLVE, INVALIDATE, SPACE_DESTROY};
+use virtgpu_protocol::mirror::{access, event, Event};
+use zerocopy::little_endian::{U32, U64};
 
 use crate::device::Device;
 use crate::log::names;
@@ -38,6 +40,15 @@ impl Device {
                 mirror.execute(bytes, &self.ram());
                 return;
             }
+            _ if kind == INVALIDATE && mirror.has(Mutant::StallDelaysAck) => {
+                let status = mirror.execute(bytes, &self.ram());
+                mirror.wait_for_stalls(space);
+                status
+            }
+            _ if kind == FAULT_RESOLVE && ticket.attack.refaults() => {
+                mirror.refault(bytes);
+                None
+            }
             _ if kind == INVALIDATE && mirror.has(Mutant::WriteAfterAck) => {
                 let stray = mirror.stray(bytes);
                 mirror.execute(bytes, &self.ram());
@@ -53,6 +64,19 @@ impl Device {
         if kind == SPACE_DESTROY && mirror.has(Mutant::EventForDeadSpace) {
             mirror.events.post(Record::space_lost(space));
         }
+        if kind == SPACE_DESTROY && mirror.has(Mutant::FaultAfterDestroy) {
+            mirror.events.post(Record {
+                event: Event {
+                    kind: U32::new(event::FAULT),
+                    space_id: U32::new(space),
+                    access: U32::new(access::READ),
+                    info: U32::new(1),
+                    address: U64::new(1 << 12),
+                    id: U64::MAX_VALUE,
+                },
+                ..Record::space_lost(space)
+            });
+        }
     }
 
     /// What the adversary does after a command, which names a space or 0.
@@ -66,6 +90,14 @@ impl Device {
         }
         for _ in 0..attack.stale_events() {
             mirror.events.post(Record {
+                adversary: true,
+                ..Record::space_lost(space)
+            });
+        }
+        let bad = attack.bad_faults(space, self.max_faults());
+        for event in bad.into_iter().chain(attack.bad_done(space)) {
+            mirror.events.post(Record {
+                event,
                 adversary: true,
                 ..Record::space_lost(space)
             });

@@ -22,6 +22,7 @@ use crate::device::Device;
 use crate::log::Event;
 use crate::memory::lent::Lent;
 use crate::mirror::stall::Faulting;
+use crate::misbehave::mutant::Mutant;
 use crate::queues::control::fence;
 use crate::queues::control::Ticket;
 use crate::queues::QUEUE_SIZE;
@@ -83,7 +84,10 @@ impl Device {
             }
             let timeline = Timeline::Faulting(ctx, header.ring_idx);
             let job = self.faulting_job(&mut state, ticket, faulting, ops);
-            return Ok(Outcome::Unfenced(timeline, job));
+            return Ok(match self.mirror.has(Mutant::AcceptAtEnd) {
+                true => Outcome::Job(timeline, job),
+                false => Outcome::Unfenced(timeline, job),
+            });
         }
         let timeline = Timeline::of(header);
         let job = self.job(&mut state, ticket, timeline, ops);
@@ -106,7 +110,7 @@ impl Device {
         let ctx = header.ctx_id.get();
         state.jobs += 1;
         let id = state.jobs;
-        let live = Live {
+        let mut live = Live {
             ctx,
             reads: BTreeSet::new(),
             writes: BTreeSet::new(),
@@ -137,6 +141,9 @@ impl Device {
                 lent.insert(name, borrowed.clone());
             }
         }
+        if self.mirror.has(Mutant::UnrefWaits) {
+            live.reads = lent.keys().copied().collect();
+        }
         self.log.write(|| Event::Job {
             job: id,
             req: ticket.request.req,
@@ -159,7 +166,7 @@ impl Device {
                 space,
                 ring: header.ring_idx,
                 fence: header.fence_id.get(),
-                endless: ticket.attack.is_endless(),
+                attack: ticket.attack.clone(),
                 lent,
             }),
         }

@@ -186,11 +186,14 @@ impl Device {
             }
         };
         let faulting = job.faulting.as_ref();
-        let endless = faulting.is_some_and(|f| f.endless)
+        let endless = faulting.is_some_and(|f| f.attack.is_endless())
             || job.ticket.as_ref().is_some_and(|t| t.attack.is_endless());
         let early = self.mirror.has(Mutant::AnswerBeforeLastWrite);
         let ticket = job.ticket.take_if(|_| early);
-        let stalling = faulting.map(|f| Stalling::new(&self.mirror, &f.space, job.id, f.ring));
+        let stalling = faulting.map(|f| {
+            let exclusive = self.options.exclusive_atomics;
+            Stalling::new(&self.mirror, &f.space, (job.id, f.ring), exclusive)
+        });
         let space = stalling.as_ref().map(|s| s as &dyn Addresses);
         let memory = |id| match (faulting, id) {
             (Some(_), 0) => space.map(Memory::Space),
@@ -203,10 +206,16 @@ impl Device {
             cancel: &job.cancel,
             stat: &stat,
         };
-        if !self.log.is_on() && !early {
+        let early_done = faulting.filter(|_| self.mirror.has(Mutant::DoneBeforeLastWrite));
+        if !self.log.is_on() && !early && early_done.is_none() {
             compute::execute(ops, &environment)?;
         } else {
-            self.execute_each((job.id, ops), &job.cancel, ticket, &environment)?;
+            self.execute_each(
+                (job.id, ops),
+                &job.cancel,
+                (ticket, early_done),
+                &environment,
+            )?;
         }
         if endless {
             // Until it is cancelled. The log has the first time.
@@ -224,12 +233,18 @@ impl Device {
         &self,
         (job, ops): (u64, &[Op]),
         cancel: &Cancel,
-        mut early: Option<Ticket>,
+        (mut early, early_done): (Option<Ticket>, Option<&FaultingJob>),
         environment: &Environment<'_>,
     ) -> Result<(), Failure> {
         for (index, op) in ops.iter().enumerate() {
             if let Some(ticket) = early.take_if(|_| index + 1 == ops.len()) {
                 self.control.send(ticket, Response::ok());
+                cancel.sleep(mutant::WINDOW);
+            }
+            if let Some(of) = early_done.filter(|_| index + 1 == ops.len()) {
+                let done = (job, of.ring, of.fence);
+                let result = (job_result::OK, 0);
+                self.mirror.ring_done(&of.space, done, result, &of.attack);
                 cancel.sleep(mutant::WINDOW);
             }
             for access in compute::accesses(op) {
@@ -274,9 +289,12 @@ impl Device {
         if let Some(Err(failure)) = &result {
             log::info!("job {} of context {}: {failure}", job.id, job.ctx);
         }
+        let some = matches!(&job.work, Work::Ops(ops) if !ops.is_empty());
         // The answer must find no reference to memory left.
         drop((job.memory, job.work));
-        if let Some(faulting) = job.faulting {
+        let told =
+            self.mirror.has(Mutant::DoneBeforeLastWrite) && some && matches!(result, Some(Ok(())));
+        if let Some(faulting) = job.faulting.filter(|_| !told) {
             self.tell(job.id, faulting, result.as_ref());
         }
         if let Some(ticket) = job.ticket.filter(|_| !abandoned) {
@@ -299,7 +317,7 @@ impl Device {
             ring,
             fence,
             lent,
-            ..
+            attack,
         } = of;
         drop(lent);
         let result = match result {
@@ -308,7 +326,8 @@ impl Device {
             Some(Err(Failure::Fault(_) | Failure::TimedOut(_))) => (job_result::FAILED, 0),
             None | Some(Err(Failure::Cancelled)) => (job_result::CANCELLED, 0),
         };
-        self.mirror.ring_done(&space, (job, ring, fence), result);
+        self.mirror
+            .ring_done(&space, (job, ring, fence), result, &attack);
     }
 
     /// Forgets the jobs of a context that is about to go: those that run go on to their end, those

@@ -18,6 +18,7 @@ use crate::memory::image::{Copying, Image};
 use crate::memory::lent::Lent;
 use crate::memory::segments::Segments;
 use crate::mirror::stall::Faulting;
+use crate::misbehave::adversary::Attack;
 use crate::queues::control::Response;
 use crate::queues::control::Ticket;
 use crate::virgl::Rendering;
@@ -231,8 +232,8 @@ pub(crate) struct FaultingJob {
     pub(crate) ring: u8,
     /// What the guest knows it by.
     pub(crate) fence: u64,
-    /// It is carried out again and again.
-    pub(crate) endless: bool,
+    /// How its request was mistreated.
+    pub(crate) attack: Attack,
     /// The attached resources that it names.
     pub(crate) lent: BTreeMap<u32, Arc<Lent>>,
 }

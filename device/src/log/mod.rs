@@ -209,12 +209,17 @@ pub enum Event {
     },
     /// The guest has resolved a fault, and who stalled on it is about to go on.
     Resolved { space: u32, fault: u64, status: u32 },
+    /// A device whose atomic accesses are not coherent makes one, and must be alone on the page.
+    Alone { job: u64, space: u32, address: u64 },
     /// The guest is about to be told how a job has ended.
     RingDone {
         job: u64,
         space: u32,
         ring: u8,
         result: u32,
+        /// The adversary's mode that its request met.
+        #[serde(skip_serializing_if = "Option::is_none", default)]
+        adversary: Option<Name>,
     },
     /// An event was written for the guest.
     Told {

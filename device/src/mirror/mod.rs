@@ -340,6 +340,17 @@ impl Mirror {
         self.table().counts(space.id).unwrap_or_default()
     }
 
+    /// Waits until no access in a space stalls, or the queue is stopped.
+    pub(crate) fn wait_for_stalls(&self, space: u32) {
+        let stalled = || {
+            let table = self.table();
+            table.faulting(space).is_some_and(|s| s.pending() > 0)
+        };
+        while self.ring.is_open() && stalled() {
+            std::thread::sleep(mutant::WINDOW);
+        }
+    }
+
     /// Faults that are not resolved.
     pub(crate) fn pending_faults(&self) -> u64 {
         self.table().pending() as u64

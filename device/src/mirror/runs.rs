@@ -73,10 +73,15 @@ impl Runs {
         Some(*start..last + run.length)
     }
 
+    /// The run that byte `at` is in, and where it begins.
+    pub(crate) fn placed(&self, at: u64) -> Option<(u64, &Run)> {
+        let (start, run) = self.runs.range(..=at).next_back()?;
+        (at - start < run.length).then_some((*start, run))
+    }
+
     /// The run that byte `at` is in.
     pub(crate) fn find(&self, at: u64) -> Option<&Run> {
-        let (start, run) = self.runs.range(..=at).next_back()?;
-        (at - start < run.length).then_some(run)
+        self.placed(at).map(|(_, run)| run)
     }
 
     /// Bytes of all.

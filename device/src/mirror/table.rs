@@ -136,10 +136,14 @@ impl Table {
         self.has(space).then_some(space.id)
     }
 
+    /// The space of this id, if it is that of a context.
+    pub(crate) fn faulting(&self, space: u32) -> Option<&Arc<Faulting>> {
+        self.spaces.get(&space)?.faulting.as_ref()
+    }
+
     /// Whether the address space of a context is not gone.
     pub(crate) fn has(&self, faulting: &Arc<Faulting>) -> bool {
-        let space = self.spaces.get(&faulting.id);
-        let other = space.and_then(|space| space.faulting.as_ref());
+        let other = self.faulting(faulting.id);
         other.is_some_and(|other| Arc::ptr_eq(other, faulting))
     }
 
@@ -361,8 +365,7 @@ impl Mirror {
 
     /// The guest has resolved a fault.
     fn resolve(&self, table: &Table, id: u32, fault: u64, status: u32) {
-        let space = table.spaces.get(&id).and_then(|s| s.faulting.as_ref());
-        let Some(space) = space else {
+        let Some(space) = table.faulting(id) else {
             return;
         };
         // Before it is true: who goes on finds it in the log.
@@ -371,7 +374,15 @@ impl Mirror {
             fault,
             status,
         });
-        if !space.resolve(fault, status) {
+        let keeps = self.has(Mutant::StallKeepsTranslation) && status == wire::resolution::OK;
+        let kept = |page| {
+            let run = table.spaces.get(&id).filter(|_| keeps)?.runs.placed(page)?;
+            let area = Area::new(PAGE, Usage::default()).ok()?;
+            let (offset, write) = (run.1.offset + page - run.0, run.1.write);
+            area.map(0, PAGE, &run.1.file, offset, write).ok()?;
+            Some(area)
+        };
+        if !space.resolve(fault, status, kept) {
             log::warn!("space {id}: there is no fault {fault}");
         }
     }
@@ -486,7 +497,7 @@ impl Mirror {
         inside.map_err(|_| status::INVALID)?;
         let mut new = Self::runs(ram, start, entries, space.access)?;
         let asked = new.clone();
-        self.twist(&mut new);
+        self.twist(&mut new, space.faulting.is_some());
         let (area, usage) = (space.area.clone(), space.area.usage().clone());
         let before = space.runs.mappings();
         let old = space.runs.cut(start, start + length);
@@ -553,8 +564,8 @@ impl Mirror {
     }
 
     /// What a mutant maps instead.
-    fn twist(&self, runs: &mut Vec<Placed>) {
-        if self.has(Mutant::IgnoreReadOnly) {
+    fn twist(&self, runs: &mut Vec<Placed>, faulting: bool) {
+        if self.has(Mutant::IgnoreReadOnly) || faulting && self.has(Mutant::ReadGrantsWrite) {
             runs.iter_mut().for_each(|(_, run)| run.write = true);
         }
         if self.has(Mutant::DropMapTail) {

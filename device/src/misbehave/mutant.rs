@@ -32,6 +32,30 @@ pub enum Mutant {
     DropMapTail,
     /// A space survives its resource.
     NoRevokeOnUnref,
+    /// INVALIDATE waits for stalled accesses.
+    StallDelaysAck,
+    /// A stalled access goes on with what was mapped when its fault was resolved.
+    StallKeepsTranslation,
+    /// What the guest says is not there is read as zeroes, and can be written.
+    BadAsZero,
+    /// In the space of a context what is mapped for reading can be written.
+    ReadGrantsWrite,
+    /// RING_DONE comes before the last operation.
+    DoneBeforeLastWrite,
+    /// RING_DONE comes twice.
+    DoneTwice,
+    /// A FAULT names a space that is gone.
+    FaultAfterDestroy,
+    /// A job in fault mode is accepted when it is over.
+    AcceptAtEnd,
+    /// An atomic access that is not coherent is content with a page that can be written.
+    AtomicWithoutExclusive,
+    /// A page that was exclusive once is taken for exclusive when it is mapped again.
+    ExclusiveAfterInvalidate,
+    /// An access goes on from its start after a stall.
+    ReplayStores,
+    /// UNREF and DETACH wait for jobs in fault mode.
+    UnrefWaits,
 }
 
 const MUTANTS: &[(Mutant, &str, &str)] = &[
@@ -79,6 +103,62 @@ const MUTANTS: &[(Mutant, &str, &str)] = &[
         Mutant::NoRevokeOnUnref,
         "no-revoke-on-unref",
         "UNREF and DETACH leave the space of the resource as it is",
+    ),
+    (
+        Mutant::StallDelaysAck,
+        "stall-delays-ack",
+        "INVALIDATE is not acknowledged while an access in its space is stalled",
+    ),
+    (
+        Mutant::StallKeepsTranslation,
+        "stall-keeps-translation",
+        "an access that was stalled goes on 50 milliseconds after its fault was resolved, with the page that was mapped when it was, also if that was invalidated since",
+    ),
+    (
+        Mutant::BadAsZero,
+        "bad-as-zero",
+        "after BAD_ADDRESS and BAD_ACCESS the job goes on: it reads zeroes from the page, and what it writes there is lost",
+    ),
+    (
+        Mutant::ReadGrantsWrite,
+        "read-grants-write",
+        "in the address space of a context, what is mapped for reading can be written",
+    ),
+    (
+        Mutant::DoneBeforeLastWrite,
+        "done-before-last-write",
+        "RING_DONE of a job comes 50 milliseconds before its last operation begins",
+    ),
+    (Mutant::DoneTwice, "done-twice", "RING_DONE of a job comes twice"),
+    (
+        Mutant::FaultAfterDestroy,
+        "fault-after-destroy",
+        "after the acknowledgement of SPACE_DESTROY a FAULT names the space",
+    ),
+    (
+        Mutant::AcceptAtEnd,
+        "accept-at-end",
+        "SUBMIT_3D of a context in fault mode is answered when the job is over",
+    ),
+    (
+        Mutant::AtomicWithoutExclusive,
+        "atomic-without-exclusive",
+        "with --exclusive-atomics, an atomic access needs a page that can be written, and no exclusive one",
+    ),
+    (
+        Mutant::ExclusiveAfterInvalidate,
+        "exclusive-after-invalidate",
+        "with --exclusive-atomics, an atomic access takes a page that was exclusive once for exclusive, also after INVALIDATE",
+    ),
+    (
+        Mutant::ReplayStores,
+        "replay-stores",
+        "an access that stalled begins again with its first byte",
+    ),
+    (
+        Mutant::UnrefWaits,
+        "unref-waits",
+        "UNREF and DETACH wait for the jobs of contexts in fault mode that name the resource",
     ),
 ];
 

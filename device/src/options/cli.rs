@@ -122,6 +122,11 @@ pub struct RunArgs {
         value_parser = clap::value_parser!(u32).range(1..=4096))]
     pub mirror_faults: u32,
 
+    /// Be a device whose atomic accesses are not coherent with those of the guest's processors: in
+    /// the address space of a context they ask for exclusive pages, and are a load and a store.
+    #[arg(long)]
+    pub exclusive_atomics: bool,
+
     /// Keep rewriting each writable page that is mapped in a marked space with the bytes that it had
     /// when it was mapped, up to the moment it is revoked. The mark is bit 63 of the blob_id of a
     /// HOST3D_GUEST resource. Nobody else may write to the memory of a marked resource while it is
@@ -250,6 +255,7 @@ impl RunArgs {
                 },
                 ..Limits::default()
             }),
+            exclusive_atomics: self.exclusive_atomics,
             hammer: self.hammer,
             mutants: self.mutants.clone(),
             adversary: Adversary {

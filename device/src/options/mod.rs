@@ -34,6 +34,8 @@ pub struct Options {
     pub queue_size: usize,
     /// What the mirror extension offers, if it is offered.
     pub mirror: Option<Limits>,
+    /// Atomic accesses to addresses are not coherent with those of the guest.
+    pub exclusive_atomics: bool,
     /// Rewrite the pages of marked resources, see `--hammer`.
     pub hammer: bool,
     /// How to break the contract.

@@ -97,6 +97,7 @@ pub fn options() -> Options {
         indirect: true,
         queue_size: virtgpu_device::queues::QUEUE_SIZE,
         mirror: Some(Limits::default()),
+        exclusive_atomics: false,
         hammer: false,
         mutants: Vec::new(),
         adversary: Adversary::default(),

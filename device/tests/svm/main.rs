@@ -8,6 +8,8 @@ mod common;
 
 mod accesses;
 mod end;
+mod exclusive;
+mod misbehave;
 mod modes;
 mod stalls;
 

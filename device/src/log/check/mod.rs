@@ -3,9 +3,10 @@
 //! Checks an event log against the rules that a well-behaved device and driver keep.
 //!
 //! The file here follows requests, jobs, contexts and resources; `spaces` follows the mirror queue,
-//! with `ranges` of what is mapped. Each line is looked at once, in order, together with what the
+//! with `ranges` of what is mapped; `faults` follows contexts in fault mode. Each line is looked at once, in order, together with what the
 //! lines before it have left. The check does not end at the first violation.
 
+mod faults;
 mod ranges;
 mod spaces;
 #[cfg(test)]
@@ -15,6 +16,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io::{self, BufRead};
 
 use crate::log::{Event, Line};
+use faults::Faults;
 use spaces::{Lack, Spaces};
 
 /// What a check found.
@@ -146,6 +148,9 @@ struct Checker {
     jobs: BTreeMap<u64, Job>,
     next_job: u64,
     spaces: Spaces,
+    faults: Faults,
+    /// When the line was written, in microseconds.
+    now: u64,
 }
 
 impl Checker {
@@ -167,10 +172,12 @@ impl Checker {
         self.next_seq = seq + 1;
         let ended = self.ended;
         self.expect(!ended, || "after the end".into());
+        self.now = line.t;
         self.event(line.event);
     }
 
     fn event(&mut self, event: Event) {
+        self.fault_event(&event);
         self.spaces.event(&event);
         let lacks = self.jobs.values_mut().map(|job| &mut job.lacks);
         self.spaces.forgive(&event, lacks);
@@ -415,6 +422,7 @@ impl Checker {
             | Event::Fault { .. }
             | Event::Resolved { .. }
             | Event::RingDone { .. }
+            | Event::Alone { .. }
             | Event::Told { .. } => {}
             Event::End {
                 resources,

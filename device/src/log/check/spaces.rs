@@ -104,6 +104,12 @@ impl Spaces {
         self.spaces.get(&space).map(|space| space.bytes)
     }
 
+    /// Whether something is mapped at `at` of a space with all of `rights`.
+    pub(super) fn allows(&self, space: u32, at: u64, rights: u32) -> bool {
+        let mapped = self.mapped.get(&space);
+        mapped.is_some_and(|m| m.lacking(at, at + 1, rights).is_empty())
+    }
+
     /// A resource was created.
     pub(super) fn created(&mut self, resource: u32, kind: &str) {
         if kind == "mirrored" {

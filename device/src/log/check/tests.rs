@@ -321,3 +321,156 @@ fn maps() {
     assert_eq!(violations(&[&before[..], &[&a, &b]].concat()), [0u64; 0]);
     assert_eq!(violations(&[&before[..], &[&a, &c]].concat()), [5]);
 }
+
+const TASK: &str = r#"space "space":1,"resource":0,"ctx":1,"bytes":65536,"access":7"#;
+const FAULT: &str = r#"fault "job":1,"space":1,"fault":1,"access":2,"page":4096,"ring":0"#;
+const RESOLVED: &str = r#"resolved "space":1,"fault":1,"status":0"#;
+const DONE: &str = r#"ring_done "job":1,"space":1,"ring":0,"result":0"#;
+const ACCEPTED_JOB: &str =
+    r#"job "job":1,"req":0,"ctx":1,"ring":0,"ops":1,"resources":[],"space":1"#;
+
+/// Up to a job of a context in fault mode that is accepted: 10 lines.
+fn in_fault_mode() -> Vec<String> {
+    let create = command(0, "SPACE_CREATE", "");
+    let lines = [OPEN, CONTEXT, MIRROR, &create, TASK, &reply(0, "0")];
+    let mut lines = lines.map(String::from).to_vec();
+    lines.extend([submit(0, 1), ACCEPTED_JOB.into(), answer(0, 1)]);
+    let access = ACCESS.replace(
+        "\"resource\":1,\"offset\":0",
+        "\"resource\":0,\"offset\":4096",
+    );
+    lines.push(access + ",\"whole\":true");
+    lines
+}
+
+#[test]
+fn faults() {
+    let lines = in_fault_mode();
+    let map = command(1, "MAP", r#""start":4096,"length":4096,"#);
+    let page = r#"mapped "space":1,"start":4096,"length":4096,"entries":1,"pages":1,"asked":[[4096,4096,3]],"runs":[[4096,4096,3]]"#;
+    let mapped = reply(1, "0");
+    let all = [FAULT, &map, page, &mapped, RESOLVED, JOB_END, DONE];
+    assert_eq!(after(&lines, &all), [0u64; 0]);
+    let run = |change: &dyn Fn(&mut Vec<String>)| {
+        let mut some = all.map(String::from).to_vec();
+        change(&mut some);
+        let some: Vec<&str> = some.iter().map(String::as_str).collect();
+        after(&lines, &some)
+    };
+    // Twice, or the same again, or a weaker one; a stronger one is another.
+    assert_eq!(run(&|all| all.insert(1, FAULT.into())), [12, 12]);
+    let other = |access: u32| {
+        let id = FAULT.replace("\"fault\":1", "\"fault\":2");
+        id.replace("\"access\":2", &format!("\"access\":{access}"))
+    };
+    assert_eq!(run(&|all| all.insert(1, other(1))), [12]);
+    assert_eq!(run(&|all| all.insert(1, other(4))), [0u64; 0]);
+    assert_eq!(run(&|all| all.insert(1, other(3))), [12]);
+    // In the middle of a page, of nobody, elsewhere.
+    let page_of = |page: &str| FAULT.replace("\"page\":4096", page);
+    assert_eq!(run(&|all| all[0] = page_of("\"page\":4097")), [11]);
+    assert_eq!(run(&|all| all[0] = page_of("\"page\":65536")), [11]);
+    let nobody = FAULT.replace("\"job\":1", "\"job\":2");
+    assert_eq!(run(&|all| all[0] = nobody.clone()), [11]);
+    // Resolved twice; not resolved, which a job that ends well has not waited for.
+    assert_eq!(run(&|all| all.insert(5, RESOLVED.into())), [16]);
+    // It cannot be resolved, and yet the job goes on.
+    let bad = RESOLVED.replace("\"status\":0", "\"status\":1");
+    assert_eq!(run(&|all| all[4] = bad.clone()), [16]);
+    let failed = JOB_END.replace("ok", "no access");
+    let faulted = DONE.replace("\"result\":0", "\"result\":2");
+    assert_eq!(
+        run(&|all| {
+            all[4] = bad.clone();
+            all[5] = failed.clone();
+            all[6] = faulted.clone();
+        }),
+        [0u64; 0]
+    );
+    // Nothing was mapped.
+    assert_eq!(run(&|all| _ = all.drain(1..4)), [13]);
+    // Told before the end, twice, wrongly, after the end of the space.
+    assert_eq!(run(&|all| all.swap(5, 6)), [16]);
+    assert_eq!(run(&|all| all.push(DONE.into())), [18]);
+    assert_eq!(run(&|all| all[6] = faulted.clone()), [17]);
+    let gone = r#"unmapped "space":1,"start":4096,"length":4096"#;
+    assert_eq!(
+        run(&|all| _ = all.splice(6..6, [gone, GONE].map(String::from))),
+        [19, 19]
+    );
+    // Not coherent, and not alone.
+    let alone = r#"alone "job":1,"space":1,"address":4104"#;
+    assert_eq!(run(&|all| all.insert(5, alone.into())), [16]);
+    assert_eq!(
+        run(&|all| {
+            all[2] = page.replace("4096,4096,3", "4096,4096,7");
+            all.insert(5, alone.into());
+        }),
+        [0u64; 0]
+    );
+}
+
+#[test]
+fn jobs_in_fault_mode() {
+    let lines = in_fault_mode();
+    let second = ACCEPTED_JOB.replace("\"job\":1,\"req\":0", "\"job\":2,\"req\":1");
+    let end = JOB_END.replace("\"job\":1", "\"job\":2");
+    let done = DONE.replace("\"job\":1", "\"job\":2");
+    let (request, accepted) = (submit(1, 2), answer(1, 2));
+    let failed = JOB_END.replace("ok", "cancelled");
+    let cancelled = DONE.replace("\"result\":0", "\"result\":3");
+    let order = [
+        &*request, &second, &accepted, &failed, &cancelled, &end, &done,
+    ];
+    assert_eq!(after(&lines, &order), [0u64; 0]);
+    // The second before the first on a ring.
+    let wrong = [
+        &*request, &second, &accepted, &failed, &end, &done, &cancelled,
+    ];
+    assert_eq!(after(&lines, &wrong), [16]);
+    // Over before it is accepted.
+    let late = [
+        &*request, &second, &failed, &cancelled, &end, &done, &accepted,
+    ];
+    assert_eq!(after(&lines, &late), [16]);
+    // An INVALIDATE takes its time while a fault is not resolved.
+    let slow = |events: &[&str], seconds: u64| {
+        let mut text = String::new();
+        let lines = lines
+            .iter()
+            .map(String::as_str)
+            .chain(events.iter().copied());
+        for (seq, event) in lines.enumerate() {
+            let (name, rest) = event.split_once(' ').unwrap();
+            let t = if name == "reply" {
+                seconds * 1_000_000
+            } else {
+                0
+            };
+            let line = format!("{{\"seq\":{seq},\"t\":{t},\"event\":\"{name}\",{rest}}}\n");
+            text.push_str(&line);
+        }
+        let report = check(text.as_bytes()).unwrap();
+        report.violations.len()
+    };
+    let invalidate = command(1, "INVALIDATE", r#""start":0,"last":4095,"#);
+    let reply = reply(1, "null");
+    assert_eq!(slow(&[FAULT, &invalidate, &reply], 1), 0);
+    assert_eq!(slow(&[FAULT, &invalidate, &reply], 6), 1);
+    assert_eq!(slow(&[&invalidate, &reply], 6), 0);
+    assert_eq!(slow(&[FAULT, RESOLVED, &invalidate, &reply], 6), 0);
+}
+
+#[test]
+fn what_a_job_in_fault_mode_borrows() {
+    let mut lines: Vec<String> = in_fault_mode();
+    lines.pop();
+    lines.insert(1, CREATE.into());
+    lines.insert(3, ATTACH.into());
+    lines[9] = lines[9].replace("\"resources\":[]", "\"resources\":[1]");
+    // Nobody waits for it; but it must not succeed with what is gone.
+    assert_eq!(after(&lines, &[ACCESS, UNREF, JOB_END, DONE]), [0u64; 0]);
+    assert_eq!(after(&lines, &[UNREF, ACCESS, JOB_END, DONE]), [14]);
+    let destroy = r#"ctx_destroy "ctx":1"#;
+    assert_eq!(after(&lines, &[destroy]), [12]);
+}

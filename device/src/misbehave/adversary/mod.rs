@@ -260,6 +260,64 @@ impl Attack {
         })
     }
 
+    /// Faults of a space that cannot be, by [`Kind::BadFault`], of at most so many at a time.
+    pub(crate) fn bad_faults(&self, space: u32, most: u32) -> Vec<mirror::Event> {
+        let Some(number) = self.number(Kind::BadFault) else {
+            return Vec::new();
+        };
+        let fault = |index: u64| mirror::Event {
+            kind: U32::new(mirror::event::FAULT),
+            space_id: U32::new(space),
+            access: U32::new(match number {
+                2 => 0,
+                3 => mirror::access::EXCLUSIVE,
+                _ => mirror::access::READ,
+            }),
+            info: U32::new(if number == 7 { 1000 } else { 1 }),
+            address: U64::new(match number {
+                4 => 0x1001,
+                5 => 1 << 62,
+                _ => (index + 1) << 12,
+            }),
+            // None that a device counts to.
+            id: U64::new(((self.random >> 1) | (1 << 63)) + if number == 1 { 0 } else { index }),
+        };
+        let count = match number {
+            1 => 2,
+            6 => u64::from(most) + 1,
+            _ => 1,
+        };
+        (0..count).map(fault).collect()
+    }
+
+    /// The end of a job that there is not.
+    pub(crate) fn bad_done(&self, space: u32) -> Option<mirror::Event> {
+        self.number(Kind::BadDone).map(|_| mirror::Event {
+            kind: U32::new(mirror::event::RING_DONE),
+            space_id: U32::new(space),
+            id: U64::new(self.random | (1 << 63)),
+            ..Default::default()
+        })
+    }
+
+    /// How often the end of a job is told.
+    pub(crate) fn times_done(&self) -> u64 {
+        match self.number(Kind::DoneNever) {
+            Some(_) => 0,
+            None => 1 + self.number(Kind::DoneAgain).unwrap_or(0).min(1 << 20),
+        }
+    }
+
+    /// Whether the end of a job is told after that of the next one.
+    pub(crate) fn swaps_done(&self) -> bool {
+        self.number(Kind::DoneSwapped).is_some()
+    }
+
+    /// Whether the access faults again that the command is to end the stall of.
+    pub(crate) fn refaults(&self) -> bool {
+        self.number(Kind::Refault).is_some()
+    }
+
     /// Whether the answer comes too early.
     pub(crate) fn is_early(&self) -> bool {
         self.number(Kind::Early).is_some()
@@ -375,7 +433,13 @@ impl Attack {
                 | Kind::DeviceLost
                 | Kind::SpaceLost
                 | Kind::StaleEvent
-                | Kind::GarbageEvent => {}
+                | Kind::GarbageEvent
+                | Kind::BadFault
+                | Kind::BadDone
+                | Kind::DoneNever
+                | Kind::DoneAgain
+                | Kind::DoneSwapped
+                | Kind::Refault => {}
             }
         }
         Answer { bytes, used, heads }

@@ -4,6 +4,7 @@
 
 use std::str::FromStr;
 
+use virtgpu_protocol::mirror;
 use virtgpu_protocol::virtio_gpu::{command, response};
 
 /// A way to misbehave.
@@ -65,6 +66,18 @@ pub(super) enum Kind {
     StaleEvent,
     /// Events are random.
     GarbageEvent,
+    /// Events say of the space that there are faults, which cannot be.
+    BadFault,
+    /// Events say of the space that a job is over which there is not.
+    BadDone,
+    /// No event says that the job is over.
+    DoneNever,
+    /// Two events say that the job is over.
+    DoneAgain,
+    /// The event that says that the job is over comes after that of the next one.
+    DoneSwapped,
+    /// A fault that is resolved comes again.
+    Refault,
 }
 
 /// A kind's name, what its number means, the number's default, and what it does.
@@ -113,6 +126,12 @@ pub(super) const KINDS: &[Description] = &[
     describe(Kind::SpaceLost, "space-lost", 0, "after the command the space that it names is revoked, and an event says so"),
     describe(Kind::StaleEvent, "stale-event", 1, "after the command N events say that the space that it names is lost: it is not, or it is gone since SPACE_DESTROY"),
     describe(Kind::GarbageEvent, "garbage-event", 1, "after the command N events are random, with random used lengths"),
+    describe(Kind::BadFault, "bad-fault", 0, "after the command FAULTs name the space that it names; what is wrong is 0: nothing but that nothing stalls, which is what there is to see of a space without faults, or none; 1: the id is in use; 2: the access is 0; 3: it is 7; 4: the address is in the middle of a page; 5: it is outside; 6: there are more than max_faults; 7: there is no such ring"),
+    describe(Kind::BadDone, "bad-done", 0, "after the command RING_DONE names the space that it names, and a job that there is not"),
+    describe(Kind::DoneNever, "done-never", 0, "RING_DONE of a job never comes"),
+    describe(Kind::DoneAgain, "done-again", 1, "RING_DONE of a job comes N times more"),
+    describe(Kind::DoneSwapped, "done-swapped", 0, "RING_DONE of a job comes after that of the next one of its context"),
+    describe(Kind::Refault, "refault", 0, "after FAULT_RESOLVE the same access faults again, whatever is mapped"),
 ];
 
 /// Names and explanations of all kinds, one a line.
@@ -164,7 +183,10 @@ impl Mode {
             Kind::CapsetSize | Kind::CapsetDuplicate => Some(command::GET_CAPSET_INFO),
             Kind::MapInfo => Some(command::RESOURCE_MAP_BLOB),
             Kind::Abandon => Some(command::CTX_DESTROY),
-            Kind::Endless => Some(command::SUBMIT_3D),
+            Kind::Endless | Kind::DoneNever | Kind::DoneAgain | Kind::DoneSwapped => {
+                Some(command::SUBMIT_3D)
+            }
+            Kind::Refault => Some(mirror::command::FAULT_RESOLVE),
             _ => None,
         }
     }
