@@ -73,12 +73,17 @@ impl Device {
         }
         lane.busy = true;
         let which = timeline.pool();
+        state.pool(which).ready.push_back(timeline);
+        self.call_worker(state, which);
+    }
+
+    /// Has a worker look at the timelines that are ready, a new one if all have enough to do.
+    fn call_worker(self: &Arc<Self>, state: &mut State, which: Which) {
         let most = match which {
             Which::Others => MAX_WORKERS,
             Which::Faulting => MAX_STALLERS,
         };
         let pool = state.pool(which);
-        pool.ready.push_back(timeline);
         if pool.ready.len() > pool.idle && pool.workers < most {
             let device = self.clone();
             let worker = std::thread::Builder::new()
@@ -101,11 +106,16 @@ impl Device {
     }
 
     /// A worker's life.
-    fn work(&self, which: Which) {
+    fn work(self: &Arc<Self>, which: Which) {
         let mut state = self.lock();
         loop {
             if let Some(timeline) = state.pool(which).next() {
                 state.pool(which).serve(timeline, true);
+                // Where a context had its share, the end of one of its jobs makes another possible,
+                // which is not the next one of this worker if somebody else's turn was first.
+                if which == Which::Faulting && state.pool(which).has_next() {
+                    self.call_worker(&mut state, which);
+                }
                 state = self.advance(state, timeline);
                 state.pool(which).serve(timeline, false);
                 continue;

@@ -174,13 +174,23 @@ impl Pool {
     /// The most that a context has at work of those.
     const SHARE: usize = 8;
 
+    /// Whether the context of a timeline can have one more at work.
+    fn may_serve(&self, timeline: Timeline) -> bool {
+        match timeline {
+            Timeline::Faulting(ctx, _) => self.busy.get(&ctx).is_none_or(|n| *n < Self::SHARE),
+            _ => true,
+        }
+    }
+
+    /// Whether it is the turn of a timeline.
+    pub(crate) fn has_next(&self) -> bool {
+        self.ready.iter().any(|timeline| self.may_serve(*timeline))
+    }
+
     /// The next timeline whose turn it is.
     pub(crate) fn next(&mut self) -> Option<Timeline> {
-        let may = |timeline: &Timeline| match timeline {
-            Timeline::Faulting(ctx, _) => self.busy.get(ctx).is_none_or(|n| *n < Self::SHARE),
-            _ => true,
-        };
-        let at = self.ready.iter().position(may)?;
+        let mut ready = self.ready.iter();
+        let at = ready.position(|timeline| self.may_serve(*timeline))?;
         self.ready.remove(at)
     }
 
