@@ -17,6 +17,8 @@ pub enum Event {
     FenceSignaled,
     /// Registered memory is gone ([`crate::RegisterOptions::events`]).
     Userptr(uapi::UserptrEvent),
+    /// The context is lost ([`crate::SpaceOptions::events`]).
+    Svm(uapi::SvmEvent),
     /// An event that this library does not know.
     Other {
         /// `drm_event::type`.
@@ -75,13 +77,19 @@ fn parse(mut bytes: &[u8]) -> Result<Vec<Event>> {
         }
         let (event, rest) = bytes.split_at(length);
         bytes = rest;
-        events.push(match uapi::UserptrEvent::read_from_prefix(event) {
-            Ok((event, _)) if kind == uapi::EVENT_USERPTR => Event::Userptr(event),
-            _ if kind == uapi::EVENT_FENCE_SIGNALED => Event::FenceSignaled,
-            _ => Event::Other { kind },
-        });
+        events.push(known(kind, event).unwrap_or(Event::Other { kind }));
     }
     Ok(events)
+}
+
+/// The event of this kind, if it is known and complete.
+fn known(kind: u32, event: &[u8]) -> Option<Event> {
+    Some(match kind {
+        uapi::EVENT_FENCE_SIGNALED => Event::FenceSignaled,
+        uapi::EVENT_USERPTR => Event::Userptr(uapi::UserptrEvent::read_from_prefix(event).ok()?.0),
+        uapi::EVENT_SVM => Event::Svm(uapi::SvmEvent::read_from_prefix(event).ok()?.0),
+        _ => return None,
+    })
 }
 
 #[cfg(test)]
@@ -104,12 +112,24 @@ mod tests {
         bytes.extend_from_slice([0x9000_0000_u32, 8].as_bytes());
         bytes.extend_from_slice([0x9000_0001_u32, 8].as_bytes());
         bytes.extend_from_slice(gone.as_bytes());
+        let lost = uapi::SvmEvent {
+            kind: uapi::EVENT_SVM,
+            length: 40,
+            reason: uapi::svm_reason::BAD_ACCESS,
+            addr: 0x8000,
+            ..Default::default()
+        };
+        bytes.extend_from_slice(lost.as_bytes());
+        // One that is too short for its type.
+        bytes.extend_from_slice([uapi::EVENT_SVM, 8].as_bytes());
         let events = parse(&bytes).unwrap();
-        assert_eq!(events.len(), 4);
+        assert_eq!(events.len(), 6);
         assert!(matches!(events[0], Event::Userptr(e) if e.cookie == 9 && e.addr == 0x7000));
         assert!(matches!(events[1], Event::FenceSignaled));
         assert!(matches!(events[2], Event::Other { kind: 0x9000_0001 }));
         assert!(matches!(events[3], Event::Userptr(_)));
+        assert!(matches!(events[4], Event::Svm(e) if e.addr == 0x8000 && e.reason == 2));
+        assert!(matches!(events[5], Event::Other { kind } if kind == uapi::EVENT_SVM));
     }
 
     #[test]

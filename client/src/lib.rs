@@ -5,7 +5,8 @@
 //! [`Device`] is one open file of a virtio-gpu render node. On it, [`Blob`] is memory that the
 //! kernel or the host allocates, and [`Registration`] is memory of this process that the device
 //! uses in place, without a copy. [`Exec`] submits a job, [`compute`] writes jobs for the reference
-//! device, and [`Syncobj`] and [`SyncFile`] tell when a job is done.
+//! device, and [`Syncobj`] and [`SyncFile`] tell when a job is done. [`AddressSpace`] is a device whose
+//! jobs use every address of this process.
 //!
 //! ```no_run
 //! use virtgpu_client::{compute, Bytes, Device, Exec, Mapping, RegisterOptions};
@@ -43,6 +44,7 @@ mod exec;
 mod image;
 pub mod ioctl;
 mod memory;
+mod svm;
 mod sync;
 mod userptr;
 
@@ -52,6 +54,9 @@ pub use event::Event;
 pub use exec::Exec;
 pub use image::{Image, Region};
 pub use memory::{page_size, Bytes, Mapping, Memfd, Memory};
+pub use svm::{
+    pointer, AddressSpace, Comparison, Deadline, Input, Job, Output, Scope, SpaceOptions,
+};
 pub use sync::{SyncFile, SyncStatus, Syncobj};
 pub use userptr::{RegisterOptions, Registration};
 
