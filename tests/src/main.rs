@@ -39,6 +39,7 @@ mod revoked;
 mod ring;
 mod sleep;
 mod support;
+mod svm;
 mod transfer;
 mod unplug;
 mod userptr;
@@ -115,6 +116,7 @@ fn families() -> impl Iterator<Item = &'static Family> {
         .iter()
         .copied()
         .chain(mirrored::FAMILIES)
+        .chain(svm::FAMILIES)
         .chain(hostile())
 }
 

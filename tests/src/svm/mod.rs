@@ -1,0 +1,25 @@
+// SPDX-License-Identifier: MIT OR GPL-2.0-only
+
+//! Shared virtual memory: jobs use any pointer of the process. Whatever a CPU access could do at that
+//! address, the device's can do, too, and what would be refused to a CPU costs that context alone.
+
+mod bad;
+mod basic;
+mod mm;
+mod rules;
+mod silent;
+mod storm;
+mod support;
+
+use crate::ktap::Family;
+
+/// Those for a well-behaved device.
+pub(crate) const FAMILIES: &[Family] = &[
+    basic::FAMILY,
+    bad::FAMILY,
+    mm::FAMILY,
+    silent::FAMILY,
+    rules::FAMILY,
+    rules::SCARCE,
+    storm::FAMILY,
+];

@@ -1,0 +1,438 @@
+// SPDX-License-Identifier: MIT OR GPL-2.0-only
+
+//! What a context with shared virtual memory may not do, so that nothing that others wait for waits for
+//! a fault; and what it may.
+
+use std::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};
+
+use virtgpu_client::protocol::uapi::{self, svm_state};
+use virtgpu_client::{compute, pointer, BlobOptions, Bytes, Errno, Exec, Memory, RegisterOptions};
+
+use super::support::{at, device, family, open, others_work, End, Svm, RINGS};
+use crate::ktap::{Case, Family, Outcome, TestResult};
+use crate::mirrored::scattered;
+use crate::support::place::Place;
+use crate::support::uffd::{Uffd, MISSING};
+use crate::support::{eventually, gpu, job, procfs, Env, PAGE};
+use crate::{cases, check, check_eq, check_err};
+
+pub(crate) const FAMILY: Family = family(
+    "svm_rules",
+    cases![
+        no_out_fences,
+        in_fences_are_waited_for,
+        no_command_with_a_blob,
+        shared_or_fault_mode,
+        buffer_is_not_busy,
+        buffer_closed_in_use,
+        fence_job_beside_stall,
+        pinned_and_mirrored_too,
+        two_files_one_process,
+        limit_256,
+        unbind_in_fault: 180,
+    ],
+);
+
+/// A device with room for few runs of pages.
+pub(crate) const SCARCE: Family = on_device(
+    "svm_scarce",
+    "--mirror-mappings 600",
+    cases![evicts_and_goes_on: 300],
+);
+
+const fn on_device(name: &'static str, device: &'static str, cases: &'static [Case]) -> Family {
+    Family {
+        device,
+        ..family(name, cases)
+    }
+}
+
+fn delay(microseconds: u64) -> compute::Stream {
+    let mut stream = compute::Stream::new();
+    stream.delay(microseconds);
+    stream
+}
+
+/// No fence depends on a job that may wait for a fault.
+fn no_out_fences(env: &Env) -> TestResult {
+    let svm = open(env)?;
+    let syncobj = svm.device().create_syncobj()?;
+    let job = delay(1);
+    let exec = Exec::new(job.as_bytes()).ring(0);
+    check_err!(
+        exec.submit_with_fence(svm.device()).map(drop),
+        Errno::OPNOTSUPP,
+        "FENCE_FD_OUT"
+    );
+    for point in [0, 1] {
+        let out = [uapi::ExecBufferSyncobj {
+            handle: syncobj.handle(),
+            flags: 0,
+            point,
+        }];
+        check_err!(
+            exec.signal_syncobjs(&out).submit(svm.device()),
+            Errno::OPNOTSUPP,
+            "out_syncobjs with point {point}"
+        );
+    }
+    check_eq!(svm.count()?.state, svm_state::ACTIVE, "the state");
+    svm.run("a job without a fence", &job)
+}
+
+/// A job starts only when the fences of others have signalled.
+fn in_fences_are_waited_for(env: &Env) -> TestResult {
+    let (svm, fenced) = (open(env)?, device(env)?);
+    let blob = fenced.create_blob(&BlobOptions::guest(4096))?;
+    let map = blob.map()?;
+    let word = AtomicU64::new(0);
+    let mut later = compute::Stream::new();
+    later.delay(300_000).fill(blob.at(0), 8, 5);
+    let exec = Exec::new(later.as_bytes()).ring(0);
+    let handles = [blob.handle()];
+    let job = Svm::writing(word.as_ptr() as u64, 1);
+    let after = Exec::new(job.as_bytes()).ring(0);
+
+    let fence = exec.buffers(&handles).submit_with_fence(&fenced)?;
+    after.after(&fence).submit(svm.device())?;
+    check_eq!(map.read_u64(0), 5, "what the job with the fence writes");
+    check_eq!(svm.finish(0)?, End::Done, "the job after it");
+    check_eq!(word.load(Ordering::SeqCst), 1, "its write");
+
+    map.write_u64(0, 0);
+    let syncobj = svm.device().create_syncobj()?;
+    let fence = exec.buffers(&handles).submit_with_fence(&fenced)?;
+    syncobj.import_sync_file(&fence)?;
+    let wait = [uapi::ExecBufferSyncobj {
+        handle: syncobj.handle(),
+        flags: uapi::EXECBUF_SYNCOBJ_RESET,
+        point: 0,
+    }];
+    after.wait_syncobjs(&wait).submit(svm.device())?;
+    check_eq!(map.read_u64(0), 5, "what the job with the syncobj writes");
+    check_eq!(svm.finish(0)?, End::Done, "the job after it");
+    check_err!(
+        syncobj.export_sync_file().map(drop),
+        Errno::INVAL,
+        "the syncobj, which was reset"
+    );
+    Ok(())
+}
+
+fn no_command_with_a_blob(env: &Env) -> TestResult {
+    let svm = open(env)?;
+    let job = delay(1);
+    let options = BlobOptions {
+        command: job.as_bytes(),
+        ..BlobOptions::host3d_guest(PAGE as u64, 0)
+    };
+    check_err!(
+        svm.device().create_blob(&options).map(drop),
+        Errno::OPNOTSUPP,
+        "RESOURCE_CREATE_BLOB with a command"
+    );
+    svm.run("a job", &job)
+}
+
+fn listing(svm: &Svm, handle: u32) -> Result<(), Errno> {
+    Exec::new(delay(1).as_bytes())
+        .ring(0)
+        .buffers(&[handle])
+        .submit(svm.device())
+}
+
+/// Others could wait for a buffer that they share: it is for jobs with fences, or for those without.
+fn shared_or_fault_mode(env: &Env) -> TestResult {
+    let svm = open(env)?;
+    let own = svm.device();
+    let used = own.create_blob(&BlobOptions::guest(4096))?;
+    listing(&svm, used.handle())?;
+    check_err!(
+        own.prime_export(used.handle()).map(drop),
+        Errno::OPNOTSUPP,
+        "exporting what a job has listed"
+    );
+    let shared = own.create_blob(&BlobOptions::guest(4096))?;
+    let fd = own.prime_export(shared.handle())?;
+    check_err!(
+        listing(&svm, shared.handle()),
+        Errno::OPNOTSUPP,
+        "listing what was exported"
+    );
+    // For ever, also when the other side has closed it.
+    drop(fd);
+    check_err!(
+        listing(&svm, shared.handle()),
+        Errno::OPNOTSUPP,
+        "listing what had been exported"
+    );
+    let other = device(env)?;
+    let foreign = other.create_blob(&BlobOptions::guest(4096))?;
+    let imported = own.prime_import(&other.prime_export(foreign.handle())?)?;
+    check_err!(
+        listing(&svm, imported),
+        Errno::OPNOTSUPP,
+        "listing what was imported"
+    );
+    own.gem_close(imported)?;
+    listing(&svm, used.handle())?;
+    check_eq!(svm.finish(0)?, End::Done, "the jobs");
+    // Among several, one is enough, and nothing has happened to the others.
+    let fresh = own.create_blob(&BlobOptions::guest(4096))?;
+    let result = Exec::new(delay(1).as_bytes())
+        .ring(0)
+        .buffers(&[fresh.handle(), shared.handle()])
+        .submit(own);
+    check_err!(result, Errno::OPNOTSUPP, "listing both kinds");
+    drop(own.prime_export(fresh.handle())?);
+    Ok(())
+}
+
+/// WAIT of a buffer tells of its creation only.
+fn buffer_is_not_busy(env: &Env) -> TestResult {
+    let svm = open(env)?;
+    let blob = svm.device().create_blob(&BlobOptions::guest(4096))?;
+    svm.device().wait(blob.handle())?;
+    let place = Place::base(PAGE)?;
+    let mut stream = compute::Stream::new();
+    stream.spin_until(at(place.address(0)), 1, 60_000_000);
+    Exec::new(stream.as_bytes())
+        .ring(0)
+        .buffers(&[blob.handle()])
+        .submit(svm.device())?;
+    check!(
+        !svm.device().is_busy(blob.handle())?,
+        "a buffer in a job without fence is busy"
+    );
+    place.write_u64(0, 1);
+    check_eq!(svm.finish(0)?, End::Done, "the job");
+    Ok(())
+}
+
+/// The buffer lives as long as the job.
+fn buffer_closed_in_use(env: &Env) -> TestResult {
+    let svm = open(env)?;
+    let place = Place::base(PAGE)?;
+    let go = AtomicU64::new(0);
+    let blob = svm.device().create_blob(&BlobOptions::guest(4096))?;
+    let map = blob.map()?;
+    let mut stream = compute::Stream::new();
+    stream
+        .spin_until(pointer(go.as_ptr()), 1, 60_000_000)
+        .fill(blob.at(0), 4096, 0x77)
+        .copy(at(place.address(0)), blob.at(0), 4096);
+    Exec::new(stream.as_bytes())
+        .ring(0)
+        .buffers(&[blob.handle()])
+        .submit(svm.device())?;
+    drop(blob);
+    go.store(1, Ordering::SeqCst);
+    check_eq!(svm.finish(0)?, End::Done, "the job");
+    check_eq!(map.read_u64(8), 0x77, "our mapping of it");
+    check_eq!(place.read_u64(PAGE - 8), 0x77, "what the job has copied");
+    Ok(())
+}
+
+/// Jobs with fences, on rings of the same number and with memory of the same process, wait for nobody.
+fn fence_job_beside_stall(env: &Env) -> TestResult {
+    let (svm, fenced) = (open(env)?, device(env)?);
+    let (stalled, place) = (Place::base(4 * PAGE)?, Place::base(4 * PAGE)?);
+    let uffd = Uffd::open(0)?;
+    uffd.register(stalled.address(0), stalled.len(), MISSING)?;
+    for ring in 0..RINGS {
+        let page = ring as usize * PAGE;
+        svm.submit(ring, &Svm::writing(stalled.address(page), 1))?;
+    }
+    check!(uffd.next(job::LIMIT)?.is_some(), "no one asks for a page");
+    let userptr = fenced.register(&place, RegisterOptions::mirrored())?;
+    let mut adding = compute::Stream::new();
+    adding.add_u32(userptr.at(0), place.len() as u64, 1);
+    for round in 1..20_u32 {
+        Exec::new(adding.as_bytes())
+            .ring(round % RINGS)
+            .buffers(&[userptr.handle()])
+            .submit_with_fence(&fenced)?
+            .wait(Some(job::LIMIT))?;
+        check_eq!(place.read_u32(4), round, "additions");
+        place.advise(PAGE, PAGE, libc::MADV_DONTNEED)?;
+    }
+    userptr.close()?;
+    drop(fenced);
+    uffd.unregister(stalled.address(0), stalled.len())?;
+    for ring in 0..RINGS {
+        check_eq!(svm.finish(ring)?, End::Done, "ring {ring}");
+        check_eq!(stalled.read_u64(ring as usize * PAGE), 1, "its write");
+    }
+    Ok(())
+}
+
+/// Pinned memory may be registered on the same file; mirrored memory on another one.
+fn pinned_and_mirrored_too(env: &Env) -> TestResult {
+    let (svm, other) = (open(env)?, device(env)?);
+    let place = Place::base(4 * PAGE)?;
+    place.fill(0);
+    let pinned = svm.device().register(&place, RegisterOptions::pinned())?;
+    check_err!(
+        svm.device()
+            .register(&place, RegisterOptions::mirrored())
+            .map(drop),
+        Errno::OPNOTSUPP,
+        "mirrored memory on the same file"
+    );
+    let mirrored = other.register(&place, RegisterOptions::mirrored())?;
+    let mut adding = compute::Stream::new();
+    adding.add_u32(pinned.at(0), place.len() as u64, 1).add_u32(
+        at(place.address(0)),
+        place.len() as u64,
+        10,
+    );
+    Exec::new(adding.as_bytes())
+        .ring(0)
+        .buffers(&[pinned.handle()])
+        .submit(svm.device())?;
+    check_eq!(svm.finish(0)?, End::Done, "the job");
+    let mut adding = compute::Stream::new();
+    adding.add_u32(mirrored.at(0), place.len() as u64, 100);
+    job::run(&other, &adding, &[mirrored.handle()])?;
+    for offset in (0..place.len()).step_by(4) {
+        check_eq!(place.read_u32(offset), 111, "the word at {offset:#x}");
+    }
+    Ok(())
+}
+
+fn two_files_one_process(env: &Env) -> TestResult {
+    let (one, two) = (open(env)?, open(env)?);
+    let place = Place::base(16 * PAGE)?;
+    let mut counter = compute::Stream::new();
+    counter.atomic_add(at(place.address(0)), 1, 1000);
+    for round in 1..=10 {
+        one.submit(0, &counter)?;
+        two.submit(0, &counter)?;
+        check_eq!(one.finish(0)?, End::Done, "the first");
+        check_eq!(two.finish(0)?, End::Done, "the second");
+        check_eq!(place.read_u64(0), 2000 * round, "additions of both");
+    }
+    // The end of one is nothing to the other.
+    let cause = super::support::bad_address(uapi::svm_access::WRITE, 0);
+    one.fails("address 0", &Svm::writing(0, 1), cause)?;
+    drop(one);
+    two.coherent_all_over("afterwards", &place)
+}
+
+/// A file has so many jobs that are accepted and not done, and then waits.
+fn limit_256(env: &Env) -> TestResult {
+    const LIMIT: u32 = 256;
+    const ALL: u32 = 400;
+    let svm = open(env)?;
+    let place = Place::base(PAGE)?;
+    let mut spinning = compute::Stream::new();
+    spinning.spin_until(at(place.address(0)), 1, 100_000_000);
+    let mut adding = compute::Stream::new();
+    adding.atomic_add(at(place.address(8)), 1, 1);
+    let (accepted, tid) = (AtomicU32::new(0), AtomicI32::new(0));
+    std::thread::scope(|scope| {
+        let submitter = scope.spawn(|| -> TestResult {
+            // SAFETY: Takes nothing.
+            tid.store(unsafe { libc::gettid() }, Ordering::SeqCst);
+            svm.submit(0, &spinning)?;
+            for _ in 1..ALL {
+                accepted.fetch_add(1, Ordering::SeqCst);
+                svm.submit(0, &adding)?;
+            }
+            accepted.fetch_add(1, Ordering::SeqCst);
+            Ok(())
+        });
+        let full = eventually(job::LIMIT, || {
+            submitter.is_finished()
+                || (accepted.load(Ordering::SeqCst) >= LIMIT
+                    && procfs::asleep(tid.load(Ordering::SeqCst)))
+        });
+        let (count, finished) = (accepted.load(Ordering::SeqCst), submitter.is_finished());
+        let others = others_work(env, "a file that is full");
+        place.write_u64(0, 1);
+        let result = submitter.join().expect("no panic");
+        check!(
+            !finished,
+            "all jobs were accepted, or one refused: {result:?}"
+        );
+        check!(full, "{count} jobs were accepted");
+        check_eq!(count, LIMIT, "jobs on their way");
+        result?;
+        others
+    })?;
+    check_eq!(svm.finish(0)?, End::Done, "the jobs");
+    check_eq!(
+        place.read_u64(8),
+        u64::from(ALL) - 1,
+        "additions of all jobs"
+    );
+    Ok(())
+}
+
+/// Unbinding ends whoever waits, in a fault or for a job.
+fn unbind_in_fault(env: &Env) -> TestResult {
+    let gpu = gpu::find()?;
+    let svm = open(env)?;
+    let place = Place::base(4 * PAGE)?;
+    let uffd = Uffd::open(0)?;
+    uffd.register(place.address(0), place.len(), MISSING)?;
+    svm.submit(0, &Svm::writing(place.address(0), 1))?;
+    check!(uffd.next(job::LIMIT)?.is_some(), "no one asks for a page");
+    let result = std::thread::scope(|scope| -> TestResult<Result<(), Errno>> {
+        let waiter = scope.spawn(|| {
+            let never = virtgpu_client::Deadline::Never;
+            svm.space.wait_ring(0, never)
+        });
+        gpu.unbind()?;
+        Ok(waiter.join().expect("no panic"))
+    })?;
+    check!(
+        matches!(result, Err(Errno::NODEV | Errno::IO)),
+        "SVM_WAIT: {}",
+        crate::support::errno::describe(&result)
+    );
+    check!(env.node().is_none(), "the render node is gone");
+    check_eq!(
+        svm.submit(0, &delay(1)),
+        Err(Errno::NODEV),
+        "a job afterwards"
+    );
+    check_eq!(
+        svm.space.query().map(drop),
+        Err(Errno::NODEV),
+        "QUERY afterwards"
+    );
+    place.unmap(0, place.len())?;
+    drop(svm);
+    gpu.bind()?;
+    gpu::wait_for_node(env)?;
+    others_work(env, "the device, bound again")
+}
+
+/// More runs of pages than the device has mappings for: it makes room, and no job fails.
+fn evicts_and_goes_on(env: &Env) -> TestResult {
+    const PAGES: usize = 2000;
+    let svm = open(env)?;
+    let place = scattered(PAGES)?;
+    let runs = procfs::minimal_runs(place.as_ptr() as usize, place.len())?;
+    if runs < 1200 {
+        return Err(Outcome::Skip(format!("memory in {runs} runs only")));
+    }
+    for offset in (0..place.len()).step_by(PAGE) {
+        place.write_u64(offset, 0);
+    }
+    let mut adding = compute::Stream::new();
+    for page in 0..PAGES {
+        adding.add_u32(at(place.address(page * PAGE)), 8, 1);
+    }
+    for _ in 0..3 {
+        svm.run("adding to all of it", &adding)?;
+    }
+    for offset in (0..place.len()).step_by(PAGE) {
+        check_eq!(place.read_u32(offset), 3, "additions at {offset:#x}");
+    }
+    let query = svm.count()?;
+    check!(query.evictions > 0, "nothing was evicted: {query:?}");
+    check_eq!(query.state, svm_state::ACTIVE, "the state");
+    others_work(env, "a device that is full")
+}

@@ -1,0 +1,311 @@
+// SPDX-License-Identifier: MIT OR GPL-2.0-only
+
+//! Faults that wait for a userfaultfd which does not answer: only what needs the answer waits.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use virtgpu_client::protocol::uapi::{svm_access, svm_state};
+use virtgpu_client::{compute, Bytes, Comparison, Deadline, Errno, Memory};
+
+use super::support::{at, bad_address, device, family, open, End, Svm, RINGS};
+use crate::ktap::{reap, Family, Outcome, TestResult};
+use crate::support::place::{Pages, Place, RW};
+use crate::support::uffd::{Fault, Uffd, MISSING};
+use crate::support::{child, eventually, job, Env, PAGE};
+use crate::{cases, check, check_eq};
+
+pub(crate) const FAMILY: Family = family(
+    "svm_silent",
+    cases![
+        others_go_on,
+        other_rings_go_on,
+        munmap,
+        close,
+        kill,
+        exit,
+        answered_once_then_exit: 300,
+        stuck_in_both_workers,
+        handler_uses_a_ring,
+        answered_late,
+    ],
+);
+
+const SIZE: usize = 16 * PAGE;
+
+/// Memory of which no page is there, and whoever is asked for them.
+struct Silent {
+    place: Place,
+    uffd: Uffd,
+}
+
+impl Silent {
+    fn new() -> TestResult<Self> {
+        let place = Place::base(SIZE)?;
+        let uffd = Uffd::open(0)?;
+        uffd.register(place.address(0), SIZE, MISSING)?;
+        Ok(Self { place, uffd })
+    }
+
+    /// A job that waits for the answer; returns when it does.
+    fn stall(&self, svm: &Svm, ring: u32, page: usize) -> TestResult<Fault> {
+        svm.submit(ring, &Svm::writing(self.place.address(page * PAGE), 7))?;
+        let fault = self.uffd.next(job::LIMIT)?;
+        let fault = fault.ok_or_else(|| Outcome::Fail("no one asks for a page".into()))?;
+        check_eq!(
+            fault.address,
+            self.place.address(page * PAGE),
+            "the page that is asked for"
+        );
+        Ok(fault)
+    }
+}
+
+fn bounded(what: &str, work: impl FnOnce() -> TestResult) -> TestResult {
+    let start = Instant::now();
+    work()?;
+    check!(
+        start.elapsed() < Duration::from_secs(15),
+        "{what} took {:?}",
+        start.elapsed()
+    );
+    Ok(())
+}
+
+fn others_go_on(env: &Env) -> TestResult {
+    let (svm, other) = (open(env)?, open(env)?);
+    let (silent, free) = (Silent::new()?, Place::base(SIZE)?);
+    silent.stall(&svm, 0, 3)?;
+    bounded("another context", || {
+        other.coherent_all_over("another context", &free)
+    })?;
+    bounded("a context that is new", || {
+        open(env)?.coherent_all_over("a context that is new", &free)
+    })?;
+    bounded("munmap elsewhere", || free.map(0, SIZE))?;
+    bounded("SVM_QUERY", || svm.count().map(drop))?;
+    bounded("a context without pointers", || {
+        let fenced = device(env)?;
+        let mut idle = compute::Stream::new();
+        idle.delay(1);
+        let fence = virtgpu_client::Exec::new(idle.as_bytes())
+            .ring(0)
+            .submit_with_fence(&fenced)?;
+        Ok(fence.wait(Some(job::LIMIT))?)
+    })?;
+    check_eq!(
+        svm.space.wait_ring(0, Deadline::Now),
+        Err(Errno::TIME),
+        "the job that waits"
+    );
+    silent.uffd.unregister(silent.place.address(0), SIZE)?;
+    check_eq!(svm.finish(0)?, End::Done, "the job, when it need not wait");
+    check_eq!(silent.place.read_u64(3 * PAGE), 7, "its write");
+    Ok(())
+}
+
+/// Two threads serve faults, of which one is stuck.
+fn other_rings_go_on(env: &Env) -> TestResult {
+    let svm = open(env)?;
+    let (silent, free) = (Silent::new()?, Place::base(4 * SIZE)?);
+    silent.stall(&svm, 1, 0)?;
+    let mut stream = compute::Stream::new();
+    stream.add_u32(at(free.address(0)), free.len() as u64, 3);
+    for ring in [0, 2, 3] {
+        svm.run_on(ring, "another ring", &stream)?;
+    }
+    check_eq!(free.read_u32(free.len() - 4), 9, "additions of other rings");
+    // What the device has is taken from it while the fault waits.
+    bounded("MAP_FIXED", || free.map(0, free.len()))?;
+    svm.run("new memory", &stream)?;
+    check_eq!(free.read_u32(0), 3, "additions to new memory");
+    silent.uffd.zero(silent.place.address(0), PAGE)?;
+    check_eq!(svm.finish(1)?, End::Done, "the job that has waited");
+    Ok(())
+}
+
+/// The memory that is asked for goes away: so does the question.
+fn munmap(env: &Env) -> TestResult {
+    let svm = open(env)?;
+    let silent = Silent::new()?;
+    silent.stall(&svm, 0, 1)?;
+    bounded("munmap", || silent.place.unmap(0, SIZE))?;
+    check_eq!(svm.finish(0)?, End::Lost, "the job");
+    svm.is_lost(
+        "munmap in a fault",
+        bad_address(svm_access::WRITE, silent.place.address(PAGE)),
+    )
+}
+
+fn close(env: &Env) -> TestResult {
+    let svm = open(env)?;
+    let silent = Silent::new()?;
+    for ring in 0..RINGS {
+        svm.submit(ring, &Svm::writing(silent.place.address(0), 1))?;
+    }
+    check!(
+        silent.uffd.next(job::LIMIT)?.is_some(),
+        "no one asks for a page"
+    );
+    bounded("the close of the file", || {
+        drop(svm);
+        Ok(())
+    })?;
+    super::support::others_work(env, "a file closed in a fault")?;
+    // Whoever still waits is let go.
+    silent.uffd.zero(silent.place.address(0), SIZE)?;
+    check_eq!(
+        silent.place.read_u64(0),
+        0,
+        "what a job of a closed file has written"
+    );
+    Ok(())
+}
+
+fn flag() -> TestResult<Place> {
+    let flag = Place::reserve(Pages::Base, PAGE)?;
+    flag.map_with(0, PAGE, RW, libc::MAP_SHARED)?;
+    Ok(flag)
+}
+
+/// A child in which a job waits for an answer; it says so in `flag`, and then does `then`.
+fn stuck_child(
+    env: &Env,
+    flag: &Place,
+    then: fn(&Silent, Fault) -> TestResult,
+) -> TestResult<child::Child> {
+    child::spawn(|| {
+        let svm = open(env)?;
+        let silent = Silent::new()?;
+        let fault = silent.stall(&svm, 0, 0)?;
+        flag.write_u64(0, 1);
+        then(&silent, fault)
+    })
+}
+
+fn kill(env: &Env) -> TestResult {
+    let svm = open(env)?;
+    let flag = flag()?;
+    let child = stuck_child(env, &flag, |_, _| loop {
+        // SAFETY: Takes nothing.
+        unsafe { libc::pause() };
+    })?;
+    let stuck = eventually(job::LIMIT, || flag.read_u64(0) == 1);
+    let place = Place::base(SIZE)?;
+    let works = svm.coherent_all_over("while another process waits", &place);
+    bounded("the end of the killed process", || child.kill())?;
+    check!(stuck, "the child's job has not waited");
+    works?;
+    svm.coherent_all_over("in the end", &place)
+}
+
+/// The thread that would answer ends the process instead.
+fn exit(env: &Env) -> TestResult {
+    let flag = flag()?;
+    let child = stuck_child(env, &flag, |_, _| {
+        // SAFETY: Ends the child, the threads that serve faults with it.
+        unsafe { libc::_exit(3) }
+    })?;
+    bounded("the end of the process", || {
+        let status = reap(child.pid)?;
+        check!(
+            libc::WIFEXITED(status) && libc::WEXITSTATUS(status) == 3,
+            "the child's status is {status:#x}"
+        );
+        Ok(())
+    })?;
+    check_eq!(flag.read_u64(0), 1, "the child's job has waited");
+    super::support::others_work(env, "a process that is gone")
+}
+
+/// The fault is answered, and has hardly been told to the device when the process ends.
+fn answered_once_then_exit(env: &Env) -> TestResult {
+    let flag = flag()?;
+    for _ in 0..env.iterations(20) {
+        let child = stuck_child(env, &flag, |silent, fault| {
+            silent.uffd.zero(fault.address, PAGE)?;
+            // SAFETY: Ends the child.
+            unsafe { libc::_exit(0) }
+        })?;
+        bounded("the end of the process", || reap(child.pid).map(drop))?;
+    }
+    Ok(())
+}
+
+/// All threads of the context are stuck. Other contexts, the ioctls and the close are not.
+fn stuck_in_both_workers(env: &Env) -> TestResult {
+    let svm = open(env)?;
+    let (one, two) = (Silent::new()?, Silent::new()?);
+    one.stall(&svm, 0, 2)?;
+    two.stall(&svm, 1, 5)?;
+    let place = Place::base(SIZE)?;
+    bounded("PREFETCH, which this thread does itself", || {
+        let done = svm
+            .space
+            .prefetch_for_writing(place.address(0), SIZE as u64)?;
+        check_eq!(done, SIZE as u64, "bytes prefetched");
+        svm.run_on(2, "what was prefetched", &Svm::writing(place.address(0), 1))
+    })?;
+    super::support::others_work(env, "two threads that are stuck")?;
+    // In the other order.
+    two.uffd.zero(two.place.address(5 * PAGE), PAGE)?;
+    check_eq!(svm.finish(1)?, End::Done, "the second job");
+    one.uffd.zero(one.place.address(2 * PAGE), PAGE)?;
+    check_eq!(svm.finish(0)?, End::Done, "the first job");
+    check_eq!(svm.count()?.state, svm_state::ACTIVE, "the state");
+    Ok(())
+}
+
+/// Whoever answers faults may have the device compute the answer, in the same context.
+fn handler_uses_a_ring(env: &Env) -> TestResult {
+    let svm = open(env)?;
+    let silent = Silent::new()?;
+    let source = Place::base(PAGE)?;
+    for page in 0..SIZE / PAGE {
+        silent.stall(&svm, 0, page)?;
+        svm.run_on(1, "computing the answer", &Svm::adding(&source))?;
+        silent
+            .uffd
+            .copy(silent.place.address(page * PAGE), &source.to_vec(0, PAGE))?;
+        check_eq!(svm.finish(0)?, End::Done, "the job on page {page}");
+        check_eq!(silent.place.read_u64(page * PAGE), 7, "the job's write");
+        check_eq!(
+            silent.place.read_u32(page * PAGE + 8),
+            page as u32 + 1,
+            "the answer beside it"
+        );
+    }
+    Ok(())
+}
+
+/// An access waits as long as it has to, and so does who waits for its value.
+fn answered_late(env: &Env) -> TestResult {
+    let svm = open(env)?;
+    let silent = Silent::new()?;
+    let word = AtomicU64::new(0);
+    let mut stream = compute::Stream::new();
+    stream.fill(at(silent.place.address(0)), 8, 7).fill(
+        virtgpu_client::pointer(word.as_ptr()),
+        8,
+        1,
+    );
+    svm.submit(0, &stream)?;
+    check!(
+        silent.uffd.next(job::LIMIT)?.is_some(),
+        "no one asks for a page"
+    );
+    let soon = Deadline::after(Duration::from_secs(3));
+    check_eq!(
+        svm.space
+            .wait_value(&word, Comparison::Equal, 1, u64::MAX, soon),
+        Err(Errno::TIME),
+        "a value that is not written yet"
+    );
+    silent.uffd.zero(silent.place.address(0), PAGE)?;
+    let deadline = Deadline::after(job::LIMIT);
+    svm.space
+        .wait_value(&word, Comparison::Equal, 1, u64::MAX, deadline)?;
+    check_eq!(word.load(Ordering::SeqCst), 1, "the value");
+    check_eq!(svm.finish(0)?, End::Done, "the job");
+    Ok(())
+}

@@ -1,0 +1,227 @@
+// SPDX-License-Identifier: MIT OR GPL-2.0-only
+
+//! Many faults at once: of many jobs on one page, of all rings at random beside everything that the
+//! kernel does to memory, and of two processes, of which none starves.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use virtgpu_client::{compute, Bytes, Memory};
+
+use super::support::{at, device, family, open, open_with, End, Svm, RINGS, USUAL};
+use crate::ktap::{Family, TestResult};
+use crate::support::place::{Pages, Place, RW};
+use crate::support::{child, eventually, job, Env, Random, HUGE, PAGE};
+use crate::{cases, check, check_eq};
+
+pub(crate) const FAMILY: Family = family(
+    "svm_storm",
+    cases![
+        same_page_one_fault,
+        rings_random: 600,
+        first_touch_from_all_rings,
+        two_processes_fair: 300,
+    ],
+);
+
+/// Jobs of all rings touch the same untouched pages at the same time: each page is faulted in once, and
+/// no addition is lost.
+fn same_page_one_fault(env: &Env) -> TestResult {
+    let svm = open_with(env, USUAL.exact())?;
+    let rounds = env.iterations(50);
+    let go = AtomicU64::new(0);
+    let place = Place::base(rounds as usize * PAGE)?;
+    svm.run("the word", &Svm::writing(go.as_ptr() as u64, 0))?;
+    let before = svm.count()?;
+    for round in 0..rounds {
+        let address = place.address(round as usize * PAGE);
+        let mut stream = compute::Stream::new();
+        stream
+            .spin_until(at(go.as_ptr() as u64), round + 1, 60_000_000)
+            .atomic_add(at(address), 1, 10);
+        for ring in 0..RINGS {
+            svm.submit(ring, &stream)?;
+        }
+        go.store(round + 1, Ordering::SeqCst);
+        for ring in 0..RINGS {
+            check_eq!(svm.finish(ring)?, End::Done, "ring {ring}");
+        }
+        check_eq!(
+            place.read_u64(round as usize * PAGE),
+            u64::from(RINGS) * 10,
+            "additions in round {round}"
+        );
+    }
+    let after = svm.count()?;
+    check_eq!(
+        after.mapped_bytes - before.mapped_bytes,
+        rounds * PAGE as u64,
+        "bytes mapped"
+    );
+    check_eq!(
+        after.faults - before.faults - (after.coalesced - before.coalesced),
+        rounds,
+        "faults that were not told twice"
+    );
+    Ok(())
+}
+
+/// Jobs on each ring add 1 to random words, while the memory is moved, forked, paged out and protected;
+/// every addition arrives.
+fn rings_random(env: &Env) -> TestResult {
+    const PARTS: usize = RINGS as usize;
+    let svm = open(env)?;
+    let place = Place::new(Pages::Huge, PARTS * HUGE)?;
+    let stop = AtomicBool::new(false);
+    let rounds = env.iterations(400);
+    let expected = std::thread::scope(|scope| {
+        let disturber = scope.spawn(|| -> TestResult<u64> {
+            let mut random = Random(5);
+            let mut count = 0;
+            while !stop.load(Ordering::SeqCst) {
+                let at = random.below((place.len() / PAGE) as u64) as usize * PAGE;
+                let length = (random.below(64) as usize * PAGE + PAGE).min(place.len() - at);
+                match random.below(6) {
+                    0 => place.advise(at, length, libc::MADV_PAGEOUT)?,
+                    1 => place.protect(at, length, RW)?,
+                    2 => place.advise(at, length, libc::MADV_NOHUGEPAGE)?,
+                    3 => place.advise(at, length, libc::MADV_HUGEPAGE)?,
+                    4 => drop(place.advise(at / HUGE * HUGE, HUGE, libc::MADV_COLLAPSE)),
+                    _ => {
+                        // SAFETY: The child does nothing but end, which any thread's child may.
+                        let pid = unsafe { libc::fork() };
+                        if pid == 0 {
+                            // SAFETY: Ends the child.
+                            unsafe { libc::_exit(0) }
+                        }
+                        crate::ktap::reap(pid)?;
+                    }
+                }
+                count += 1;
+            }
+            Ok(count)
+        });
+        let workers: Vec<_> = (0..PARTS)
+            .map(|part| {
+                let (svm, place) = (&svm, &place);
+                scope.spawn(move || -> TestResult<Vec<u32>> {
+                    let mut random = Random(part as u64 + 100);
+                    let mut expected = vec![0_u32; HUGE / 64];
+                    for round in 0..rounds {
+                        let mut stream = compute::Stream::new();
+                        for _ in 0..64 {
+                            let word = random.below(expected.len() as u64) as usize;
+                            let address = place.address(part * HUGE + word * 64);
+                            stream.add_u32(at(address), 4, word as u32 | 1);
+                            expected[word] = expected[word].wrapping_add(word as u32 | 1);
+                        }
+                        svm.run_on(part as u32, &format!("round {round}"), &stream)?;
+                    }
+                    Ok(expected)
+                })
+            })
+            .collect();
+        let results: Vec<_> = workers
+            .into_iter()
+            .map(|worker| worker.join().expect("no panic"))
+            .collect();
+        stop.store(true, Ordering::SeqCst);
+        let count = disturber.join().expect("no panic")?;
+        println!("    # {count} disturbances");
+        check!(count > 0, "no disturbance");
+        results.into_iter().collect::<TestResult<Vec<_>>>()
+    })?;
+    for (part, expected) in expected.iter().enumerate() {
+        for (word, expected) in expected.iter().enumerate() {
+            check_eq!(
+                place.read_u32(part * HUGE + word * 64),
+                *expected,
+                "word {word} of part {part}"
+            );
+        }
+    }
+    let query = svm.count()?;
+    println!(
+        "    # {} faults, {} told twice, {} pages, {} INVALIDATEs, {} retries",
+        query.faults, query.coalesced, query.pages, query.invalidations, query.retries
+    );
+    Ok(())
+}
+
+/// The same untouched range by four jobs at once, a page more each.
+fn first_touch_from_all_rings(env: &Env) -> TestResult {
+    let svm = open(env)?;
+    for round in 0..env.iterations(10) {
+        let place = Place::base(4 * HUGE)?;
+        let mut stream = compute::Stream::new();
+        for page in 0..place.len() / PAGE {
+            stream.atomic_add(at(place.address(page * PAGE + 8)), round + 1, 1);
+        }
+        for ring in 0..RINGS {
+            svm.submit(ring, &stream)?;
+        }
+        for ring in 0..RINGS {
+            check_eq!(svm.finish(ring)?, End::Done, "ring {ring}");
+        }
+        for offset in (0..place.len()).step_by(PAGE) {
+            check_eq!(
+                place.read_u64(offset + 8),
+                (round + 1) * u64::from(RINGS),
+                "additions at {offset:#x}"
+            );
+        }
+    }
+    Ok(())
+}
+
+/// A process that faults without an end leaves another one its share.
+fn two_processes_fair(env: &Env) -> TestResult {
+    drop(device(env)?);
+    let flag = Place::reserve(Pages::Base, PAGE)?;
+    flag.map_with(0, PAGE, RW, libc::MAP_SHARED)?;
+    let hog = child::spawn(|| {
+        let svm = open_with(env, USUAL.workers(8))?;
+        loop {
+            let place = Place::base(4 * HUGE)?;
+            for ring in 0..RINGS {
+                svm.submit(ring, &Svm::adding(&place))?;
+            }
+            for ring in 0..RINGS {
+                svm.finish(ring)?;
+            }
+            flag.write_u64(0, flag.read_u64(0) + 1);
+        }
+    })?;
+    let test = || -> TestResult {
+        check!(
+            eventually(job::LIMIT, || flag.read_u64(0) > 0),
+            "the other process does not begin"
+        );
+        let svm = open(env)?;
+        let mut times = Vec::new();
+        let before = flag.read_u64(0);
+        for round in 0..200 {
+            let place = Place::base(PAGE)?;
+            let since = Instant::now();
+            svm.poke(place.address(0), round)?;
+            times.push(since.elapsed());
+            check_eq!(place.read_u64(0), round, "our view");
+        }
+        times.sort();
+        println!(
+            "    # a job with a fault: median {:?}, longest {:?}; the other process had {} rounds",
+            times[times.len() / 2],
+            times[times.len() - 1],
+            flag.read_u64(0) - before
+        );
+        check!(
+            times[times.len() - 1] < crate::support::pace::limit(Duration::from_secs(5)),
+            "a job with one fault took {:?}",
+            times[times.len() - 1]
+        );
+        Ok(())
+    };
+    let result = test();
+    hog.kill()?;
+    result
+}
