@@ -270,7 +270,8 @@ impl Call {
     fn changed(&self, after: &[u8]) -> Option<usize> {
         (0..self.bytes.len()).find(|at| {
             // PREFETCH says how far it came.
-            let out = self.nr == number_of(nr::USERPTR_PREFETCH) && (24..32).contains(at);
+            let prefetch = [nr::USERPTR_PREFETCH, nr::SVM_PREFETCH].map(number_of);
+            let out = prefetch.contains(&self.nr) && (24..32).contains(at);
             !out && self.bytes[*at] != after[*at]
         })
     }

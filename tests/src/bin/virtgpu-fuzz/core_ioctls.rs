@@ -6,9 +6,10 @@ use virtgpu_client::drm::{
     self, GemOpen, HandleAndWord, PrimeHandle, SyncobjArray, SyncobjHandle, SyncobjTimelineArray,
     SyncobjTimelineWait,
 };
+use virtgpu_client::protocol::uapi::nr;
 use zerocopy::IntoBytes;
 
-use crate::call::Call;
+use crate::call::{number_of, Call};
 use crate::pick::{self, chance, one_of};
 use crate::standard::{Maker, RESULTS};
 use crate::support::PAGE;
@@ -23,11 +24,12 @@ const SYNCOBJ_WAIT: u32 = 0xc3;
 const SYNCOBJ_TRANSFER: u32 = 0xcc;
 const SYNCOBJ_EVENTFD: u32 = 0xcf;
 const GEM_CHANGE_HANDLE: u32 = 0xd2;
+const SVM_WAIT: u32 = number_of(nr::SVM_WAIT);
 /// The longest that an ioctl may wait for fences, in nanoseconds.
 const WAIT: u64 = 20_000_000;
 
 /// Nanoseconds of CLOCK_MONOTONIC.
-fn now() -> i64 {
+pub(crate) fn now() -> i64 {
     let time = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
     time.tv_sec * 1_000_000_000 + time.tv_nsec
 }
@@ -244,6 +246,7 @@ impl Call {
         let at = match self.nr {
             SYNCOBJ_WAIT => 8,
             0xca => 16,
+            SVM_WAIT => 24,
             _ => return false,
         };
         let end = now() + nanoseconds.min(WAIT) as i64;

@@ -46,6 +46,10 @@ pub(crate) const KNOWN: &[(u32, &str)] = &[
     (nr::USERPTR_REGISTER, "USERPTR_REGISTER"),
     (nr::BO_QUERY, "BO_QUERY"),
     (nr::USERPTR_PREFETCH, "USERPTR_PREFETCH"),
+    (nr::SVM_ENABLE, "SVM_ENABLE"),
+    (nr::SVM_PREFETCH, "SVM_PREFETCH"),
+    (nr::SVM_WAIT, "SVM_WAIT"),
+    (nr::SVM_QUERY, "SVM_QUERY"),
 ];
 
 /// Makes the memory that processes share; once, before they are forked.

@@ -15,10 +15,11 @@ use crate::world::DrmFile;
 impl Maker<'_> {
     /// Any of them.
     pub(crate) fn extension(&mut self, file: &DrmFile) -> Call {
-        match self.random.below(10) {
+        match self.random.below(14) {
             0..=4 => self.register(file),
             5 | 6 => self.query(file),
             7 | 8 => self.prefetch(file),
+            9..=12 => self.svm(file),
             _ => self.unknown(file),
         }
     }
@@ -92,9 +93,10 @@ impl Maker<'_> {
     fn unknown(&mut self, file: &DrmFile) -> Call {
         let length = self.random.below(257) as usize;
         let bytes = self.random.bytes(length);
-        let number = match self.random.below(2) {
+        let number = match self.random.below(3) {
             0 => 0x0c + self.random.below(0x40 - 0x0c),
-            _ => 0x43 + self.random.below(0x60 - 0x43),
+            1 => 0x45,
+            _ => 0x48 + self.random.below(0x60 - 0x48),
         };
         Call::core(file.fd, number_of(number as u32), &bytes)
     }

@@ -40,6 +40,7 @@ mod process;
 mod rounds;
 mod rules;
 mod standard;
+mod svm;
 mod sys;
 mod trace;
 mod worker;

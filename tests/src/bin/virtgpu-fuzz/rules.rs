@@ -38,6 +38,7 @@ pub(crate) fn is_documented(error: Errno) -> bool {
         Errno::OPNOTSUPP,
         Errno::MFILE,
         Errno::BADF,
+        Errno::TIME,
     ]
     .contains(&error)
         // The file is not the driver's at all.
@@ -72,6 +73,19 @@ pub(crate) fn never(call: &Call) -> Option<&'static str> {
             Some("a structure that is too short")
         }
         nr::USERPTR_PREFETCH => check(call, prefetch),
+        nr::SVM_ENABLE if call.size < size_of::<uapi::SvmEnable>() => {
+            Some("a structure that is too short")
+        }
+        nr::SVM_ENABLE => check(call, svm_enable),
+        nr::SVM_PREFETCH if call.size < size_of::<uapi::SvmPrefetch>() => {
+            Some("a structure that is too short")
+        }
+        nr::SVM_PREFETCH => check(call, svm_prefetch),
+        nr::SVM_WAIT if call.size < size_of::<uapi::SvmWait>() => {
+            Some("a structure that is too short")
+        }
+        nr::SVM_WAIT => check(call, svm_wait),
+        nr::SVM_QUERY => None,
         _ => Some("an unknown number"),
     }
 }
@@ -177,6 +191,53 @@ fn prefetch(prefetch: &uapi::UserptrPrefetch) -> Option<&'static str> {
     }
 }
 
+fn svm_enable(enable: &uapi::SvmEnable) -> Option<&'static str> {
+    if enable.flags & !(uapi::SVM_EVENT | uapi::SVM_EXACT) != 0 {
+        return Some("an unknown flag");
+    }
+    if enable.workers > uapi::SVM_MAX_WORKERS {
+        return Some("too many threads");
+    }
+    (enable.pad != 0).then_some("dirty padding")
+}
+
+fn svm_prefetch(prefetch: &uapi::SvmPrefetch) -> Option<&'static str> {
+    if prefetch.flags & !uapi::SVM_PREFETCH_WRITE != 0 {
+        return Some("an unknown flag");
+    }
+    if prefetch.pad != 0 {
+        return Some("dirty padding");
+    }
+    if prefetch.length == 0 || (prefetch.length | prefetch.addr) & PAGE_MASK != 0 {
+        return Some("a range that is not whole pages");
+    }
+    match prefetch.addr.checked_add(prefetch.length) {
+        // With page tables of five levels.
+        Some(end) if end < 1 << 56 => None,
+        _ => Some("an address outside of user memory"),
+    }
+}
+
+fn svm_wait(wait: &uapi::SvmWait) -> Option<&'static str> {
+    use uapi::svm_wait::{LE, RING};
+    if wait.flags != 0 || wait.pad != 0 {
+        return Some("dirty padding");
+    }
+    if wait.op > LE {
+        return Some("an unknown operation");
+    }
+    if wait.op == RING {
+        if (wait.addr | wait.value | wait.mask) != 0 {
+            return Some("a ring with a value");
+        }
+        return (wait.ring >= 64).then_some("a ring that no context has");
+    }
+    if wait.ring != 0 {
+        return Some("a value with a ring");
+    }
+    (wait.addr & 7 != 0).then_some("an unaligned address")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -200,6 +261,18 @@ mod tests {
             flags: uapi::WAIT_NOWAIT | 2,
         };
         assert_eq!(never(&Call::virtgpu(3, nr::WAIT, &wait)), None);
+        let value = uapi::SvmWait {
+            addr: 0x3000_0000_0008,
+            mask: u64::MAX,
+            op: uapi::svm_wait::NE,
+            ..Default::default()
+        };
+        assert_eq!(never(&Call::virtgpu(3, nr::SVM_WAIT, &value)), None);
+        let ring = uapi::SvmWait {
+            op: uapi::svm_wait::RING,
+            ..value
+        };
+        assert!(never(&Call::virtgpu(3, nr::SVM_WAIT, &ring)).is_some());
     }
 
     #[test]

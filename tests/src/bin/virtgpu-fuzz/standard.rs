@@ -22,7 +22,7 @@ pub(crate) struct Maker<'a> {
 }
 
 /// Where in a thread's data what lies.
-const COMMAND: usize = 0;
+pub(crate) const COMMAND: usize = 0;
 const HANDLES: usize = 16 * PAGE;
 const IN_SYNCOBJS: usize = 18 * PAGE;
 const OUT_SYNCOBJS: usize = 20 * PAGE;

@@ -117,6 +117,7 @@ impl Maker<'_> {
                 Ok(())
             }
             58 => self.life_of_a_picture(&file),
+            59 => self.life_of_pointers(),
             _ => self.whole_life(&file),
         }
     }
@@ -146,6 +147,28 @@ impl Maker<'_> {
         }
         let close = self.gem_close(&again);
         self.good(&close)
+    }
+
+    /// A file with shared virtual memory, and jobs with pointers; later on it is one of all.
+    fn life_of_pointers(&mut self) -> TestResult {
+        let Some(file) = self.open() else {
+            return Ok(());
+        };
+        let context = self.compute_context(&file);
+        self.good(&context)?;
+        let enable = self.svm_enable(&file);
+        self.good(&enable)?;
+        for _ in 0..1 + self.random.below(6) {
+            let job = self.pointer_job(&file);
+            self.good(&job)?;
+            let next = match self.random.below(4) {
+                0 => self.svm_prefetch(&file),
+                1 => self.svm_query(&file),
+                _ => self.svm_wait(&file),
+            };
+            self.good(&next)?;
+        }
+        Ok(())
     }
 
     /// A resource that is no blob, and transfers.
