@@ -4,13 +4,15 @@
 //! copy. Everything the device computes is computed again by the CPU.
 //!
 //! In the first act the memory is pinned. In the second it is mirrored: while jobs use it, the
-//! kernel swaps it out, moves it elsewhere, and the program frees it and allocates anew.
+//! kernel swaps it out, moves it elsewhere, and the program frees it and allocates anew. In the third
+//! nothing is registered: jobs take pointers.
 //!
 //! `virtgpu-demo [MiB]`; exit status 0 if every result is right.
 
 mod kernel;
 mod mirrored;
 mod pinned;
+mod pointers;
 
 use std::ffi::c_void;
 use std::process::ExitCode;
@@ -151,5 +153,14 @@ fn demo(length: usize, report: &mut Report) -> Result<()> {
         return Ok(());
     }
     report.say("second act: mirrored memory");
-    mirrored::play(&device, report)
+    mirrored::play(&device, report)?;
+    if modes & uapi::USERPTR_MODE_SVM == 0 {
+        report.say("no third act: the device's faults cannot be served");
+        return Ok(());
+    }
+    report.say("third act: pointers");
+    drop(device);
+    let device = Device::open()?;
+    device.context_init_compute(1)?;
+    pointers::play(device, report)
 }

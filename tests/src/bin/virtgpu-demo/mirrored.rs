@@ -131,7 +131,7 @@ pub(crate) fn play(device: &Device, report: &mut Report) -> Result<()> {
 }
 
 /// Keeps jobs and those who disturb them in step, so that each job is disturbed and each is done.
-struct Beat {
+pub(crate) struct Beat {
     now: Mutex<Now>,
     changed: Condvar,
 }
@@ -144,7 +144,7 @@ struct Now {
 }
 
 impl Beat {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let now = Now {
             job: u32::MAX,
             busy: 0,
@@ -160,19 +160,22 @@ impl Beat {
     }
 
     /// Has `busy` threads begin.
-    fn begin(&self, job: u32, busy: usize) {
+    pub(crate) fn begin(&self, job: u32, busy: usize) {
         *self.lock() = Now { job, busy };
         self.changed.notify_all();
     }
 
     /// Waits until all have done what they do.
-    fn wait(&self) {
+    pub(crate) fn wait(&self) {
         let now = self.changed.wait_while(self.lock(), |now| now.busy > 0);
         drop(now);
     }
 
     /// Calls `change` for each job until the end, also if it has failed.
-    fn follow(&self, mut change: impl FnMut(usize) -> std::io::Result<()>) -> std::io::Result<()> {
+    pub(crate) fn follow(
+        &self,
+        mut change: impl FnMut(usize) -> std::io::Result<()>,
+    ) -> std::io::Result<()> {
         let (mut last, mut result) = (u32::MAX, Ok(()));
         loop {
             let now = self.changed.wait_while(self.lock(), |now| now.job == last);
