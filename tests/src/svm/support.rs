@@ -6,7 +6,7 @@
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 
-use virtgpu_client::protocol::compute::Operand;
+use virtgpu_client::protocol::compute::{Operand, Stat};
 use virtgpu_client::protocol::uapi::{self, SvmQuery};
 use virtgpu_client::{
     compute, pointer, AddressSpace, Bytes, Deadline, Device, Errno, Event, Mapping, Memory,
@@ -327,20 +327,28 @@ impl Svm {
         event: impl FnOnce() -> TestResult<T>,
     ) -> TestResult<T> {
         self.agrees(&format!("{what}: before"), place)?;
-        let before = self.count()?;
+        let before = self.stat()?;
         let value = event()?;
-        let after = self.count()?;
+        let after = self.stat()?;
         check!(
-            after.invalidations > before.invalidations,
+            after.space_invalidates > before.space_invalidates,
             "{what}: the device was not told"
         );
         check!(
-            after.mapped_bytes + bytes as u64 <= before.mapped_bytes,
-            "{what}: of {} bytes mapped in the device, {} still are",
-            before.mapped_bytes,
-            after.mapped_bytes
+            after.space_pages.get() + (bytes / PAGE) as u64 <= before.space_pages.get(),
+            "{what}: of {} pages mapped in the device, {} still are",
+            before.space_pages,
+            after.space_pages
         );
         Ok(value)
+    }
+
+    /// What the device itself says of the address space.
+    pub(crate) fn stat(&self) -> TestResult<Stat> {
+        let mut stream = compute::Stream::new();
+        stream.stat(self.staged());
+        self.run("asking the device", &stream)?;
+        Ok(compute::read_stat(&self.staging, 0))
     }
 
     /// Writes data that depends on the seed to all of the place, and returns it.
