@@ -665,7 +665,7 @@ fn prefetch_errors(env: &Env) -> TestResult {
     );
     call(start, page, 0, 0)?;
     place.protect(0, PAGE, NONE)?;
-    check_err!(call(start, page, 0, 0), Errno::FAULT, "PROT_NONE");
+    check_err!(call(start, page, 0, 0), Errno::PERM, "PROT_NONE");
     // A hint that fails costs nothing.
     check_eq!(svm.count()?.state, uapi::svm_state::ACTIVE, "the state");
     svm.coherent("afterwards", &place, PAGE)
