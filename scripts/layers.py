@@ -5,7 +5,8 @@
 The layers are in a table of the doc comment of src/main.rs, and nowhere else: a line has the number
 of the layer and a module. A module may use what is in it, and modules of layers with lower numbers.
 What counts is what `use` names, and paths in code that begin with `crate`, `self` or `super`;
-what is in comments and strings does not. There is no list of exceptions.
+what is in comments and strings does not. Who names an alias of src/drm.rs uses the module of the
+driver's data in that type, too, as src/driver.rs says it. There is no list of exceptions.
 
 Prints a line for each use that goes up or sideways, and returns 1 if there is any. Runs in the top
 folder of the tree.
@@ -141,6 +142,28 @@ def module_of(path):
     return parts
 
 
+# The aliases of src/drm.rs, and what the driver says of its data in each.
+ALIASES = {"Device": "Data", "File": "File", "Object": "Object"}
+
+
+def data_of_aliases(top):
+    """The module that the driver's data in each alias is of."""
+    if not os.path.exists(f"{top}/src/driver.rs"):
+        return {}
+    with open(f"{top}/src/driver.rs") as f:
+        text = f.read()
+    named = {}
+    for _, path, _ in paths(text, ["driver"]):
+        if path[0] == "crate" and len(path) > 1:
+            named[path[-2] if path[-1] == "self" else path[-1]] = path[1]
+    found = {}
+    for alias, kind in ALIASES.items():
+        for words in re.findall(rf"^    type {kind} = (.*);", text, re.M):
+            modules = [named[word] for word in re.findall(r"\w+", words) if word in named]
+            found.update((alias, module) for module in modules)
+    return found
+
+
 def check(top):
     """What is wrong, a line for each."""
     wrong = []
@@ -158,6 +181,7 @@ def check(top):
     for name in sorted(set(layers) - declared):
         wrong.append(f"src/main.rs: the table of layers has a module {name}, which there is not")
 
+    data = data_of_aliases(top)
     for file in sorted(glob.glob("src/**/*.rs", root_dir=top, recursive=True)):
         module = module_of(file)
         if not module:
@@ -179,6 +203,12 @@ def check(top):
                 wrong.append(f"{where} uses {what}, which is of the root of the crate, above all layers")
             elif layers[used] >= layers[own]:
                 wrong.append(f"{where} uses {what} of {used} (layer {layers[used]}), which is not below it")
+            carried = data.get(target[1]) if used == "drm" and len(target) > 1 else None
+            if carried not in (None, own) and layers[carried] >= layers[own]:
+                wrong.append(
+                    f"{where} uses {what}, whose data is of {carried} (layer {layers[carried]}), "
+                    "which is not below it"
+                )
     return wrong
 
 
@@ -186,18 +216,30 @@ GOOD = {
     "src/main.rs": """
 //! | layer | module | what |
 //! |---|---|---|
+//! | 3 | [`driver`] | |
 //! | 2 | [`top`] | |
 //! | 2 | [`beside`] | |
 //! | 1 | [`middle`] | |
+//! | 0 | [`drm`] | |
 //! | 0 | [`module_parameters`] | |
 use self::top::Something;
 mod beside;
+mod driver;
+mod drm;
 mod middle;
 mod top;
 module! {
     type: Something,
 }
 """,
+    "src/driver.rs": """use crate::{drm::{self, Device, File, Object}, middle::{self, part::Deep}, top::Something};
+impl drm::Driver for Driver {
+    type Data = Arc<middle::Gpu>;
+    type File = Something;
+    type Object = Deep;
+}
+""",
+    "src/drm.rs": "pub(crate) type File = kernel::File<Driver>;\n",
     "src/beside.rs": """use crate::{middle::{self, part::{Deep, Other as Another}}, module_parameters};
 use kernel::{prelude::*, sync::Arc};
 use middle::top;
@@ -222,7 +264,7 @@ mod tests {
 }
 use super::RAW;
 """,
-    "src/top.rs": "use super::middle;\nfn f() { crate::middle::quote(\"\"); }\n",
+    "src/top.rs": "use super::middle;\nuse crate::drm::{Device, File, Object};\nfn f() { crate::middle::quote(\"\"); }\n",
 }
 
 # Where it is added, what, and which lines must be found wrong; None for the whole file.
@@ -239,6 +281,9 @@ BAD = [
     ("src/middle/mod.rs", "use crate::Something;", "crate::Something, which is of the root"),
     ("src/middle/mod.rs", "use crate::*;", "crate::*, which is of the root"),
     ("src/beside.rs", "use crate::top;", "crate::top of top (layer 2)"),
+    ("src/beside.rs", "use crate::drm::{Object, File};", "crate::drm::File, whose data is of top (layer 2)"),
+    ("src/middle/mod.rs", "fn f(file: &crate::drm::File) {}", "crate::drm::File, whose data is of top (layer 2)"),
+    ("src/drm.rs", "mod tests { use super::Device; fn f(x: crate::middle::X) {} }", "crate::middle::X of middle"),
     ("src/main.rs", "mod more;", "module more is not in the table"),
     ("src/main.rs", "//! | 7 | [`less`] | |", "a module less, which there is not"),
     ("src/main.rs", "//! | 0 | [`top`] | |", "a module twice"),
