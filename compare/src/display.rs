@@ -14,8 +14,7 @@ use drm::control::{
 use virtgpu_client::{compute, Bytes, Device, Exec, Mapping, RegisterOptions};
 
 use crate::drivers::{self, Driver};
-use crate::outcome::{Outcome, Verdict};
-use crate::Result;
+use crate::outcome::{Outcome, Result, Status};
 
 /// A virtio-gpu device.
 struct Gpu {
@@ -93,19 +92,18 @@ pub(crate) fn run() -> Result<Vec<Outcome>> {
     ];
     let mut outcomes = Vec::new();
     for (name, case) in cases {
-        let verdict = match case() {
-            Ok(()) => Verdict::Pass(String::new()),
-            Err(error) => Verdict::Fail(error.to_string()),
+        let status = match case() {
+            Ok(()) => Status::Pass(String::new()),
+            Err(error) => Status::Fail(error.to_string()),
         };
-        outcomes.push(Outcome::new(name, verdict));
+        outcomes.push(Outcome::new(name, status));
     }
     // One goes while the other stays.
-    let verdict = match drivers::unload(Driver::Ours).and_then(|()| Screen::new(&display)?.show(1))
-    {
-        Ok(()) => Verdict::Pass(String::new()),
-        Err(error) => Verdict::Fail(error.to_string()),
+    let status = match drivers::unload(Driver::Ours).and_then(|()| Screen::new(&display)?.show(1)) {
+        Ok(()) => Status::Pass(String::new()),
+        Err(error) => Status::Fail(error.to_string()),
     };
-    outcomes.push(Outcome::new("picture_without_this_driver", verdict));
+    outcomes.push(Outcome::new("picture_without_this_driver", status));
     Ok(outcomes)
 }
 

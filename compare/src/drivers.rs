@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use virtgpu_client::Device;
 
-use crate::Result;
+use crate::outcome::Result;
 
 /// Whose driver serves the device.
 #[derive(Clone, Copy, PartialEq, Eq)]

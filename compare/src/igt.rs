@@ -4,9 +4,9 @@
 
 use std::time::Duration;
 
-use crate::outcome::{Outcome, Verdict};
+use crate::group::Group;
+use crate::outcome::{Outcome, Result, Status};
 use crate::program::{Output, Program};
-use crate::{Group, Result};
 
 const TREE: &str = "/igt";
 const FOLDER: &str = "/usr/libexec/igt-gpu-tools";
@@ -61,7 +61,7 @@ fn outcomes(output: &Output) -> Vec<Outcome> {
     let mut outcomes = parse(&output.text);
     if let Some(problem) = output.problem(STATUSES) {
         let reason = format!("{problem}\n{}", output.tail(5));
-        outcomes.push(Outcome::new("exit", Verdict::Fail(reason)));
+        outcomes.push(Outcome::new("exit", Status::Fail(reason)));
     }
     outcomes
 }
@@ -78,16 +78,16 @@ fn parse(text: &str) -> Vec<Outcome> {
         }
         if let Some((name, result)) = result(line, &parent) {
             let reason = reasons.join("; ");
-            let verdict = match result {
-                "SUCCESS" => Verdict::Pass(String::new()),
+            let status = match result {
+                "SUCCESS" => Status::Pass(String::new()),
                 // What a fixture cannot have, all subtests after it lack.
-                "SKIP" => Verdict::Skip(reason),
+                "SKIP" => Status::Skip(reason),
                 _ => {
                     reasons.clear();
-                    Verdict::Fail(format!("{result} {reason}"))
+                    Status::Fail(format!("{result} {reason}"))
                 }
             };
-            outcomes.push(Outcome::new(name, verdict));
+            outcomes.push(Outcome::new(name, status));
         } else if line.starts_with("Starting") {
             reasons.clear();
         } else if let Some(reason) = reason(line) {
@@ -168,11 +168,11 @@ Test requirement: kernel_has_it()
         let found = parse(text);
         let names: Vec<_> = found.iter().map(|outcome| outcome.name.as_str()).collect();
         assert_eq!(names, ["one", "two", "three@part", "four", "five"]);
-        assert_eq!(found[0].verdict, Verdict::Pass(String::new()));
-        assert!(matches!(&found[1].verdict, Verdict::Fail(r) if r.contains("ret == 0")));
-        assert!(matches!(&found[2].verdict, Verdict::Fail(r) if r.starts_with("CRASH")));
+        assert_eq!(found[0].status, Status::Pass(String::new()));
+        assert!(matches!(&found[1].status, Status::Fail(r) if r.contains("ret == 0")));
+        assert!(matches!(&found[2].status, Status::Fail(r) if r.starts_with("CRASH")));
         for skipped in &found[3..] {
-            assert!(matches!(&skipped.verdict, Verdict::Skip(r) if r.contains("kernel_has_it")));
+            assert!(matches!(&skipped.status, Status::Skip(r) if r.contains("kernel_has_it")));
         }
     }
 

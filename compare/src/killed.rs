@@ -6,9 +6,8 @@ use std::process::Command;
 use std::time::Duration;
 
 use crate::drivers;
-use crate::outcome::{Outcome, Verdict};
+use crate::outcome::{Outcome, Result, Status};
 use crate::program::Program;
-use crate::Result;
 
 /// Longer than a program takes to start to draw.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -39,9 +38,9 @@ pub(crate) fn run(
         outcomes.push(Outcome::new(
             format!("killed_{round}"),
             if worked {
-                Verdict::Pass(String::new())
+                Status::Pass(String::new())
             } else {
-                Verdict::Fail(format!("nothing was drawn\n{}", output.tail(8)))
+                Status::Fail(format!("nothing was drawn\n{}", output.tail(8)))
             },
         ));
         outcomes.extend(again()?.into_iter().map(|outcome| Outcome {
@@ -51,14 +50,14 @@ pub(crate) fn run(
     }
     drew &= !witness.ends_within(NOTICED)?;
     let output = witness.kill()?;
-    let verdict = if !drew {
-        Verdict::Fail(format!("it did not draw all the time\n{}", output.tail(8)))
+    let status = if !drew {
+        Status::Fail(format!("it did not draw all the time\n{}", output.tail(8)))
     } else if losses()? != lost {
-        Verdict::Fail("the kernel's log says that the device was lost".into())
+        Status::Fail("the kernel's log says that the device was lost".into())
     } else {
-        Verdict::Pass(String::new())
+        Status::Pass(String::new())
     };
-    outcomes.push(Outcome::new("others_go_on", verdict));
+    outcomes.push(Outcome::new("others_go_on", status));
     drivers::ready(drivers::Driver::Ours)?;
     Ok(outcomes)
 }

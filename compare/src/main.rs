@@ -22,6 +22,7 @@
 
 mod display;
 mod drivers;
+mod group;
 mod igt;
 mod killed;
 mod mesa;
@@ -31,89 +32,11 @@ mod program;
 mod unplug;
 
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use drivers::Driver;
-use outcome::{Comparison, Outcome, Verdict};
-
-/// What can go wrong with the run itself.
-type Result<T = (), E = Box<dyn std::error::Error>> = std::result::Result<T, E>;
-
-/// Tests that are run and timed together.
-struct Group {
-    name: String,
-    run: Box<dyn Fn() -> Result<Vec<Outcome>>>,
-    /// Runs one test again. For tests that a slow machine can fail; they may try three times.
-    repeat: Option<Box<Repeat>>,
-    /// On this driver only: all must pass.
-    alone: bool,
-    /// How many must pass on Linux's driver, so that the comparison shows something.
-    floor: usize,
-    /// What fails here is a failure also if it fails on Linux's driver: this project's own tests,
-    /// which are right on a host that is.
-    strict: bool,
-}
-
-type Repeat = dyn Fn(&str) -> Result<Vec<Outcome>>;
-
-/// What a group showed on one driver.
-struct Run {
-    outcomes: Vec<Outcome>,
-    time: Duration,
-}
-
-impl Group {
-    fn new(name: impl Into<String>, run: impl Fn() -> Result<Vec<Outcome>> + 'static) -> Self {
-        Self {
-            name: name.into(),
-            run: Box::new(run),
-            repeat: None,
-            alone: false,
-            floor: 1,
-            strict: false,
-        }
-    }
-
-    fn alone(mut self) -> Self {
-        self.alone = true;
-        self
-    }
-
-    fn floor(mut self, floor: usize) -> Self {
-        self.floor = floor;
-        self
-    }
-
-    fn strict(mut self) -> Self {
-        self.strict = true;
-        self
-    }
-
-    fn run(&self, driver: Driver) -> Result<Run> {
-        drivers::ready(driver)?;
-        drivers::note(&format!("{} on {driver}", self.name))?;
-        let start = Instant::now();
-        let mut outcomes = (self.run)()?;
-        let time = start.elapsed();
-        if let Some(repeat) = &self.repeat {
-            for outcome in &mut outcomes {
-                for _ in 0..2 {
-                    if !matches!(outcome.verdict, Verdict::Fail(_)) {
-                        break;
-                    }
-                    println!("# {}/{} once more on {driver}", self.name, outcome.name);
-                    if let Some(again) = repeat(&outcome.name)?
-                        .into_iter()
-                        .find(|o| o.name == outcome.name)
-                    {
-                        *outcome = again;
-                    }
-                }
-            }
-        }
-        Ok(Run { outcomes, time })
-    }
-}
+use group::{Group, Run};
+use outcome::{Comparison, Result};
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();

@@ -4,14 +4,12 @@
 
 use std::time::Duration;
 
-use crate::outcome::{Outcome, Verdict};
+use crate::group::Group;
+use crate::outcome::{Outcome, Result, Status};
 use crate::piglit;
-use crate::program::{Output, Program};
-use crate::{killed, unplug, Group, Result};
+use crate::program::{Output, Program, MESA, NO_FALLBACK};
+use crate::{killed, unplug};
 
-pub(crate) const TREE: &str = "/mesa";
-/// There is no software renderer of this name, so that Mesa cannot fall back to one.
-pub(crate) const NO_FALLBACK: (&str, &str) = ("GALLIUM_DRIVER", "none");
 const LIMIT: Duration = Duration::from_secs(180);
 
 /// Tests of piglit that are programs of their own: of what moves data between guest and host, and of
@@ -167,11 +165,11 @@ pub(crate) fn venus() -> Vec<Group> {
 }
 
 fn gl(path: &str) -> Program {
-    Program::new(TREE, path, LIMIT).env(NO_FALLBACK.0, NO_FALLBACK.1)
+    Program::new(MESA, path, LIMIT).env(NO_FALLBACK.0, NO_FALLBACK.1)
 }
 
 fn vulkan(path: &str) -> Program {
-    Program::new(TREE, path, LIMIT)
+    Program::new(MESA, path, LIMIT)
         .env("VK_DRIVER_FILES", "/usr/share/vulkan/icd.d/virtio_icd.json")
 }
 
@@ -181,11 +179,11 @@ fn text(name: &str, output: &Output, expected: &str) -> Outcome {
     let problem = output.problem(&[0]).or_else(|| {
         (!output.text.contains(expected)).then(|| format!("it does not say \"{expected}\""))
     });
-    let verdict = match problem {
-        Some(problem) => Verdict::Fail(format!("{problem}\n{}", output.tail(8))),
-        None => Verdict::Pass(steady(&output.text)),
+    let status = match problem {
+        Some(problem) => Status::Fail(format!("{problem}\n{}", output.tail(8))),
+        None => Status::Pass(steady(&output.text)),
     };
-    Outcome::new(name, verdict)
+    Outcome::new(name, status)
 }
 
 /// The lines that are the same each time a program runs: identities of devices are made anew, and how
@@ -205,10 +203,10 @@ fn own(output: &Output) -> Vec<Outcome> {
     let mut outcomes: Vec<_> = output.text.lines().filter_map(own_line).collect();
     let failed = outcomes
         .iter()
-        .any(|outcome| matches!(outcome.verdict, Verdict::Fail(_)));
+        .any(|outcome| matches!(outcome.status, Status::Fail(_)));
     if let Some(problem) = output.problem(if failed { &[1] } else { &[0] }) {
         let reason = format!("{problem}\n{}", output.tail(8));
-        outcomes.push(Outcome::new("exit", Verdict::Fail(reason)));
+        outcomes.push(Outcome::new("exit", Status::Fail(reason)));
     }
     outcomes
 }
@@ -222,15 +220,15 @@ fn own_line(line: &str) -> Option<Outcome> {
             .and_then(|rate| rate.parse().ok());
         return Some(outcome);
     }
-    for (start, verdict) in [
-        ("not ok ", Verdict::Fail as fn(String) -> Verdict),
-        ("skip ", Verdict::Skip),
+    for (start, status) in [
+        ("not ok ", Status::Fail as fn(String) -> Status),
+        ("skip ", Status::Skip),
     ] {
         if let Some((name, reason)) = line
             .strip_prefix(start)
             .and_then(|rest| rest.split_once(": "))
         {
-            return Some(Outcome::new(name, verdict(reason.to_string())));
+            return Some(Outcome::new(name, status(reason.to_string())));
         }
     }
     None
@@ -249,19 +247,19 @@ fn vkmark() -> Result<Vec<Outcome>> {
         .map(|scene| {
             let name = scene.split(':').next().unwrap_or(scene);
             let rate = output.text.lines().find_map(|line| frames(line, name));
-            let verdict = match rate {
-                Some(rate) if rate > 0.0 => Verdict::Pass(String::new()),
-                _ => Verdict::Fail(format!("no frames\n{}", output.tail(8))),
+            let status = match rate {
+                Some(rate) if rate > 0.0 => Status::Pass(String::new()),
+                _ => Status::Fail(format!("no frames\n{}", output.tail(8))),
             };
             Outcome {
                 rate,
-                ..Outcome::new(name, verdict)
+                ..Outcome::new(name, status)
             }
         })
         .collect();
     if let Some(problem) = output.problem(&[0]) {
         let reason = format!("{problem}\n{}", output.tail(8));
-        outcomes.push(Outcome::new("exit", Verdict::Fail(reason)));
+        outcomes.push(Outcome::new("exit", Status::Fail(reason)));
     }
     Ok(outcomes)
 }
@@ -291,9 +289,9 @@ mod tests {
         let frames = own_line("ok frames 41.5 a second").expect("a result");
         assert_eq!((frames.name.as_str(), frames.rate), ("frames", Some(41.5)));
         let failed = own_line("not ok texture: pixel 3: 4, not 5").expect("a result");
-        assert_eq!(failed.verdict, Verdict::Fail("pixel 3: 4, not 5".into()));
+        assert_eq!(failed.status, Status::Fail("pixel 3: 4, not 5".into()));
         let skipped = own_line("skip compute: no OpenGL ES 3.1").expect("a result");
-        assert_eq!(skipped.verdict, Verdict::Skip("no OpenGL ES 3.1".into()));
+        assert_eq!(skipped.status, Status::Skip("no OpenGL ES 3.1".into()));
         assert_eq!(own_line("MESA: warning"), None);
     }
 

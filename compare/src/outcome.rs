@@ -4,9 +4,12 @@
 
 use std::collections::BTreeSet;
 
+/// What can go wrong with the run itself.
+pub(crate) type Result<T = (), E = Box<dyn std::error::Error>> = std::result::Result<T, E>;
+
 /// How a test ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Verdict {
+pub(crate) enum Status {
     /// With what it has shown, where that must be the same on both drivers.
     Pass(String),
     Skip(String),
@@ -17,22 +20,22 @@ pub(crate) enum Verdict {
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Outcome {
     pub(crate) name: String,
-    pub(crate) verdict: Verdict,
+    pub(crate) status: Status,
     /// How often it did something in a second, if it says so.
     pub(crate) rate: Option<f64>,
 }
 
 impl Outcome {
-    pub(crate) fn new(name: impl Into<String>, verdict: Verdict) -> Self {
+    pub(crate) fn new(name: impl Into<String>, status: Status) -> Self {
         Self {
             name: name.into(),
-            verdict,
+            status,
             rate: None,
         }
     }
 
     pub(crate) fn pass(name: impl Into<String>) -> Self {
-        Self::new(name, Verdict::Pass(String::new()))
+        Self::new(name, Status::Pass(String::new()))
     }
 }
 
@@ -76,18 +79,18 @@ pub(crate) fn passed(run: &[Outcome]) -> usize {
     let names: BTreeSet<_> = run.iter().map(|outcome| &outcome.name).collect();
     names
         .into_iter()
-        .filter(|name| matches!(worst(run, name), Some(Verdict::Pass(_))))
+        .filter(|name| matches!(worst(run, name), Some(Status::Pass(_))))
         .count()
 }
 
 /// How the test of this name ended; one that is there several times, when it went worst.
-fn worst<'a>(run: &'a [Outcome], name: &str) -> Option<&'a Verdict> {
+fn worst<'a>(run: &'a [Outcome], name: &str) -> Option<&'a Status> {
     let same = run.iter().filter(|outcome| outcome.name == name);
-    same.map(|outcome| &outcome.verdict)
-        .min_by_key(|verdict| match verdict {
-            Verdict::Fail(_) => 0,
-            Verdict::Skip(_) => 1,
-            Verdict::Pass(_) => 2,
+    same.map(|outcome| &outcome.status)
+        .min_by_key(|status| match status {
+            Status::Fail(_) => 0,
+            Status::Skip(_) => 1,
+            Status::Pass(_) => 2,
         })
 }
 
@@ -100,7 +103,7 @@ pub(crate) fn strict(
     let mut results = compare(theirs, ours, floor);
     for (name, comparison) in &mut results {
         for (run, driver) in [(theirs, "Linux's driver"), (ours, "this driver")] {
-            if let Some(Verdict::Fail(reason)) = worst(run, name) {
+            if let Some(Status::Fail(reason)) = worst(run, name) {
                 *comparison = Comparison::Differs(format!("on {driver}: {reason}"));
             }
         }
@@ -115,21 +118,21 @@ pub(crate) fn alone(ours: &[Outcome]) -> Vec<(String, Comparison)> {
         .map(|outcome| {
             (
                 outcome.name.clone(),
-                judge(None, Some(outcome.verdict.clone())),
+                judge(None, Some(outcome.status.clone())),
             )
         })
         .collect();
     if !ours
         .iter()
-        .any(|outcome| matches!(outcome.verdict, Verdict::Pass(_)))
+        .any(|outcome| matches!(outcome.status, Status::Pass(_)))
     {
         results.push(("any".into(), Comparison::Differs("nothing passes".into())));
     }
     results
 }
 
-fn judge(theirs: Option<Verdict>, ours: Option<Verdict>) -> Comparison {
-    use Verdict::{Fail, Pass, Skip};
+fn judge(theirs: Option<Status>, ours: Option<Status>) -> Comparison {
+    use Status::{Fail, Pass, Skip};
     match (theirs, ours) {
         (Some(Pass(theirs)), Some(Pass(ours))) if theirs != ours => {
             Comparison::Differs(differences(&theirs, &ours))
@@ -180,14 +183,14 @@ fn differences(theirs: &str, ours: &str) -> String {
 mod tests {
     use super::*;
 
-    fn pass(what: &str) -> Verdict {
-        Verdict::Pass(what.into())
+    fn pass(what: &str) -> Status {
+        Status::Pass(what.into())
     }
-    fn skip() -> Verdict {
-        Verdict::Skip("why".into())
+    fn skip() -> Status {
+        Status::Skip("why".into())
     }
-    fn fail() -> Verdict {
-        Verdict::Fail("how".into())
+    fn fail() -> Status {
+        Status::Fail("how".into())
     }
 
     #[test]

@@ -7,10 +7,8 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-use crate::mesa::{NO_FALLBACK, TREE};
-use crate::outcome::{Outcome, Verdict};
-use crate::program::Program;
-use crate::Result;
+use crate::outcome::{Outcome, Result, Status};
+use crate::program::{Program, MESA, NO_FALLBACK};
 
 const FOLDER: &str = "/usr/lib/x86_64-linux-gnu/piglit";
 /// Of a process with at most [`BATCH`] tests.
@@ -38,7 +36,7 @@ impl Test {
 /// first is taken.
 pub(crate) fn shader_tests() -> Result<Vec<Test>> {
     let mut paths = Vec::new();
-    let folder = format!("{TREE}{FOLDER}");
+    let folder = format!("{MESA}{FOLDER}");
     collect(Path::new(&format!("{folder}/tests/spec")), &mut paths)?;
     paths.sort();
     let mut names = HashSet::new();
@@ -72,7 +70,7 @@ fn collect(folder: &Path, paths: &mut Vec<String>) -> Result {
 }
 
 fn program(name: &str) -> Program {
-    Program::new(TREE, &format!("{FOLDER}/bin/{name}"), LIMIT)
+    Program::new(MESA, &format!("{FOLDER}/bin/{name}"), LIMIT)
         .env("PIGLIT_SOURCE_DIR", FOLDER)
         .env("PIGLIT_PLATFORM", "surfaceless_egl")
         .env(NO_FALLBACK.0, NO_FALLBACK.1)
@@ -105,18 +103,18 @@ fn run_batch(batch: &[Test]) -> Result<Vec<Outcome>> {
     let mut found = parse(&output.text).into_iter();
     let mut outcomes = Vec::new();
     for test in batch {
-        let verdict = match found.next() {
-            Some(outcome) if outcome.name == test.name => outcome.verdict,
+        let status = match found.next() {
+            Some(outcome) if outcome.name == test.name => outcome.status,
             // It returns 1 if a test has failed.
             _ => {
                 let how = output.problem(&[0, 1]);
                 let how = how.unwrap_or("no result was printed".into());
-                Verdict::Fail(format!("{how}\n{}", output.tail(5)))
+                Status::Fail(format!("{how}\n{}", output.tail(5)))
             }
         };
-        let failed = matches!(verdict, Verdict::Fail(_));
+        let failed = matches!(status, Status::Fail(_));
         let name = format!("{}@{}", test.spec(), test.name);
-        outcomes.push(Outcome::new(name, verdict));
+        outcomes.push(Outcome::new(name, status));
         if failed {
             break;
         }
@@ -127,7 +125,7 @@ fn run_batch(batch: &[Test]) -> Result<Vec<Outcome>> {
 /// A program of its own, which tests one thing.
 pub(crate) fn run_program(name: &str) -> Result<Vec<Outcome>> {
     let output = program(name).args(["-auto", "-fbo"]).run()?;
-    let verdict = output
+    let status = output
         .text
         .lines()
         .rev()
@@ -136,28 +134,28 @@ pub(crate) fn run_program(name: &str) -> Result<Vec<Outcome>> {
                 .split('"')
                 .next()
         })
-        .map(|result| verdict(result, &output.tail(6)));
-    let verdict = match (verdict, output.problem(&[0, 1])) {
-        (Some(verdict), None) => verdict,
+        .map(|result| status(result, &output.tail(6)));
+    let status = match (status, output.problem(&[0, 1])) {
+        (Some(status), None) => status,
         (_, problem) => {
             let how = problem.unwrap_or("no result was printed".into());
-            Verdict::Fail(format!("{how}\n{}", output.tail(5)))
+            Status::Fail(format!("{how}\n{}", output.tail(5)))
         }
     };
-    Ok(vec![Outcome::new(name, verdict)])
+    Ok(vec![Outcome::new(name, status)])
 }
 
-fn verdict(result: &str, text: &str) -> Verdict {
+fn status(result: &str, text: &str) -> Status {
     match result {
-        "pass" => Verdict::Pass(String::new()),
-        "skip" => Verdict::Skip(
+        "pass" => Status::Pass(String::new()),
+        "skip" => Status::Skip(
             text.lines()
                 .rev()
                 .nth(1)
                 .unwrap_or("piglit gives no reason")
                 .into(),
         ),
-        other => Verdict::Fail(format!("{other}\n{text}")),
+        other => Status::Fail(format!("{other}\n{text}")),
     }
 }
 
@@ -170,7 +168,7 @@ fn parse(text: &str) -> Vec<Outcome> {
         match words[..] {
             ["PIGLIT: {", "subtest", _, name, _, result, ..] => {
                 before.push(line);
-                outcomes.push(Outcome::new(name, verdict(result, &before.join("\n"))));
+                outcomes.push(Outcome::new(name, status(result, &before.join("\n"))));
                 before.clear();
             }
             _ if line.starts_with("PIGLIT TEST:") => before.clear(),
@@ -198,8 +196,8 @@ PIGLIT: {\"subtest\": {\"xor\" : \"skip\"}}
 ";
         let found = parse(text);
         assert_eq!(found[0], Outcome::pass("and"));
-        assert!(matches!(&found[1].verdict, Verdict::Fail(r) if r.contains("wrong colour")));
-        assert_eq!(found[2].verdict, Verdict::Skip("needs GLSL 9".into()));
+        assert!(matches!(&found[1].status, Status::Fail(r) if r.contains("wrong colour")));
+        assert_eq!(found[2].status, Status::Skip("needs GLSL 9".into()));
         assert_eq!(found.len(), 3);
     }
 }

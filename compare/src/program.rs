@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{poll, PollFd, PollFlags, Timespec};
 use rustix::process::{kill_process_group, pidfd_open, Pid, PidfdFlags, Signal};
 
-use crate::Result;
+use crate::outcome::Result;
 
 /// What is the same for every program: writable folders are few in a tree.
 const ENVIRONMENT: &[(&str, &str)] = &[
@@ -22,6 +22,11 @@ const ENVIRONMENT: &[(&str, &str)] = &[
     // A run must not profit from the one before it.
     ("MESA_SHADER_CACHE_DISABLE", "true"),
 ];
+
+/// The tree with Mesa.
+pub(crate) const MESA: &str = "/mesa";
+/// There is no software renderer of this name, so that Mesa cannot fall back to one.
+pub(crate) const NO_FALLBACK: (&str, &str) = ("GALLIUM_DRIVER", "none");
 
 /// What a program has printed so far.
 // A file and not a pipe: nobody who is left over can keep us waiting for its end.

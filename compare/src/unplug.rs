@@ -7,9 +7,8 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use crate::drivers::{self, Driver};
-use crate::outcome::{Outcome, Verdict};
+use crate::outcome::{Outcome, Result, Status};
 use crate::program::{Output, Program, OUTPUT};
-use crate::Result;
 
 /// Longer than a program takes to notice that its device is gone.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -41,7 +40,7 @@ pub(crate) fn run(
     Ok(outcomes)
 }
 
-fn gone(program: Program, way: Way) -> Result<Verdict> {
+fn gone(program: Program, way: Way) -> Result<Status> {
     let _ = fs::remove_file(OUTPUT);
     let program = std::thread::spawn(move || program.run().map_err(|error| error.to_string()));
     let deadline = Instant::now() + LIMIT;
@@ -57,21 +56,21 @@ fn gone(program: Program, way: Way) -> Result<Verdict> {
     let taken = start.elapsed();
     let output = program.join().map_err(|_| "a thread panicked")??;
     drivers::rescan(Driver::Ours)?;
-    Ok(verdict(drew, taken, &output))
+    Ok(status(drew, taken, &output))
 }
 
-fn verdict(drew: bool, taken: Duration, output: &Output) -> Verdict {
+fn status(drew: bool, taken: Duration, output: &Output) -> Status {
     let tail = output.tail(8);
     if !drew || !output.text.contains("drawing") {
-        return Verdict::Fail(format!("nothing was drawn\n{tail}"));
+        return Status::Fail(format!("nothing was drawn\n{tail}"));
     }
     if taken > LIMIT {
-        return Verdict::Fail(format!("it took {} s to take it away", taken.as_secs()));
+        return Status::Fail(format!("it took {} s to take it away", taken.as_secs()));
     }
     // An error, an abort by Mesa, or nothing but wrong pictures: all but going on.
     match output.status {
-        Some(_) => Verdict::Pass(String::new()),
-        None => Verdict::Fail(format!("the program did not notice\n{tail}")),
+        Some(_) => Status::Pass(String::new()),
+        None => Status::Fail(format!("the program did not notice\n{tail}")),
     }
 }
 
