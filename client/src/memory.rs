@@ -174,7 +174,7 @@ impl Mapping {
     ///
     /// # Errors
     ///
-    /// Those of mmap(2); EINVAL for MAP_FIXED, which could replace foreign memory.
+    /// Those of mmap(2); EINVAL for MAP_FIXED, which could replace what is mapped there.
     pub fn anonymous_with(length: usize, prot: ProtFlags, flags: MapFlags) -> Result<Self> {
         if flags.intersects(MapFlags::FIXED) {
             return Err(Errno::INVAL);
@@ -188,7 +188,7 @@ impl Mapping {
     ///
     /// # Errors
     ///
-    /// Those of mmap(2); EINVAL for MAP_FIXED, which could replace foreign memory.
+    /// Those of mmap(2); EINVAL for MAP_FIXED, which could replace what is mapped there.
     pub fn file(
         fd: impl AsFd,
         offset: u64,

@@ -55,7 +55,7 @@ use kernel::{
 /// How long the device may take, as the module's parameters say.
 fn timeouts() -> Timeouts {
     Timeouts {
-        answer_ms: module_parameters::ack_timeout_ms.value().max(1),
+        response_ms: module_parameters::ack_timeout_ms.value().max(1),
         job_ms: module_parameters::job_timeout_ms.value(),
         grace_ms: module_parameters::job_grace_ms.value(),
     }

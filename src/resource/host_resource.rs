@@ -453,7 +453,7 @@ impl HostResource {
         let control = &self.gpu.control;
         let assign = match self.uuid_command() {
             Some(assign) => assign,
-            None => self.ask_for_uuid(self.gpu.transport.answer_timeout_ms())?,
+            None => self.ask_for_uuid(self.gpu.transport.response_timeout_ms())?,
         };
         control.wait_killable(&assign)?.to_result()?;
         let mut response = ResponseResourceUuid::default();

@@ -107,7 +107,7 @@ impl Releases {
         gpu.control.settle();
         self.wait.wait_killable_timeout(
             || self.waiting.lock().pending < MAX_PENDING || gpu.transport.is_lost(),
-            gpu.transport.answer_timeout_ms(),
+            gpu.transport.response_timeout_ms(),
         )?;
         gpu.transport.check()
     }

@@ -339,7 +339,7 @@ impl Svm {
             };
             self.jobs.wait.wait_killable_timeout(
                 || self.jobs.has_room() || self.check().is_err(),
-                self.gpu.transport.answer_timeout_ms(),
+                self.gpu.transport.response_timeout_ms(),
             )?;
         }
     }

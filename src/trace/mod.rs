@@ -23,12 +23,12 @@ unsafe extern "C" {
         fence: u64,
         descriptors: u32,
     );
-    fn virtgpu_trace_answer(
+    fn virtgpu_trace_response(
         device: *const c_char,
         kind: u32,
         context: u32,
         fence: u64,
-        answer: u32,
+        response: u32,
     );
     fn virtgpu_trace_register(
         device: *const c_char,
@@ -69,15 +69,15 @@ pub(crate) fn command(device: &CStr, header: &Header, descriptors: usize) {
 }
 
 /// The device has answered the command with `header`.
-pub(crate) fn answer(device: &CStr, header: &Header, answer: u32) {
+pub(crate) fn response(device: &CStr, header: &Header, response: u32) {
     // SAFETY: The string is valid.
     unsafe {
-        virtgpu_trace_answer(
+        virtgpu_trace_response(
             device.as_char_ptr(),
             header.kind.get(),
             header.ctx_id.get(),
             header.fence_id.get(),
-            answer,
+            response,
         )
     }
 }

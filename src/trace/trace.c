@@ -13,10 +13,10 @@ void virtgpu_trace_command(const char *device, u32 type, u32 context, u64 fence,
 	trace_virtgpu_userptr_command(device, type, context, fence, descriptors);
 }
 
-void virtgpu_trace_answer(const char *device, u32 type, u32 context, u64 fence,
-			  u32 answer)
+void virtgpu_trace_response(const char *device, u32 type, u32 context, u64 fence,
+			    u32 response)
 {
-	trace_virtgpu_userptr_answer(device, type, context, fence, answer);
+	trace_virtgpu_userptr_response(device, type, context, fence, response);
 }
 
 void virtgpu_trace_register(const char *device, u32 resource, u64 address,

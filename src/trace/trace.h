@@ -34,27 +34,27 @@ TRACE_EVENT(virtgpu_userptr_command,
 		  __entry->fence, __entry->descriptors)
 );
 
-TRACE_EVENT(virtgpu_userptr_answer,
+TRACE_EVENT(virtgpu_userptr_response,
 	TP_PROTO(const char *device, u32 type, u32 context, u64 fence,
-		 u32 answer),
-	TP_ARGS(device, type, context, fence, answer),
+		 u32 response),
+	TP_ARGS(device, type, context, fence, response),
 	TP_STRUCT__entry(
 		__string(device, device)
 		__field(u32, type)
 		__field(u32, context)
 		__field(u64, fence)
-		__field(u32, answer)
+		__field(u32, response)
 	),
 	TP_fast_assign(
 		__assign_str(device);
 		__entry->type = type;
 		__entry->context = context;
 		__entry->fence = fence;
-		__entry->answer = answer;
+		__entry->response = response;
 	),
-	TP_printk("%s: type=%#x context=%u fence=%llu answer=%#x",
+	TP_printk("%s: type=%#x context=%u fence=%llu response=%#x",
 		  __get_str(device), __entry->type, __entry->context,
-		  __entry->fence, __entry->answer)
+		  __entry->fence, __entry->response)
 );
 
 /* User memory; flags as in drm/virtgpu_userptr_drm.h. */

@@ -9,8 +9,8 @@
 
 void virtgpu_trace_command(const char *device, u32 type, u32 context, u64 fence,
 			   u32 descriptors);
-void virtgpu_trace_answer(const char *device, u32 type, u32 context, u64 fence,
-			  u32 answer);
+void virtgpu_trace_response(const char *device, u32 type, u32 context, u64 fence,
+			    u32 response);
 void virtgpu_trace_register(const char *device, u32 resource, u64 address,
 			    u64 size, u32 flags);
 void virtgpu_trace_map(const char *device, u32 space, u64 first, u64 last,

@@ -84,7 +84,7 @@ pub(super) enum State {
 pub(crate) struct Timeouts {
     /// To answer anything while something is to be answered that is not a job, in milliseconds. Waits
     /// are bounded by it, too.
-    pub(crate) answer_ms: u32,
+    pub(crate) response_ms: u32,
     /// To end a job, in milliseconds, until its context is lost; 0 for no limit.
     pub(crate) job_ms: u32,
     /// How long others may wait for a job, in milliseconds.
@@ -222,8 +222,8 @@ impl Transport {
     }
 
     /// How long the device may take to answer, in milliseconds.
-    pub(crate) fn answer_timeout_ms(&self) -> u32 {
-        self.timeouts.answer_ms
+    pub(crate) fn response_timeout_ms(&self) -> u32 {
+        self.timeouts.response_ms
     }
 
     /// How long jobs may keep others waiting, in milliseconds.

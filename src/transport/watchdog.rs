@@ -36,7 +36,7 @@ impl Transport {
             inner.watching = true;
             // Often enough that the device gets the probe well before the time is over, and that no job
             // has much more than its time.
-            let limits = [self.timeouts.answer_ms, self.timeouts.job_ms];
+            let limits = [self.timeouts.response_ms, self.timeouts.job_ms];
             let limits = limits.into_iter().filter(|limit| *limit != 0);
             let delay = limits.fold(WATCHDOG_MS, |delay, limit| delay.min(limit / 4));
             let delay = delay.max(WATCHDOG_MIN_MS);

@@ -138,9 +138,9 @@ fn nothing_is_shared(env: &Env) -> TestResult {
         };
         device.create_blob(&options).map(drop)
     })?;
-    let foreign = udmabuf::new(4)?;
+    let imported = udmabuf::new(4)?;
     refusing.refuse(Errno::OPNOTSUPP, "a dma-buf of another driver", |device| {
-        device.prime_import(foreign.fd.as_fd()).map(drop)
+        device.prime_import(imported.fd.as_fd()).map(drop)
     })?;
     // One of its own is the buffer that it was.
     let device = env.compute()?;

@@ -384,7 +384,7 @@ fn trace_commands(env: &Env) -> TestResult {
     let events = tracer.events()?;
     // CTX_CREATE and SUBMIT_3D, and OK_NODATA, as in linux/virtio_gpu.h.
     let created = position(&events, "command", &["type=0x200 "])?;
-    position(&events, "answer", &["type=0x200 ", "answer=0x1100"])?;
+    position(&events, "response", &["type=0x200 ", "response=0x1100"])?;
     let submitted = position(&events, "command", &["type=0x207 "])?;
     let fence = events[submitted]
         .split_whitespace()
@@ -396,7 +396,11 @@ fn trace_commands(env: &Env) -> TestResult {
         events[submitted]
     );
     let fence = format!("{fence} ");
-    let answered = position(&events, "answer", &["type=0x207 ", &fence, "answer=0x1100"])?;
+    let answered = position(
+        &events,
+        "response",
+        &["type=0x207 ", &fence, "response=0x1100"],
+    )?;
     check!(
         created < submitted && submitted < answered,
         "order in {events:#?}"

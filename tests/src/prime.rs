@@ -34,11 +34,11 @@ pub(crate) const FAMILY: Family = Family {
         outlives_the_handle,
         user_memory_is_not_exported,
         uuids,
-        foreign_memory,
-        foreign_memory_of_many_pages,
-        foreign_memory_lives,
-        foreign_memory_twice,
-        foreign_memory_is_limited,
+        imported_memory,
+        imported_memory_of_many_pages,
+        imported_memory_lives,
+        imported_memory_twice,
+        imported_memory_is_limited,
         exported_again,
         no_dma_buf,
         device_gone,
@@ -62,7 +62,7 @@ pub(crate) const ACCESS_PLATFORM: Family = Family {
     driver: Driver::Ours,
     device: "--access-platform",
     leak_check: true,
-    cases: cases![foreign_memory, foreign_memory_of_many_pages],
+    cases: cases![imported_memory, imported_memory_of_many_pages],
 };
 
 /// Sizes are multiples of 64 KiB.
@@ -298,7 +298,7 @@ pub(crate) fn used(device: &Device, memory: &Mapping, handle: u32, seed: u64) ->
     Ok(())
 }
 
-fn foreign_memory(env: &Env) -> TestResult {
+fn imported_memory(env: &Env) -> TestResult {
     imports(env)?;
     let device = env.compute()?;
     for pages in [1, 2, 17] {
@@ -328,7 +328,7 @@ fn foreign_memory(env: &Env) -> TestResult {
     Ok(())
 }
 
-fn foreign_memory_of_many_pages(env: &Env) -> TestResult {
+fn imported_memory_of_many_pages(env: &Env) -> TestResult {
     imports(env)?;
     let device = env.compute()?;
     let buf = udmabuf::new(4096)?;
@@ -339,7 +339,7 @@ fn foreign_memory_of_many_pages(env: &Env) -> TestResult {
 }
 
 /// The import keeps the memory, and gives it back.
-fn foreign_memory_lives(env: &Env) -> TestResult {
+fn imported_memory_lives(env: &Env) -> TestResult {
     imports(env)?;
     let device = env.compute()?;
     let Udmabuf { fd, memory } = udmabuf::new(4)?;
@@ -369,7 +369,7 @@ fn foreign_memory_lives(env: &Env) -> TestResult {
     Ok(())
 }
 
-fn foreign_memory_twice(env: &Env) -> TestResult {
+fn imported_memory_twice(env: &Env) -> TestResult {
     imports(env)?;
     let (first, second) = (env.compute()?, env.compute()?);
     let buf = udmabuf::new(2)?;
@@ -394,7 +394,7 @@ fn foreign_memory_twice(env: &Env) -> TestResult {
 }
 
 /// Imported memory is the device's to use, and nobody else's.
-fn foreign_memory_is_limited(env: &Env) -> TestResult {
+fn imported_memory_is_limited(env: &Env) -> TestResult {
     imports(env)?;
     let refusing = Refusing::new(env)?;
     let buf = udmabuf::new(2)?;
@@ -453,7 +453,7 @@ fn no_dma_buf(env: &Env) -> TestResult {
     Ok(())
 }
 
-/// The driver goes, and gives foreign memory back although a file has it open.
+/// The driver goes, and gives imported memory back although a file has it open.
 fn device_gone(env: &Env) -> TestResult {
     imports(env)?;
     let device = env.compute()?;

@@ -86,7 +86,7 @@ impl ControlQueue {
     pub(crate) fn wait(&self, command: &Command) -> Result<Response> {
         let done = || Self::answered(command) || self.transport.is_lost();
         let wait = &command.shared.wait;
-        if !wait.wait_timeout(done, self.transport.timeouts.answer_ms) {
+        if !wait.wait_timeout(done, self.transport.timeouts.response_ms) {
             return Err(EBUSY);
         }
         Self::ended_by_response(command)
@@ -100,7 +100,7 @@ impl ControlQueue {
     pub(crate) fn wait_killable(&self, command: &Command) -> Result<Response> {
         let done = || Self::answered(command) || self.transport.is_lost();
         let wait = &command.shared.wait;
-        wait.wait_killable_timeout(done, self.transport.timeouts.answer_ms)?;
+        wait.wait_killable_timeout(done, self.transport.timeouts.response_ms)?;
         Self::ended_by_response(command)
     }
 
@@ -120,7 +120,7 @@ impl ControlQueue {
     pub(super) fn wait_sent(&self, command: &Command) -> Result {
         let sent = || Self::is_sent(command) || self.transport.is_lost();
         let wait = &command.shared.wait;
-        wait.wait_killable_timeout(sent, self.transport.timeouts.answer_ms)?;
+        wait.wait_killable_timeout(sent, self.transport.timeouts.response_ms)?;
         self.transport.check()
     }
 
@@ -140,7 +140,7 @@ impl ControlQueue {
         let answered = self.inner.lock().answered;
         self.completion_wait.wait_timeout(
             || self.completed.load(Acquire) >= answered,
-            self.transport.timeouts.answer_ms,
+            self.transport.timeouts.response_ms,
         );
     }
 
@@ -175,7 +175,7 @@ impl ControlQueue {
         job: &ListArc<Command>,
     ) -> Result<Credit> {
         let mut starved = None;
-        self.credit_while(quota, [job], self.transport.timeouts.answer_ms, || {
+        self.credit_while(quota, [job], self.transport.timeouts.response_ms, || {
             let goes_on = starved.is_none() || self.may_go_on();
             starved.get_or_insert_with(|| Starved::new(self));
             goes_on
@@ -186,7 +186,7 @@ impl ControlQueue {
     fn may_go_on(&self) -> bool {
         let now = self.transport.now();
         let inner = self.inner.lock();
-        now - inner.quiet_since <= i64::from(self.transport.timeouts.answer_ms)
+        now - inner.quiet_since <= i64::from(self.transport.timeouts.response_ms)
             || Self::runs(&inner, now)
     }
 
@@ -301,14 +301,14 @@ impl ControlQueue {
             .transport
             .timeouts
             .job_ms
-            .max(self.transport.timeouts.answer_ms);
+            .max(self.transport.timeouts.response_ms);
         self.transport.now() + ENDING_LIMITS * i64::from(limit)
     }
 
     /// How long the jobs of a closed file may take, in milliseconds, until they are cancelled.
     fn closing_limit(&self) -> i64 {
         let limit = match self.transport.timeouts.job_ms {
-            0 => self.transport.timeouts.answer_ms,
+            0 => self.transport.timeouts.response_ms,
             limit => limit,
         };
         i64::from(limit) + i64::from(self.transport.timeouts.grace_ms)
@@ -461,7 +461,7 @@ impl ControlQueue {
         if command.shared.job.is_none() {
             self.note_waiting(inner);
             inner.commands += 1;
-            let deadline = self.transport.now() + i64::from(self.transport.timeouts.answer_ms);
+            let deadline = self.transport.now() + i64::from(self.transport.timeouts.response_ms);
             command.shared.deadline.store(deadline, Relaxed);
         } else if self.transport.timeouts.job_ms != 0 {
             // Which begins its time.
@@ -486,7 +486,7 @@ impl ControlQueue {
 
     /// Notices a device that answers nothing, and jobs that do not end. Called by the watchdog.
     pub(in crate::transport) fn look(&self) {
-        let limit = i64::from(self.transport.timeouts.answer_ms);
+        let limit = i64::from(self.transport.timeouts.response_ms);
         let (silent, wants_probe, answered);
         let mut notifications = [None, None];
         {

@@ -115,7 +115,7 @@ impl ControlQueue {
                             inner.common_answered = inner.common_answered.max(order);
                         }
                         inner.answered_fence = inner.answered_fence.max(header.fence_id.get());
-                        trace::answer(self.transport.name(), &header, status);
+                        trace::response(self.transport.name(), &header, status);
                         // Before its fence is signalled, see `settle`.
                         inner.answered += 1;
                         if command.shared.undone_early.load(Relaxed) {

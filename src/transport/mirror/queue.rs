@@ -286,7 +286,7 @@ impl MirrorQueue {
         let outcome = loop {
             let waited = mirror.room.at(number).wait_killable_timeout(
                 || waiter.is_granted() || self.transport.is_lost(),
-                self.transport.answer_timeout_ms(),
+                self.transport.response_timeout_ms(),
             );
             // The line may be long.
             let now = mirror.inner.lock().progress(&self.quota);
@@ -392,7 +392,7 @@ impl MirrorQueue {
     fn wait_for(&self, queue: &WaitQueue, done: impl Fn() -> bool) -> Result {
         let transport = &self.transport;
         let condition = || done() || transport.is_lost();
-        let limit = transport.answer_timeout_ms();
+        let limit = transport.response_timeout_ms();
         if !queue.wait_timeout(condition, limit) {
             // It need not have said so, if it has not answered all.
             let sane = self.mirror().used();
@@ -505,7 +505,7 @@ impl MirrorQueue {
         let mut used = mirror.inner.lock().used;
         loop {
             let condition = || transport.is_lost() || done();
-            if queue.wait_timeout(condition, transport.answer_timeout_ms()) {
+            if queue.wait_timeout(condition, transport.response_timeout_ms()) {
                 return transport.check();
             }
             // It need not have said so, if it has not answered all.

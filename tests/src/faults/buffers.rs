@@ -136,7 +136,7 @@ pub(super) fn prime(env: &Env) -> TestResult {
     job::add(&first, at, 4096, 1, blob.handle())
 }
 
-pub(super) fn prime_foreign(env: &Env) -> TestResult {
+pub(super) fn prime_import(env: &Env) -> TestResult {
     let device = env.compute()?;
     let buf = udmabuf::new(64)?;
     each_fault_of_a_handle("PRIME_FD_TO_HANDLE of a udmabuf", &device, || {

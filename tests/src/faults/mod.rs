@@ -21,7 +21,7 @@ use crate::{cases, check};
 
 use self::buffers::{
     attached_later, create_guest_blob, create_host3d_guest_blob, create_host_blob, create_picture,
-    gem_close, map, mmap, prime, prime_foreign, resource_info, transfers,
+    gem_close, map, mmap, prime, prime_import, resource_info, transfers,
 };
 use self::device::{context_init, get_caps, getparam, implicit_context, open_and_close, probe};
 use self::jobs::{
@@ -66,7 +66,7 @@ pub(crate) const FAMILY: Family = Family {
         prefetch: 600,
         gem_close: 600,
         prime: 600,
-        prime_foreign: 900,
+        prime_import: 900,
         probe: 900,
     ],
 };

@@ -189,7 +189,7 @@ impl ControlQueue {
         quota: &Arc<RingQuota>,
         commands: impl IntoIterator<Item = &'a ListArc<Command>>,
     ) -> Result<Credit> {
-        self.credit_within(quota, commands, self.transport.timeouts.answer_ms)
+        self.credit_within(quota, commands, self.transport.timeouts.response_ms)
     }
 
     /// As [`ControlQueue::credit`], but waits for `ms` milliseconds at most.
