@@ -15,7 +15,6 @@ use crate::{
     },
     protocol::virtio_gpu::{
         blob_flag,
-        command,
         CtxCreate,
         CtxDestroy,
         Header,
@@ -24,6 +23,10 @@ use crate::{
         DEBUG_NAME_LEN, //
     },
     transport::control::{
+        commands::{
+            self,
+            CommandToHost, //
+        },
         Command,
         JobContext,
         JobOf,
@@ -118,12 +121,12 @@ impl Context {
             context_init: (params.capset_id & CONTEXT_INIT_CAPSET_ID_MASK).into(),
             debug_name: params.debug_name,
         };
-        let mut create = Request::new(Header::new(command::CTX_CREATE, id.get()), &fixed);
-        create.id = Some(id.clone());
+        let mut create = Request::<commands::CtxCreate>::new(id.get(), &fixed);
+        create.about(&id);
         let create = create.build()?;
         let fixed = CtxDestroy::default();
-        let mut destroy = Request::new(Header::new(command::CTX_DESTROY, id.get()), &fixed);
-        destroy.id = Some(id.clone());
+        let mut destroy = Request::<commands::CtxDestroy>::new(id.get(), &fixed);
+        destroy.about(&id);
         let destroy = destroy.build()?;
         let jobs = JobContext::new()?;
 
@@ -233,17 +236,23 @@ impl Context {
     ///
     /// [`ENOMEM`].
     pub(crate) fn attachment(&self, resource: &Arc<Id>, attach: bool) -> Result<ListArc<Command>> {
-        let kind = if attach {
-            command::CTX_ATTACH_RESOURCE
+        if attach {
+            self.attachment_command::<commands::CtxAttachResource>(resource)
         } else {
-            command::CTX_DETACH_RESOURCE
-        };
+            self.attachment_command::<commands::CtxDetachResource>(resource)
+        }
+    }
+
+    fn attachment_command<C: CommandToHost<Fixed = ResourceCommand>>(
+        &self,
+        resource: &Arc<Id>,
+    ) -> Result<ListArc<Command>> {
         let fixed = ResourceCommand {
             resource_id: resource.get().into(),
             ..Default::default()
         };
-        let mut request = Request::new(Header::new(kind, self.id()), &fixed);
-        request.id = Some(resource.clone());
+        let mut request = Request::<C>::new(self.id(), &fixed);
+        request.about(resource);
         request.build()
     }
 

@@ -7,15 +7,9 @@ use crate::{
         self,
         Chunks, //
     },
-    protocol::virtio_gpu::{
-        command,
-        response,
-        GetCapset,
-        GetCapsetInfo,
-        Header,
-        ResponseCapsetInfo, //
-    },
+    protocol::virtio_gpu::{GetCapset, GetCapsetInfo},
     transport::control::{
+        commands,
         ControlQueue,
         Request,
         RingQuota, //
@@ -29,7 +23,6 @@ use kernel::{
         Mutex, //
     },
 };
-use zerocopy::IntoBytes;
 
 /// Most capability sets that a device can have; more is not believed.
 const MAX_CAPSETS: u32 = 64;
@@ -85,9 +78,8 @@ impl Capsets {
                 capset_index: index.into(),
                 ..Default::default()
             };
-            let mut request = Request::new(Header::new(command::GET_CAPSET_INFO, 0), &fixed);
-            request.responds_with::<ResponseCapsetInfo>(response::OK_CAPSET_INFO);
-            let answered = match control.call(quota, request.build()?) {
+            let request = Request::<commands::GetCapsetInfo>::new(0, &fixed);
+            let answered = match control.call(quota, request) {
                 Ok(answered) => answered,
                 Err(e) if e == ENODEV => return Err(e),
                 Err(e) => {
@@ -99,8 +91,7 @@ impl Capsets {
                     continue;
                 }
             };
-            let mut response = ResponseCapsetInfo::default();
-            answered.read_response(response.as_mut_bytes());
+            let response = answered.response();
             let info = Info {
                 id: response.capset_id.get(),
                 max_version: response.capset_max_version.get(),
@@ -171,10 +162,9 @@ impl Capsets {
             ..Default::default()
         };
         let size = info.max_size as usize;
-        let mut request = Request::new(Header::new(command::GET_CAPSET, 0), &fixed);
-        request.responds_with::<Header>(response::OK_CAPSET);
-        request.response_data = Chunks::zeroed(size, control.pieces(2))?;
-        let answered = control.call(quota, request.build()?)?;
+        let mut request = Request::<commands::GetCapset>::new(0, &fixed);
+        request.response_data(Chunks::zeroed(size, control.pieces(2))?);
+        let answered = control.call(quota, request)?;
         let mut bytes = KVVec::from_elem(0, size, GFP_KERNEL)?;
         answered.read_data(&mut bytes);
 

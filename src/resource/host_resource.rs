@@ -22,20 +22,16 @@ use crate::{
         task::current_is_worker, //
     },
     mirror::Space,
-    protocol::virtio_gpu::{
-        command,
-        response,
-        Header,
-        ResourceCommand,
-        ResponseResourceUuid, //
-    },
+    protocol::virtio_gpu::{response, ResourceCommand},
     transport::control::{
+        commands,
         Command,
         Completion,
         ControlQueue,
         Expect,
         Request,
         Response, //
+        Sent,
     },
 };
 use kernel::{
@@ -60,7 +56,6 @@ use kernel::{
         SpinLock, //
     },
 };
-use zerocopy::IntoBytes;
 
 /// An object without references, until the host has answered RESOURCE_UNREF.
 #[pin_data]
@@ -160,7 +155,7 @@ struct Inner {
     /// resource, and as long as it may have failed.
     backing: Option<Arc<Command>>,
     /// The command that asks for a UUID, the last that was sent.
-    uuid: Option<Arc<Command>>,
+    uuid: Option<Sent<commands::ResourceAssignUuid>>,
     unref: Option<ListArc<Command>>,
 }
 
@@ -225,9 +220,9 @@ impl HostResource {
             resource_id: id.get().into(),
             ..Default::default()
         };
-        let mut unref = Request::new(Header::new(command::RESOURCE_UNREF, 0), &fixed);
-        unref.completion = Some(KBox::new(Unreferenced(pending.clone()), GFP_KERNEL)?);
-        unref.id = Some(id.clone());
+        let mut unref = Request::<commands::ResourceUnref>::new(0, &fixed);
+        unref.then(KBox::new(Unreferenced(pending.clone()), GFP_KERNEL)?);
+        unref.about(&id);
         let unref = unref.build()?;
         Ok(Self {
             gpu: gpu.clone(),
@@ -383,7 +378,7 @@ impl HostResource {
     }
 
     /// The command that asks for a UUID, if one was sent and has not failed.
-    fn uuid_command(&self) -> Option<Arc<Command>> {
+    fn uuid_command(&self) -> Option<Sent<commands::ResourceAssignUuid>> {
         let inner = self.inner.lock();
         let assign = inner.uuid.as_ref()?;
         Self::gives_uuid(assign).then(|| assign.clone())
@@ -400,16 +395,14 @@ impl HostResource {
     /// # Errors
     ///
     /// [`ENOMEM`], and those of [`ControlQueue::credit_within`].
-    fn ask_for_uuid(&self, ms: u32) -> Result<Arc<Command>> {
+    fn ask_for_uuid(&self, ms: u32) -> Result<Sent<commands::ResourceAssignUuid>> {
         let fixed = ResourceCommand {
             resource_id: self.id.get().into(),
             ..Default::default()
         };
-        let mut assign = Request::new(Header::new(command::RESOURCE_ASSIGN_UUID, 0), &fixed);
-        assign.responds_with::<ResponseResourceUuid>(response::OK_RESOURCE_UUID);
-        assign.id = Some(self.id.clone());
-        let assign = assign.build()?;
-        let sent = assign.clone_arc();
+        let mut assign = Request::<commands::ResourceAssignUuid>::new(0, &fixed);
+        assign.about(&self.id);
+        let (assign, sent) = assign.build_to_read()?;
         let control = &self.gpu.control;
         let credit = control.credit_within(&self.gpu.quota, [&assign], ms)?;
         control.add(assign, credit)?;
@@ -456,9 +449,7 @@ impl HostResource {
             None => self.ask_for_uuid(self.gpu.transport.response_timeout_ms())?,
         };
         control.wait_killable(&assign)?.to_result()?;
-        let mut response = ResponseResourceUuid::default();
-        assign.read_response(response.as_mut_bytes());
-        Ok(response.uuid)
+        Ok(assign.response().uuid)
     }
 
     /// Releases an object without references.

@@ -25,17 +25,9 @@ use crate::{
         },
         virtio::Chunks, //
     },
-    protocol::virtio_gpu::{
-        blob_flag,
-        command,
-        map_cache,
-        response,
-        Header,
-        ResourceCommand,
-        ResourceMapBlob,
-        ResponseMapInfo, //
-    },
+    protocol::virtio_gpu::{blob_flag, map_cache, response, ResourceCommand, ResourceMapBlob},
     transport::control::{
+        commands,
         Command,
         ControlQueue,
         Credit,
@@ -43,6 +35,7 @@ use crate::{
         Request,
         Response,
         RingQuota, //
+        Sent,
     },
 };
 use kernel::{
@@ -57,7 +50,6 @@ use kernel::{
         Mutex, //
     },
 };
-use zerocopy::IntoBytes;
 
 /// A host buffer's place in the window.
 pub(crate) struct HostMemory {
@@ -69,7 +61,7 @@ pub(crate) struct HostMemory {
 
 struct WindowMapping {
     offset: u64,
-    map: Arc<Command>,
+    map: Sent<commands::ResourceMapBlob>,
     /// Ends the mapping; carries the range until then.
     unmap: ListArc<Command>,
 }
@@ -133,6 +125,7 @@ pub(super) fn create(
 struct Showing {
     offset: u64,
     map: ListArc<Command>,
+    sent_map: Sent<commands::ResourceMapBlob>,
     unmap: ListArc<Command>,
 }
 
@@ -154,21 +147,25 @@ impl Showing {
             offset: offset.into(),
             ..Default::default()
         };
-        let mut map = Request::new(Header::new(command::RESOURCE_MAP_BLOB, 0), &fixed);
-        map.responds_with::<ResponseMapInfo>(response::OK_MAP_INFO);
-        map.id = Some(object.host.shared_id().clone());
-        let map = map.build()?;
+        let mut map = Request::<commands::ResourceMapBlob>::new(0, &fixed);
+        map.about(object.host.shared_id());
+        let (map, sent_map) = map.build_to_read()?;
 
         let fixed = ResourceCommand {
             resource_id: object.id().into(),
             ..Default::default()
         };
-        let mut unmap = Request::new(Header::new(command::RESOURCE_UNMAP_BLOB, 0), &fixed);
+        let mut unmap = Request::<commands::ResourceUnmapBlob>::new(0, &fixed);
         // Until the host has answered that nothing is mapped there.
         unmap.keep(range)?;
-        unmap.id = Some(object.host.shared_id().clone());
+        unmap.about(object.host.shared_id());
         let unmap = unmap.build()?;
-        Ok(Self { offset, map, unmap })
+        Ok(Self {
+            offset,
+            map,
+            sent_map,
+            unmap,
+        })
     }
 
     /// Puts the command that shows the buffer into the ring.
@@ -177,11 +174,10 @@ impl Showing {
     ///
     /// Those of [`ControlQueue::add`].
     fn send(self, gpu: &Arc<Gpu>, credit: Credit) -> Result<WindowMapping> {
-        let map = self.map.clone_arc();
         gpu.control.add(self.map, credit)?;
         Ok(WindowMapping {
             offset: self.offset,
-            map,
+            map: self.sent_map,
             unmap: self.unmap,
         })
     }
@@ -221,9 +217,7 @@ impl HostMemory {
         if gpu.control.wait_killable(&map)? != Response::Ok(response::OK_MAP_INFO) {
             return Err(EINVAL);
         }
-        let mut response = ResponseMapInfo::default();
-        map.read_response(response.as_mut_bytes());
-        let caching = match response.map_info.get() & map_cache::MASK {
+        let caching = match map.response().map_info.get() & map_cache::MASK {
             map_cache::NONE | map_cache::CACHED => Caching::Cached,
             map_cache::UNCACHED => Caching::Uncached,
             map_cache::WC => Caching::WriteCombining,
@@ -249,7 +243,7 @@ impl HostMemory {
                 object.gpu().control.teardown(mapping.unmap);
             }
             None | Some(Response::Invalid) => {
-                let expect = Expect::SuccessUnlessFailed(mapping.map);
+                let expect = Expect::SuccessUnlessFailed(mapping.map.command().clone());
                 ControlQueue::set_expect(&mut mapping.unmap, expect);
                 object.gpu().control.teardown(mapping.unmap);
             }

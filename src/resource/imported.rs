@@ -40,11 +40,10 @@ use crate::{
     protocol::virtio_gpu::{
         blob_flag,
         blob_mem,
-        command,
-        Header,
         ResourceCommand, //
     },
     transport::control::{
+        commands,
         Command,
         Completion,
         ControlQueue,
@@ -244,12 +243,12 @@ pub(crate) fn import(dev: &Device, buf: &Importable) -> Result<ARef<Object>> {
         resource_id: host.id().into(),
         ..Default::default()
     };
-    let mut detach = Request::new(Header::new(command::RESOURCE_DETACH_BACKING, 0), &fixed);
+    let mut detach = Request::<commands::ResourceDetachBacking>::new(0, &fixed);
     let detached = Detached {
         unmap: mapping.unmap(),
     };
-    detach.completion = Some(KBox::new(detached, GFP_KERNEL)?);
-    detach.id = Some(host.shared_id().clone());
+    detach.then(KBox::new(detached, GFP_KERNEL)?);
+    detach.about(host.shared_id());
     let mut detach = detach.build()?;
 
     let params = BlobParams {

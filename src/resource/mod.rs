@@ -43,13 +43,13 @@ use crate::{
         virtio_gpu::{
             blob_flag,
             blob_mem,
-            command,
             Header,
             MemEntry,
             ResourceCreateBlob, //
         },
     },
     transport::control::{
+        commands,
         Command,
         Request,
         RingQuota, //
@@ -268,13 +268,10 @@ pub(crate) fn create_command(
         blob_id: params.id.into(),
         size: params.size.into(),
     };
-    let header = Header::new(
-        command::RESOURCE_CREATE_BLOB,
-        context.map_or(0, Context::id),
-    );
-    let mut request = Request::new(header, &fixed);
-    request.payload = entries;
-    request.id = Some(resource.shared_id().clone());
+    let context = context.map_or(0, Context::id);
+    let mut request = Request::<commands::ResourceCreateBlob>::new(context, &fixed);
+    request.payload(entries);
+    request.about(resource.shared_id());
     request.build()
 }
 

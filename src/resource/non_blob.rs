@@ -28,8 +28,6 @@ use crate::{
     protocol::{
         uapi::ResourceCreate,
         virtio_gpu::{
-            command,
-            Header,
             ResourceAttachBacking, //
         },
         virtio_gpu_image::{
@@ -38,6 +36,7 @@ use crate::{
         }, //
     },
     transport::control::{
+        commands,
         Command,
         Request,
         RingQuota, //
@@ -75,8 +74,8 @@ fn create_command(
             flags: args.flags.into(),
             ..Default::default()
         };
-        let mut request = Request::new(Header::new(command::RESOURCE_CREATE_3D, 0), &fixed);
-        request.id = Some(resource.shared_id().clone());
+        let mut request = Request::<commands::ResourceCreate3d>::new(0, &fixed);
+        request.about(resource.shared_id());
         request.build()
     } else {
         let fixed = ResourceCreate2d {
@@ -86,8 +85,8 @@ fn create_command(
             height: args.height.into(),
             ..Default::default()
         };
-        let mut request = Request::new(Header::new(command::RESOURCE_CREATE_2D, 0), &fixed);
-        request.id = Some(resource.shared_id().clone());
+        let mut request = Request::<commands::ResourceCreate2d>::new(0, &fixed);
+        request.about(resource.shared_id());
         request.build()
     }
 }
@@ -118,9 +117,9 @@ pub(crate) fn create(
         nr_entries: u32::try_from(count).map_err(|_| E2BIG)?.into(),
         ..Default::default()
     };
-    let mut attach = Request::new(Header::new(command::RESOURCE_ATTACH_BACKING, 0), &fixed);
-    attach.payload = entries;
-    attach.id = Some(object.host.shared_id().clone());
+    let mut attach = Request::<commands::ResourceAttachBacking>::new(0, &fixed);
+    attach.payload(entries);
+    attach.about(object.host.shared_id());
     let attach = attach.build()?;
     let fence = UnpublishedFence::new::<Timeline>(allocate_timelines(1))?;
 

@@ -24,15 +24,12 @@ use crate::{
             self,
             ExecBuffer, //
         },
-        virtio_gpu::{
-            command,
-            Header,
-            Submit3d, //
-        }, //
+        virtio_gpu::Submit3d,
     },
     resource::Use,
     svm::Svm,
     transport::control::{
+        commands,
         HostFence,
         Request, //
     },
@@ -116,12 +113,12 @@ pub(super) fn submit(file: &File, svm: &Arc<Svm>, args: &mut ExecBuffer) -> Resu
         size: u32::try_from(payload.len())?.into(),
         ..Default::default()
     };
-    let mut request = Request::new(Header::new(command::SUBMIT_3D, context.id()), &fixed);
-    request.payload = payload;
-    request.fence = HostFence::Ring(ring);
-    // An answer of this kind says that the device has lost the context.
-    request.job = Some(context.job().lost_on_error(true).in_fault_mode());
-    request.completion = Some(noted.completion(context)?);
+    let mut request = Request::<commands::Submit3d>::new(context.id(), &fixed);
+    request.payload(payload);
+    request.fence(HostFence::Ring(ring), None);
+    // A response of this kind says that the device has lost the context.
+    request.job(context.job().lost_on_error(true).in_fault_mode());
+    request.then(noted.completion(context)?);
     let job = request.build()?;
     let credit = gpu.control.credit_patiently(&file.quota, &job)?;
     let notification = gpu

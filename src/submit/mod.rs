@@ -54,12 +54,11 @@ use crate::{
             FenceEvent, //
         },
         virtio_gpu::{
-            command,
-            Header,
             Submit3d, //
         },
     },
     transport::control::{
+        commands,
         Command,
         HostFence,
         Request, //
@@ -244,13 +243,12 @@ fn job(
         size: u32::try_from(payload.len())?.into(),
         ..Default::default()
     };
-    let mut request = Request::new(Header::new(command::SUBMIT_3D, context.id()), &fixed);
-    request.payload = payload;
-    request.fence = ring.map_or(HostFence::Common, HostFence::Ring);
-    request.event = event;
+    let mut request = Request::<commands::Submit3d>::new(context.id(), &fixed);
+    request.payload(payload);
+    request.fence(ring.map_or(HostFence::Common, HostFence::Ring), event);
     // With a mirror queue, this error says that the job has touched what it may not.
     let lost_on_error = gpu.features.mirror.is_some();
-    request.job = Some(context.job().lost_on_error(lost_on_error));
+    request.job(context.job().lost_on_error(lost_on_error));
     // Whether it failed is what its fence says.
     request.keep((context.clone(), buffers))?;
     request.build()

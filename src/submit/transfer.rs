@@ -26,11 +26,7 @@ use crate::{
             Box3d,
             Transfer, //
         },
-        virtio_gpu::{
-            blob_mem,
-            command,
-            Header, //
-        },
+        virtio_gpu::{blob_mem, command},
         virtio_gpu_image::{
             Cuboid,
             Rect,
@@ -40,6 +36,10 @@ use crate::{
     },
     resource::Kind,
     transport::control::{
+        commands::{
+            self,
+            CommandToHost, //
+        },
         Command,
         HostFence,
         Request, //
@@ -85,8 +85,7 @@ fn cuboid(region: &Box3d) -> Cuboid {
 }
 
 /// The command, and the fence to be signalled when it is done.
-fn command_3d(
-    kind: u32,
+fn command_3d<C: CommandToHost<Fixed = TransferHost3d>>(
     context: Arc<Context>,
     object: &ARef<Object>,
     args: &Transfer,
@@ -100,13 +99,13 @@ fn command_3d(
         layer_stride: args.layer_stride.into(),
         ..Default::default()
     };
-    let mut request = Request::new(Header::new(kind, context.id()), &fixed);
+    let mut request = Request::<C>::new(context.id(), &fixed);
     // After the jobs before it, which may be what it shows.
     let fence = UnpublishedFence::new::<Timeline>(context.own_timeline())?;
-    request.fence = HostFence::Common;
-    request.job = Some(context.job());
-    if kind == command::TRANSFER_FROM_HOST_3D && unsynced(object).is_some() {
-        request.sync_for_cpu = Some(KBox::new(object.clone(), GFP_KERNEL)?);
+    request.fence(HostFence::Common, None);
+    request.job(context.job());
+    if C::COMMAND == command::TRANSFER_FROM_HOST_3D && unsynced(object).is_some() {
+        request.sync_for_cpu(KBox::new(object.clone(), GFP_KERNEL)?);
     }
     // What the host thinks of the box is what the fence says.
     request.keep((context, object.clone()))?;
@@ -129,7 +128,7 @@ fn command_2d(
         resource_id: object.id().into(),
         ..Default::default()
     };
-    let mut request = Request::new(Header::new(command::TRANSFER_TO_HOST_2D, 0), &fixed);
+    let mut request = Request::<commands::TransferToHost2d>::new(0, &fixed);
     // Without jobs there is nothing that the host would have to wait for.
     let fence = UnpublishedFence::new::<Timeline>(allocate_timelines(1))?;
     request.keep(object.clone())?;
@@ -172,10 +171,14 @@ fn wait_idle(file: &File, object: &Object) -> Result {
     wait_unless_lost(file, |ms| object.wait_idle(ms))
 }
 
-fn transfer_3d(file: &File, kind: u32, object: ARef<Object>, args: &Transfer) -> Result {
+fn transfer_3d<C: CommandToHost<Fixed = TransferHost3d>>(
+    file: &File,
+    object: ARef<Object>,
+    args: &Transfer,
+) -> Result {
     let context = file.ensure_context()?.ok_or(ENOSYS)?;
     context.check()?;
-    let (command, fence) = command_3d(kind, context, &object, args)?;
+    let (command, fence) = command_3d::<C>(context, &object, args)?;
     queue(file, object, command, fence)
 }
 
@@ -192,7 +195,7 @@ pub(crate) fn to_host(file: &File, args: &Transfer) -> Result {
     file.gpu.transport.check()?;
     object.host.check()?;
     if file.gpu.features.virgl {
-        return transfer_3d(file, command::TRANSFER_TO_HOST_3D, object, args);
+        return transfer_3d::<commands::TransferToHost3d>(file, object, args);
     }
     let (command, fence) = command_2d(&object, args)?;
     queue(file, object, command, fence)
@@ -210,5 +213,5 @@ pub(crate) fn from_host(file: &File, args: &Transfer) -> Result {
     let object = buffer(file, args)?;
     file.gpu.transport.check()?;
     object.host.check()?;
-    transfer_3d(file, command::TRANSFER_FROM_HOST_3D, object, args)
+    transfer_3d::<commands::TransferFromHost3d>(file, object, args)
 }

@@ -24,6 +24,10 @@ use crate::{
         FLAG_INFO_RING_IDX, //
     },
 };
+use core::{
+    marker::PhantomData,
+    ops::Deref, //
+};
 use kernel::{
     list::ListArc,
     new_spinlock, new_spinlock_irq,
@@ -45,9 +49,12 @@ use kernel::{
 };
 use zerocopy::IntoBytes;
 
-use super::credit::{
-    Part,
-    RingQuota, //
+use super::{
+    commands::CommandToHost,
+    credit::{
+        Part,
+        RingQuota, //
+    }, //
 };
 
 /// `Shared::status` of a command that is on its way.
@@ -283,7 +290,7 @@ pub(crate) struct Owned {
     pub(super) completion: Option<KBox<dyn Completion>>,
     /// Memory that the device has written when it answers.
     pub(super) sync_for_cpu: Option<KBox<dyn SyncForCpu>>,
-    /// As [`Request::id`].
+    /// As [`Request::about`].
     pub(super) id: Option<Arc<Id>>,
     /// How the device has refused it too early, if it has.
     pub(super) refused: Option<u32>,
@@ -358,61 +365,79 @@ impl Response {
     }
 }
 
-/// How a command is made; [`ControlQueue::add`] and its siblings send it.
-pub(crate) struct Request<'a> {
+/// How a command of kind `C` is made; [`ControlQueue::add`](super::ControlQueue::add) and its siblings
+/// send it.
+pub(crate) struct Request<'a, C> {
     /// Type and context; fence and ring are added on sending.
-    pub(crate) header: Header,
-    /// The fixed part, which begins with a header.
-    pub(crate) fixed: &'a [u8],
-    /// The variable part.
-    pub(crate) payload: Chunks,
-    /// Bytes of the fixed part of the response.
-    pub(crate) response_len: usize,
-    /// The variable part of the response.
-    pub(crate) response_data: Chunks,
-    /// What the host knows of the fence; [`ControlQueue::send_fenced`] gives the command one.
-    pub(crate) fence: HostFence,
-    /// An event to send when the fence is signalled.
-    pub(crate) event: Option<ReservedEvent>,
-    /// Memory that the device has written when it answers: the CPU is to see that before the fence is
-    /// signalled.
-    pub(crate) sync_for_cpu: Option<KBox<dyn SyncForCpu>>,
-    /// Whose job it is, if it is one.
-    pub(crate) job: Option<JobOf>,
-    /// The [`response`] that means success.
-    pub(crate) success: u32,
-    /// Whether the device may refuse it.
-    pub(crate) expect: Expect,
-    /// What is left to do then.
-    pub(crate) completion: Option<KBox<dyn Completion>>,
-    /// The resource or context that it names, whose id is not used again before it is answered.
-    pub(crate) id: Option<Arc<Id>>,
+    header: Header,
+    fixed: &'a [u8],
+    payload: Chunks,
+    response_data: Chunks,
+    fence: HostFence,
+    event: Option<ReservedEvent>,
+    sync_for_cpu: Option<KBox<dyn SyncForCpu>>,
+    job: Option<JobOf>,
+    completion: Option<KBox<dyn Completion>>,
+    id: Option<Arc<Id>>,
+    kind: PhantomData<C>,
 }
 
-impl<'a> Request<'a> {
-    /// A request without variable parts, answered by a bare header.
-    pub(crate) fn new<T: IntoBytes + zerocopy::Immutable>(header: Header, fixed: &'a T) -> Self {
+impl<'a, C: CommandToHost> Request<'a, C> {
+    /// A request for the context with this id, or 0, with nothing but the fixed part.
+    pub(crate) fn new(context: u32, fixed: &'a C::Fixed) -> Self {
         Self {
-            header,
+            header: Header::new(C::COMMAND, context),
             fixed: fixed.as_bytes(),
             payload: Chunks::new(),
-            response_len: size_of::<Header>(),
             response_data: Chunks::new(),
             fence: HostFence::Unknown,
             event: None,
             sync_for_cpu: None,
             job: None,
-            success: response::OK_NODATA,
-            expect: Expect::Anything,
             completion: None,
             id: None,
+            kind: PhantomData,
         }
     }
 
-    /// Says that success is a `kind` with a fixed part of type `T`.
-    pub(crate) fn responds_with<T>(&mut self, kind: u32) {
-        self.success = kind;
-        self.response_len = size_of::<T>();
+    /// Adds the variable part.
+    pub(crate) fn payload(&mut self, payload: Chunks) {
+        self.payload = payload;
+    }
+
+    /// Makes room for a variable part of the response.
+    pub(crate) fn response_data(&mut self, data: Chunks) {
+        self.response_data = data;
+    }
+
+    /// Says what the host knows of the fence, which
+    /// [`ControlQueue::send_fenced`](super::ControlQueue::send_fenced) gives the command, and sends
+    /// `event` when it is signalled.
+    pub(crate) fn fence(&mut self, fence: HostFence, event: Option<ReservedEvent>) {
+        self.fence = fence;
+        self.event = event;
+    }
+
+    /// The device writes `memory` before it answers: the CPU is to see that before the fence is
+    /// signalled.
+    pub(crate) fn sync_for_cpu(&mut self, memory: KBox<dyn SyncForCpu>) {
+        self.sync_for_cpu = Some(memory);
+    }
+
+    /// Says whose job the command is.
+    pub(crate) fn job(&mut self, job: JobOf) {
+        self.job = Some(job);
+    }
+
+    /// Names the resource or context that the command is about, whose id is not used again before it is
+    /// answered.
+    pub(crate) fn about(&mut self, id: &Arc<Id>) {
+        self.id = Some(id.clone());
+    }
+
+    /// Says what is left to do when the command has come to its end.
+    pub(crate) fn then(&mut self, completion: KBox<dyn Completion>) {
+        self.completion = Some(completion);
     }
 
     /// Nothing is left to do at the end but to drop `kept`.
@@ -454,7 +479,7 @@ impl<'a> Request<'a> {
         Message::new(
             self.fixed,
             self.payload,
-            self.response_len,
+            size_of::<C::Response>(),
             self.response_data,
             pin_init!(Shared {
                 status: Atomic::new(PENDING),
@@ -474,13 +499,65 @@ impl<'a> Request<'a> {
                 header,
                 taken_from: None,
                 index: 0,
-                expect: self.expect,
-                success: self.success,
+                expect: Expect::Anything,
+                success: C::SUCCESS,
                 completion: self.completion,
                 sync_for_cpu: self.sync_for_cpu,
                 id: self.id,
                 refused: None,
             },
         )
+    }
+    /// As [`Request::build`], for a command whose response is to be read.
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub(crate) fn build_to_read(self) -> Result<(ListArc<Command>, Sent<C>)> {
+        let command = self.build()?;
+        let sent = Sent {
+            command: command.clone_arc(),
+            kind: PhantomData,
+        };
+        Ok((command, sent))
+    }
+}
+
+/// A command of kind `C`, for those who read the response.
+pub(crate) struct Sent<C> {
+    command: Arc<Command>,
+    kind: PhantomData<fn() -> C>,
+}
+
+impl<C> Clone for Sent<C> {
+    fn clone(&self) -> Self {
+        Self {
+            command: self.command.clone(),
+            kind: PhantomData,
+        }
+    }
+}
+
+impl<C> Deref for Sent<C> {
+    type Target = Command;
+
+    fn deref(&self) -> &Command {
+        &self.command
+    }
+}
+
+impl<C> Sent<C> {
+    /// The command, whatever kind it is.
+    pub(crate) fn command(&self) -> &Arc<Command> {
+        &self.command
+    }
+}
+
+impl<C: CommandToHost> Sent<C> {
+    /// The fixed part of the response to a command that has succeeded.
+    pub(crate) fn response(&self) -> C::Response {
+        let mut response = C::Response::default();
+        self.command.read_response(response.as_mut_bytes());
+        response
     }
 }

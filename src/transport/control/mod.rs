@@ -22,6 +22,7 @@
 //! # Files
 //!
 //! - [`command`]: what a command is;
+//! - [`commands`]: which there are, and what the device responds to each;
 //! - [`credit`]: room in the ring;
 //! - here: the ring;
 //! - [`responses`]: what the device says;
@@ -29,6 +30,7 @@
 //! - [`end`]: what becomes of commands when the device is lost, or reset.
 
 mod command;
+pub(crate) mod commands;
 mod credit;
 mod end;
 mod patience;
@@ -43,7 +45,8 @@ pub(crate) use self::{
         JobContext,
         JobOf,
         Request,
-        Response, //
+        Response,
+        Sent, //
     },
     credit::{
         Credit,

@@ -39,7 +39,12 @@ use super::{
         JobOf,
         Request,
         Response,
+        Sent,
         PENDING, //
+    },
+    commands::{
+        self,
+        CommandToHost, //
     },
     credit::{
         Credit,
@@ -51,13 +56,7 @@ use super::{
 };
 use crate::{
     kapi::dma::fence::Signalling,
-    protocol::virtio_gpu::{
-        command,
-        response,
-        GetCapsetInfo,
-        Header,
-        ResponseCapsetInfo, //
-    },
+    protocol::virtio_gpu::GetCapsetInfo, //
 };
 use kernel::{
     list::ListArc,
@@ -148,18 +147,18 @@ impl ControlQueue {
     ///
     /// # Errors
     ///
-    /// Those of [`ControlQueue::credit`], [`ControlQueue::add`] and [`ControlQueue::wait_killable`], and
+    /// [`ENOMEM`], those of [`ControlQueue::credit`], [`ControlQueue::add`] and [`ControlQueue::wait_killable`], and
     /// that of the response.
-    pub(crate) fn call(
+    pub(crate) fn call<C: CommandToHost>(
         &self,
         quota: &Arc<RingQuota>,
-        command: ListArc<Command>,
-    ) -> Result<Arc<Command>> {
-        let reference = command.clone_arc();
+        request: Request<'_, C>,
+    ) -> Result<Sent<C>> {
+        let (command, sent) = request.build_to_read()?;
         let credit = self.credit(quota, [&command])?;
         drop(self.send(command, credit)?);
-        self.wait_killable(&reference)?.to_result()?;
-        Ok(reference)
+        self.wait_killable(&sent)?.to_result()?;
+        Ok(sent)
     }
 
     /// Waits for room for a job, as long as jobs run, which take any time, or the device answers
@@ -443,9 +442,7 @@ impl ControlQueue {
     /// A command that every device answers, if only by an error.
     pub(super) fn new_probe() -> Result<ListArc<Command>> {
         let fixed = GetCapsetInfo::default();
-        let mut request = Request::new(Header::new(command::GET_CAPSET_INFO, 0), &fixed);
-        request.responds_with::<ResponseCapsetInfo>(response::OK_CAPSET_INFO);
-        request.build()
+        Request::<commands::GetCapsetInfo>::new(0, &fixed).build()
     }
 
     /// A command is about to wait in the ring, or for room in it, that is no job.
