@@ -5,7 +5,7 @@
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use virtgpu_client::{BlobOptions, Errno, Exec, SyncStatus};
+use virtgpu_client::{BlobOptions, Errno, Exec, SyncFile, SyncStatus};
 
 use super::{
     all_given_back, delay, neglected, newcomer_works, outlast, shared, short_limit, status_in_time,
@@ -96,6 +96,45 @@ pub(super) fn waiting_behind_many(env: &Env) -> TestResult {
         "the jobs did not wait for each other"
     );
     clients.iter().try_for_each(works)
+}
+
+/// One look of the driver at its jobs finds all that take too long: whoever opens contexts with endless
+/// jobs does not keep another's from being found.
+pub(super) fn lost_at_once(env: &Env) -> TestResult {
+    const CLIENTS: u32 = 24;
+    /// The time between two looks, as a quarter of it is.
+    const LOOK: Duration = Duration::from_secs(1);
+
+    gpu::reload(env, c"job_timeout_ms=4000")?;
+    let stream = delay(60_000_000);
+    let mut clients = Vec::new();
+    for _ in 0..CLIENTS {
+        clients.push(env.compute()?);
+    }
+    let mut fences = Vec::new();
+    for client in &clients {
+        let exec = Exec::new(stream.as_bytes());
+        fences.push(exec.ring(0).submit_with_fence(client)?);
+    }
+    let lost = |fence: &SyncFile| fence.status() == Ok(SyncStatus::Failed(Errno::CANCELED));
+    check!(
+        eventually(LIMIT, || fences.iter().any(lost)),
+        "no job takes too long"
+    );
+    let first = Instant::now();
+    check!(
+        eventually(LIMIT, || fences.iter().all(lost)),
+        "not all jobs take too long"
+    );
+    let took = first.elapsed();
+    println!("    # all {CLIENTS} within {took:?}");
+    // One at each look would take twice as long.
+    check!(
+        took < LOOK * CLIENTS / 2,
+        "the contexts of {CLIENTS} jobs that took too long at the same time were lost within {took:?}"
+    );
+    drop(clients);
+    newcomer_works(env)
 }
 
 pub(super) fn killed_with_slow_job(env: &Env) -> TestResult {

@@ -31,8 +31,8 @@ use self::ended::{
     waiting_behind_the_abandoned, waiting_behind_the_ended,
 };
 use self::jobs::{
-    job_timeout, killed_alone, killed_beside_others, killed_with_slow_job, ring_filled_by_the_dead,
-    waiting_behind_another, waiting_behind_many, waiting_behind_the_lost,
+    job_timeout, killed_alone, killed_beside_others, killed_with_slow_job, lost_at_once,
+    ring_filled_by_the_dead, waiting_behind_another, waiting_behind_many, waiting_behind_the_lost,
 };
 
 pub(crate) const fn family(
@@ -59,6 +59,7 @@ pub(crate) const SLOW_JOBS: Family = family(
         waiting_behind_another: 120,
         waiting_behind_the_lost: 120,
         waiting_behind_many: 120,
+        lost_at_once: 120,
         killed_with_slow_job: 120,
     ],
 );
