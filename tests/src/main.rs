@@ -61,6 +61,7 @@ const FAMILIES: &[&Family] = &[
     &uuid::REFUSED,
     &uuid::INVALID,
     &uuid::LATE,
+    &uuid::BY_TURNS,
     &prime::NO_VIRGL,
     &prime::ACCESS_PLATFORM,
     &prime::ALIGNMENT,

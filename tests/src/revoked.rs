@@ -15,6 +15,7 @@ use virtgpu_client::{
 use crate::ktap::{Driver, Family, Kernel, TestResult};
 use crate::prime::{resource, used, HALF_SECOND};
 use crate::support::exporter::Exporter;
+use crate::support::gpu::Gpu;
 use crate::support::{eventually, exporter, gpu, job, Env, PAGE};
 use crate::{cases, check, check_eq, check_err, skip};
 
@@ -31,7 +32,9 @@ pub(crate) const FAMILY: Family = Family {
         and_unbound,
         imported_while_the_device_goes,
         attached_without_pages,
+        worked_on_without_pages,
         mapped_without_pages,
+        mapped_and_unplugged,
     ],
 };
 
@@ -241,9 +244,6 @@ fn and_unbound(env: &Env) -> TestResult {
 
 /// The memory is mapped for the device before the device goes, or not at all.
 fn imported_while_the_device_goes(env: &Env) -> TestResult {
-    /// Long enough for a removal that does not wait.
-    const MOMENT: Duration = Duration::from_secs(1);
-
     let exporter = exporter::load()?;
     let gpu = gpu::find()?;
     let device = env.compute()?;
@@ -315,21 +315,59 @@ fn attached_without_pages(env: &Env) -> TestResult {
     exporter.unload()
 }
 
-/// The driver does not leave the device before all others have let go of its memory.
-fn mapped_without_pages(env: &Env) -> TestResult {
-    /// Long enough for a removal that does not wait.
-    const MOMENT: Duration = Duration::from_secs(1);
+/// Long enough for a driver that leaves the device and does not wait.
+const MOMENT: Duration = Duration::from_secs(1);
 
-    let exporter = exporter::load()?;
-    let device = env.compute()?;
+/// A blob of the host's, as a dma-buf; a skip if the device shows no memory of the host.
+fn exported_host_memory(device: &Device) -> TestResult<OwnedFd> {
     if device.getparam(uapi::param::HOST_VISIBLE)? == 0 {
         skip!("the device shows no memory of the host");
     }
-    let export = || -> TestResult<OwnedFd> {
-        let blob = device.create_blob(&BlobOptions::host3d(PAGE as u64, 1))?;
-        Ok(device.prime_export(blob.handle())?)
-    };
-    let (shared, other) = (export()?, export()?);
+    let blob = device.create_blob(&BlobOptions::host3d(PAGE as u64, 1))?;
+    Ok(device.prime_export(blob.handle())?)
+}
+
+/// The driver does not leave the device before others have ended what they do with its memory.
+fn worked_on_without_pages(env: &Env) -> TestResult {
+    let exporter = exporter::load()?;
+    let device = env.compute()?;
+    let shared = exported_host_memory(&device)?;
+    let working = exporter.import(&shared, true)?;
+    working.behave(true, false)?;
+    let gpu = gpu::find()?;
+    std::thread::scope(|scope| {
+        let unbinding = scope.spawn(|| gpu.unbind());
+        let early = eventually(MOMENT, || unbinding.is_finished());
+        let state = working.state();
+        let result = unbinding.join();
+        check!(
+            !early,
+            "the driver leaves while another works on the memory"
+        );
+        let (_, told) = state?;
+        check!(told, "one that works on the memory was not told");
+        result.expect("no panic")
+    })?;
+    check_eq!(working.state()?, (false, true), "the importer in the end");
+    gpu.bind()?;
+    gpu::wait_for_node(env)?;
+    drop((device, shared, working));
+    exporter.unload()
+}
+
+/// The driver leaves the device, as `leave` has it do, not before all others have let go of its
+/// memory; `back` gives it the device again.
+fn not_left_while_mapped(
+    env: &Env,
+    leave: impl Fn(&Gpu) -> TestResult + Sync,
+    back: impl FnOnce(&Gpu) -> TestResult,
+) -> TestResult {
+    let exporter = exporter::load()?;
+    let device = env.compute()?;
+    let (shared, other) = (
+        exported_host_memory(&device)?,
+        exported_host_memory(&device)?,
+    );
     let working = exporter.import(&shared, true)?;
     let holding = exporter.import(&shared, true)?;
     let third = exporter.import(&other, true)?;
@@ -339,13 +377,13 @@ fn mapped_without_pages(env: &Env) -> TestResult {
     holding.behave(false, true)?;
     let gpu = gpu::find()?;
     std::thread::scope(|scope| {
-        let unbinding = scope.spawn(|| gpu.unbind());
-        let leaves = || eventually(MOMENT, || unbinding.is_finished());
+        let leaving = scope.spawn(|| leave(&gpu));
+        let leaves = || eventually(MOMENT, || leaving.is_finished());
         let early = leaves();
         let worked = working.behave(false, false);
         let soon = leaves();
         let held = holding.state();
-        let result = unbinding.join();
+        let result = leaving.join();
         worked?;
         let (_, told) = held?;
         check!(
@@ -367,8 +405,21 @@ fn mapped_without_pages(env: &Env) -> TestResult {
         Errno::NODEV,
         "when the device is gone"
     );
-    gpu.bind()?;
+    back(&gpu)?;
     gpu::wait_for_node(env)?;
     drop((device, shared, other, working, holding, third));
     exporter.unload()
+}
+
+fn mapped_without_pages(env: &Env) -> TestResult {
+    not_left_while_mapped(env, Gpu::unbind, Gpu::bind)
+}
+
+/// The device goes, with the window that the memory was in.
+fn mapped_and_unplugged(env: &Env) -> TestResult {
+    not_left_while_mapped(
+        env,
+        |gpu| Ok(std::fs::write(gpu.pci.join("remove"), "1")?),
+        |_| Ok(std::fs::write("/sys/bus/pci/rescan", "1")?),
+    )
 }

@@ -3,6 +3,8 @@
 //! UUIDs, by which drivers of other virtio devices find a dma-buf on the host, from a host that does
 //! not give them at once. The module in `tests/exporter` is such a driver.
 
+use std::sync::atomic::{AtomicU32, Ordering};
+
 use virtgpu_client::protocol::uapi;
 use virtgpu_client::{Device, Errno};
 
@@ -42,6 +44,13 @@ pub(crate) const LATE: Family = family(
     "uuid_late",
     "--adversary delay:5000 --adversary-on RESOURCE_ASSIGN_UUID",
     cases![after_the_limit: 120],
+);
+
+/// The host refuses every other time.
+pub(crate) const BY_TURNS: Family = family(
+    "uuid_by_turns",
+    "--adversary refuse --adversary-on RESOURCE_ASSIGN_UUID --adversary-every 2",
+    cases![two_at_once: 120],
 );
 
 /// The host has UUIDs.
@@ -98,6 +107,64 @@ fn after_the_limit(env: &Env) -> TestResult {
     let uuid = uuid?;
     check_eq!(exporter.uuid(&buf)?, uuid, "the UUID, again");
     drop((buf, picture));
+    drop(device);
+    exporter.unload()
+}
+
+/// Two ask at the same time, after a failure, and the host answers one of them and refuses the other.
+/// Whoever comes next gets what it has answered, and does not have it asked again.
+fn two_at_once(env: &Env) -> TestResult {
+    /// So many times, and no longer than it takes to try this often.
+    const TWICE: usize = 20;
+    const ROUNDS: usize = 2000;
+
+    let exporter = exporter::load()?;
+    let device = device(env)?;
+    let oracle = Oracle::new(&device)?;
+    // Each look at it is a command.
+    let commands = || TestResult::Ok(oracle.read()?.commands.get());
+    let (mut rounds, mut twice) = (0, 0);
+    while twice < TWICE && rounds < ROUNDS {
+        rounds += 1;
+        let picture = device.create_picture(4, 4)?;
+        let buf = device.prime_export(picture.handle())?;
+        let before = commands()?;
+        let ready = AtomicU32::new(0);
+        let ask = || {
+            ready.fetch_add(1, Ordering::AcqRel);
+            while ready.load(Ordering::Acquire) < 2 {
+                std::hint::spin_loop();
+            }
+            exporter.uuid(&buf)
+        };
+        let answers = std::thread::scope(|scope| {
+            let other = scope.spawn(ask);
+            [ask(), other.join().expect("no panic")]
+        });
+        let after = commands()?;
+        let asked = after - before - 1;
+        check!(asked <= 2, "the host was asked {asked} times by two");
+        twice += usize::from(asked == 2);
+        for answer in &answers {
+            check!(
+                matches!(answer, Ok(_) | Err(Errno::NOMEM)),
+                "round {rounds}: {answer:?}"
+            );
+        }
+        let next = exporter.uuid(&buf);
+        let asked_again = commands()? - after - 1;
+        for uuid in answers.iter().flatten() {
+            check_eq!(next, Ok(*uuid), "round {rounds}: who comes next");
+            check_eq!(
+                asked_again,
+                0,
+                "round {rounds}: commands to the host for that"
+            );
+        }
+    }
+    println!("    # asked twice in {twice} of {rounds} rounds");
+    check!(twice > 0, "there were never two at once");
+    drop(oracle);
     drop(device);
     exporter.unload()
 }
