@@ -66,6 +66,7 @@ pub(crate) struct VirtgpuUserptr {
     /// Dropped after the driver, and before what address spaces end on.
     workers: AllStopped,
     svm_ends: ModuleWorkqueueOwner,
+    svm_drops: ModuleWorkqueueOwner,
     /// Dropped after the driver, and after the fences of what is released.
     fence_readers: FenceReaders,
 }
@@ -92,6 +93,7 @@ impl InPlaceModule for VirtgpuUserptr {
             releases: releases::QUEUE.create(c"virtgpu-release")?,
             workers: AllStopped,
             svm_ends: svm::QUEUE.create(c"virtgpu-svm-end")?,
+            svm_drops: svm::DROPS.create(c"virtgpu-svm-drop")?,
             driver <- Registration::new(<Self as kernel::ModuleMetadata>::NAME, module),
             fence_readers: FenceReaders,
         })

@@ -32,8 +32,9 @@
 //! Outer to inner. A lock in one line may be taken while one of a line above is held, never the
 //! other way round.
 //!
-//! 1. `FileData::attached`, `Svm::windows` (mutexes, never both; the first is held while the host creates
-//!    a context or an address space, the second while a notifier is inserted)
+//! 1. `FileData::attached`, `Svm::revoking`, then `Svm::windows` (mutexes, the second killable; the first is
+//!    held while the host creates a context or an address space, the second while INVALIDATE is
+//!    acknowledged, the third while a notifier is inserted)
 //! 2. `mmap_lock` (the kernel's; held by mmap of a host-visible buffer)
 //! 3. `HostMemory::mapping` (mutex; held while a mapping is requested)
 //! 4. `DeviceMappings::live`, `Shared::backing`, `Capsets::cache`, `RangeAllocator::lock`,
@@ -44,7 +45,7 @@
 //!    outside `mmap_lock`, and while MAP is answered)
 //!    Inside of it `Residents::evicting`, then `Residents::ranges` (a killable mutex and a mutex, one
 //!    each per file; the first is held while INVALIDATE is acknowledged, the second across an
-//!    allocation). `Svm::revoking` (killable mutex; held while INVALIDATE is acknowledged)
+//!    allocation)
 //! 6. `dma_resv` of the buffers of a job (ww mutexes; held while the job is queued, never across a
 //!    wait for the device)
 //! 7. `NotifierLock::commits` (mutex, one per file; taken by notifier callbacks, hence by memory

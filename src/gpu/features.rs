@@ -44,8 +44,7 @@ pub(super) const UNDERSTOOD: &[u32] = &[
     mirror::feature::PAGE_FAULT,
 ];
 
-/// Most faults of a space that the driver takes note of. A device that has more on the way at once than
-/// it says, and than this, is not sane.
+/// Most faults of a space that the driver takes note of. A device that asks for more gets none.
 const MAX_FAULTS: usize = 1024;
 
 /// What the device says of its mirror queue.
@@ -137,7 +136,8 @@ impl Features {
             dma,
             // Only jobs of contexts use it.
             mirror: mirror.filter(|_| !dma && vdev.has_feature(feature::VIRGL)),
-            faults: Self::faults(vdev, &config)?.filter(|_| mirror.is_some() && !dma),
+            faults: Self::faults(vdev, &config)?
+                .filter(|_| mirror.is_some() && !dma && vdev.has_feature(feature::VIRGL)),
             event_slots,
         })
     }
@@ -158,7 +158,8 @@ impl Features {
         if most == 0 {
             return Err(EINVAL);
         }
-        Ok(Some(most.min(MAX_FAULTS)))
+        // Each has a place that is kept for it.
+        Ok((most <= MAX_FAULTS).then_some(most))
     }
 
     /// Looks once more at what the device says of its mirror queue, after DRIVER_OK: before, it may
@@ -172,6 +173,7 @@ impl Features {
             return Ok(());
         }
         self.mirror = Self::mirror(vdev, &vdev.config())?;
+        self.faults = self.faults.filter(|_| self.mirror.is_some());
         Ok(())
     }
 

@@ -92,10 +92,12 @@ impl DeviceMappings {
     ///
     /// # Errors
     ///
-    /// [`ENOMEM`], [`ENODEV`] if the device is gone.
+    /// [`ENOMEM`], [`ENODEV`] if the device is gone, [`EBUSY`] if it can reach something of `by`
+    /// already.
     pub(crate) fn add(&self, by: ReachedBy, what: Arc<dyn Reachable>) -> Result {
         let node = RBTreeNode::new(by, what, GFP_KERNEL)?;
         match &mut *self.live.lock() {
+            Some(live) if live.get(&by).is_some() => return Err(EBUSY),
             Some(live) => live.insert(node),
             None => return Err(ENODEV),
         };

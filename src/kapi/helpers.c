@@ -281,6 +281,8 @@ int kapi_current_area(unsigned long addr, struct kapi_area *area)
 	struct vm_area_struct *vma;
 	int found;
 
+	if (!mm)
+		return 0;
 	found = mmap_read_lock_killable(mm);
 	if (found)
 		return found;
@@ -315,21 +317,68 @@ int kapi_current_area(unsigned long addr, struct kapi_area *area)
 	return found;
 }
 
-long kapi_current_fault_in(unsigned long start, unsigned long count, bool write)
+/*
+ * Not get_user_pages(), which marks each page accessed, whatever for: where pages
+ * are in two lists by age, what a device has touched once could not be reclaimed
+ * for a while. Nor fixup_user_fault(), which begins anew after a signal.
+ */
+long kapi_current_fault_in(unsigned long start, unsigned long count, bool write,
+			   bool interruptible)
 {
+	unsigned int flags = FAULT_FLAG_ALLOW_RETRY | FAULT_FLAG_KILLABLE |
+			     FAULT_FLAG_REMOTE |
+			     (write ? FAULT_FLAG_WRITE : 0) |
+			     (interruptible ? FAULT_FLAG_INTERRUPTIBLE : 0);
 	struct mm_struct *mm = current->mm;
-	unsigned int flags = FOLL_INTERRUPTIBLE | FOLL_HONOR_NUMA_FAULT |
-			     (write ? FOLL_WRITE : 0);
-	int locked = 1;
-	long done;
+	struct vm_area_struct *vma;
+	unsigned int tried = 0;
+	bool locked = false;
+	vm_fault_t fault;
+	long done = 0;
+	int err = 0;
 
-	done = mmap_read_lock_killable(mm);
-	if (done)
-		return done;
-	done = get_user_pages_remote(mm, start, count, flags, NULL, &locked);
+	if (!mm)
+		return -EFAULT;
+	while (done < count) {
+		unsigned long addr = start + (done << PAGE_SHIFT);
+
+		if (!locked) {
+			err = mmap_read_lock_killable(mm);
+			if (err)
+				break;
+			locked = true;
+		}
+		vma = vma_lookup(mm, addr);
+		if (!vma || vma->vm_flags & (VM_IO | VM_PFNMAP) ||
+		    !(vma->vm_flags & VM_READ) || is_secret(vma) ||
+		    (write && (!(vma->vm_flags & VM_WRITE) ||
+			       vma->vm_flags & VM_SHADOW_STACK))) {
+			err = -EFAULT;
+			break;
+		}
+		fault = handle_mm_fault(vma, addr, flags | tried, NULL);
+		if (fault & (VM_FAULT_RETRY | VM_FAULT_COMPLETED)) {
+			locked = false;
+			if (fault & VM_FAULT_COMPLETED)
+				done++;
+			tried = FAULT_FLAG_TRIED;
+			if (fatal_signal_pending(current) ||
+			    (interruptible && signal_pending(current))) {
+				err = -EINTR;
+				break;
+			}
+			continue;
+		}
+		if (fault & VM_FAULT_ERROR) {
+			err = vm_fault_to_errno(fault, 0);
+			break;
+		}
+		tried = 0;
+		done++;
+	}
 	if (locked)
 		mmap_read_unlock(mm);
-	return done;
+	return done ? done : err;
 }
 
 unsigned long kapi_current_task_size(void)

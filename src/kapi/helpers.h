@@ -263,10 +263,11 @@ struct kapi_area {
 int kapi_current_area(unsigned long addr, struct kapi_area *area);
 /*
  * Faults in @count pages of the current process from @start on, for writing with
- * @write; takes no reference. The wait for a userfaultfd is interruptible. Returns
- * the number of pages, at least 1, or an error about the first.
+ * @write; takes no reference. Any signal ends a wait with @interruptible, else a
+ * fatal one. Returns the number of pages, at least 1, or an error about the first.
  */
-long kapi_current_fault_in(unsigned long start, unsigned long count, bool write);
+long kapi_current_fault_in(unsigned long start, unsigned long count, bool write,
+			   bool interruptible);
 /* TASK_SIZE of the current process. */
 unsigned long kapi_current_task_size(void);
 

@@ -38,12 +38,9 @@ use crate::{
         }, //
     },
     trace,
-    transport::{
-        event::SpaceOwner,
-        mirror::{
-            MirrorCommand,
-            MirrorCredit, //
-        },
+    transport::mirror::{
+        MirrorCommand,
+        MirrorCredit, //
     }, //
 };
 use core::ops::Range;
@@ -450,7 +447,7 @@ impl MirroredRange {
             let response = self.space.queue().wait(command)?;
             match response {
                 status::NO_MEMORY => self.refused.store(true, Relaxed),
-                status::NO_SUCH_SPACE => self.space_lost(),
+                status::NO_SUCH_SPACE => self.set_revoked(),
                 _ => {}
             }
             outcome = outcome.and(space::to_result(response));

@@ -179,7 +179,7 @@ impl MirroredRange {
                 events,
                 counters: Counters::new(),
             }),
-            GFP_KERNEL,
+            GFP_KERNEL_ACCOUNT,
         )
     }
 
@@ -303,13 +303,19 @@ impl MirroredRange {
     }
 }
 
-impl SpaceOwner for MirroredRange {
-    /// Jobs cannot use the range any more. Callbacks send INVALIDATE as before, which the device
-    /// acknowledges for a space that is gone.
-    fn space_lost(&self) {
+impl MirroredRange {
+    /// The device has dropped the space: jobs cannot use the range any more. Callbacks send INVALIDATE as
+    /// before, which the device acknowledges for a space that is gone.
+    pub(super) fn set_revoked(&self) {
         self.revoked.store(true, Relaxed);
         if let Some(events) = &self.events {
             events.report_loss();
         }
+    }
+}
+
+impl SpaceOwner for MirroredRange {
+    fn space_lost(self: Arc<Self>) {
+        self.set_revoked();
     }
 }

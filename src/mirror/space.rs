@@ -58,7 +58,7 @@ const BATCH: usize = 16;
 pub(crate) struct Loss(AtomicFlag);
 
 impl SpaceOwner for Loss {
-    fn space_lost(&self) {
+    fn space_lost(self: Arc<Self>) {
         self.0.store(true, Relaxed);
     }
 }

@@ -74,6 +74,10 @@ use kernel::{
 /// thread allocates does not make the lookups of others stale.
 pub(crate) const WINDOW: usize = 64 << 20;
 
+/// How often pages are faulted in that are gone again at once, in one lookup: pages may be missing in
+/// several places.
+const LOOKS: usize = 8;
+
 /// Most MAP commands for one fault.
 const MAX_COMMANDS: usize = 8;
 
@@ -90,6 +94,8 @@ pub(crate) struct Wanted {
     pub(crate) eager: bool,
     /// It may write nowhere.
     pub(crate) read_only: bool,
+    /// Any signal ends the wait for a page, so that the thread can be stopped.
+    pub(crate) interruptible: bool,
 }
 
 /// Pages that were looked up.
@@ -146,7 +152,7 @@ impl Window {
         let range = MirroredRange::new(gpu, lock, space.clone(), None, params, None)?;
         let notifier = KBox::pin_init(
             Notifier::new(mm, addr, bytes, Handler(range.clone())),
-            GFP_KERNEL,
+            GFP_KERNEL_ACCOUNT,
         )?;
         Ok(Arc::new(
             Self {
@@ -154,13 +160,18 @@ impl Window {
                 notifier,
                 committed: Atomic::new(0),
             },
-            GFP_KERNEL,
+            GFP_KERNEL_ACCOUNT,
         )?)
     }
 
     /// First address, in bytes.
     pub(crate) fn start(&self) -> usize {
         self.notifier.start()
+    }
+
+    /// Pages.
+    pub(crate) fn pages(&self) -> usize {
+        self.range.pages
     }
 
     /// The pages of the granule that page `page` is in.
@@ -200,41 +211,54 @@ impl Window {
         found.map_or(end, |found| start + found)
     }
 
-    /// Looks up what is wanted, by a thread of the process: faults in what is asked for, or the first
-    /// pages of it, to which `wanted` is cut, and looks at what is around that.
-    ///
-    /// A wait for a userfaultfd ends on any signal, so that the thread can be stopped.
+    /// Looks up what is wanted, by a thread of the process: what is there, after what is missing of what
+    /// is asked for has been faulted in. If that is possible for the first pages only, `wanted` is cut to
+    /// them.
     ///
     /// # Errors
     ///
-    /// Those of [`fault_in`]; [`EBUSY`] if the pages kept changing for `timeout_ms` milliseconds.
+    /// Those of [`fault_in`]; [`EBUSY`] if the pages kept changing for `timeout_ms` milliseconds, or were
+    /// gone again at once.
     pub(crate) fn look_up(&self, wanted: &mut Wanted, timeout_ms: u32) -> Result<Lookup> {
         let Wanted {
-            ask, around, write, ..
+            ask,
+            around,
+            write,
+            interruptible,
+            ..
         } = wanted;
         self.ensure_granule(ask.start)?;
-        let start = self.start() + (ask.start << PAGE_SHIFT);
-        let faulted = fault_in(start, ask.len(), *write)?;
-        if faulted < ask.len() {
-            ask.end = ask.start + faulted;
-            *around = ask.clone();
-        }
-        let mut which = around.clone();
         let mut pages = KVec::from_elem(HmmPage::default(), around.len(), GFP_KERNEL)?;
-        let mut sequence =
-            self.notifier
-                .look(around.start << PAGE_SHIFT, &mut pages, timeout_ms)?;
-        let is_missing = |page: &HmmPage| !page.is_valid() || *write && !page.is_writable();
-        let asked = pages.iter().skip(ask.start - around.start).take(ask.len());
-        if asked.into_iter().any(is_missing) {
-            // Gone again, or never to be had in this way.
-            which = ask.clone();
-            pages.truncate(ask.len());
-            sequence =
-                self.notifier
-                    .fault(ask.start << PAGE_SHIFT, &mut pages, *write, timeout_ms)?;
-        }
+        let mut tries = 0;
+        let sequence = loop {
+            let start = around.start << PAGE_SHIFT;
+            let sequence = self.notifier.look(start, &mut pages, timeout_ms)?;
+            let is_missing = |page: &HmmPage| !page.is_valid() || *write && !page.is_writable();
+            let asked = ask.start - around.start..ask.end - around.start;
+            let asked = pages.get(asked).ok_or(EINVAL)?;
+            let Some(first) = asked.iter().position(is_missing) else {
+                break sequence;
+            };
+            let missing = asked[first..].iter().take_while(|page| is_missing(page));
+            let missing = missing.count();
+            if tries == LOOKS {
+                return Err(EBUSY);
+            }
+            tries += 1;
+            let addr = self.start() + ((ask.start + first) << PAGE_SHIFT);
+            match fault_in(addr, missing, *write, *interruptible) {
+                Ok(_) => {}
+                // Those before it can be had.
+                Err(e) if first > 0 && e != EINTR => {
+                    ask.end = ask.start + first;
+                    *around = ask.clone();
+                    pages.truncate(around.len());
+                }
+                Err(e) => return Err(e),
+            }
+        };
         count(&self.range.counters.faults, ask.len() as u64);
+        let which = around.clone();
         let mut found = KVec::with_capacity(pages.len(), GFP_KERNEL)?;
         for page in &pages {
             found.push((*page, Reach::Nothing), GFP_KERNEL)?;

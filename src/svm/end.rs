@@ -17,7 +17,10 @@ use crate::{
 };
 use kernel::{
     sync::{
-        atomic::ordering::Full,
+        atomic::ordering::{
+            Full,
+            Relaxed, //
+        },
         Arc, //
     },
     workqueue::WorkItem, //
@@ -57,8 +60,10 @@ impl Svm {
         if ended.is_ok() {
             // The device fails what they have not done yet.
             self.jobs.abort();
-            let by = ReachedBy::Context(self.context.id());
-            self.gpu.mappings.remove(by);
+            if self.added.load(Relaxed) {
+                let by = ReachedBy::Context(self.context.id());
+                self.gpu.mappings.remove(by);
+            }
             let windows = core::mem::replace(&mut *self.windows.lock(), Windows::new());
             drop(windows);
         }

@@ -87,8 +87,9 @@ impl Svm {
             Err(e) if e == ENOMEM => Outcome::Refuse(svm_reason::NO_MEMORY),
             Err(e) if e == EFAULT || e == EHWPOISON => Outcome::Refuse(svm_reason::BAD_ADDRESS),
             Err(e) if e == EPERM || e == EACCES => Outcome::Refuse(svm_reason::BAD_ACCESS),
-            // The device is lost.
-            Err(_) => Outcome::Closed,
+            Err(_) if self.gpu.transport.is_lost() => Outcome::Closed,
+            // Perhaps another time.
+            Err(_) => Outcome::Resolve(resolution::RETRY),
         };
         match outcome {
             Outcome::Resolved | Outcome::Closed => {}
@@ -194,17 +195,21 @@ impl Svm {
             if resolve.is_some() {
                 self.forget_fault(fault.id);
             }
-            let sent = match window.commit(&wanted, &mut lookup, resolve) {
-                Ok(Committed::Sent(sent)) => sent,
-                Ok(Committed::Closed) => return Ok(Outcome::Closed),
-                Ok(Committed::Stale) => {
-                    self.remember_fault(fault.id);
+            let committed = window.commit(&wanted, &mut lookup, resolve);
+            if resolve.is_some() && !matches!(committed, Ok(Committed::Sent(_))) {
+                self.remember_fault(fault.id);
+            }
+            let committed = match committed {
+                // For the commands, not for what was touched.
+                Err(e) if e == ENOMEM => return Ok(Outcome::Resolve(resolution::RETRY)),
+                committed => committed?,
+            };
+            let sent = match committed {
+                Committed::Sent(sent) => sent,
+                Committed::Closed => return Ok(Outcome::Closed),
+                Committed::Stale => {
                     pages = 1;
                     continue;
-                }
-                Err(e) => {
-                    self.remember_fault(fault.id);
-                    return Err(e);
                 }
             };
             self.counts
@@ -289,6 +294,7 @@ impl Svm {
             write,
             eager: area.is_private_anonymous() && area.may_write(),
             read_only: !area.may_write(),
+            interruptible: true,
         }
     }
 
@@ -311,6 +317,7 @@ impl Svm {
         let (mut done, mut wrapped) = (0, false);
         let mut hand = start;
         while done < least {
+            check_not_killed()?;
             let Some((number, window)) = self.next_window(hand / WINDOW) else {
                 if wrapped {
                     break;
@@ -324,7 +331,12 @@ impl Svm {
             let first = (hand - window.start()) >> PAGE_SHIFT;
             let granule = window.granule(first);
             done += window.evict(first..granule.end)?;
-            hand = window.start() + (granule.end << PAGE_SHIFT);
+            // The last window is a shorter one.
+            hand = if granule.end == window.pages() {
+                (number + 1) * WINDOW
+            } else {
+                window.start() + (granule.end << PAGE_SHIFT)
+            };
             if wrapped && hand > start {
                 break;
             }
@@ -390,6 +402,7 @@ impl Svm {
                 write,
                 eager: area.is_private_anonymous() && area.may_write(),
                 read_only: !area.may_write(),
+                interruptible: false,
             };
             let mut lookup = match window.look_up(&mut wanted, timeout) {
                 Ok(lookup) => lookup,

@@ -93,7 +93,10 @@ impl UserWork for Worker {
     fn is_due(&self) -> bool {
         let mut inbox = self.svm.inbox.lock();
         let is_due = !inbox.waiting.is_empty() && !inbox.closed;
-        if !is_due {
+        if is_due {
+            // It may have been woken by others.
+            inbox.idle &= !(1 << self.index);
+        } else {
             inbox.idle |= 1 << self.index;
         }
         is_due

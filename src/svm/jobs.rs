@@ -6,7 +6,7 @@
 //! that it was accepted has been looked at: the two come through different queues. What a job keeps,
 //! its buffers and an event, is dropped by a worker, as the interrupt must not do that.
 
-use super::end::QUEUE;
+use super::Svm;
 use crate::{
     context::{
         Context,
@@ -14,7 +14,10 @@ use crate::{
     },
     kapi::{
         drm::event::ReservedEvent,
-        sync::WaitQueue, //
+        sync::{
+            ModuleWorkqueue,
+            WaitQueue, //
+        }, //
     },
     protocol::mirror::job_result,
     transport::{
@@ -24,7 +27,8 @@ use crate::{
         },
         event::{
             Noted,
-            RingDone, //
+            RingDone,
+            SpaceOwner, //
         }, //
     },
 };
@@ -42,6 +46,10 @@ use kernel::{
         WorkItem, //
     }, //
 };
+
+/// What jobs that are over are dropped on; it lives as long as the module. Not the queue on which address
+/// spaces end, which may wait for a process that is stopped.
+pub(crate) static DROPS: ModuleWorkqueue = ModuleWorkqueue::new();
 
 /// Most jobs of an address space that are not over.
 const MOST: usize = 256;
@@ -127,12 +135,21 @@ impl_has_work! {
 
 /// A job that was noted. Unless [`JobGuard::sent`] is called, it is forgotten when this is dropped.
 pub(crate) struct JobGuard {
-    jobs: Arc<Jobs>,
+    svm: Arc<Svm>,
     number: u64,
     was_sent: bool,
 }
 
 impl JobGuard {
+    /// The job that [`Jobs::add`] has noted.
+    pub(super) fn new(svm: &Arc<Svm>, number: u64) -> Self {
+        Self {
+            svm: svm.clone(),
+            number,
+            was_sent: false,
+        }
+    }
+
     /// What is to be done when the device has answered the job, which is one of `context`.
     ///
     /// # Errors
@@ -141,7 +158,7 @@ impl JobGuard {
     pub(crate) fn completion(&self, context: &Arc<Context>) -> Result<KBox<dyn Completion>> {
         let accepted = Acceptance {
             _context: context.clone(),
-            jobs: self.jobs.clone(),
+            svm: self.svm.clone(),
             number: self.number,
         };
         Ok(KBox::new(accepted, GFP_KERNEL)?)
@@ -149,7 +166,7 @@ impl JobGuard {
 
     /// The device calls the job `fence_id`. Called with the control queue's lock held.
     pub(crate) fn publish(&self, fence_id: u64) {
-        let mut guard = self.jobs.inner.lock();
+        let mut guard = self.svm.jobs.inner.lock();
         let inner = &mut *guard;
         let index = inner.find(self.number);
         if let Some(job) = index.and_then(|index| inner.running.get_mut(index)) {
@@ -167,7 +184,7 @@ impl JobGuard {
 impl Drop for JobGuard {
     fn drop(&mut self) {
         if !self.was_sent {
-            self.jobs.end(self.number, false);
+            self.svm.jobs.end(self.number, false);
         }
     }
 }
@@ -176,17 +193,19 @@ impl Drop for JobGuard {
 struct Acceptance {
     /// Has its id as long as the device may use it.
     _context: Arc<Context>,
-    jobs: Arc<Jobs>,
+    svm: Arc<Svm>,
     number: u64,
 }
 
 impl Completion for Acceptance {
     fn complete(&mut self, response: &Response) {
+        let jobs = &self.svm.jobs;
         if !matches!(response, Response::Ok(_)) {
-            self.jobs.end(self.number, true);
+            jobs.refuse(self.number);
+            self.svm.look();
             return;
         }
-        let mut inner = self.jobs.inner.lock();
+        let mut inner = jobs.inner.lock();
         let index = inner.find(self.number);
         if let Some(job) = index.and_then(|index| inner.running.get_mut(index)) {
             job.accepted = true;
@@ -233,7 +252,7 @@ impl Jobs {
         ring: u32,
         event: Option<ReservedEvent>,
         kept: Kept,
-    ) -> Result<Result<JobGuard, (Option<ReservedEvent>, Kept)>> {
+    ) -> Result<Result<u64, (Option<ReservedEvent>, Kept)>> {
         let mut inner = self.inner.lock();
         if inner.closed {
             // What is given back may be dropped only without the lock.
@@ -255,12 +274,7 @@ impl Jobs {
         };
         // There is room.
         let _ = inner.running.push_within_capacity(job);
-        drop(inner);
-        Ok(Ok(JobGuard {
-            jobs: self.clone(),
-            number,
-            was_sent: false,
-        }))
+        Ok(Ok(number))
     }
 
     /// Whether [`Jobs::add`] would say more than that there are too many.
@@ -286,6 +300,24 @@ impl Jobs {
         self.inner.lock().failure
     }
 
+    /// The device has refused a job: it is over, and was not a good one.
+    fn refuse(self: &Arc<Self>, number: u64) {
+        let mut guard = self.inner.lock();
+        let inner = &mut *guard;
+        if let Some(index) = inner.find(number) {
+            let ring = inner.running.get(index).map_or(0, |job| job.ring);
+            inner.failure.get_or_insert(RingDone {
+                ring,
+                fence_id: 0,
+                result: job_result::FAILED,
+                address: 0,
+            });
+            inner.end(index, true);
+        }
+        drop(guard);
+        self.ended();
+    }
+
     /// A job is over, or was never `sent`.
     fn end(self: &Arc<Self>, number: u64, sent: bool) {
         let mut inner = self.inner.lock();
@@ -299,7 +331,7 @@ impl Jobs {
     /// Has those look again who wait for jobs, and what is over dropped.
     fn ended(self: &Arc<Self>) {
         self.wait.wake_all();
-        if !QUEUE.enqueue::<Arc<Self>, 1>(self.clone()) {
+        if !DROPS.enqueue::<Arc<Self>, 1>(self.clone()) {
             // The module is being unloaded, so that this is no interrupt.
             self.drop_over();
         }
@@ -336,12 +368,12 @@ impl Jobs {
         if overtakes || done.fence_id == 0 || done.result > job_result::CANCELLED {
             return Noted::Refused;
         }
-        inner.end(index, true);
         let is_bad = matches!(done.result, job_result::FAILED | job_result::FAULTED);
         let is_first = is_bad && inner.failure.is_none();
         if is_first {
             inner.failure = Some(done);
         }
+        inner.end(index, true);
         drop(inner);
         self.ended();
         if is_first {

@@ -34,7 +34,8 @@ pub(crate) use self::{
     end::QUEUE,
     jobs::{
         JobGuard,
-        Kept, //
+        Kept,
+        DROPS, //
     },
     wait::{
         Comparison,
@@ -217,6 +218,8 @@ pub(crate) struct Svm {
     /// Sent when it is lost.
     event: Option<BlankEvent<SvmEvent>>,
     counts: Counts,
+    /// It is among what the device can reach.
+    added: AtomicFlag,
     /// The end has begun.
     ending: AtomicFlag,
     #[pin]
@@ -286,6 +289,7 @@ impl Svm {
                 loss <- new_spinlock!(None, "Svm::loss"),
                 event,
                 counts: Counts::new(),
+                added: AtomicFlag::new(false),
                 ending: AtomicFlag::new(false),
                 end_work <- new_work!("Svm::end_work"),
             }),
@@ -303,15 +307,28 @@ impl Svm {
             self.add_worker(worker)?;
         }
         self.context.set_fault_mode(true)?;
-        let by = ReachedBy::Context(self.context.id());
-        let created = self.gpu.mappings.add(by, self.clone()).and_then(|()| {
-            let owner: Arc<dyn SpaceOwner> = self.clone();
-            let of = SpaceOf::Context(self.context.id());
-            self.space.create(of, self.end as u64, Some(owner))
-        });
+        let created = self.create_space();
         if created.is_err() {
             // Nobody has sent a job, as that takes what is returned.
             let _ = self.context.set_fault_mode(false);
+        }
+        created
+    }
+
+    fn create_space(self: &Arc<Self>) -> Result {
+        // The first notifier of a process is inserted only if no signal is pending. Now the system call
+        // can begin anew; a thread that serves a fault could not.
+        let first = self.window(self.end - PAGE_SIZE);
+        first.map_err(|e| if e == EINTR { ERESTARTNOINTR } else { e })?;
+        let by = ReachedBy::Context(self.context.id());
+        self.gpu.mappings.add(by, self.clone())?;
+        let owner: Arc<dyn SpaceOwner> = self.clone();
+        let of = SpaceOf::Context(self.context.id());
+        let created = self.space.create(of, self.end as u64, Some(owner));
+        match created {
+            Ok(()) => self.added.store(true, Relaxed),
+            // Nothing was mapped. Another one may follow before this one has ended.
+            Err(_) => self.gpu.mappings.remove(by),
         }
         created
     }
@@ -321,11 +338,10 @@ impl Svm {
     ///
     /// # Errors
     ///
-    /// - [`EBUSY`] if no job ends for as long as a response may take;
     /// - [`ERESTARTSYS`] on a fatal signal;
     /// - [`EIO`] if the context is lost, [`ENODEV`] if the device is.
     pub(crate) fn new_job(
-        &self,
+        self: &Arc<Self>,
         ring: u32,
         event: Option<ReservedEvent>,
         kept: Kept,
@@ -334,13 +350,15 @@ impl Svm {
         loop {
             self.check()?;
             (event, kept) = match self.jobs.add(ring, event, kept)? {
-                Ok(job) => return Ok(job),
+                Ok(number) => return Ok(JobGuard::new(self, number)),
                 Err(back) => back,
             };
-            self.jobs.wait.wait_killable_timeout(
-                || self.jobs.has_room() || self.check().is_err(),
-                self.gpu.transport.response_timeout_ms(),
-            )?;
+            let room = || self.jobs.has_room() || self.check().is_err();
+            match self.jobs.wait.wait_killable_timeout(room, u32::MAX) {
+                Err(e) if e != EBUSY => return Err(e),
+                // Jobs may take any time.
+                _ => {}
+            }
         }
     }
 
@@ -398,7 +416,7 @@ impl Svm {
             return Err(EIO);
         }
         let window = Window::new(&self.gpu, &self.lock, &self.space, &self.mm, start, bytes)?;
-        let node = RBTreeNode::new(number, window.clone(), GFP_KERNEL)?;
+        let node = RBTreeNode::new(number, window.clone(), GFP_KERNEL_ACCOUNT)?;
         let old = windows.insert(node);
         drop(windows);
         drop(old);
@@ -439,8 +457,10 @@ impl Svm {
 }
 
 impl SpaceOwner for Svm {
-    fn space_lost(&self) {
+    /// The device tells of the end of no job any more.
+    fn space_lost(self: Arc<Self>) {
         self.lose(Loss::without_access(svm_reason::LOST));
+        self.begin_end();
     }
 
     fn fault(&self, fault: Fault) -> Noted {

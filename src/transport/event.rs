@@ -81,7 +81,7 @@ pub(crate) trait SpaceOwner: Send + Sync {
     ///
     /// Called by a worker, without locks; may still be called when [`Events::remove_owner`] has
     /// returned.
-    fn space_lost(&self);
+    fn space_lost(self: Arc<Self>);
 
     /// An access is stalled, which it cannot be in a space that was created without faults.
     ///

@@ -237,15 +237,19 @@ impl Area {
 /// Faults in pages of the current process, `pages` from address `addr` on, for writing with `write`.
 /// Returns how many, from the first on. They may go at once; nothing holds them.
 ///
-/// C function: `get_user_pages_remote`, whose wait for a userfaultfd ends on any signal.
+/// Waits, as for a userfaultfd, end on a fatal signal, or on any with `interruptible`.
 ///
 /// # Errors
 ///
-/// About the first page: [`EFAULT`] if it cannot be had, [`ENOMEM`], [`EINTR`] if the thread was
-/// interrupted, `EHWPOISON`.
-pub(crate) fn fault_in(addr: usize, pages: usize, write: bool) -> Result<usize> {
+/// About the first page: [`EFAULT`] if it cannot be had, [`ENOMEM`], [`EINTR`] on a signal.
+pub(crate) fn fault_in(
+    addr: usize,
+    pages: usize,
+    write: bool,
+    interruptible: bool,
+) -> Result<usize> {
     // SAFETY: Changes the current process only as an access would.
-    match unsafe { bindings::kapi_current_fault_in(addr, pages, write) } {
+    match unsafe { bindings::kapi_current_fault_in(addr, pages, write, interruptible) } {
         0 => Err(EFAULT),
         done if done < 0 => Err(Error::from_errno(done as i32)),
         done => Ok(done as usize),

@@ -186,7 +186,7 @@ impl<P> FinishNode<P> {
                 raw: Opaque::uninit(),
                 value: UnsafeCell::new(None),
             },
-            GFP_KERNEL,
+            GFP_KERNEL_ACCOUNT,
         )?))
     }
 

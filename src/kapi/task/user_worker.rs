@@ -40,7 +40,7 @@ use kernel::{
 pub(crate) const HAS_USER_WORKERS: bool = cfg!(CONFIG_VHOST_TASK);
 
 /// What a thread does.
-pub(crate) trait UserWork: Send + Sync {
+pub(crate) trait UserWork: Send + Sync + 'static {
     /// Whether there is something to do. If not, the thread sleeps until it is woken. Must not sleep.
     fn is_due(&self) -> bool;
 

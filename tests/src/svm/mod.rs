@@ -21,5 +21,6 @@ pub(crate) const FAMILIES: &[Family] = &[
     silent::FAMILY,
     rules::FAMILY,
     rules::SCARCE,
+    rules::LOST,
     storm::FAMILY,
 ];

@@ -5,7 +5,7 @@
 
 use std::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};
 
-use virtgpu_client::protocol::uapi::{self, svm_state};
+use virtgpu_client::protocol::uapi::{self, svm_reason, svm_state};
 use virtgpu_client::{compute, pointer, BlobOptions, Bytes, Errno, Exec, Memory, RegisterOptions};
 
 use super::support::{at, device, family, open, others_work, End, Svm, RINGS};
@@ -25,6 +25,7 @@ pub(crate) const FAMILY: Family = family(
         shared_or_fault_mode,
         buffer_is_not_busy,
         buffer_closed_in_use,
+        refused_job,
         fence_job_beside_stall,
         pinned_and_mirrored_too,
         two_files_one_process,
@@ -37,7 +38,14 @@ pub(crate) const FAMILY: Family = family(
 pub(crate) const SCARCE: Family = on_device(
     "svm_scarce",
     "--mirror-mappings 600",
-    cases![evicts_and_goes_on: 300],
+    cases![evicts_and_goes_on: 300, evicts_at_the_end_of_addresses: 300],
+);
+
+/// A device that drops a space when it is to map something.
+pub(crate) const LOST: Family = on_device(
+    "svm_space_lost",
+    "--adversary space-lost --adversary-on MAP",
+    cases![its_jobs_end],
 );
 
 const fn on_device(name: &'static str, device: &'static str, cases: &'static [Case]) -> Family {
@@ -409,10 +417,78 @@ fn unbind_in_fault(env: &Env) -> TestResult {
     others_work(env, "the device, bound again")
 }
 
+/// What the host does not take as a job has no other end than that of the context.
+fn refused_job(env: &Env) -> TestResult {
+    let svm = open(env)?;
+    svm.run("a good job", &delay(1))?;
+    Exec::new(&[0xff; 80]).ring(1).submit(svm.device())?;
+    check_eq!(svm.finish(1)?, End::Lost, "the job that makes no sense");
+    let query = svm.count()?;
+    check_eq!(query.state, svm_state::LOST, "the state");
+    check_eq!(query.reason, svm_reason::LOST, "the reason");
+    check_eq!(query.ring, 1, "the ring");
+    check_eq!(svm.end(&delay(1))?, End::Refused(Errno::IO), "the next job");
+    others_work(env, "a job that made no sense")
+}
+
+/// The device says nothing more of what was in the space, so the driver ends its jobs.
+fn its_jobs_end(env: &Env) -> TestResult {
+    let svm = open(env)?;
+    let place = Place::base(PAGE)?;
+    svm.submit(1, &delay(1))?;
+    check_eq!(
+        svm.end(&Svm::writing(place.address(0), 1))?,
+        End::Lost,
+        "the job"
+    );
+    check_eq!(svm.finish(1)?, End::Lost, "that of another ring");
+    let query = svm.count()?;
+    check_eq!(query.state, svm_state::LOST, "the state");
+    check_eq!(query.reason, svm_reason::LOST, "the reason");
+    svm.device().create_blob(&BlobOptions::guest(4096))?;
+    Ok(())
+}
+
 /// More runs of pages than the device has mappings for: it makes room, and no job fails.
 fn evicts_and_goes_on(env: &Env) -> TestResult {
-    const PAGES: usize = 2000;
+    more_than_it_has_room_for(env, &open(env)?)
+}
+
+/// The same with the last page that there can be: going round begins anew behind it.
+fn evicts_at_the_end_of_addresses(env: &Env) -> TestResult {
     let svm = open(env)?;
+    let last = svm.space.va_end() - PAGE as u64;
+    // SAFETY: New memory, if nothing is there; otherwise it is the stack's, and stays.
+    let new = unsafe {
+        libc::mmap(
+            last as *mut libc::c_void,
+            PAGE,
+            libc::PROT_READ,
+            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE,
+            -1,
+            0,
+        )
+    };
+    if new as u64 != last {
+        let error = std::io::Error::last_os_error();
+        check_eq!(
+            error.raw_os_error(),
+            Some(libc::EEXIST),
+            "mapping the last page"
+        );
+    }
+    svm.peek(last)?;
+    more_than_it_has_room_for(env, &svm)?;
+    svm.peek(last)?;
+    if new as u64 == last {
+        // SAFETY: It was mapped above, and nothing is in it.
+        unsafe { libc::munmap(new, PAGE) };
+    }
+    Ok(())
+}
+
+fn more_than_it_has_room_for(env: &Env, svm: &Svm) -> TestResult {
+    const PAGES: usize = 2000;
     let place = scattered(PAGES)?;
     let runs = procfs::minimal_runs(place.as_ptr() as usize, place.len())?;
     if runs < 1200 {
