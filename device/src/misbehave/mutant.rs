@@ -175,7 +175,7 @@ impl FromStr for Mutant {
 /// Names and explanations of all mutants, one a line.
 #[must_use]
 pub fn list() -> String {
-    let line = |(_, name, help): &(Mutant, &str, &str)| format!("{name:<26}{help}\n");
+    let line = |(_, name, help): &(Mutant, &str, &str)| format!("{name:<28}{help}\n");
     MUTANTS.iter().map(line).collect()
 }
 
