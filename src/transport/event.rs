@@ -108,7 +108,7 @@ struct Inner {
     looks: KVec<u32>,
 }
 
-/// The event queue of a device, as part of its [`Control`].
+/// The event queue of a device, as part of its [`Transport`](super::Transport).
 #[pin_data]
 pub(super) struct Events {
     /// Protects the ring and what it brought. Taken in the interrupt.

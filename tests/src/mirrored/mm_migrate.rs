@@ -237,6 +237,8 @@ fn in_a_block_that_goes() -> TestResult<(Place, u64)> {
 
 /// A block of memory goes with all buffers in it.
 fn memory_offline(env: &Env) -> TestResult {
+    // Otherwise the device may have lost the memory before.
+    let _still = Setting::new(BALANCING, "0").ok();
     let device = open(env)?;
     let (place, block) = in_a_block_that_goes()?;
     let mirror = Mirror::new(&device, &place)?;
