@@ -4,7 +4,7 @@
 //!
 //! A window is [`WINDOW`] bytes of addresses with a notifier and a table of their own, so that what a
 //! program does to memory elsewhere makes no lookup stale. Nothing is asked of the kernel for a window
-//! but what a fault asks for, and no job waits for the answer to a MAP: if it fails, the device faults
+//! but what a fault asks for, and no job waits for the response to a MAP: if it fails, the device faults
 //! again. So a page that is in the table as mapped is one for which MAP was sent, and jobs need not be
 //! over when it is invalidated: they stall.
 //!

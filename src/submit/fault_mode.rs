@@ -3,7 +3,7 @@
 //! EXECBUFFER of a context in fault mode.
 //!
 //! Such a job may be stalled for any time, so there is no fence that anybody could wait for: the host
-//! answers when it has accepted the job, and programs learn of its end by SVM_WAIT or an event. What
+//! responds when it has accepted the job, and programs learn of its end by SVM_WAIT or an event. What
 //! it waits for itself is waited for here, before it is sent.
 
 use super::{

@@ -6,7 +6,7 @@
 //! A page is looked up without any lock. Whether the lookup still holds is asked under the lock that
 //! notifier callbacks take, and MAP and the resolution are sent under the same lock. So a callback
 //! comes either before, and the page is looked up again, or after, and its INVALIDATE follows the MAP
-//! in the queue. The resolution does not wait for the answer to the MAP: if that fails, the access
+//! in the queue. The resolution does not wait for the response to the MAP: if that fails, the access
 //! faults again.
 
 use super::{

@@ -2,7 +2,7 @@
 
 //! Jobs of a context in fault mode, from their submission to RING_DONE.
 //!
-//! A job has no fence. It is noted before it is sent, since its end may be reported before the answer
+//! A job has no fence. It is noted before it is sent, since its end may be reported before the response
 //! that it was accepted has been looked at: the two come through different queues. What a job keeps,
 //! its buffers and an event, is dropped by a worker, as the interrupt must not do that.
 
@@ -150,7 +150,7 @@ impl JobGuard {
         }
     }
 
-    /// What is to be done when the device has answered the job, which is one of `context`.
+    /// What is to be done when the device has responded to the job, which is one of `context`.
     ///
     /// # Errors
     ///
@@ -189,7 +189,7 @@ impl Drop for JobGuard {
     }
 }
 
-/// The answer to a job says whether it was accepted.
+/// The response to a job says whether it was accepted.
 struct Acceptance {
     /// Has its id as long as the device may use it.
     _context: Arc<Context>,

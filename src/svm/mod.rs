@@ -12,7 +12,7 @@
 //! # What waits for what
 //!
 //! A job that is stalled may stay so for any time: its page may be behind a userfaultfd. So it has no
-//! fence of the kernel. The host answers when it has accepted the job, and says by RING_DONE when the
+//! fence of the kernel. The host responds when it has accepted the job, and says by RING_DONE when the
 //! job is over ([`jobs`]); programs wait by SVM_WAIT ([`wait`]) or read events. Nothing that memory
 //! reclaim waits for depends on a fault: a device acknowledges INVALIDATE whatever is stalled.
 //!
