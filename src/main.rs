@@ -32,9 +32,8 @@
 //! Outer to inner. A lock in one line may be taken while one of a line above is held, never the
 //! other way round.
 //!
-//! 1. `FileData::attached`, `Svm::revoking`, then `Svm::windows` (mutexes, the second killable; the first is
-//!    held while the host creates a context or an address space, the second while INVALIDATE is
-//!    acknowledged, the third while a notifier is inserted)
+//! 1. `FileData::attached`, then `Svm::revoking` (mutexes, the second killable; the first is held while
+//!    the host creates a context or an address space, the second while INVALIDATE is acknowledged)
 //! 2. `mmap_lock` (the kernel's; held by mmap of a host-visible buffer)
 //! 3. `HostMemory::mapping` (mutex; held while a mapping is requested)
 //! 4. `DeviceMappings::live`, `Shared::backing`, `Capsets::cache`, `RangeAllocator::lock`,
@@ -52,7 +51,8 @@
 //!    reclaim: nothing is allocated with reclaim, faulted in or waited for under it)
 //! 8. `HostResource::inner`, `PendingUnref::state`, `Releases::waiting`, `MirroredRange::spare`,
 //!    `RangeEvents::state`, `DmaBufRevocation::detach`, `JobContext::destroy`,
-//!    `PeerMappings::mapped`, `Svm::streams`, `Svm::loss` (spinlocks)
+//!    `PeerMappings::mapped`, `Windows::tree`, `Windows::changes`, `Windows::spare`,
+//!    `Svm::streams`, `Svm::loss` (spinlocks)
 //! 9. `EventSender::due`, `EventQueue::file` (spinlocks, never both; inside are locks of the
 //!    kernel)
 //! 10. `Control::inner`, `Mirror::inner`, `Events::inner` (spinlocks, interrupts off, one at a

@@ -178,7 +178,7 @@ impl MirroredRange {
                     drop(notification);
                     done += evicted;
                     count(&self.counters.invalidations, 1);
-                    self.wait_acknowledged(ticket)?;
+                    self.space.wait_acknowledged(ticket)?;
                     self.set_evicted(part.clone());
                     at = part.end;
                 }

@@ -78,14 +78,8 @@ impl IntervalHandler for Handler {
         {
             return Start::Refused;
         }
-        if !may_block && !lost {
-            let mut reachable = false;
-            let all = range.each_part(which.clone(), Having::Reachable, false, |table, part| {
-                reachable |= table.reachable_in(part).is_some();
-            });
-            if !all || reachable {
-                return Start::Refused;
-            }
+        if !may_block && !lost && range.would_have_to_wait(which.clone()) {
+            return Start::Refused;
         }
         let gone = match change.change() {
             Change::Unmap => Some(Reason::Unmap),
@@ -95,25 +89,9 @@ impl IntervalHandler for Handler {
         if let (Some(reason), Some(events)) = (gone, &range.events) {
             events.report(reason, which.clone());
         }
-        let having = match gone {
-            Some(_) => Having::Anything,
-            None => Having::Reachable,
-        };
-        let mut span: Option<Range<usize>> = None;
-        let marked = range.each_part(which, having, may_block, |table, part| {
-            let Some(found) = table.invalidate(part, gone.is_some()) else {
-                return;
-            };
-            if lost {
-                // Under the same lock: this callback may be one that must not wait.
-                range.quarantine_part(table, found.clone());
-            }
-            let start = span.as_ref().map_or(found.start, |span| span.start);
-            span = Some(start..found.end);
-        });
-        if !marked {
+        let Ok(span) = range.mark(which, gone.is_some(), may_block, lost) else {
             return Start::Refused;
-        }
+        };
         let Some(span) = span else {
             return Start::Done;
         };
@@ -169,6 +147,54 @@ impl IntervalHandler for Handler {
 }
 
 impl MirroredRange {
+    /// Whether a callback that must not block cannot do without: the device reaches some of the pages
+    /// `which`, or the lock is not free.
+    pub(super) fn would_have_to_wait(&self, which: Range<usize>) -> bool {
+        let mut reachable = false;
+        let all = self.each_part(which, Having::Reachable, false, |table, part| {
+            reachable |= table.reachable_in(part).is_some();
+        });
+        !all || reachable
+    }
+
+    /// Marks those of the pages `which` that are about to be invalidated, so that nobody relies on them
+    /// any more; with `gone` the addresses are, too. Pages of a `lost` device go into quarantine.
+    /// Returns what the device may reach of them.
+    ///
+    /// # Errors
+    ///
+    /// [`EAGAIN`] without `may_block`, if the lock is not free.
+    pub(super) fn mark(
+        &self,
+        which: Range<usize>,
+        gone: bool,
+        may_block: bool,
+        lost: bool,
+    ) -> Result<Option<Range<usize>>> {
+        let having = if gone {
+            Having::Anything
+        } else {
+            Having::Reachable
+        };
+        let mut span: Option<Range<usize>> = None;
+        let marked = self.each_part(which, having, may_block, |table, part| {
+            let Some(found) = table.invalidate(part, gone) else {
+                return;
+            };
+            if lost {
+                // Under the same lock: this callback may be one that must not wait.
+                self.quarantine_part(table, found.clone());
+            }
+            let start = span.as_ref().map_or(found.start, |span| span.start);
+            span = Some(start..found.end);
+        });
+        if marked {
+            Ok(span)
+        } else {
+            Err(EAGAIN)
+        }
+    }
+
     /// First and last byte of pages, in the space.
     pub(super) fn bytes(&self, span: &Range<usize>) -> (u64, u64) {
         let first = self.base + ((span.start as u64) << PAGE_SHIFT);
@@ -181,7 +207,7 @@ impl MirroredRange {
     fn finish_invalidation(&self, pending: Pending) {
         let span = pending.span;
         let acknowledged = match pending.ticket {
-            Some(ticket) => self.wait_acknowledged(ticket),
+            Some(ticket) => self.space.wait_acknowledged(ticket),
             None => {
                 self.wait_for_jobs(pending.since);
                 self.invalidate_and_wait(&span)
@@ -200,13 +226,7 @@ impl MirroredRange {
         let (first, last) = self.bytes(span);
         let ticket = self.space.invalidate(first, last)?;
         count(&self.counters.invalidations, 1);
-        self.wait_acknowledged(ticket)
-    }
-
-    pub(super) fn wait_acknowledged(&self, ticket: Ticket) -> Result {
-        self.space.queue().wait_invalidated(ticket)?;
-        self.gpu.counters.acknowledgements.add(1);
-        Ok(())
+        self.space.wait_acknowledged(ticket)
     }
 
     /// Waits for the jobs that use the range, but not for ever: a job that takes too long costs its
@@ -228,7 +248,7 @@ impl MirroredRange {
 
     /// Marks the pages unmapped, as the device does not reach them any more, and those dirty that
     /// it could write.
-    fn set_unmapped(&self, span: Range<usize>) {
+    pub(super) fn set_unmapped(&self, span: Range<usize>) {
         let mut dirtied = 0;
         self.each_part(span, Having::Reachable, true, |table, part| {
             // Huge pages are dirty as a whole.

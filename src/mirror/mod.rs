@@ -14,6 +14,9 @@
 //! The lock is a mutex, not one for many readers: what is done under it is a few microseconds of
 //! marking or queueing.
 
+mod changes;
+#[cfg(CONFIG_KUNIT = "y")]
+mod changes_tests;
 mod event;
 mod evict;
 mod invalidate;
@@ -24,6 +27,7 @@ mod table;
 #[cfg(CONFIG_KUNIT = "y")]
 mod table_tests;
 mod window;
+mod windows;
 
 pub(crate) use self::{
     event::{
@@ -43,6 +47,7 @@ pub(crate) use self::{
         Window,
         WINDOW, //
     },
+    windows::Windows,
 };
 
 use self::{

@@ -158,7 +158,8 @@ impl MirroredRange {
             write,
             sparse,
         } = params;
-        let node = FinishNode::new()?;
+        // Windows have theirs together.
+        let node = jobs.is_some().then(FinishNode::new).transpose()?;
         let layout = Layout::new(addr >> PAGE_SHIFT, pages);
         Arc::pin_init(
             pin_init!(Self {
@@ -175,7 +176,7 @@ impl MirroredRange {
                 revoked: AtomicFlag::new(false),
                 used: Atomic::new(0),
                 refused: AtomicFlag::new(false),
-                spare <- new_spinlock!(Some(node), "MirroredRange::spare"),
+                spare <- new_spinlock!(node, "MirroredRange::spare"),
                 events,
                 counters: Counters::new(),
             }),

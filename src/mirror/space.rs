@@ -257,6 +257,17 @@ impl Space {
         self.queue.invalidate(self.id.get(), first, last)
     }
 
+    /// Waits until the device has acknowledged an INVALIDATE, see [`MirrorQueue::wait_invalidated`].
+    ///
+    /// # Errors
+    ///
+    /// [`ENODEV`] if the device is lost.
+    pub(super) fn wait_acknowledged(&self, ticket: Ticket) -> Result {
+        self.queue.wait_invalidated(ticket)?;
+        self.counters.acknowledgements.add(1);
+        Ok(())
+    }
+
     /// Ends the space, if the device knows it, and waits until it has.
     ///
     /// # Errors

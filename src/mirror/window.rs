@@ -2,11 +2,11 @@
 
 //! Windows: the parts of a process's address space that a device which faults has touched.
 //!
-//! A window is [`WINDOW`] bytes of addresses with a notifier and a table of their own, so that what a
-//! program does to memory elsewhere makes no lookup stale. Nothing is asked of the kernel for a window
-//! but what a fault asks for, and no job waits for the response to a MAP: if it fails, the device faults
-//! again. So a page that is in the table as mapped is one for which MAP was sent, and jobs need not be
-//! over when it is invalidated: they stall.
+//! A window is [`WINDOW`] bytes of addresses with a table of their own; [`Windows`] has them all, and
+//! the notifiers. Nothing is asked of the kernel for a window but what a fault asks for, and no job
+//! waits for the response to a MAP: if it fails, the device faults again. So a page that is in the
+//! table as mapped is one for which MAP was sent, and jobs need not be over when it is invalidated:
+//! they stall.
 //!
 //! Several threads may map pages of a window at the same time. They meet under the lock of the
 //! tables only, where each sees by [`Window::committed`] whether another has mapped anything since it
@@ -23,15 +23,19 @@ use super::{
         Table,
         GRANULE, //
     },
-    Handler, Notifier, NotifierLock, PinnedNotifier, Space,
+    windows::{
+        Look,
+        Windows, //
+    },
+    NotifierLock,
+    Space, //
 };
 use crate::{
     gpu::Gpu,
     kapi::{
         mm::{
             fault_in,
-            HmmPage,
-            Sequence, //
+            HmmPage, //
         },
         sync::KillableMutex,
     },
@@ -55,7 +59,6 @@ use crate::{
 use core::ops::Range;
 use kernel::{
     list::List,
-    mm::Mm,
     page::{
         PAGE_SHIFT,
         PAGE_SIZE, //
@@ -70,8 +73,7 @@ use kernel::{
     }, //
 };
 
-/// Bytes of a window: what glibc's arenas have, which are aligned to that, too, so that what one
-/// thread allocates does not make the lookups of others stale.
+/// Bytes of a window: what glibc's arenas have, which are aligned to that, too.
 pub(crate) const WINDOW: usize = 64 << 20;
 
 /// How often pages are faulted in that are gone again at once, in one lookup: pages may be missing in
@@ -99,11 +101,11 @@ pub(crate) struct Wanted {
 }
 
 /// Pages that were looked up.
-pub(crate) struct Lookup {
+pub(crate) struct Lookup<'a> {
     /// Those of [`Wanted::around`].
     pages: KVec<(HmmPage, Reach)>,
     around: Range<usize>,
-    sequence: Option<Sequence>,
+    look: Look<'a>,
 }
 
 /// MAP commands that were sent.
@@ -122,23 +124,23 @@ pub(crate) enum Committed {
 /// A window of an address space.
 pub(crate) struct Window {
     range: Arc<MirroredRange>,
-    notifier: PinnedNotifier,
+    /// First address, in bytes.
+    start: usize,
     /// How often anything was mapped. Changed with the lock of the tables held.
     committed: Atomic<u64>,
 }
 
 impl Window {
-    /// A window of the current process, whose address space is `mm`, for `bytes` bytes at `addr`. It is
-    /// mapped into `space`, at the same address, and its table is under `lock`.
+    /// A window for `bytes` bytes at `addr`. It is mapped into `space`, at the same address, and its
+    /// table is under `lock`.
     ///
     /// # Errors
     ///
-    /// [`ENOMEM`], [`EINTR`] on a signal.
-    pub(crate) fn new(
+    /// [`ENOMEM`].
+    pub(super) fn new(
         gpu: &Arc<Gpu>,
         lock: &Arc<NotifierLock>,
         space: &Arc<Space>,
-        mm: &Mm,
         addr: usize,
         bytes: usize,
     ) -> Result<Arc<Self>> {
@@ -149,24 +151,24 @@ impl Window {
             write: true,
             sparse: false,
         };
-        let range = MirroredRange::new(gpu, lock, space.clone(), None, params, None)?;
-        let notifier = KBox::pin_init(
-            Notifier::new(mm, addr, bytes, Handler(range.clone())),
-            GFP_KERNEL_ACCOUNT,
-        )?;
         Ok(Arc::new(
             Self {
-                range,
-                notifier,
+                range: MirroredRange::new(gpu, lock, space.clone(), None, params, None)?,
+                start: addr,
                 committed: Atomic::new(0),
             },
             GFP_KERNEL_ACCOUNT,
         )?)
     }
 
+    /// What callbacks see of it.
+    pub(super) fn range(&self) -> &MirroredRange {
+        &self.range
+    }
+
     /// First address, in bytes.
     pub(crate) fn start(&self) -> usize {
-        self.notifier.start()
+        self.start
     }
 
     /// Pages.
@@ -213,13 +215,18 @@ impl Window {
 
     /// Looks up what is wanted, by a thread of the process: what is there, after what is missing of what
     /// is asked for has been faulted in. If that is possible for the first pages only, `wanted` is cut to
-    /// them.
+    /// them. The window is one of `windows`.
     ///
     /// # Errors
     ///
     /// Those of [`fault_in`]; [`EBUSY`] if the pages kept changing for `timeout_ms` milliseconds, or were
     /// gone again at once.
-    pub(crate) fn look_up(&self, wanted: &mut Wanted, timeout_ms: u32) -> Result<Lookup> {
+    pub(crate) fn look_up<'a>(
+        &self,
+        windows: &'a Windows,
+        wanted: &mut Wanted,
+        timeout_ms: u32,
+    ) -> Result<Lookup<'a>> {
         let Wanted {
             ask,
             around,
@@ -230,15 +237,17 @@ impl Window {
         self.ensure_granule(ask.start)?;
         let mut pages = KVec::from_elem(HmmPage::default(), around.len(), GFP_KERNEL)?;
         let mut tries = 0;
-        let sequence = loop {
-            let start = around.start << PAGE_SHIFT;
-            let sequence = self.notifier.look(start, &mut pages, timeout_ms)?;
+        let look = loop {
+            let start = self.start + (around.start << PAGE_SHIFT);
+            let look = windows.look(start, &mut pages, *interruptible, timeout_ms)?;
             let is_missing = |page: &HmmPage| !page.is_valid() || *write && !page.is_writable();
             let asked = ask.start - around.start..ask.end - around.start;
             let asked = pages.get(asked).ok_or(EINVAL)?;
             let Some(first) = asked.iter().position(is_missing) else {
-                break sequence;
+                break look;
             };
+            // Faulting it in may take any time.
+            drop(look);
             let missing = asked[first..].iter().take_while(|page| is_missing(page));
             let missing = missing.count();
             if tries == LOOKS {
@@ -267,7 +276,7 @@ impl Window {
         Ok(Lookup {
             pages: found,
             around: which,
-            sequence: Some(sequence),
+            look,
         })
     }
 
@@ -298,12 +307,9 @@ impl Window {
     pub(crate) fn commit(
         &self,
         wanted: &Wanted,
-        lookup: &mut Lookup,
+        lookup: &mut Lookup<'_>,
         resolve: Option<(u64, u32)>,
     ) -> Result<Committed> {
-        let Some(sequence) = lookup.sequence else {
-            return Ok(Committed::Stale);
-        };
         let range = &self.range;
         let queue = range.space.queue();
         let mut resolution = match resolve {
@@ -331,7 +337,7 @@ impl Window {
                 return Ok(Committed::Closed);
             }
             let outcome = range.look(&mut commits, |table| -> Result<Option<Committed>> {
-                let stale = self.notifier.is_stale(sequence) || !table.has_granules(&lookup.around);
+                let stale = lookup.look.is_stale() || !table.has_granules(&lookup.around);
                 if stale || range.gpu.knobs.loses_race() {
                     return Ok(Some(Committed::Stale));
                 }
@@ -368,8 +374,10 @@ impl Window {
                     count(&range.counters.entries, entries as u64);
                     range.gpu.counters.maps.add(sent.len() as u64);
                     let device = range.gpu.transport.name();
+                    let base = self.start >> PAGE_SHIFT;
                     for (_, part) in &sent {
-                        trace::map(device, range.space.id(), part, entries);
+                        let part = base + part.start..base + part.end;
+                        trace::map(device, range.space.id(), &part, entries);
                     }
                     return Ok(Committed::Sent(Sent(sent)));
                 }
@@ -386,7 +394,7 @@ impl Window {
 
     /// The MAPs that are missing, by what was mapped at the time that is returned, too; `None` if a page
     /// that is asked for is just being revoked.
-    fn plan(&self, wanted: &Wanted, lookup: &mut Lookup) -> Result<Option<(u64, Plan)>> {
+    fn plan(&self, wanted: &Wanted, lookup: &mut Lookup<'_>) -> Result<Option<(u64, Plan)>> {
         let Lookup { pages, around, .. } = lookup;
         let mut reach = KVec::from_elem(Reach::Nothing, around.len(), GFP_KERNEL)?;
         let before = self.range.with_table(|table| {
@@ -528,25 +536,6 @@ impl Window {
     /// [`ENODEV`] if the device is lost, [`EINTR`] on a fatal signal.
     pub(crate) fn evict(&self, which: Range<usize>) -> Result<usize> {
         self.range.evict(which)
-    }
-
-    /// The space has ended; on an error of `ended` the device is lost. Removes the notifier, for which
-    /// it waits until all changes of the process's memory that are under way are over. Nothing must be
-    /// mapped afterwards: see [`Space::close`].
-    ///
-    /// Must not be called with a lock held that a notifier callback takes.
-    pub(crate) fn end(&self, ended: Result) {
-        match ended {
-            Ok(()) => self.range.set_all_unmapped(),
-            // The device may reach the pages until it has been reset.
-            Err(_) => self.range.quarantine(0..self.range.pages),
-        }
-        self.notifier.remove();
-    }
-
-    /// The device has been reset: marks all pages unmapped, and puts those in quarantine.
-    pub(crate) fn device_reset(&self) {
-        self.range.device_reset();
     }
 }
 

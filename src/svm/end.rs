@@ -7,10 +7,7 @@
 //! that are under way, and for the threads, which a debugger may have stopped; so it is done on a queue
 //! of its own, where an address space waits for no other. The file is closed long before.
 
-use super::{
-    Svm,
-    Windows, //
-};
+use super::Svm;
 use crate::{
     gpu::ReachedBy,
     kapi::sync::ModuleWorkqueue, //
@@ -41,6 +38,7 @@ impl Svm {
             return;
         }
         self.space.close(&mut self.lock.commits.lock());
+        self.windows.close();
         self.close_inbox();
         if !QUEUE.enqueue::<Arc<Self>, 1>(self.clone()) {
             // The module is being unloaded, and does not wait for this thread.
@@ -51,12 +49,7 @@ impl Svm {
     fn end(&self) {
         // Behind all MAPs, and it resolves all faults. A lost device has the space until it is reset.
         let ended = self.space.destroy();
-        // No window is added any more.
-        let mut at = 0;
-        while let Some((number, window)) = self.next_window(at) {
-            window.end(ended);
-            at = number + 1;
-        }
+        self.windows.end(ended);
         if ended.is_ok() {
             // The device fails what they have not done yet.
             self.jobs.abort();
@@ -64,8 +57,7 @@ impl Svm {
                 let by = ReachedBy::Context(self.context.id());
                 self.gpu.mappings.remove(by);
             }
-            let windows = core::mem::replace(&mut *self.windows.lock(), Windows::new());
-            drop(windows);
+            self.windows.clear();
         }
         self.stop_workers();
     }

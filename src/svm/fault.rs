@@ -147,7 +147,7 @@ impl Svm {
         }
         let write = fault.access == access::WRITE;
         let address = usize::try_from(fault.address)?;
-        let window = match self.window(address) {
+        let window = match self.windows.window(address) {
             Err(e) if e == ENOMEM => return Err(ENOMEM),
             window => window?,
         };
@@ -171,7 +171,7 @@ impl Svm {
                 Err(Refusal(reason)) => return Ok(Outcome::Refuse(reason)),
             };
             let mut wanted = self.wanted(&window, &area, page, write, pages);
-            let mut lookup = match window.look_up(&mut wanted, timeout) {
+            let mut lookup = match window.look_up(&self.windows, &mut wanted, timeout) {
                 Ok(lookup) => lookup,
                 // Which of them it is about is to be known.
                 Err(e) if pages > 1 && (e == EFAULT || e == EPERM || e == ENOMEM) => {
@@ -204,6 +204,7 @@ impl Svm {
                 Err(e) if e == ENOMEM => return Ok(Outcome::Resolve(resolution::RETRY)),
                 committed => committed?,
             };
+            drop(lookup);
             let sent = match committed {
                 Committed::Sent(sent) => sent,
                 Committed::Closed => return Ok(Outcome::Closed),
@@ -307,7 +308,7 @@ impl Svm {
     /// [`ENODEV`] if the device is lost, [`EINTR`] on a fatal signal.
     fn make_room(&self) -> Result<usize> {
         let (mut at, mut bytes) = (0, 0);
-        while let Some((number, window)) = self.next_window(at) {
+        while let Some((number, window)) = self.windows.next(at) {
             at = number + 1;
             bytes += window.mapped_bytes();
         }
@@ -318,7 +319,7 @@ impl Svm {
         let mut hand = start;
         while done < least {
             check_not_killed()?;
-            let Some((number, window)) = self.next_window(hand / WINDOW) else {
+            let Some((number, window)) = self.windows.next(hand / WINDOW) else {
                 if wrapped {
                     break;
                 }
@@ -375,7 +376,7 @@ impl Svm {
     /// Makes the first pages of `which` reachable. Returns the end of those that are.
     fn prefetch_part(self: &Arc<Self>, which: Range<usize>, write: bool) -> Result<usize> {
         check_not_killed()?;
-        let window = self.window(which.start)?;
+        let window = self.windows.window(which.start)?;
         let page = (which.start - window.start()) >> PAGE_SHIFT;
         let end = window
             .granule(page)
@@ -404,7 +405,7 @@ impl Svm {
                 read_only: !area.may_write(),
                 interruptible: false,
             };
-            let mut lookup = match window.look_up(&mut wanted, timeout) {
+            let mut lookup = match window.look_up(&self.windows, &mut wanted, timeout) {
                 Ok(lookup) => lookup,
                 Err(e) if pages > 1 && (e == EFAULT || e == EPERM || e == ENOMEM) => {
                     pages = 1;

@@ -6,7 +6,7 @@
 //! reaches none of it at first. An access to a page that it does not reach stalls; the device sends a
 //! FAULT, a thread of the process looks the page up as if the process had touched it ([`fault`]),
 //! sends MAP for it and resolves the fault. Nothing is pinned, registered or referenced: what the
-//! kernel does to the memory arrives by the notifiers of the windows ([`crate::mirror::Window`]), which
+//! kernel does to the memory arrives by the notifiers of its windows ([`crate::mirror::Windows`]), which
 //! tell the device before it happens.
 //!
 //! # What waits for what
@@ -75,8 +75,7 @@ use crate::{
     mirror::{
         NotifierLock,
         Space,
-        Window,
-        WINDOW, //
+        Windows, //
     },
     protocol::{
         mirror::job_result,
@@ -104,16 +103,11 @@ use kernel::{
     current,
     impl_has_work,
     mm::Mm,
-    new_mutex,
     new_spinlock,
     new_spinlock_irq,
     new_work,
     page::PAGE_SIZE,
     prelude::*,
-    rbtree::{
-        RBTree,
-        RBTreeNode, //
-    },
     sync::{
         aref::ARef,
         atomic::{
@@ -122,7 +116,6 @@ use kernel::{
             AtomicFlag, //
         },
         Arc,
-        Mutex,
         SpinLock,
         SpinLockIrq, //
     },
@@ -176,8 +169,6 @@ impl Loss {
     }
 }
 
-type Windows = RBTree<usize, Arc<Window>>;
-
 /// The address space of a process, as jobs of a context use it.
 #[pin_data]
 pub(crate) struct Svm {
@@ -192,9 +183,8 @@ pub(crate) struct Svm {
     end: usize,
     exact: bool,
     cookie: u64,
-    /// By number. Protects the tree only; held while a window is made and its notifier is inserted.
-    #[pin]
-    windows: Mutex<Windows>,
+    /// What the device has touched, and the notifiers.
+    windows: Windows,
     /// Held while pages are revoked because the device has no room or has refused them, and while that
     /// is acknowledged.
     #[pin]
@@ -263,6 +253,10 @@ impl Svm {
             event,
             cookie,
         } = params;
+        // The first notifier of a process is inserted only if no signal is pending, and the system call
+        // can begin anew.
+        let windows = Windows::new(gpu, lock, &space, &mm, end);
+        let windows = windows.map_err(|e| if e == EINTR { ERESTARTNOINTR } else { e })?;
         let inbox = Inbox::new(max_faults)?;
         let jobs = Jobs::new()?;
         let this = Arc::pin_init(
@@ -275,7 +269,7 @@ impl Svm {
                 end,
                 exact,
                 cookie,
-                windows <- new_mutex!(RBTree::new(), "Svm::windows"),
+                windows,
                 revoking <- KillableMutex::new(
                     (),
                     c"Svm::revoking",
@@ -316,10 +310,6 @@ impl Svm {
     }
 
     fn create_space(self: &Arc<Self>) -> Result {
-        // The first notifier of a process is inserted only if no signal is pending. Now the system call
-        // can begin anew; a thread that serves a fault could not.
-        let first = self.window(self.end - PAGE_SIZE);
-        first.map_err(|e| if e == EINTR { ERESTARTNOINTR } else { e })?;
         let by = ReachedBy::Context(self.context.id());
         self.gpu.mappings.add(by, self.clone())?;
         let owner: Arc<dyn SpaceOwner> = self.clone();
@@ -399,38 +389,6 @@ impl Svm {
         self.end
     }
 
-    /// The window around `address`, which is one of the address space's; makes it if it is not there.
-    /// Called by a thread of the process.
-    fn window(&self, address: usize) -> Result<Arc<Window>> {
-        let number = address / WINDOW;
-        if let Some(window) = self.windows.lock().get(&number) {
-            return Ok(window.clone());
-        }
-        let start = number * WINDOW;
-        let bytes = WINDOW.min(self.end - start);
-        let mut windows = self.windows.lock();
-        if let Some(window) = windows.get(&number) {
-            return Ok(window.clone());
-        }
-        if self.ending.load(Relaxed) {
-            return Err(EIO);
-        }
-        let window = Window::new(&self.gpu, &self.lock, &self.space, &self.mm, start, bytes)?;
-        let node = RBTreeNode::new(number, window.clone(), GFP_KERNEL_ACCOUNT)?;
-        let old = windows.insert(node);
-        drop(windows);
-        drop(old);
-        Ok(window)
-    }
-
-    /// The window with the least number from `number` on, and that.
-    fn next_window(&self, number: usize) -> Option<(usize, Arc<Window>)> {
-        let windows = self.windows.lock();
-        let cursor = windows.cursor_lower_bound(&number)?;
-        let (number, window) = cursor.current();
-        Some((*number, window.clone()))
-    }
-
     /// The address space is of no use any more: the context takes no more jobs, and the program is told
     /// why. Only the first reason counts.
     fn lose(&self, loss: Loss) {
@@ -495,11 +453,7 @@ impl SpaceOwner for Svm {
 impl Reachable for Svm {
     /// Puts the pages in quarantine, and ends all jobs.
     fn release(&self) {
-        let mut at = 0;
-        while let Some((number, window)) = self.next_window(at) {
-            window.device_reset();
-            at = number + 1;
-        }
+        self.windows.device_reset();
         self.lose(Loss::without_access(svm_reason::LOST));
         self.jobs.abort();
     }

@@ -66,8 +66,9 @@ impl Svm {
             out.ring = loss.ring;
             out.addr = loss.address;
         }
+        out.invalidations = self.windows.invalidations();
         let mut at = 0;
-        while let Some((number, window)) = self.next_window(at) {
+        while let Some((number, window)) = self.windows.next(at) {
             at = number + 1;
             let counters = window.counters();
             out.mapped_bytes += window.mapped_bytes();

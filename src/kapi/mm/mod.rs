@@ -5,6 +5,7 @@
 use crate::kapi::bindings;
 
 mod account;
+mod end_notifier;
 mod hmm;
 mod notifier;
 pub(crate) mod pages;
@@ -24,6 +25,10 @@ pub(crate) fn is_user_range(addr: usize, len: usize) -> bool {
 
 pub(crate) use self::{
     account::PinnedVm,
+    end_notifier::{
+        EndHandler,
+        EndNotifier, //
+    },
     hmm::{
         fault_in,
         first_hole,
@@ -36,6 +41,7 @@ pub(crate) use self::{
     },
     notifier::{
         Change,
+        ChangeId,
         FinishNode,
         IntervalHandler,
         IntervalNotifier,

@@ -86,6 +86,23 @@ impl Change {
     }
 }
 
+/// Tells changes from one another that are under way at the same time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct ChangeId(usize);
+
+impl ChangeId {
+    /// That of a change which the kernel describes so, from its beginning to its end.
+    pub(super) fn of(range: *const bindings::mmu_notifier_range) -> Self {
+        Self(range.addr())
+    }
+
+    /// That of no change, for tests.
+    #[cfg(CONFIG_KUNIT = "y")]
+    pub(crate) const fn made_up(number: usize) -> Self {
+        Self(number)
+    }
+}
+
 /// One notification.
 pub(crate) struct Invalidation<'a> {
     raw: *const bindings::mmu_notifier_range,
@@ -115,6 +132,11 @@ impl Invalidation<'_> {
         }
     }
 
+    /// Which change this is, to [`EndHandler::ended`](super::EndHandler::ended).
+    pub(crate) fn id(&self) -> ChangeId {
+        ChangeId::of(self.raw)
+    }
+
     /// Whether the callback may sleep.
     pub(crate) fn may_block(&self) -> bool {
         // SAFETY: The range is valid during the callback.
@@ -124,7 +146,7 @@ impl Invalidation<'_> {
     /// Makes [`IntervalNotifier::is_stale`] true for all pages looked up before.
     ///
     /// Must be called in every callback that does not refuse, with the lock held under which the
-    /// driver calls `is_stale`.
+    /// driver calls `is_stale`; unless the driver keeps account of that change itself, to its end.
     pub(crate) fn supersede(&self) {
         // SAFETY: The notifier is valid during the callback; the sequence is that of the callback.
         unsafe { bindings::kapi_mmu_interval_set_seq(self.notifier, self.sequence) }

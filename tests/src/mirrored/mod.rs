@@ -6,7 +6,7 @@
 mod basic;
 mod events;
 mod faults;
-mod fences;
+pub(crate) mod fences;
 mod flood;
 mod hammer;
 mod hmm_tests;
@@ -30,7 +30,7 @@ mod race;
 mod scarce;
 mod stress;
 mod stress_threads;
-mod support;
+pub(crate) mod support;
 
 pub(crate) use support::{open as open_mirrored, scattered};
 

@@ -5,6 +5,7 @@
 
 mod bad;
 mod basic;
+mod beside;
 mod mm;
 mod rules;
 mod silent;
@@ -18,6 +19,7 @@ pub(crate) const FAMILIES: &[Family] = &[
     basic::FAMILY,
     bad::FAMILY,
     mm::FAMILY,
+    beside::FAMILY,
     silent::FAMILY,
     rules::FAMILY,
     rules::SCARCE,
