@@ -12,12 +12,14 @@
 
 use crate::kapi::mm::ChangeId;
 use core::ops::Range;
+use kernel::prelude::*;
 
-/// Most changes that have a place at the same time: one for each thread that frees memory.
-pub(super) const CHANGES: usize = 16;
+/// Most changes that have a place at the same time, about one for each thread that frees memory.
+pub(super) const CHANGES: usize = 64;
 
-/// Most lookups at the same time: twice as many as there are threads which serve faults at most.
-pub(super) const LOOKS: usize = 16;
+/// Most lookups at the same time: four times as many as there are threads which serve faults at most.
+/// Prefetches have the same places.
+pub(super) const LOOKS: usize = 32;
 
 struct Change {
     id: ChangeId,
@@ -35,8 +37,10 @@ pub(super) struct LookId(usize);
 
 /// The changes and lookups of an address space.
 pub(super) struct Changes {
-    changes: [Option<Change>; CHANGES],
-    looks: [Option<Look>; LOOKS],
+    /// Never grows beyond its capacity.
+    changes: KVec<Change>,
+    /// Has [`LOOKS`] places.
+    looks: KVec<Option<Look>>,
     /// Threads that wait for a change or a lookup to end.
     pub(super) waiting: usize,
 }
@@ -47,12 +51,20 @@ fn overlap(a: &Range<usize>, b: &Range<usize>) -> bool {
 
 impl Changes {
     /// No changes, no lookups.
-    pub(super) fn new() -> Self {
-        Self {
-            changes: [const { None }; CHANGES],
-            looks: [const { None }; LOOKS],
-            waiting: 0,
+    ///
+    /// # Errors
+    ///
+    /// [`ENOMEM`].
+    pub(super) fn new() -> Result<Self> {
+        let mut looks = KVec::with_capacity(LOOKS, GFP_KERNEL_ACCOUNT)?;
+        for _ in 0..LOOKS {
+            looks.push(None, GFP_KERNEL_ACCOUNT)?;
         }
+        Ok(Self {
+            changes: KVec::with_capacity(CHANGES, GFP_KERNEL_ACCOUNT)?,
+            looks,
+            waiting: 0,
+        })
     }
 
     /// Makes all lookups of some of `addresses` stale that have begun.
@@ -66,24 +78,31 @@ impl Changes {
     /// a place for it. Lookups that have begun become stale in any case.
     pub(super) fn begin(&mut self, id: ChangeId, addresses: Range<usize>) -> bool {
         self.supersede(&addresses);
-        let place = self.changes.iter_mut().find(|place| place.is_none());
-        let Some(place) = place else {
-            return false;
-        };
-        *place = Some(Change { id, addresses });
-        true
+        // The kernel tells the beginning of a change twice where it takes address 0 for none.
+        if let Some(change) = self.changes.iter_mut().find(|change| change.id == id) {
+            let start = change.addresses.start.min(addresses.start);
+            let end = change.addresses.end.max(addresses.end);
+            change.addresses = start..end;
+            return true;
+        }
+        let change = Change { id, addresses };
+        self.changes.push_within_capacity(change).is_ok()
     }
 
     /// A change has ended. Returns whether it has had a place.
     pub(super) fn end(&mut self, id: ChangeId) -> bool {
-        let is_it = |change: &mut Change| change.id == id;
-        let mut places = self.changes.iter_mut();
-        places.any(|place| place.take_if(is_it).is_some())
+        let place = self.changes.iter().position(|change| change.id == id);
+        place.is_some_and(|place| self.changes.remove(place).is_ok())
+    }
+
+    /// No change is told of any more, nor the end of one.
+    pub(super) fn close(&mut self) {
+        self.changes.clear();
     }
 
     /// A lookup of `addresses` begins, unless they are being changed, or there are too many lookups.
     pub(super) fn begin_look(&mut self, addresses: &Range<usize>) -> Option<LookId> {
-        let mut changes = self.changes.iter().flatten();
+        let mut changes = self.changes.iter();
         if changes.any(|change| overlap(&change.addresses, addresses)) {
             return None;
         }

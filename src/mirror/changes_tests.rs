@@ -27,7 +27,7 @@ mod tests {
 
     #[test]
     fn a_change_makes_its_own_addresses_stale() -> Result {
-        let mut changes = Changes::new();
+        let mut changes = Changes::new()?;
         let before = changes.begin_look(&pages(0..4)).ok_or(EINVAL)?;
         let beside = changes.begin_look(&pages(5..6)).ok_or(EINVAL)?;
         assert!(!changes.is_stale(before) && !changes.is_stale(beside));
@@ -41,8 +41,8 @@ mod tests {
     }
 
     #[test]
-    fn a_lookup_waits_for_changes_of_its_addresses() {
-        let mut changes = Changes::new();
+    fn a_lookup_waits_for_changes_of_its_addresses() -> Result {
+        let mut changes = Changes::new()?;
         assert!(changes.begin(change(1), pages(0..4)));
         assert!(changes.begin(change(2), pages(2..8)));
         assert_eq!(changes.begin_look(&pages(3..4)), None);
@@ -53,11 +53,12 @@ mod tests {
         assert!(changes.end(change(2)));
         let after = changes.begin_look(&pages(3..4));
         assert!(after.is_some_and(|look| !changes.is_stale(look)));
+        Ok(())
     }
 
     #[test]
-    fn the_end_of_an_unknown_change_ends_none() {
-        let mut changes = Changes::new();
+    fn the_end_of_an_unknown_change_ends_none() -> Result {
+        let mut changes = Changes::new()?;
         assert!(!changes.end(change(1)));
         assert!(changes.begin(change(1), pages(0..1)));
         assert!(!changes.end(change(2)));
@@ -65,11 +66,34 @@ mod tests {
         // A number is used again when its change is over.
         assert!(changes.end(change(1)));
         assert!(!changes.end(change(1)));
+        Ok(())
+    }
+
+    #[test]
+    fn a_change_that_begins_twice_ends_once() -> Result {
+        let mut changes = Changes::new()?;
+        assert!(changes.begin(change(1), pages(4..5)));
+        assert!(changes.begin(change(1), pages(0..1)));
+        assert_eq!(changes.begin_look(&pages(0..1)), None);
+        assert_eq!(changes.begin_look(&pages(4..5)), None);
+        assert!(changes.end(change(1)));
+        assert!(changes.begin_look(&pages(0..5)).is_some());
+        Ok(())
+    }
+
+    #[test]
+    fn nothing_is_waited_for_in_the_end() -> Result {
+        let mut changes = Changes::new()?;
+        assert!(changes.begin(change(1), pages(0..1)));
+        changes.close();
+        assert!(changes.begin_look(&pages(0..1)).is_some());
+        assert!(!changes.end(change(1)));
+        Ok(())
     }
 
     #[test]
     fn a_change_without_a_place_makes_lookups_stale() -> Result {
-        let mut changes = Changes::new();
+        let mut changes = Changes::new()?;
         for number in 0..CHANGES {
             assert!(changes.begin(change(number), pages(9..10)));
         }
@@ -84,7 +108,7 @@ mod tests {
 
     #[test]
     fn places_of_lookups_are_bounded_and_used_again() -> Result {
-        let mut changes = Changes::new();
+        let mut changes = Changes::new()?;
         let first = changes.begin_look(&pages(0..1)).ok_or(EINVAL)?;
         for _ in 1..LOOKS {
             assert!(changes.begin_look(&pages(0..1)).is_some());

@@ -239,7 +239,20 @@ impl Window {
         let mut tries = 0;
         let look = loop {
             let start = self.start + (around.start << PAGE_SHIFT);
-            let look = windows.look(start, &mut pages, *interruptible, timeout_ms)?;
+            let look = match around == ask {
+                true => None,
+                false => windows.try_look(start, &mut pages, timeout_ms)?,
+            };
+            let look = match look {
+                Some(look) => look,
+                // What is around it is not worth a wait.
+                None => {
+                    *around = ask.clone();
+                    pages.truncate(around.len());
+                    let start = self.start + (around.start << PAGE_SHIFT);
+                    windows.look(start, &mut pages, *interruptible, timeout_ms)?
+                }
+            };
             let is_missing = |page: &HmmPage| !page.is_valid() || *write && !page.is_writable();
             let asked = ask.start - around.start..ask.end - around.start;
             let asked = pages.get(asked).ok_or(EINVAL)?;

@@ -117,7 +117,6 @@ struct Shared {
 /// The windows of an address space.
 pub(crate) struct Windows {
     shared: Arc<Shared>,
-    // Removed in this order: no change is noted whose end is not told.
     notifier: Pin<KBox<IntervalNotifier<Begins>>>,
     ends: Pin<KBox<EndNotifier<Ends>>>,
 }
@@ -151,6 +150,7 @@ impl Windows {
             windows: RBTree::new(),
             closed: false,
         };
+        let changes = Changes::new()?;
         let shared = Arc::pin_init(
             pin_init!(Shared {
                 gpu: gpu.clone(),
@@ -158,7 +158,7 @@ impl Windows {
                 space: space.clone(),
                 end,
                 tree <- new_spinlock!(tree, "Windows::tree"),
-                changes <- new_spinlock!(Changes::new(), "Windows::changes"),
+                changes <- new_spinlock!(changes, "Windows::changes"),
                 ended <- WaitQueue::new(),
                 spare <- new_spinlock!(spare, "Windows::spare"),
                 invalidations: Atomic::new(0),
@@ -223,12 +223,8 @@ impl Windows {
     }
 
     /// The space has ended; on an error of `ended` the device is lost, and may reach the pages until it
-    /// has been reset. Removes the notifiers, for which it waits until all changes of the process's
-    /// memory that are under way are over. The windows were closed, and the space, see
-    /// [`Space::close`].
-    ///
-    /// Must not be called with a lock held that a notifier callback takes.
-    pub(crate) fn end(&self, ended: Result) {
+    /// has been reset. The windows were closed, and the space, see [`Space::close`].
+    pub(crate) fn space_ended(&self, ended: Result) {
         self.shared.each(0..self.shared.end, |window, _| {
             let range = window.range();
             match ended {
@@ -236,11 +232,21 @@ impl Windows {
                 Err(_) => range.quarantine(0..range.pages),
             }
         });
-        self.notifier.remove();
-        self.ends.remove();
     }
 
-    /// Drops all windows, after their [`Windows::end`].
+    /// Removes the notifiers, for which it waits until nothing in the address space is being changed: there
+    /// is no bound for that as long as the process lives. After [`Windows::space_ended`].
+    ///
+    /// Must not be called with a lock held that a notifier callback takes.
+    pub(crate) fn remove_notifiers(&self) {
+        self.notifier.remove();
+        self.ends.remove();
+        // The kernel may have told of the beginning of a change, and not of its end.
+        self.shared.changes.lock().close();
+        self.shared.ended.wake_all();
+    }
+
+    /// Drops all windows, after [`Windows::remove_notifiers`].
     pub(crate) fn clear(&self) {
         let windows = core::mem::replace(&mut self.shared.tree.lock().windows, RBTree::new());
         drop(windows);
@@ -253,8 +259,8 @@ impl Windows {
         });
     }
 
-    /// Looks at the pages from `address` on, as many as `pages` has places, when no change of them is under
-    /// way.
+    /// Looks at the pages from `address` on, as many as `pages` has places, when none of them is being
+    /// changed.
     ///
     /// Called by a thread of the process, without a lock that a callback takes. Any signal ends the
     /// wait for changes with `interruptible`.
@@ -270,12 +276,38 @@ impl Windows {
         interruptible: bool,
         timeout_ms: u32,
     ) -> Result<Look<'_>> {
-        let addresses = address..address + (pages.len() << PAGE_SHIFT);
+        let addresses = addresses_of(address, pages);
         let id = self
             .shared
             .begin_look(&addresses, interruptible, timeout_ms)?;
-        let look = self.notifier.look(address, pages, timeout_ms);
-        match look {
+        self.begun(id, address, pages, timeout_ms)
+    }
+
+    /// The same unless any of the pages is being changed, which is not waited for.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`IntervalNotifier::look`].
+    pub(super) fn try_look(
+        &self,
+        address: usize,
+        pages: &mut [HmmPage],
+        timeout_ms: u32,
+    ) -> Result<Option<Look<'_>>> {
+        let addresses = addresses_of(address, pages);
+        let id = self.shared.changes.lock().begin_look(&addresses);
+        id.map(|id| self.begun(id, address, pages, timeout_ms))
+            .transpose()
+    }
+
+    fn begun(
+        &self,
+        id: LookId,
+        address: usize,
+        pages: &mut [HmmPage],
+        timeout_ms: u32,
+    ) -> Result<Look<'_>> {
+        match self.notifier.look(address, pages, timeout_ms) {
             Ok(sequence) => Ok(Look {
                 windows: self,
                 id,
@@ -287,6 +319,10 @@ impl Windows {
             }
         }
     }
+}
+
+fn addresses_of(address: usize, pages: &[HmmPage]) -> Range<usize> {
+    address..address + (pages.len() << PAGE_SHIFT)
 }
 
 impl Look<'_> {

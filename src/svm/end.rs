@@ -49,7 +49,7 @@ impl Svm {
     fn end(&self) {
         // Behind all MAPs, and it resolves all faults. A lost device has the space until it is reset.
         let ended = self.space.destroy();
-        self.windows.end(ended);
+        self.windows.space_ended(ended);
         if ended.is_ok() {
             // The device fails what they have not done yet.
             self.jobs.abort();
@@ -57,6 +57,10 @@ impl Svm {
                 let by = ReachedBy::Context(self.context.id());
                 self.gpu.mappings.remove(by);
             }
+        }
+        // Nothing but this thread waits for what a busy process does to its memory.
+        self.windows.remove_notifiers();
+        if ended.is_ok() {
             self.windows.clear();
         }
         self.stop_workers();

@@ -164,6 +164,8 @@ impl Svm {
         };
         let mut deadline = Deadline::new();
         let mut memory_tries = 0;
+        // What is around the page changes so often that it costs the page.
+        let mut narrow = self.exact;
         loop {
             let timeout = deadline.next_try_ms()?;
             let area = match self.area(address, write)? {
@@ -171,6 +173,9 @@ impl Svm {
                 Err(Refusal(reason)) => return Ok(Outcome::Refuse(reason)),
             };
             let mut wanted = self.wanted(&window, &area, page, write, pages);
+            if narrow {
+                wanted.around = wanted.ask.clone();
+            }
             let mut lookup = match window.look_up(&self.windows, &mut wanted, timeout) {
                 Ok(lookup) => lookup,
                 // Which of them it is about is to be known.
@@ -209,7 +214,7 @@ impl Svm {
                 Committed::Sent(sent) => sent,
                 Committed::Closed => return Ok(Outcome::Closed),
                 Committed::Stale => {
-                    pages = 1;
+                    (pages, narrow) = (1, true);
                     continue;
                 }
             };
@@ -286,11 +291,7 @@ impl Svm {
         let end = window.first_reachable(page + 1..end.max(page + 1), write);
         let ask = page..end;
         Wanted {
-            around: if self.exact || scarce {
-                ask.clone()
-            } else {
-                around
-            },
+            around: if scarce { ask.clone() } else { around },
             ask,
             write,
             eager: area.is_private_anonymous() && area.may_write(),
@@ -417,7 +418,9 @@ impl Svm {
                 Ok(again) if again == area => {}
                 _ => continue,
             }
-            let sent = match window.commit(&wanted, &mut lookup, None)? {
+            let committed = window.commit(&wanted, &mut lookup, None)?;
+            drop(lookup);
+            let sent = match committed {
                 Committed::Sent(sent) => sent,
                 Committed::Closed => return Err(EIO),
                 Committed::Stale => continue,

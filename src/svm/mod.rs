@@ -253,12 +253,12 @@ impl Svm {
             event,
             cookie,
         } = params;
+        let inbox = Inbox::new(max_faults)?;
+        let jobs = Jobs::new()?;
         // The first notifier of a process is inserted only if no signal is pending, and the system call
         // can begin anew.
         let windows = Windows::new(gpu, lock, &space, &mm, end);
         let windows = windows.map_err(|e| if e == EINTR { ERESTARTNOINTR } else { e })?;
-        let inbox = Inbox::new(max_faults)?;
-        let jobs = Jobs::new()?;
         let this = Arc::pin_init(
             pin_init!(Self {
                 gpu: gpu.clone(),

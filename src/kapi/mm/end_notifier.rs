@@ -31,8 +31,8 @@ pub(crate) trait EndHandler: Send + Sync {
     /// A change is over that was allowed to block. It may be one of which the driver knows nothing: at
     /// other addresses, or begun before the notifier was registered.
     ///
-    /// No end is told of a change that an interval notifier has refused, nor of the end of the address
-    /// space.
+    /// No end is told of a change that an interval notifier has refused, nor of one that is under way when
+    /// the notifier is removed, nor of the end of the address space and what comes after it.
     ///
     /// Runs in whatever has changed the page tables, possibly in memory reclaim, and must neither
     /// allocate nor wait.

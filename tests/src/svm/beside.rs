@@ -10,7 +10,7 @@ use virtgpu_client::{compute, Bytes, Deadline, Device, Errno, SyncStatus};
 use super::support::{at, family, open, End, Svm};
 use crate::ktap::{Family, TestResult};
 use crate::mirrored::fences::{patient, running, waits, Gate};
-use crate::mirrored::support::{open as open_mirrored, Mirror};
+use crate::mirrored::support::{open as open_mirrored, Mirror, WHOLE};
 use crate::support::place::Place;
 use crate::support::{eventually, job, Env, PAGE};
 use crate::{cases, check, check_eq};
@@ -19,6 +19,7 @@ pub(crate) const FAMILY: Family = family(
     "svm_beside",
     cases![
         another_change: 200,
+        the_page_beside_it: 200,
         its_own_change: 200,
         the_end_of_its_own_change: 200,
         more_changes_than_places: 300,
@@ -28,14 +29,15 @@ pub(crate) const FAMILY: Family = family(
 /// Memory of a job that does not end before its gate is opened.
 const SIZE: usize = 4 * PAGE;
 
-/// Calls `test` in the middle of MADV_DONTNEED of `place`, which waits for a job that does so until the
+/// Calls `test` in the middle of MADV_DONTNEED of the start of `place`, which waits for a job that does so until the
 /// gate is opened. Then that job must not be over.
 fn in_the_middle_of_a_change(
     device: &Device,
     place: &Place,
     test: impl FnOnce() -> TestResult,
 ) -> TestResult {
-    let (mirror, gate) = (Mirror::new(device, place)?, Gate::new(device)?);
+    let mirror = Mirror::part(device, place, 0, SIZE, WHOLE)?;
+    let gate = Gate::new(device)?;
     mirror.fill(0)?;
     let fence = gate.submit(0, &mirror, 0)?;
     running(place, 0)?;
@@ -64,6 +66,20 @@ fn another_change(env: &Env) -> TestResult {
         in_the_middle_of_a_change(&device, &place, || svm.run("beside a change", &adding))?;
         check_eq!(elsewhere.read_u32(0), 1, "what the job has added");
         svm.coherent_all_over("afterwards", &place)
+    })
+}
+
+/// Nor does the page next to what is being changed, in the same huge page of addresses, although
+/// usually all that is there is mapped together.
+fn the_page_beside_it(env: &Env) -> TestResult {
+    patient(env, || {
+        let (device, svm) = (open_mirrored(env)?, open(env)?);
+        let whole = Place::base(2 * SIZE)?;
+        let mut stream = compute::Stream::new();
+        stream.add_u32(at(whole.address(SIZE)), 4, 1);
+        in_the_middle_of_a_change(&device, &whole, || svm.run("beside a change", &stream))?;
+        check_eq!(whole.read_u32(SIZE), 1, "what the job has added");
+        svm.agrees("afterwards", &whole)
     })
 }
 
