@@ -76,34 +76,36 @@ impl Device {
         if jobs >= MAX_JOBS || free.is_none_or(|free| own > free) {
             return Err(response::ERR_OUT_OF_MEMORY);
         }
-        if let Some(faulting) = faulting {
+        if let Some(space) = &faulting {
             // A job is over, but not for the guest, while it has no buffer for the event.
-            let (all, own) = self.mirror.events.waiting(faulting.id);
+            let (all, own) = self.mirror.events.waiting(space.id);
             if jobs + own >= MAX_JOBS || all >= MAX_EVENTS {
                 return Err(response::ERR_OUT_OF_MEMORY);
             }
-            let timeline = Timeline::Faulting(ctx, header.ring_idx);
-            let job = self.faulting_job(&mut state, ticket, faulting, ops);
-            return Ok(match self.mirror.has(Mutant::AcceptAtEnd) {
-                true => Outcome::Job(timeline, job),
-                false => Outcome::Unfenced(timeline, job),
-            });
         }
-        let timeline = Timeline::of(header);
-        let job = self.job(&mut state, ticket, timeline, ops);
-        Ok(match fence(header) {
-            Some(_) => Outcome::Job(timeline, job),
-            None => Outcome::Unfenced(timeline, job),
+        let (timeline, responds_at_end) = match faulting {
+            Some(_) => (
+                Timeline::Faulting(ctx, header.ring_idx),
+                self.mirror.has(Mutant::AcceptAtEnd),
+            ),
+            None => (Timeline::of(header), fence(header).is_some()),
+        };
+        let job = self.job(&mut state, ticket, faulting, ops);
+        Ok(match responds_at_end {
+            true => Outcome::Job(timeline, job),
+            false => Outcome::Unfenced(timeline, job),
         })
     }
 
-    /// A job of an existing context in fault mode. From here on it is live, but no command waits for
-    /// it that takes a resource away.
-    fn faulting_job(
+    /// A job of an existing context. From here on it is live.
+    ///
+    /// One of a context in fault mode, which has this `space`, borrows the resources that it names,
+    /// and no command waits for it.
+    fn job(
         &self,
         state: &mut State,
         ticket: &Ticket,
-        space: Arc<Faulting>,
+        space: Option<Arc<Faulting>>,
         ops: Vec<Op>,
     ) -> Job {
         let header = ticket.request.header;
@@ -117,6 +119,7 @@ impl Device {
             ops: ops.len() + 1,
             abandoned: None,
         };
+        let mut memory = BTreeMap::new();
         let mut lent = BTreeMap::new();
         let mut cancel = Arc::default();
         if let Some(context) = state.contexts.get_mut(&ctx) {
@@ -136,87 +139,30 @@ impl Device {
                 {
                     *written = true;
                 }
-                let borrowed = resource.lent.entry(ctx);
-                let borrowed = borrowed.or_insert_with(|| Arc::new(Lent::new(segments)));
-                lent.insert(name, borrowed.clone());
-            }
-        }
-        if self.mirror.has(Mutant::UnrefWaits) {
-            live.reads = lent.keys().copied().collect();
-        }
-        self.log.write(|| Event::Job {
-            job: id,
-            req: ticket.request.req,
-            ctx,
-            ring: Some(header.ring_idx),
-            ops: ops.len() as u64,
-            resources: lent.keys().copied().collect(),
-            space: Some(space.id),
-        });
-        state.queued_ops += live.ops;
-        state.live.insert(id, live);
-        Job {
-            id,
-            ctx,
-            ticket: None,
-            work: Work::Ops(ops),
-            memory: BTreeMap::new(),
-            cancel,
-            faulting: Some(FaultingJob {
-                space,
-                ring: header.ring_idx,
-                fence: header.fence_id.get(),
-                attack: ticket.attack.clone(),
-                lent,
-            }),
-        }
-    }
-
-    /// A job of an existing context. From here on it is live.
-    fn job(&self, state: &mut State, ticket: &Ticket, timeline: Timeline, ops: Vec<Op>) -> Job {
-        let ctx = ticket.request.header.ctx_id.get();
-        state.jobs += 1;
-        let id = state.jobs;
-        let mut live = Live {
-            ctx,
-            reads: BTreeSet::new(),
-            writes: BTreeSet::new(),
-            ops: ops.len() + 1,
-            abandoned: None,
-        };
-        let mut memory = BTreeMap::new();
-        let mut cancel = Arc::default();
-        if let Some(context) = state.contexts.get_mut(&ctx) {
-            context.jobs += 1;
-            context.ops += live.ops;
-            cancel = context.cancel.clone();
-            for access in ops.iter().flat_map(compute::accesses) {
-                let name = access.resource;
-                let resource = state.resources.get_mut(&name).filter(|r| !r.dying);
-                let Some(resource) = resource.filter(|_| context.attached.contains(&name)) else {
+                if space.is_some() {
+                    let borrowed = resource.lent.entry(ctx);
+                    let borrowed = borrowed.or_insert_with(|| Arc::new(Lent::new(segments)));
+                    lent.insert(name, borrowed.clone());
                     continue;
-                };
-                let Some(segments) = resource.memory().cloned() else {
-                    continue;
-                };
+                }
                 if access.write {
                     live.writes.insert(name);
-                    if let Storage::Host { written, .. } = &mut resource.storage {
-                        *written = true;
-                    }
                 }
                 live.reads.insert(name);
                 memory.insert(name, segments);
             }
         }
+        if self.mirror.has(Mutant::UnrefWaits) {
+            live.reads.extend(lent.keys());
+        }
         self.log.write(|| Event::Job {
             job: id,
             req: ticket.request.req,
             ctx,
-            ring: timeline.ring(),
+            ring: Timeline::of(&header).ring(),
             ops: ops.len() as u64,
-            resources: live.reads.iter().copied().collect(),
-            space: None,
+            resources: memory.keys().chain(lent.keys()).copied().collect(),
+            space: space.as_ref().map(|space| space.id),
         });
         state.queued_ops += live.ops;
         state.live.insert(id, live);
@@ -227,7 +173,13 @@ impl Device {
             work: Work::Ops(ops),
             memory,
             cancel,
-            faulting: None,
+            faulting: space.map(|space| FaultingJob {
+                space,
+                ring: header.ring_idx,
+                fence: header.fence_id.get(),
+                attack: ticket.attack.clone(),
+                lent,
+            }),
         }
     }
 }
