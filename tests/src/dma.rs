@@ -12,8 +12,8 @@ use virtgpu_client::{BlobOptions, Bytes, Device, Image, Memory, RegisterOptions}
 
 use crate::hostile::given_back;
 use crate::ktap::{Driver, Family, Kernel, TestResult};
-use crate::mirrored::scattered;
 use crate::support::memory::{small_pages, Malloc};
+use crate::support::place::Place;
 use crate::support::{gpu, raced, Env, Random, PAGE};
 use crate::{cases, check, check_eq, skip};
 
@@ -139,7 +139,7 @@ fn registered(env: &Env) -> TestResult {
         skip!("the device has no blobs");
     }
     let malloc = Malloc::new(70 * PAGE);
-    let scattered = scattered(300)?;
+    let scattered = Place::scattered(300)?;
     for round in 0..10 {
         for memory in [&malloc as &dyn Memory, &scattered] {
             let userptr = device.register(memory, RegisterOptions::pinned())?;

@@ -143,6 +143,18 @@ pub(crate) struct Family {
     pub(crate) cases: &'static [Case],
 }
 
+/// A family of this driver's on a well-behaved device, whose cases leave nothing behind.
+pub(crate) const fn family(name: &'static str, cases: &'static [Case]) -> Family {
+    Family {
+        name,
+        kernel: Kernel::Any,
+        driver: Driver::Ours,
+        device: "",
+        leak_check: true,
+        cases,
+    }
+}
+
 /// Runs families, and returns whether nothing failed.
 pub(crate) fn run(families: &[&Family], filter: Option<&str>, env: &Env) -> bool {
     println!("KTAP version 1");

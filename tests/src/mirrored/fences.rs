@@ -404,8 +404,7 @@ fn overruns_share_the_grace(env: &Env) -> TestResult {
 /// A child whose job does not end; `leave` ends it.
 fn overrunning_child(env: &Env, leave: bool) -> TestResult {
     drop(open(env)?);
-    let flag = Place::reserve(crate::support::place::Pages::Base, PAGE)?;
-    flag.map_with(0, PAGE, RW, libc::MAP_SHARED)?;
+    let flag = Place::shared_page()?;
     let child = child::spawn(|| {
         let device = open(env)?;
         let place = Place::base(SIZE)?;

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use virtgpu_client::protocol::compute::Stat;
 use virtgpu_client::{Bytes, Device, Memory};
 
-use super::support::{family as well_behaved, open, scattered, SPARSE};
+use super::support::{family as well_behaved, open, SPARSE};
 use crate::ktap::{Family, Outcome, TestResult};
 use crate::support::child::{self, drop_privileges, Child};
 use crate::support::debugfs::Knobs;
@@ -61,7 +61,7 @@ fn flood(env: &Env, threads: usize, pages: usize) -> TestResult<Child> {
             }
         };
         let places = (0..threads)
-            .map(|_| scattered(pages))
+            .map(|_| Place::scattered(pages))
             .collect::<TestResult<Vec<_>>>()?;
         std::thread::scope(|scope| {
             let threads: Vec<_> = places
@@ -136,7 +136,7 @@ fn a_large_request_has_its_turn(env: &Env) -> TestResult {
         .collect::<TestResult<Vec<_>>>()?;
     amid(env, floods, |device| {
         // Nine MAPs: 27 descriptors.
-        let place = scattered(2048)?;
+        let place = Place::scattered(2048)?;
         for _ in 0..4 {
             let maps = once(device, &place)?;
             check!(maps >= 8, "it was no large request: {maps} MAPs");
@@ -158,9 +158,9 @@ fn a_file_with_all_of_its_share_goes_on(env: &Env) -> TestResult {
         }
         Ok(())
     };
-    let large = scattered(2048)?;
+    let large = Place::scattered(2048)?;
     let small = (0..24)
-        .map(|_| scattered(1))
+        .map(|_| Place::scattered(1))
         .collect::<TestResult<Vec<_>>>()?;
     std::thread::scope(|scope| {
         let small: Vec<_> = small

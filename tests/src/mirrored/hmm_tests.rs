@@ -13,7 +13,8 @@ use super::support::{
 use crate::ktap::{Family, Outcome, TestResult};
 use crate::support::dmirror::Dmirror;
 use crate::support::place::{Pages, Place, NONE, READ, RW};
-use crate::support::{child, ext4, uffd, Env, Random, HUGE, PAGE};
+use crate::support::uffd::{Fault, Uffd};
+use crate::support::{child, ext4, Env, Random, HUGE, PAGE};
 use crate::{cases, check, check_eq, check_err};
 
 pub(crate) const FAMILY: Family = family(
@@ -521,23 +522,16 @@ fn remap_before_and_after(env: &Env) -> TestResult {
 fn userfaultfd_read(env: &Env) -> TestResult {
     let device = open(env)?;
     let place = Place::base(SIZE)?;
-    let uffd = uffd::Uffd::open(0)?;
-    uffd.register(place.address(0), SIZE, uffd::MISSING)?;
+    let uffd = Uffd::missing(&place)?;
     let mirror = Mirror::with(&device, &place, READ_ONLY)?;
     let data = Random(19).bytes(SIZE);
-    let stop = AtomicBool::new(false);
-    let faults = std::thread::scope(|scope| {
-        let handler = scope.spawn(|| {
-            uffd.serve(&stop, |uffd, fault| {
-                let at = (fault.address - place.address(0)) as usize;
-                uffd.copy(fault.address, &data[at..at + PAGE])
-            })
-        });
-        let read = mirror.read(0, SIZE);
-        stop.store(true, Ordering::Relaxed);
-        let faults = handler.join().expect("no panic")?;
-        check_eq!(read?, data, "the device's view");
-        Ok::<_, Outcome>(faults)
+    let fill = |uffd: &Uffd, fault: Fault| {
+        let at = (fault.address - place.address(0)) as usize;
+        uffd.copy(fault.address, &data[at..at + PAGE])
+    };
+    let faults = uffd.resolving(fill, || {
+        check_eq!(mirror.read(0, SIZE)?, data, "the device's view");
+        Ok(())
     })?;
     check_eq!(faults, (SIZE / PAGE) as u64, "faults resolved");
     check_eq!(place.to_vec(0, SIZE), data, "our view");

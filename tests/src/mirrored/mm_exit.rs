@@ -10,7 +10,7 @@ use virtgpu_client::protocol::uapi;
 use virtgpu_client::{compute, Errno, Exec};
 
 use super::support::{family, open, Mirror, READ_ONLY, SPARSE, WHOLE};
-use crate::ktap::{reap, Family, TestResult};
+use crate::ktap::{Family, TestResult};
 use crate::support::place::{Pages, Place, READ, RW};
 use crate::support::{child, job, raced, Env, Random, HUGE, PAGE};
 use crate::{cases, check, check_eq};
@@ -139,11 +139,7 @@ fn exit_of_a_thread_group(env: &Env) -> TestResult {
             // SAFETY: Ends the child, with its threads wherever they are.
             unsafe { libc::_exit(7) }
         })?;
-        let status = reap(child.pid)?;
-        check!(
-            libc::WIFEXITED(status) && libc::WEXITSTATUS(status) == 7,
-            "the child's status is {status:#x}"
-        );
+        child.exits_with(7)?;
     }
     raced("exits", rounds)
 }
@@ -171,19 +167,9 @@ fn exec(env: &Env, inherit: bool) -> TestResult {
         let mut stream = compute::Stream::new();
         stream.delay(20_000);
         Exec::new(stream.as_bytes()).submit(&inner)?;
-        let program = c"/bin/true";
-        let arguments = [program.as_ptr(), std::ptr::null()];
-        // SAFETY: NUL-terminated strings in an array that NULL ends.
-        unsafe {
-            libc::execv(program.as_ptr(), arguments.as_ptr());
-            libc::_exit(127)
-        }
+        child::exec()
     })?;
-    let status = reap(child.pid)?;
-    check!(
-        libc::WIFEXITED(status) && libc::WEXITSTATUS(status) == 0,
-        "the new program's status is {status:#x}"
-    );
+    child.exits_with(0)?;
     mirror.coherent_all_over("the parent")?;
     // What the child has registered on the parent's file belongs to no one any more.
     let handle = mirror.userptr.handle();

@@ -14,6 +14,7 @@ use super::race::additions;
 use super::support::{family, open, End, Mirror, READ_ONLY, WHOLE};
 use crate::bad_memory::open_read_only;
 use crate::ktap::{Family, Outcome, TestResult};
+use crate::support::file::fill_disk;
 use crate::support::place::{Pages, Place, READ, RW};
 use crate::support::{child, ext4, Env, Random, PAGE};
 use crate::{cases, check, check_eq, skip};
@@ -140,16 +141,7 @@ fn no_space(env: &Env) -> TestResult {
     let place = map(&file, RW, libc::MAP_SHARED)?;
     let mirror = Mirror::new(&device, &place)?;
     let reader = Mirror::with(&device, &place, READ_ONLY)?;
-    let mut chunk = 8 << 20;
-    let mut size = 0;
-    while chunk >= PAGE as u64 {
-        let flags = rustix::fs::FallocateFlags::empty();
-        match rustix::fs::fallocate(&filler, flags, size, chunk) {
-            Ok(()) => size += chunk,
-            Err(Errno::NOSPC) => chunk /= 2,
-            Err(error) => return Err(error.into()),
-        }
-    }
+    fill_disk(&filler)?;
     reader.agrees("a hole, which may be read")?;
     let result = mirror.end(&mirror.writing(0, 1));
     drop(filler);

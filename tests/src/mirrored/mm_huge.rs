@@ -3,18 +3,18 @@
 //! Pages that become one and pages that fall apart: collapse and split of huge pages, merging of
 //! equal ones.
 
-use std::fs;
 use std::time::Duration;
 
-use virtgpu_client::{compute, Bytes, Memory};
+use virtgpu_client::{compute, Bytes};
 
 use super::race::additions;
 use super::support::{family, open, Mirror, READ_ONLY};
-use crate::ktap::{Family, Outcome, TestResult};
+use crate::ktap::{Family, TestResult};
+use crate::support::ksm::{all_one, equal_pages, Merging};
 use crate::support::place::{Pages, Place};
 use crate::support::procfs::{self, kernel_page};
 use crate::support::setting::Setting;
-use crate::support::{eventually, Env, HUGE, PAGE};
+use crate::support::{eventually, thp, Env, HUGE, PAGE};
 use crate::{cases, check, check_eq, skip};
 
 pub(crate) const FAMILY: Family = family(
@@ -33,42 +33,14 @@ pub(crate) const FAMILY: Family = family(
     ],
 );
 
-/// Small pages that may become a huge one.
-fn small(length: usize) -> TestResult<Place> {
-    let place = Place::base(length)?;
-    place.fill(0);
-    Ok(place)
-}
-
-pub(super) fn collapse_place(place: &Place) -> TestResult {
-    // The advice against huge pages would refuse it for a reason of its own.
-    place.advise(0, place.len(), libc::MADV_HUGEPAGE)?;
-    let mut last = Ok(());
-    // A page may be on its way somewhere for a moment.
-    eventually(Duration::from_secs(60), || {
-        last = place.advise(0, place.len(), libc::MADV_COLLAPSE);
-        last.is_ok()
-    });
-    last
-}
-
-/// Refuses on memory that no device uses, too: then it is not the device's fault.
-pub(super) fn can_collapse() -> TestResult {
-    let control = small(HUGE)?;
-    match collapse_place(&control) {
-        Err(Outcome::Fail(reason)) => Err(Outcome::Skip(format!("no collapse here: {reason}"))),
-        other => other,
-    }
-}
-
 fn collapse(env: &Env) -> TestResult {
-    can_collapse()?;
+    thp::can_collapse()?;
     let device = open(env)?;
-    let place = small(2 * HUGE)?;
+    let place = thp::small(2 * HUGE)?;
     let mirror = Mirror::new(&device, &place)?;
     let data = mirror.scatter(1);
     mirror.agrees("small pages")?;
-    mirror.loses("MADV_COLLAPSE", 2 * HUGE, || collapse_place(&place))?;
+    mirror.loses("MADV_COLLAPSE", 2 * HUGE, || thp::collapse(&place))?;
     check!(
         place.is_huge(0)? && place.is_huge(HUGE)?,
         "MADV_COLLAPSE has succeeded, but the pages are small"
@@ -85,14 +57,14 @@ fn collapse(env: &Env) -> TestResult {
 }
 
 fn collapse_read_only(env: &Env) -> TestResult {
-    can_collapse()?;
+    thp::can_collapse()?;
     let device = open(env)?;
     let place = Place::base(HUGE)?;
     let mirror = Mirror::with(&device, &place, READ_ONLY)?;
     mirror.agrees("zero pages")?;
     place.write_u64(17 * PAGE, 2);
     mirror.agrees("zero pages and another")?;
-    collapse_place(&place)?;
+    thp::collapse(&place)?;
     check_eq!(mirror.peek(17 * PAGE)?, 2, "the device's view");
     place.write_u64(18 * PAGE, 3);
     check_eq!(
@@ -107,14 +79,14 @@ const SETTINGS: &str = "/sys/kernel/mm/transparent_hugepage";
 
 /// The kernel's thread makes pages one, which the device has, and nobody has asked for.
 fn by_khugepaged(env: &Env) -> TestResult {
-    can_collapse()?;
+    thp::can_collapse()?;
     let _eager = [
         Setting::new(format!("{SETTINGS}/khugepaged/scan_sleep_millisecs"), "10")?,
         Setting::new(format!("{SETTINGS}/khugepaged/alloc_sleep_millisecs"), "10")?,
         Setting::new(format!("{SETTINGS}/khugepaged/pages_to_scan"), "8192")?,
     ];
     let device = open(env)?;
-    let place = small(HUGE)?;
+    let place = thp::small(HUGE)?;
     let mirror = Mirror::new(&device, &place)?;
     let data = mirror.scatter(5);
     mirror.agrees("small pages")?;
@@ -185,31 +157,14 @@ fn of_64_kib(env: &Env) -> TestResult {
     mirror.coherent_all_over("in the end")
 }
 
-/// A huge page, if the kernel gives any.
-fn huge() -> TestResult<Place> {
-    let place = Place::new(Pages::Huge, HUGE)?;
-    place.fill(1);
-    if !place.is_huge(0)? {
-        skip!("the kernel gave small pages");
-    }
-    Ok(place)
-}
-
-pub(super) fn split(place: &Place) -> TestResult {
-    let file = "/sys/kernel/debug/split_huge_pages";
-    let (start, end) = (place.address(0), place.address(place.len()));
-    let text = format!("{},{start:#x},{end:#x}", std::process::id());
-    fs::write(file, text).map_err(|error| Outcome::Skip(format!("{file}: {error}")))
-}
-
 /// The frames stay the same, and yet the device has to be told.
 fn split_by_the_kernel(env: &Env) -> TestResult {
     let device = open(env)?;
-    let place = huge()?;
+    let place = thp::huge()?;
     let mirror = Mirror::new(&device, &place)?;
     let data = mirror.scatter(2);
     mirror.agrees("a huge page")?;
-    mirror.loses("splitting", HUGE, || split(&place))?;
+    mirror.loses("splitting", HUGE, || thp::split(&place))?;
     check_eq!(
         mirror.csum(0, HUGE)?,
         compute::crc32c(0, &data),
@@ -220,7 +175,7 @@ fn split_by_the_kernel(env: &Env) -> TestResult {
 
 fn split_by_a_part(env: &Env) -> TestResult {
     let device = open(env)?;
-    let place = huge()?;
+    let place = thp::huge()?;
     let mirror = Mirror::new(&device, &place)?;
     let mut expected = mirror.scatter(3);
     for page in [0, 77, 511] {
@@ -238,14 +193,14 @@ fn split_by_a_part(env: &Env) -> TestResult {
 }
 
 fn collapse_and_split_while_the_device_writes(env: &Env) -> TestResult {
-    can_collapse()?;
+    thp::can_collapse()?;
     let device = open(env)?;
-    let place = huge()?;
+    let place = thp::huge()?;
     place.fill(0);
     let mirror = Mirror::new(&device, &place)?;
     let mut collapsed = 0;
     let jobs = additions(&mirror, HUGE, env.rounds(50), |_| {
-        split(&place)?;
+        thp::split(&place)?;
         // A page that is just being faulted in keeps the pages from becoming one.
         collapsed += u32::from(place.advise(0, HUGE, libc::MADV_COLLAPSE).is_ok());
         Ok(())
@@ -259,46 +214,6 @@ fn collapse_and_split_while_the_device_writes(env: &Env) -> TestResult {
         );
     }
     mirror.coherent_all_over("in the end")
-}
-
-/// Starts the kernel's search for equal pages; stops and undoes it on drop.
-struct Merging;
-
-const KSM: &str = "/sys/kernel/mm/ksm";
-
-impl Merging {
-    fn start() -> TestResult<Self> {
-        for (file, value) in [
-            ("pages_to_scan", "20000"),
-            ("sleep_millisecs", "1"),
-            ("run", "1"),
-        ] {
-            fs::write(format!("{KSM}/{file}"), value)
-                .map_err(|error| Outcome::Skip(format!("{KSM}/{file}: {error}")))?;
-        }
-        Ok(Self)
-    }
-}
-
-impl Drop for Merging {
-    fn drop(&mut self) {
-        let _ = fs::write(format!("{KSM}/run"), "2");
-        let _ = fs::write(format!("{KSM}/run"), "0");
-    }
-}
-
-/// Equal pages that may become one.
-fn equal_pages() -> TestResult<Place> {
-    let place = Place::base(16 * PAGE)?;
-    place.fill(0x3c);
-    place.try_advise(0, 16 * PAGE, libc::MADV_MERGEABLE, "MADV_MERGEABLE")?;
-    Ok(place)
-}
-
-fn all_one(place: &Place) -> bool {
-    place
-        .frames()
-        .is_ok_and(|frames| frames[0].is_some() && frames.iter().all(|frame| *frame == frames[0]))
 }
 
 /// Reading merged pages does not take them apart; our own write does, and only that page.

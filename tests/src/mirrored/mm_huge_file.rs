@@ -11,13 +11,12 @@ use std::path::{Path, PathBuf};
 use rustix::fs::MemfdFlags;
 use virtgpu_client::{compute, Bytes, Device, Errno, Memfd};
 
-use super::mm_huge::collapse_place;
-use super::mm_unmap::punch;
 use super::support::{family, open, Mirror, READ_ONLY, WHOLE};
 use crate::ktap::{Family, Outcome, TestResult};
+use crate::support::file::punch;
 use crate::support::place::{Pages, Place, READ, RW};
 use crate::support::setting::Setting;
-use crate::support::{child, ext4, procfs, program, Env, Random, HUGE, PAGE};
+use crate::support::{child, ext4, procfs, program, thp, Env, Random, HUGE, PAGE};
 use crate::{cases, check, check_eq, skip};
 
 pub(crate) const FAMILY: Family = family(
@@ -61,7 +60,7 @@ fn of_a_disk(env: &Env) -> TestResult {
         // Where no device has the pages, either: then it is not the device's fault.
         let (path, _, control) = on_disk("control", &expected)?;
         control.to_vec(0, SIZE);
-        let collapsed = collapse_place(&control);
+        let collapsed = thp::collapse(&control);
         fs::remove_file(path)?;
         if let Err(Outcome::Fail(reason)) = collapsed {
             skip!("no collapse here: {reason}");
@@ -71,7 +70,7 @@ fn of_a_disk(env: &Env) -> TestResult {
     let (path, file, place) = on_disk("huge", &expected)?;
     let reader = Mirror::with(&device, &place, READ_ONLY)?;
     reader.agrees("small pages")?;
-    reader.loses("MADV_COLLAPSE", SIZE, || collapse_place(&place))?;
+    reader.loses("MADV_COLLAPSE", SIZE, || thp::collapse(&place))?;
     place.to_vec(0, SIZE);
     check_eq!(
         procfs::smaps(place.address(0), "FilePmdMapped:")?,

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use virtgpu_client::protocol::uapi;
 use virtgpu_client::{compute, Device, Errno, Exec};
 
-use super::support::{family, open, scattered, Mirror, SPARSE, WHOLE};
+use super::support::{family, open, Mirror, SPARSE, WHOLE};
 use crate::ktap::{Family, Outcome, TestResult};
 use crate::support::debugfs::Knobs;
 use crate::support::memcg::Group;
@@ -184,7 +184,7 @@ fn killed_while_making_room(env: &Env) -> TestResult {
             old.prefetch((granule * HUGE) as u64, PAGE as u64)?;
         }
         // So many runs that all has to go for them.
-        let second = scattered(MORE)?;
+        let second = Place::scattered(MORE)?;
         let new = device.register(&second, SPARSE)?;
         let _ = new.prefetch(0, (MORE * PAGE) as u64);
         Ok(())

@@ -8,11 +8,12 @@ use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use virtgpu_client::{compute, Bytes, Errno, Memfd, Memory};
+use virtgpu_client::{compute, Bytes, Errno, Memfd};
 
 use super::race::additions;
 use super::support::{each_kind, family, on_each_kind, open, Mirror, READ_ONLY, WHOLE};
 use crate::ktap::{Family, Outcome, TestResult};
+use crate::support::compaction::Fragmented;
 use crate::support::place::{Pages, Place, RW};
 use crate::support::setting::Setting;
 use crate::support::{numa, pace, procfs, Env, HUGE, PAGE};
@@ -45,12 +46,9 @@ fn moved(place: &Place, node: i32) -> TestResult {
 /// The kernel has looked at pages by then.
 const BALANCED: Duration = Duration::from_secs(30);
 
-const BALANCING: &str = "/proc/sys/kernel/numa_balancing";
-
 fn between_nodes(env: &Env) -> TestResult {
     numa::two_nodes()?;
-    // A kernel without it moves no pages on its own.
-    let _still = Setting::new(BALANCING, "0").ok();
+    let _still = numa::unbalanced();
     on_each_kind(env, SIZE, |device, place| {
         let mirror = Mirror::new(device, place)?;
         mirror.scatter(1);
@@ -121,7 +119,7 @@ fn numa_balancing(env: &Env) -> TestResult {
     let device = open(env)?;
     let place = Place::base(SIZE)?;
     let mirror = Mirror::new(&device, &place)?;
-    let _on = Setting::new(BALANCING, "1")?;
+    let _on = Setting::new(numa::BALANCING, "1")?;
     let _faster = [
         ("scan_delay_ms", "0"),
         ("scan_period_min_ms", "10"),
@@ -170,40 +168,16 @@ fn numa_balancing(env: &Env) -> TestResult {
     Ok(())
 }
 
-/// Half of the pages of a large area are given back, so that there is something to compact.
 fn compaction(env: &Env) -> TestResult {
     let device = open(env)?;
-    let (place, holes) = (Place::base(4 * HUGE)?, Place::base(64 << 20)?);
-    let mirror = Mirror::new(&device, &place)?;
-    // The two areas' pages lie among each other.
-    for offset in (0..holes.len()).step_by(PAGE) {
-        holes.write_u64(offset, 1);
-        if offset % (8 * PAGE) == 0 && offset / 8 < place.len() {
-            place.write_u64(offset / 8, 1);
-        }
-    }
+    let fragmented = Fragmented::new()?;
+    let mirror = Mirror::new(&device, &fragmented.place)?;
     mirror.scatter(3);
     mirror.agrees("before")?;
-    let frames = place.frames()?;
-    for offset in (0..holes.len()).step_by(2 * PAGE) {
-        holes.advise(offset, PAGE, libc::MADV_DONTNEED)?;
-    }
-    let mut moved = 0;
-    for _ in 0..4 {
-        fs::write("/proc/sys/vm/compact_memory", "1")?;
+    fragmented.compact(|| {
         mirror.agrees("compacted")?;
-        mirror.coherent_all_over("compacted")?;
-        moved = frames
-            .iter()
-            .zip(place.frames()?)
-            .filter(|(before, after)| **before != *after)
-            .count();
-    }
-    println!("    # {moved} pages of {} have moved", frames.len());
-    if moved == 0 {
-        skip!("compaction moved none of the pages");
-    }
-    Ok(())
+        mirror.coherent_all_over("compacted")
+    })
 }
 
 /// Memory with a page in a block that can go offline, and the block.
@@ -238,7 +212,7 @@ fn in_a_block_that_goes() -> TestResult<(Place, u64)> {
 /// A block of memory goes with all buffers in it.
 fn memory_offline(env: &Env) -> TestResult {
     // Otherwise the device may have lost the memory before.
-    let _still = Setting::new(BALANCING, "0").ok();
+    let _still = Setting::new(numa::BALANCING, "0").ok();
     let device = open(env)?;
     let (place, block) = in_a_block_that_goes()?;
     let mirror = Mirror::new(&device, &place)?;

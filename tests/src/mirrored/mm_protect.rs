@@ -2,7 +2,6 @@
 
 //! Rights that change: the device never has more than the process, and gets back what it gets back.
 
-use std::fs;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use virtgpu_client::{compute, Bytes, Errno, Memory};
@@ -12,7 +11,7 @@ use super::support::{
 };
 use crate::ktap::{Family, Outcome, TestResult};
 use crate::support::place::{Place, NONE, READ, RW};
-use crate::support::{eventually, job, procfs, Env, HUGE, PAGE};
+use crate::support::{eventually, job, soft_dirty, Env, HUGE, PAGE};
 use crate::{cases, check, check_eq, check_err, skip};
 
 pub(crate) const FAMILY: Family = family(
@@ -256,30 +255,24 @@ fn protection_key(env: &Env) -> TestResult {
 
 /// What the device writes is dirty to those who track dirty pages, for example CRIU.
 fn soft_dirty(env: &Env) -> TestResult {
-    const BIT: u64 = 1 << 55;
     let device = open(env)?;
     let place = Place::base(16 * PAGE)?;
     place.fill(1);
-    let dirty = |page: usize| -> TestResult<bool> {
-        let entries = procfs::pagemap(place.address(page * PAGE) as usize, 1)?;
-        Ok(entries[0] & BIT != 0)
-    };
-    let clear = || -> TestResult { Ok(fs::write("/proc/self/clear_refs", "4")?) };
-    clear()?;
-    place.write_u64(0, 2);
-    if dirty(1)? || !dirty(0)? {
-        skip!("the kernel does not track soft-dirty pages");
-    }
+    soft_dirty::is_tracked(&place)?;
     let mirror = Mirror::with(&device, &place, SPARSE.events(1))?;
     mirror.prefetch(0, 8 * PAGE)?;
     mirror.poke(3 * PAGE, 3)?;
-    mirror.loses("clear_refs", 8 * PAGE, clear)?;
-    for page in 0..16 {
-        check!(!dirty(page)?, "page {page} is dirty after clear_refs");
-    }
+    mirror.loses("clear_refs", 8 * PAGE, soft_dirty::clear)?;
+    soft_dirty::is_clean(&place)?;
     mirror.poke(3 * PAGE, 4)?;
-    check!(dirty(3)?, "the page that the device has written is clean");
-    check!(!dirty(12)?, "a page that no one has written is dirty");
+    check!(
+        soft_dirty::is_dirty(&place, 3)?,
+        "the page that the device has written is clean"
+    );
+    check!(
+        !soft_dirty::is_dirty(&place, 12)?,
+        "a page that no one has written is dirty"
+    );
     check_eq!(place.read_u64(3 * PAGE), 4, "our view");
     // None of it was an unmap.
     let other = Place::base(PAGE)?;

@@ -9,9 +9,10 @@ use virtgpu_client::{compute, Bytes, Exec, Memfd, Memory};
 
 use super::race::additions;
 use super::support::{each_kind, family, open, Mirror, READ_ONLY, SPARSE, WHOLE};
-use crate::ktap::{pidfd, reap, Family, Outcome, TestResult};
+use crate::ktap::{reap, Family, Outcome, TestResult};
 use crate::support::memcg::Group;
 use crate::support::place::{Pages, Place, RW};
+use crate::support::reaper::{kill_and_reap, pausing_threads, Reaped};
 use crate::support::swap::page_out;
 use crate::support::{child, cpu, eventually, job, procfs, swap, Env, Random, HUGE, PAGE};
 use crate::{cases, check, check_eq, skip};
@@ -36,20 +37,9 @@ pub(crate) const FAMILY: Family = family(
     ],
 );
 
-/// Makes sure that there is swap space and that memory no one uses goes there.
-fn prepare() -> TestResult {
-    swap::enable()?;
-    let control = Place::base(16 * PAGE)?;
-    control.fill(1);
-    match page_out(&control) {
-        Err(Outcome::Fail(reason)) => Err(Outcome::Skip(format!("no paging out here: {reason}"))),
-        other => other,
-    }
-}
-
 /// Runs `test` on memory of the kinds that can go to swap.
 fn on_swappable(env: &Env, test: fn(&Mirror<'_>, &Place) -> TestResult) -> TestResult {
-    prepare()?;
+    swap::prepare()?;
     each_kind(&[Pages::Base, Pages::Huge], |pages| {
         let device = open(env)?;
         let place = Place::new(pages, HUGE)?;
@@ -80,7 +70,7 @@ fn paged_out(env: &Env) -> TestResult {
 /// them into the kernel's lists.
 fn paged_out_by_another_cpu(env: &Env) -> TestResult {
     const PAGES: usize = 8;
-    prepare()?;
+    swap::prepare()?;
     let device = open(env)?;
     let test = || -> TestResult {
         for round in 1..5 {
@@ -121,7 +111,7 @@ fn paged_out_many_times(env: &Env) -> TestResult {
 /// Shared memory goes to swap from a file that others may have open, too.
 fn shared_memory_paged_out(env: &Env) -> TestResult {
     const SIZE: usize = 64 * PAGE;
-    prepare()?;
+    swap::prepare()?;
     let device = open(env)?;
     let memfd = Memfd::new(SIZE as u64)?;
     let place = Place::reserve(Pages::Base, SIZE)?;
@@ -203,7 +193,7 @@ fn freed_lazily_while_mapped(env: &Env) -> TestResult {
 
 /// Either the old bytes or zeros, but the same on both sides.
 fn freed_lazily_read_only(env: &Env) -> TestResult {
-    prepare()?;
+    swap::prepare()?;
     let device = open(env)?;
     let place = Place::base(HUGE)?;
     let mirror = Mirror::with(&device, &place, READ_ONLY)?;
@@ -218,7 +208,7 @@ fn freed_lazily_read_only(env: &Env) -> TestResult {
 }
 
 fn reclaimed_while_the_device_writes(env: &Env) -> TestResult {
-    prepare()?;
+    swap::prepare()?;
     let device = open(env)?;
     let place = Place::base(64 * PAGE)?;
     let mirror = Mirror::new(&device, &place)?;
@@ -240,7 +230,7 @@ fn reclaimed_while_the_device_writes(env: &Env) -> TestResult {
 fn more_than_the_limit(env: &Env) -> TestResult {
     const LIMIT: usize = 8 << 20;
     const PART: usize = 64 * PAGE;
-    prepare()?;
+    swap::prepare()?;
     let rounds = env.iterations(120);
     child::run(|| {
         let group = Group::new("limit", LIMIT as u64)?;
@@ -294,7 +284,7 @@ fn more_than_the_limit(env: &Env) -> TestResult {
 fn compressed_before_swap(env: &Env) -> TestResult {
     const SWITCH: &str = "/sys/module/zswap/parameters/enabled";
     const STORED: &str = "/sys/kernel/debug/zswap/stored_pages";
-    prepare()?;
+    swap::prepare()?;
     let Ok(before) = std::fs::read_to_string(SWITCH) else {
         skip!("the kernel has no zswap");
     };
@@ -354,11 +344,7 @@ fn killed_for_want_of_memory(env: &Env) -> TestResult {
                 }
             })
         })?;
-        let status = reap(child.pid)?;
-        check!(
-            libc::WIFSIGNALED(status) && libc::WTERMSIG(status) == libc::SIGKILL,
-            "the child has ended with status {status:#x}"
-        );
+        child.is_killed()?;
         check_eq!(
             group.number("memory.events", "oom_kill ")?,
             1,
@@ -374,24 +360,9 @@ fn killed_for_want_of_memory(env: &Env) -> TestResult {
     mirror.coherent_all_over("in the end")
 }
 
-/// Threads of a child that is killed: its memory stays until the last of them has ended, so that the
-/// reaper finds it.
-const THREADS: usize = 32;
-
-/// Starts threads that do nothing.
-fn pausing_threads() {
-    for _ in 0..THREADS {
-        std::thread::spawn(|| loop {
-            // SAFETY: Takes nothing.
-            unsafe { libc::pause() };
-        });
-    }
-}
-
 /// Starts a child whose device works on memory of it, and returns when it does.
 fn busy_child(env: &Env) -> TestResult<child::Child> {
-    let flag = Place::reserve(Pages::Base, PAGE)?;
-    flag.map_with(0, PAGE, RW, libc::MAP_SHARED)?;
+    let flag = Place::shared_page()?;
     let child = child::spawn(|| {
         let device = open(env)?;
         let place = Place::new(Pages::Base, 8 * HUGE)?;
@@ -415,35 +386,6 @@ fn busy_child(env: &Env) -> TestResult<child::Child> {
     Ok(child)
 }
 
-/// What process_mrelease(2) says of a killed child.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Reaped {
-    /// All that it has is gone.
-    All,
-    /// A notifier would have had to wait, so the exit has to do it.
-    TurnedAway,
-    /// It has gone already.
-    Gone,
-}
-
-/// process_mrelease(2) of a child, which is killed.
-fn reap_memory(pid: i32) -> TestResult<Reaped> {
-    use std::os::fd::AsRawFd;
-    let fd = pidfd(pid)?;
-    // SAFETY: A signal to our own child.
-    unsafe { libc::kill(pid, libc::SIGKILL) };
-    // SAFETY: Takes two integers.
-    let result = unsafe { libc::syscall(libc::SYS_process_mrelease, fd.as_raw_fd(), 0) };
-    let error = std::io::Error::last_os_error();
-    match error.raw_os_error() {
-        _ if result == 0 => Ok(Reaped::All),
-        Some(libc::EAGAIN) => Ok(Reaped::TurnedAway),
-        Some(libc::ESRCH) => Ok(Reaped::Gone),
-        Some(libc::ENOSYS) => Err(Outcome::Skip("the kernel has no process_mrelease".into())),
-        _ => Err(error.into()),
-    }
-}
-
 /// The reaper may not wait for a device: it is turned away as long as one is in there.
 fn killed_and_reaped(env: &Env) -> TestResult {
     drop(open(env)?);
@@ -455,7 +397,7 @@ fn killed_and_reaped(env: &Env) -> TestResult {
     {
         let child = busy_child(env)?;
         let start = Instant::now();
-        outcomes.push(reap_memory(child.pid)?);
+        outcomes.extend(kill_and_reap(child.pid, 1)?);
         check!(
             start.elapsed() < Duration::from_secs(20),
             "process_mrelease took {:?}",
@@ -480,8 +422,7 @@ fn killed_and_reaped(env: &Env) -> TestResult {
 
 /// Starts a child with memory that is registered, and not mapped in the device.
 fn idle_child(env: &Env) -> TestResult<child::Child> {
-    let flag = Place::reserve(Pages::Base, PAGE)?;
-    flag.map_with(0, PAGE, RW, libc::MAP_SHARED)?;
+    let flag = Place::shared_page()?;
     let child = child::spawn(|| {
         let device = open(env)?;
         let place = Place::new(Pages::Base, 8 * HUGE)?;
@@ -507,7 +448,7 @@ fn reaped_while_unmapped(env: &Env) -> TestResult {
     let mut outcomes = Vec::new();
     for _ in 0..env.iterations(10).max(4) {
         let child = idle_child(env)?;
-        outcomes.push(reap_memory(child.pid)?);
+        outcomes.extend(kill_and_reap(child.pid, 1)?);
         reap(child.pid)?;
     }
     println!("    # {outcomes:?}");

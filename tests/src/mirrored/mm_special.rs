@@ -113,17 +113,8 @@ fn secret_memory(env: &Env) -> TestResult {
 
 /// Where only calls and returns may write, and the device as little as the program.
 fn shadow_stack(env: &Env) -> TestResult {
-    /// `map_shadow_stack`, which libc does not have.
-    const MAP_SHADOW_STACK: libc::c_long = 453;
     let device = open(env)?;
-    let place = Place::reserve(Pages::Base, SIZE)?;
-    place.unmap(0, SIZE)?;
-    // SAFETY: New memory, where nothing is.
-    let result = unsafe { libc::syscall(MAP_SHADOW_STACK, place.address(0), SIZE, 0) };
-    if result < 0 {
-        let error = std::io::Error::last_os_error();
-        skip!("no shadow stacks for programs on this processor: map_shadow_stack: {error}");
-    }
+    let place = Place::shadow_stack(SIZE)?;
     let what = "a shadow stack";
     for options in [
         WHOLE.flag(uapi::USERPTR_PREFAULT),

@@ -3,14 +3,14 @@
 //! Memory that goes away: munmap, MAP_FIXED, mremap, MADV_DONTNEED, guard pages, holes punched into
 //! files, files cut off. Nothing of the old memory is used afterwards, and what comes next is.
 
-use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use rustix::fs::{FallocateFlags, MemfdFlags};
+use rustix::fs::MemfdFlags;
 use virtgpu_client::{compute, Bytes, Device, Errno, Memfd, Memory};
 
 use super::support::{each_kind, family, on_each_kind, open, End, Mirror, SPARSE, WHOLE};
 use crate::ktap::{Family, Outcome, TestResult};
+use crate::support::file::punch;
 use crate::support::place::{Pages, Place, RW};
 use crate::support::{eventually, job, procfs, Env, HUGE, PAGE};
 use crate::{cases, check, check_eq, skip};
@@ -481,16 +481,6 @@ fn guard_pages(env: &Env) -> TestResult {
         mirror.coherent_all_over("no guard page any more")?;
         Ok(())
     })
-}
-
-pub(super) fn punch(file: impl AsFd, offset: usize, length: usize) -> TestResult {
-    rustix::fs::fallocate(
-        file,
-        FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE,
-        offset as u64,
-        length as u64,
-    )?;
-    Ok(())
 }
 
 /// A hole of `unit` bytes in a file of four of them.

@@ -3,16 +3,15 @@
 //! Faults that a program resolves: the device waits for its answer like anyone else, and only what
 //! needs the answer waits.
 
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use virtgpu_client::{Bytes, Device, Errno, Memfd};
 
 use super::support::{family, open, End, Mirror, READ_ONLY, SPARSE, WHOLE};
-use crate::ktap::{reap, Family, Outcome, TestResult};
+use crate::ktap::{reap, Family, TestResult};
 use crate::support::place::{Pages, Place, RW};
 use crate::support::uffd::{feature, Fault, Uffd, MINOR, MISSING, WP};
-use crate::support::{child, eventually, job, procfs, Env, Random, PAGE};
+use crate::support::{bounded, child, eventually, job, procfs, Env, Random, PAGE};
 use crate::{cases, check, check_eq, skip};
 
 pub(crate) const FAMILY: Family = family(
@@ -42,40 +41,23 @@ pub(crate) const FAMILY: Family = family(
 const PAGES: usize = 16;
 const SIZE: usize = PAGES * PAGE;
 
-/// Runs `work` while a thread resolves faults by `answer`; returns how many there were.
-fn answering(
-    uffd: &Uffd,
-    answer: impl Fn(&Uffd, Fault) -> TestResult + Send,
-    work: impl FnOnce() -> TestResult,
-) -> TestResult<u64> {
-    let stop = AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        let handler = scope.spawn(|| uffd.serve(&stop, answer));
-        let result = work();
-        stop.store(true, Ordering::Relaxed);
-        let count = handler.join().expect("no panic")?;
-        result.map(|()| count)
-    })
-}
-
 fn missing(env: &Env) -> TestResult {
     let device = open(env)?;
     let place = Place::base(SIZE)?;
-    let uffd = Uffd::open(0)?;
-    uffd.register(place.address(0), SIZE, MISSING)?;
+    let uffd = Uffd::missing(&place)?;
     let mirror = Mirror::new(&device, &place)?;
     let data = Random(1).bytes(SIZE);
     let fill = |uffd: &Uffd, fault: Fault| {
         let at = (fault.address - place.address(0)) as usize;
         uffd.copy(fault.address, &data[at..at + PAGE])
     };
-    let count = answering(&uffd, fill, || {
+    let count = uffd.resolving(fill, || {
         check_eq!(mirror.read(0, SIZE)?, data, "the device's view");
         mirror.coherent_all_over("resolved")
     })?;
     check_eq!(count, PAGES as u64, "faults");
     // Gone, and asked for again.
-    let count = answering(&uffd, fill, || {
+    let count = uffd.resolving(fill, || {
         mirror.loses("MADV_DONTNEED", PAGE, || {
             place.advise(3 * PAGE, PAGE, libc::MADV_DONTNEED)
         })?;
@@ -90,11 +72,9 @@ fn missing(env: &Env) -> TestResult {
 fn missing_with_zeros(env: &Env) -> TestResult {
     let device = open(env)?;
     let place = Place::base(SIZE)?;
-    let uffd = Uffd::open(0)?;
-    uffd.register(place.address(0), SIZE, MISSING)?;
+    let uffd = Uffd::missing(&place)?;
     let mirror = Mirror::new(&device, &place)?;
-    answering(
-        &uffd,
+    uffd.resolving(
         |uffd, fault| uffd.zero(fault.address, PAGE),
         || {
             check_eq!(mirror.peek(PAGE)?, 0, "the device's view");
@@ -110,11 +90,9 @@ fn missing_with_zeros(env: &Env) -> TestResult {
 fn missing_while_prefetching(env: &Env) -> TestResult {
     let device = open(env)?;
     let place = Place::base(SIZE)?;
-    let uffd = Uffd::open(0)?;
-    uffd.register(place.address(0), SIZE, MISSING)?;
+    let uffd = Uffd::missing(&place)?;
     let mirror = Mirror::with(&device, &place, SPARSE)?;
-    let count = answering(
-        &uffd,
+    let count = uffd.resolving(
         |uffd, fault| uffd.copy(fault.address, &[3; PAGE]),
         || {
             mirror.prefetch(4 * PAGE, 3 * PAGE)?;
@@ -141,8 +119,7 @@ fn missing_in_a_file(env: &Env) -> TestResult {
     let uffd = Uffd::open(feature::MISSING_SHMEM)?;
     uffd.register(place.address(0), SIZE, MISSING)?;
     let mirror = Mirror::new(&device, &place)?;
-    let count = answering(
-        &uffd,
+    let count = uffd.resolving(
         |uffd, fault| uffd.copy(fault.address, &[4; PAGE]),
         || mirror.coherent_all_over("a file"),
     )?;
@@ -160,8 +137,7 @@ fn minor(env: &Env) -> TestResult {
     let uffd = Uffd::open(feature::MINOR_SHMEM)?;
     uffd.register(place.address(0), SIZE, MINOR)?;
     let mirror = Mirror::new(&device, &place)?;
-    let count = answering(
-        &uffd,
+    let count = uffd.resolving(
         |uffd, fault| uffd.proceed(fault.address, PAGE),
         || {
             check_eq!(mirror.read(0, SIZE)?, other.to_vec(0, SIZE), "the file");
@@ -184,8 +160,7 @@ fn write_protected(env: &Env) -> TestResult {
         uffd.protect(place.address(0), SIZE, true)
     })?;
     let before = place.to_vec(0, SIZE);
-    let count = answering(
-        &uffd,
+    let count = uffd.resolving(
         |uffd, fault| {
             check!(
                 fault.protected,
@@ -357,8 +332,7 @@ fn poisoned(env: &Env) -> TestResult {
     let mirror = Mirror::with(&device, &place, SPARSE)?;
     let result = mirror.userptr.prefetch(3 * PAGE as u64, PAGE as u64);
     check_eq!(result, Err(Errno::FAULT), "prefetching a poisoned page");
-    answering(
-        &uffd,
+    uffd.resolving(
         |uffd, fault| uffd.zero(fault.address, PAGE),
         || {
             mirror.prefetch(0, 2 * PAGE)?;
@@ -380,12 +354,6 @@ fn user_mode_only(env: &Env) -> TestResult {
     mirror.coherent_all_over("not needed any more")
 }
 
-/// Waits until someone waits for an answer, which never comes.
-fn asked(uffd: &Uffd) -> TestResult<Fault> {
-    let fault = uffd.next(job::LIMIT)?;
-    fault.ok_or_else(|| Outcome::Fail("no one asks for a page".into()))
-}
-
 /// Runs `meanwhile` while a job waits for a page that no one gives it, then ends the waiting by
 /// closing; returns how EXECBUFFER ended.
 fn unanswered(
@@ -395,7 +363,7 @@ fn unanswered(
 ) -> TestResult<End> {
     std::thread::scope(|scope| {
         let submitter = scope.spawn(|| mirror.end(&mirror.idle()));
-        let result = asked(&uffd).and_then(|_| meanwhile(&uffd));
+        let result = uffd.asked().and_then(|_| meanwhile(&uffd));
         let waited = !submitter.is_finished();
         drop(uffd);
         let end = submitter.join().expect("no panic")?;
@@ -405,23 +373,11 @@ fn unanswered(
     })
 }
 
-fn bounded(what: &str, work: impl FnOnce() -> TestResult) -> TestResult {
-    let start = Instant::now();
-    work()?;
-    check!(
-        start.elapsed() < Duration::from_secs(15),
-        "{what} took {:?}",
-        start.elapsed()
-    );
-    Ok(())
-}
-
 /// Those who need no answer: other files, other registrations of the same file, other queries.
 fn unanswered_others_go_on(env: &Env) -> TestResult {
     let (device, other) = (open(env)?, open(env)?);
     let (place, free) = (Place::base(SIZE)?, Place::base(SIZE)?);
-    let uffd = Uffd::open(0)?;
-    uffd.register(place.address(0), SIZE, MISSING)?;
+    let uffd = Uffd::missing(&place)?;
     let mirror = Mirror::new(&device, &place)?;
     let same_file = Mirror::new(&device, &free)?;
     let other_file = Mirror::new(&other, &free)?;
@@ -445,8 +401,7 @@ fn unanswered_others_go_on(env: &Env) -> TestResult {
 fn unanswered_unmap(env: &Env) -> TestResult {
     let device = open(env)?;
     let place = Place::base(SIZE)?;
-    let uffd = Uffd::open(0)?;
-    uffd.register(place.address(0), SIZE, MISSING)?;
+    let uffd = Uffd::missing(&place)?;
     let mirror = Mirror::new(&device, &place)?;
     let end = unanswered(&mirror, uffd, |_| {
         bounded("munmap", || place.unmap(0, SIZE))
@@ -459,8 +414,7 @@ fn unanswered_unmap(env: &Env) -> TestResult {
 fn unanswered_handle_closed(env: &Env) -> TestResult {
     let device = open(env)?;
     let place = Place::base(SIZE)?;
-    let uffd = Uffd::open(0)?;
-    uffd.register(place.address(0), SIZE, MISSING)?;
+    let uffd = Uffd::missing(&place)?;
     let mirror = Mirror::new(&device, &place)?;
     let handle = mirror.userptr.handle();
     let end = unanswered(&mirror, uffd, |_| {
@@ -486,25 +440,18 @@ fn stuck_child(
     child::spawn(|| {
         let device: &'static Device = Box::leak(Box::new(open(env)?));
         let place: &'static Place = Box::leak(Box::new(Place::base(SIZE)?));
-        let uffd = Uffd::open(0)?;
-        uffd.register(place.address(0), SIZE, MISSING)?;
+        let uffd = Uffd::missing(&place)?;
         let mirror = Mirror::with(device, place, WHOLE)?;
         std::thread::spawn(move || mirror.end(&mirror.idle()));
-        let fault = asked(&uffd)?;
+        let fault = uffd.asked()?;
         flag.write_u64(0, 1);
         then(&uffd, fault)
     })
 }
 
-fn flag() -> TestResult<Place> {
-    let flag = Place::reserve(Pages::Base, PAGE)?;
-    flag.map_with(0, PAGE, RW, libc::MAP_SHARED)?;
-    Ok(flag)
-}
-
 fn unanswered_kill(env: &Env) -> TestResult {
     let device = open(env)?;
-    let flag = flag()?;
+    let flag = Place::shared_page()?;
     let child = stuck_child(env, &flag, |_, _| loop {
         // SAFETY: Takes nothing.
         unsafe { libc::pause() };
@@ -521,26 +468,19 @@ fn unanswered_kill(env: &Env) -> TestResult {
 
 /// The thread that would answer ends the process instead.
 fn unanswered_exit(env: &Env) -> TestResult {
-    let flag = flag()?;
+    let flag = Place::shared_page()?;
     let child = stuck_child(env, &flag, |_, _| {
         // SAFETY: Ends the child, the waiting thread with it.
         unsafe { libc::_exit(3) }
     })?;
-    bounded("the end of the process", || {
-        let status = reap(child.pid)?;
-        check!(
-            libc::WIFEXITED(status) && libc::WEXITSTATUS(status) == 3,
-            "the child's status is {status:#x}"
-        );
-        Ok(())
-    })?;
+    bounded("the end of the process", || child.exits_with(3))?;
     check_eq!(flag.read_u64(0), 1, "the child's job has waited");
     Ok(())
 }
 
 /// The job gets an answer, and has hardly begun to ask for the next page when the process ends.
 fn answered_once_then_exit(env: &Env) -> TestResult {
-    let flag = flag()?;
+    let flag = Place::shared_page()?;
     for _ in 0..env.iterations(20) {
         let child = stuck_child(env, &flag, |uffd, fault| {
             uffd.zero(fault.address, PAGE)?;

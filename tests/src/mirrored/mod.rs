@@ -32,7 +32,7 @@ mod stress;
 mod stress_threads;
 pub(crate) mod support;
 
-pub(crate) use support::{open as open_mirrored, scattered};
+pub(crate) use support::open as open_mirrored;
 
 use crate::ktap::Family;
 

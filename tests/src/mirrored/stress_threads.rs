@@ -16,12 +16,11 @@ use std::time::{Duration, Instant};
 use virtgpu_client::{compute, Bytes, Device, Errno, Memory};
 
 use super::hammer;
-use super::mm_huge;
 use super::stress::{self, Model};
 use super::support::{open, seed, End, Mirror, SPARSE, WHOLE};
 use crate::ktap::{Outcome, TestResult};
 use crate::support::place::{Pages, Place, READ, RW};
-use crate::support::{child, numa, pace, procfs, swap, Env, Random, HUGE, PAGE};
+use crate::support::{child, numa, pace, procfs, swap, thp, Env, Random, HUGE, PAGE};
 use crate::{check, check_eq};
 
 const PROCESSES: u64 = 2;
@@ -448,7 +447,7 @@ fn events(areas: [&Area; 3], turns: &Turns, offer: &Offer, mut random: Random) -
                 }),
                 Split => happen(&[huge], kind, || {
                     let before = is_mapped_huge(&huge.place)?;
-                    mm_huge::split(&huge.place)?;
+                    thp::split(&huge.place)?;
                     Ok(before)
                 }),
                 Fork => happen(&areas, kind, || {
@@ -542,7 +541,7 @@ pub(super) fn threads(env: &Env) -> TestResult {
     swap::enable()?;
     let offer = Offer {
         two_nodes: numa::two_nodes().is_ok(),
-        collapse: mm_huge::can_collapse().is_ok(),
+        collapse: thp::can_collapse().is_ok(),
     };
     let (seed, seconds) = (seed(), stress::seconds());
     println!("    # {PROCESSES} processes of 5 threads, {seconds} s");

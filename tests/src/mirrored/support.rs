@@ -13,24 +13,14 @@ use virtgpu_client::{
     RegisterOptions, Registration, SyncFile,
 };
 
-use crate::ktap::{parts, Case, Driver, Family, Kernel, Outcome, TestResult};
+pub(crate) use crate::ktap::family;
+use crate::ktap::{Outcome, TestResult};
 use crate::support::errno::name;
+pub(crate) use crate::support::place::each_kind;
 use crate::support::place::{Pages, Place};
 use crate::support::stat::Oracle;
-use crate::support::{job, pace, Env, Random, HUGE, PAGE};
+use crate::support::{agree, job, pace, Env, Random, HUGE, PAGE};
 use crate::{check, check_eq, skip};
-
-/// A family of mirrored memory on a well-behaved device.
-pub(crate) const fn family(name: &'static str, cases: &'static [Case]) -> Family {
-    Family {
-        name,
-        kernel: Kernel::Any,
-        driver: Driver::Ours,
-        device: "",
-        leak_check: true,
-        cases,
-    }
-}
 
 /// Readable and writable, all of it at every job.
 pub(crate) const WHOLE: RegisterOptions = RegisterOptions::mirrored();
@@ -86,11 +76,6 @@ fn on_each(
         let device = open(env)?;
         test(&device, &place(pages)?)
     })
-}
-
-/// Runs `test` for each of the kinds of pages, which each are a result of their own.
-pub(crate) fn each_kind(kinds: &[Pages], test: impl FnMut(Pages) -> TestResult) -> TestResult {
-    parts(kinds.iter().map(|kind| (kind.name(), *kind)), test)
 }
 
 /// How a job ended.
@@ -438,36 +423,28 @@ impl<'a> Mirror<'a> {
 
     /// Both sides see the same bytes in a part.
     pub(crate) fn agrees_at(&self, what: &str, offset: usize, length: usize) -> TestResult {
-        let ours = compute::crc32c(0, &self.place.to_vec(self.offset + offset, length));
-        check_eq!(
+        let ours = self.place.to_vec(self.offset + offset, length);
+        agree::sees(
+            &format!("{what}: at {offset:#x}"),
             self.csum(offset, length)?,
-            ours,
-            "{what}: CRC32C of {length} bytes at {offset:#x}, the device's and ours"
-        );
-        Ok(())
+            &ours,
+        )
     }
 
     /// Each side sees what the other writes at `offset`.
     pub(crate) fn coherent(&self, what: &str, offset: usize) -> TestResult {
-        let salt = (self.offset + offset) as u64;
-        self.place.write_u64(self.offset + offset, salt ^ 0x51);
-        check_eq!(
-            self.peek(offset)?,
-            salt ^ 0x51,
-            "{what}: the device's view of our write at {offset:#x}"
-        );
-        self.poke(offset, salt ^ 0x152)?;
-        check_eq!(
-            self.place.read_u64(self.offset + offset),
-            salt ^ 0x152,
-            "{what}: our view of the device's write at {offset:#x}"
-        );
-        Ok(())
+        agree::coherent(
+            what,
+            self.place,
+            self.offset + offset,
+            || self.peek(offset),
+            |value| self.poke(offset, value),
+        )
     }
 
     /// [`Self::coherent`] at the first page, the last page and one in the middle.
     pub(crate) fn coherent_all_over(&self, what: &str) -> TestResult {
-        for offset in [0, (self.length / 2) & !(PAGE - 1), self.length - PAGE] {
+        for offset in agree::spread(self.length) {
             self.coherent(what, offset)?;
         }
         Ok(())
@@ -504,16 +481,7 @@ impl<'a> Mirror<'a> {
         let before = self.count_both(what)?.device;
         let value = event()?;
         let after = self.count_both(what)?.device;
-        check!(
-            after.space_invalidates > before.space_invalidates,
-            "{what}: the device was not told"
-        );
-        check!(
-            after.space_pages.get() + (bytes / PAGE) as u64 <= before.space_pages.get(),
-            "{what}: of {} pages mapped in the device, {} still are",
-            before.space_pages,
-            after.space_pages
-        );
+        agree::has_lost(what, [&before, &after], bytes)?;
         Ok(value)
     }
 
@@ -541,20 +509,6 @@ impl<'a> Mirror<'a> {
         self.place.write(self.offset, &data);
         data
     }
-}
-
-/// Memory in which hardly any page is beside its neighbour.
-pub(crate) fn scattered(pages: usize) -> TestResult<Place> {
-    let place = Place::base(pages * PAGE)?;
-    let mut order: Vec<usize> = (0..pages).collect();
-    let mut random = Random(7);
-    for at in (1..pages).rev() {
-        order.swap(at, random.below(at as u64 + 1) as usize);
-    }
-    for page in order {
-        place.write_u64(page * PAGE, 1);
-    }
-    Ok(place)
 }
 
 /// The next event, which must be about user memory.

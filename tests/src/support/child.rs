@@ -7,6 +7,7 @@ use std::io::{Read, Write};
 use std::os::fd::{AsRawFd, FromRawFd};
 use std::os::unix::net::UnixStream;
 
+use crate::check;
 use crate::ktap::{reap, Outcome, TestResult};
 
 /// The user that tests become when they give up their privileges.
@@ -95,6 +96,26 @@ impl Child {
         }
     }
 
+    /// Waits for its end, which must be an exit with this status.
+    pub(crate) fn exits_with(self, expected: i32) -> TestResult {
+        let status = reap(self.pid)?;
+        check!(
+            libc::WIFEXITED(status) && libc::WEXITSTATUS(status) == expected,
+            "the child's status is {status:#x}"
+        );
+        Ok(())
+    }
+
+    /// Waits for its end, which must be by SIGKILL.
+    pub(crate) fn is_killed(self) -> TestResult {
+        let status = reap(self.pid)?;
+        check!(
+            libc::WIFSIGNALED(status) && libc::WTERMSIG(status) == libc::SIGKILL,
+            "the child has ended with status {status:#x}"
+        );
+        Ok(())
+    }
+
     /// Kills it and waits for its end.
     pub(crate) fn kill(self) -> TestResult {
         // SAFETY: A signal to our own child.
@@ -131,6 +152,17 @@ impl Held {
     pub(crate) fn release(self) -> TestResult {
         drop(self.stream);
         self.child.join()
+    }
+}
+
+/// Becomes another program, which exits with status 0.
+pub(crate) fn exec() -> ! {
+    let program = c"/bin/true";
+    let arguments = [program.as_ptr(), std::ptr::null()];
+    // SAFETY: NUL-terminated strings in an array that NULL ends.
+    unsafe {
+        libc::execv(program.as_ptr(), arguments.as_ptr());
+        libc::_exit(127)
     }
 }
 

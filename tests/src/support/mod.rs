@@ -2,17 +2,21 @@
 
 //! What the families share.
 
+pub(crate) mod agree;
 pub(crate) mod child;
 pub(crate) mod cma;
+pub(crate) mod compaction;
 pub(crate) mod cpu;
 pub(crate) mod debugfs;
 pub(crate) mod dmirror;
 pub(crate) mod errno;
 pub(crate) mod exporter;
 pub(crate) mod ext4;
+pub(crate) mod file;
 pub(crate) mod gpu;
 pub(crate) mod host;
 pub(crate) mod job;
+pub(crate) mod ksm;
 pub(crate) mod leak;
 pub(crate) mod memcg;
 pub(crate) mod memory;
@@ -22,9 +26,12 @@ pub(crate) mod place;
 pub(crate) mod procfs;
 pub(crate) mod program;
 pub(crate) mod raw;
+pub(crate) mod reaper;
 pub(crate) mod setting;
+pub(crate) mod soft_dirty;
 pub(crate) mod stat;
 pub(crate) mod swap;
+pub(crate) mod thp;
 pub(crate) mod udmabuf;
 pub(crate) mod uffd;
 pub(crate) mod unchanged;
@@ -191,6 +198,18 @@ pub(crate) fn eventually(limit: Duration, mut condition: impl FnMut() -> bool) -
         }
         std::thread::sleep(Duration::from_millis(5));
     }
+}
+
+/// Work that takes no longer than a system call may.
+pub(crate) fn bounded(what: &str, work: impl FnOnce() -> TestResult) -> TestResult {
+    let since = Instant::now();
+    work()?;
+    crate::check!(
+        since.elapsed() < Duration::from_secs(15),
+        "{what} took {:?}",
+        since.elapsed()
+    );
+    Ok(())
 }
 
 /// A small generator of numbers for test data (SplitMix64).

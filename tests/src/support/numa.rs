@@ -6,6 +6,7 @@ use std::path::Path;
 
 use crate::ktap::{Outcome, TestResult};
 use crate::support::place::{Pages, Place};
+use crate::support::setting::Setting;
 use crate::support::{HUGE, PAGE};
 use virtgpu_client::Memory;
 
@@ -15,6 +16,15 @@ pub(crate) fn two_nodes() -> TestResult {
         return Ok(());
     }
     Err(Outcome::Skip("one node of memory only".into()))
+}
+
+/// The kernel's own moving of pages to the node that uses them.
+pub(crate) const BALANCING: &str = "/proc/sys/kernel/numa_balancing";
+
+/// As long as this is kept, the kernel moves no pages on its own.
+pub(crate) fn unbalanced() -> Option<Setting> {
+    // A kernel without it moves none either.
+    Setting::new(BALANCING, "0").ok()
 }
 
 /// move_pages(2) of all pages of a place, huge ones by their first address; returns where each is

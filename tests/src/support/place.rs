@@ -7,8 +7,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use virtgpu_client::{Bytes, Memory};
 
-use crate::ktap::{Outcome, TestResult};
-use crate::support::{procfs, HUGE, PAGE};
+use crate::ktap::{parts, Outcome, TestResult};
+use crate::skip;
+use crate::support::{procfs, Random, HUGE, PAGE};
 
 /// Kinds of pages that anonymous memory can be made of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,6 +42,11 @@ impl Pages {
             _ => PAGE,
         }
     }
+}
+
+/// Runs `test` for each of the kinds of pages, which each are a result of their own.
+pub(crate) fn each_kind(kinds: &[Pages], test: impl FnMut(Pages) -> TestResult) -> TestResult {
+    parts(kinds.iter().map(|kind| (kind.name(), *kind)), test)
 }
 
 /// Readable.
@@ -148,6 +154,42 @@ impl Place {
     /// Anonymous memory of small pages, that no one has touched.
     pub(crate) fn base(length: usize) -> TestResult<Self> {
         Self::new(Pages::Base, length)
+    }
+
+    /// A page that child processes have, too.
+    pub(crate) fn shared_page() -> TestResult<Self> {
+        let place = Self::reserve(Pages::Base, PAGE)?;
+        place.map_with(0, PAGE, RW, libc::MAP_SHARED)?;
+        Ok(place)
+    }
+
+    /// Memory in which hardly any page is beside its neighbour.
+    pub(crate) fn scattered(pages: usize) -> TestResult<Self> {
+        let place = Self::base(pages * PAGE)?;
+        let mut order: Vec<usize> = (0..pages).collect();
+        let mut random = Random(7);
+        for at in (1..pages).rev() {
+            order.swap(at, random.below(at as u64 + 1) as usize);
+        }
+        for page in order {
+            place.write_u64(page * PAGE, 1);
+        }
+        Ok(place)
+    }
+
+    /// Memory where only calls and returns may write.
+    pub(crate) fn shadow_stack(length: usize) -> TestResult<Self> {
+        /// `map_shadow_stack`, which libc does not have.
+        const MAP_SHADOW_STACK: libc::c_long = 453;
+        let place = Self::reserve(Pages::Base, length)?;
+        place.unmap(0, length)?;
+        // SAFETY: New memory, where nothing is.
+        let result = unsafe { libc::syscall(MAP_SHADOW_STACK, place.address(0), length, 0) };
+        if result < 0 {
+            let error = std::io::Error::last_os_error();
+            skip!("no shadow stacks for programs on this processor: map_shadow_stack: {error}");
+        }
+        Ok(place)
     }
 
     /// The kind of pages.

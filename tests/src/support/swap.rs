@@ -6,10 +6,11 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use virtgpu_client::Memory;
+use virtgpu_client::{Bytes, Memory};
 
 use crate::check;
 use crate::ktap::{Outcome, TestResult};
+use crate::support::place::Place;
 use crate::support::{eventually, job, procfs, PAGE};
 
 /// Makes sure that there is swap space: compressed memory, or else a disk in memory.
@@ -31,6 +32,17 @@ pub(crate) fn enable() -> TestResult {
         }
     }
     Ok(())
+}
+
+/// Makes sure that there is swap space and that memory no one uses goes there.
+pub(crate) fn prepare() -> TestResult {
+    enable()?;
+    let control = Place::base(16 * PAGE)?;
+    control.fill(1);
+    match page_out(&control) {
+        Err(Outcome::Fail(reason)) => Err(Outcome::Skip(format!("no paging out here: {reason}"))),
+        other => other,
+    }
 }
 
 fn load(arguments: &[&str]) {

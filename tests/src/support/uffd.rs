@@ -8,8 +8,11 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use virtgpu_client::Memory;
+
 use crate::ktap::{readable, Outcome, TestResult};
-use crate::support::PAGE;
+use crate::support::place::Place;
+use crate::support::{job, PAGE};
 
 /// Faults on pages that are not there.
 pub(crate) const MISSING: u64 = 1;
@@ -55,6 +58,13 @@ impl Uffd {
     /// One that faults of the kernel on behalf of this process wait for, too.
     pub(crate) fn open(features: u64) -> TestResult<Self> {
         Self::with_flags(0, features)
+    }
+
+    /// One that faults on pages that are not there wait for, in all of a place.
+    pub(crate) fn missing(place: &Place) -> TestResult<Self> {
+        let uffd = Self::open(0)?;
+        uffd.register(place.address(0), place.len(), MISSING)?;
+        Ok(uffd)
     }
 
     /// One that only faults of this process itself wait for.
@@ -172,16 +182,37 @@ impl Uffd {
         }))
     }
 
-    /// Resolves faults by `answer` until `stop` is set, and returns how many there were.
-    pub(crate) fn serve(
+    /// Waits until someone needs a page.
+    pub(crate) fn asked(&self) -> TestResult<Fault> {
+        let fault = self.next(job::LIMIT)?;
+        fault.ok_or_else(|| Outcome::Fail("no one asks for a page".into()))
+    }
+
+    /// Runs `work` while a thread resolves faults by `resolve`; returns how many there were.
+    pub(crate) fn resolving(
+        &self,
+        resolve: impl Fn(&Self, Fault) -> TestResult + Send,
+        work: impl FnOnce() -> TestResult,
+    ) -> TestResult<u64> {
+        let stop = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let handler = scope.spawn(|| self.serve(&stop, resolve));
+            let result = work();
+            stop.store(true, Ordering::Relaxed);
+            let count = handler.join().expect("no panic")?;
+            result.map(|()| count)
+        })
+    }
+
+    fn serve(
         &self,
         stop: &AtomicBool,
-        answer: impl Fn(&Self, Fault) -> TestResult,
+        resolve: impl Fn(&Self, Fault) -> TestResult,
     ) -> TestResult<u64> {
         let mut count = 0;
         while !stop.load(Ordering::Relaxed) {
             if let Some(fault) = self.next(Duration::from_millis(20))? {
-                answer(self, fault)?;
+                resolve(self, fault)?;
                 count += 1;
             }
         }

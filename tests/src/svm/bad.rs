@@ -17,7 +17,7 @@ use crate::ktap::{parts, Family, Outcome, TestResult};
 use crate::support::place::{Pages, Place, NONE, READ, RW};
 use crate::support::uffd::{feature, Uffd, MISSING};
 use crate::support::{job, Env, Random, PAGE};
-use crate::{cases, check, check_eq, skip};
+use crate::{cases, check, check_eq};
 
 pub(crate) const FAMILY: Family = family(
     "svm_bad",
@@ -215,8 +215,7 @@ fn secretmem_put_there_during_a_fault(env: &Env) -> TestResult {
     let svm = open(env)?;
     let fd = secret(PAGE as u64)?;
     let place = Place::base(SIZE)?;
-    let uffd = Uffd::open(0)?;
-    uffd.register(place.address(0), SIZE, MISSING)?;
+    let uffd = Uffd::missing(&place)?;
     let address = place.address(PAGE);
     svm.submit(0, &svm.reading(address))?;
     let fault = uffd.next(job::LIMIT)?;
@@ -255,16 +254,7 @@ fn prot_none_and_exec_only(env: &Env) -> TestResult {
 
 /// Where only calls and returns may write, and the device as little as the program.
 fn shadow_stack(env: &Env) -> TestResult {
-    /// `map_shadow_stack`, which libc does not have.
-    const MAP_SHADOW_STACK: libc::c_long = 453;
-    let place = Place::reserve(Pages::Base, SIZE)?;
-    place.unmap(0, SIZE)?;
-    // SAFETY: New memory, where nothing is.
-    let result = unsafe { libc::syscall(MAP_SHADOW_STACK, place.address(0), SIZE, 0) };
-    if result < 0 {
-        let error = std::io::Error::last_os_error();
-        skip!("no shadow stacks for programs on this processor: map_shadow_stack: {error}");
-    }
+    let place = Place::shadow_stack(SIZE)?;
     let svm = open(env)?;
     check_eq!(svm.peek(place.address(0))?, 0, "what it begins with");
     svm.fails(

@@ -19,7 +19,7 @@ use super::support::{
 };
 use crate::ktap::{Family, Outcome, TestResult};
 use crate::support::place::{Pages, Place, NONE, READ, RW};
-use crate::support::uffd::{Uffd, MISSING};
+use crate::support::uffd::Uffd;
 use crate::support::{child, eventually, ext4, job, procfs, raw, Env, Random, HUGE, PAGE};
 use crate::{cases, check, check_eq, check_err};
 
@@ -677,8 +677,7 @@ fn prefetch_killed(env: &Env) -> TestResult {
         let svm = open(env)?;
         let place = Place::base(4 * PAGE)?;
         // Nobody ever answers.
-        let uffd = Uffd::open(0)?;
-        uffd.register(place.address(0), place.len(), MISSING)?;
+        let uffd = Uffd::missing(&place)?;
         svm.space.prefetch(place.address(0), place.len() as u64)?;
         Err(Outcome::Fail("it has come to its end".into()))
     })?;

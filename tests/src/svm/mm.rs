@@ -8,7 +8,6 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use rustix::fs::FallocateFlags;
 use virtgpu_client::protocol::uapi::{self, svm_access};
 use virtgpu_client::{compute, Bytes, Deadline, Device, Errno, Memfd, Memory};
 
@@ -16,13 +15,17 @@ use super::support::{
     at, bad_access, bad_address, device, each_kind, family, on_each_kind, open, End, Svm,
 };
 use crate::ktap::{pidfd, reap, Family, Outcome, TestResult};
+use crate::support::compaction::Fragmented;
+use crate::support::file::{fill_disk, punch};
+use crate::support::ksm::{all_one, equal_pages, Merging};
 use crate::support::memcg::Group;
 use crate::support::place::{Pages, Place, READ, RW};
-use crate::support::setting::Setting;
+use crate::support::reaper::{kill_and_reap, pausing_threads, Reaped};
 use crate::support::swap::page_out;
 use crate::support::uffd::{feature, Fault, Uffd, MINOR, MISSING, WP};
 use crate::support::{
-    child, eventually, ext4, job, numa, procfs, raced, raw, swap, Env, Random, HUGE, PAGE, ROUNDS,
+    bounded, child, eventually, ext4, job, numa, procfs, raced, raw, soft_dirty, swap, thp, Env,
+    Random, HUGE, PAGE, ROUNDS,
 };
 use crate::{cases, check, check_eq, check_err, skip};
 
@@ -107,25 +110,6 @@ fn additions(
         );
     }
     raced("disturbances", count.into_inner())
-}
-
-/// Work that takes no longer than a system call may.
-fn bounded(what: &str, work: impl FnOnce() -> TestResult) -> TestResult {
-    let since = Instant::now();
-    work()?;
-    check!(
-        since.elapsed() < Duration::from_secs(15),
-        "{what} took {:?}",
-        since.elapsed()
-    );
-    Ok(())
-}
-
-/// Memory of other processes, too.
-fn shared_page() -> TestResult<Place> {
-    let place = Place::reserve(Pages::Base, PAGE)?;
-    place.map_with(0, PAGE, RW, libc::MAP_SHARED)?;
-    Ok(place)
 }
 
 /// munmap waits for no job; what is mapped there next is not touched by those of before.
@@ -338,7 +322,7 @@ fn refused_to_others(device: &Device, address: u64) -> TestResult {
 
 fn child_and_passed_fd_refused(env: &Env) -> TestResult {
     drop(device(env)?);
-    let number = shared_page()?;
+    let number = Place::shared_page()?;
     // One that gets the file from us, and was there before it.
     let (parent, number) = (std::process::id() as i32, &number);
     let stranger = child::hold(|| {
@@ -404,22 +388,9 @@ fn exec(env: &Env) -> TestResult {
                 // SAFETY: An own file.
                 unsafe { libc::fcntl(svm.fd().as_raw_fd(), libc::F_SETFD, 0) };
             }
-            let program = c"/bin/true";
-            let arguments = [program.as_ptr(), std::ptr::null()];
-            // SAFETY: NUL-terminated strings in an array that NULL ends.
-            unsafe {
-                libc::execv(program.as_ptr(), arguments.as_ptr());
-                libc::_exit(127)
-            }
+            child::exec()
         })?;
-        bounded("the new program", || {
-            let status = reap(child.pid)?;
-            check!(
-                libc::WIFEXITED(status) && libc::WEXITSTATUS(status) == 0,
-                "its status is {status:#x}"
-            );
-            Ok(())
-        })?;
+        bounded("the new program", || child.exits_with(0))?;
         super::support::others_work(env, "a program that is gone")?;
     }
     Ok(())
@@ -498,7 +469,7 @@ fn kill_at_random(env: &Env) -> TestResult {
 /// A stopped process serves no faults, and nobody but its own jobs waits for that.
 fn stop_and_continue(env: &Env) -> TestResult {
     let svm = open(env)?;
-    let flag = shared_page()?;
+    let flag = Place::shared_page()?;
     let child = child::spawn(|| {
         let own = open(env)?;
         loop {
@@ -539,20 +510,9 @@ fn stop_and_continue(env: &Env) -> TestResult {
     result
 }
 
-/// Makes sure that there is swap space and that memory no one uses goes there.
-fn prepare_swap() -> TestResult {
-    swap::enable()?;
-    let control = Place::base(16 * PAGE)?;
-    control.fill(1);
-    match page_out(&control) {
-        Err(Outcome::Fail(reason)) => Err(Outcome::Skip(format!("no paging out here: {reason}"))),
-        other => other,
-    }
-}
-
 /// What the device has written is marked dirty before the page goes, and it comes back by its fault.
 fn paged_out(env: &Env) -> TestResult {
-    prepare_swap()?;
+    swap::prepare()?;
     each_kind(&[Pages::Base, Pages::Huge], |pages| {
         let svm = open(env)?;
         let place = Place::new(pages, HUGE)?;
@@ -569,7 +529,7 @@ fn paged_out(env: &Env) -> TestResult {
 }
 
 fn paged_out_while_the_device_writes(env: &Env) -> TestResult {
-    prepare_swap()?;
+    swap::prepare()?;
     let svm = open(env)?;
     let place = Place::base(2 * SIZE)?;
     additions(&svm, &place, env.rounds(80), |_| {
@@ -581,7 +541,7 @@ fn paged_out_while_the_device_writes(env: &Env) -> TestResult {
 fn swap_twice_the_limit(env: &Env) -> TestResult {
     const LIMIT: usize = 8 << 20;
     const PART: usize = 1 << 20;
-    prepare_swap()?;
+    swap::prepare()?;
     child::run(|| {
         let group = Group::new("svm-limit", LIMIT as u64)?;
         // The group goes when this process has left it.
@@ -611,7 +571,7 @@ fn swap_twice_the_limit(env: &Env) -> TestResult {
 
 /// The kernel drops such pages unless they are written again, also by a device.
 fn free_lazily_then_written(env: &Env) -> TestResult {
-    prepare_swap()?;
+    swap::prepare()?;
     each_kind(&[Pages::Base, Pages::Huge], |pages| {
         let svm = open(env)?;
         let place = Place::new(pages, HUGE)?;
@@ -633,11 +593,9 @@ fn free_lazily_then_written(env: &Env) -> TestResult {
     })
 }
 
-const BALANCING: &str = "/proc/sys/kernel/numa_balancing";
-
 fn migrate(env: &Env) -> TestResult {
     numa::two_nodes()?;
-    let _still = Setting::new(BALANCING, "0").ok();
+    let _still = numa::unbalanced();
     on_each_kind(env, HUGE, |svm, place| {
         Svm::scatter(place, 7);
         let mut count = 0;
@@ -675,61 +633,22 @@ fn migrate_while_the_device_writes(env: &Env) -> TestResult {
     })
 }
 
-/// Half of the pages of a large area are given back, so that there is something to compact.
 fn compaction(env: &Env) -> TestResult {
     let svm = open(env)?;
-    let (place, holes) = (Place::base(4 * HUGE)?, Place::base(64 << 20)?);
-    // The two areas' pages lie among each other.
-    for offset in (0..holes.len()).step_by(PAGE) {
-        holes.write_u64(offset, 1);
-        if offset % (8 * PAGE) == 0 && offset / 8 < place.len() {
-            place.write_u64(offset / 8, 1);
-        }
-    }
-    Svm::scatter(&place, 8);
-    svm.agrees("before", &place)?;
-    let frames = place.frames()?;
-    for offset in (0..holes.len()).step_by(2 * PAGE) {
-        holes.advise(offset, PAGE, libc::MADV_DONTNEED)?;
-    }
-    let mut moved = 0;
-    for _ in 0..4 {
-        fs::write("/proc/sys/vm/compact_memory", "1")?;
-        svm.agrees("compacted", &place)?;
-        svm.coherent_all_over("compacted", &place)?;
-        let now = place.frames()?;
-        moved = frames
-            .iter()
-            .zip(&now)
-            .filter(|(old, new)| old != new)
-            .count();
-        if moved > 0 {
-            break;
-        }
-    }
-    println!("    # {moved} pages were moved");
-    if moved == 0 {
-        skip!("compaction moved none of the pages");
-    }
-    Ok(())
-}
-
-const SPLIT: &str = "/sys/kernel/debug/split_huge_pages";
-
-fn split(place: &Place) -> TestResult {
-    let (start, end) = (place.address(0), place.address(place.len()));
-    let text = format!("{},{start:#x},{end:#x}", std::process::id());
-    fs::write(SPLIT, text).map_err(|error| Outcome::Skip(format!("{SPLIT}: {error}")))
+    let fragmented = Fragmented::new()?;
+    let place = &fragmented.place;
+    Svm::scatter(place, 8);
+    svm.agrees("before", place)?;
+    fragmented.compact(|| {
+        svm.agrees("compacted", place)?;
+        svm.coherent_all_over("compacted", place)
+    })
 }
 
 /// The frames stay or change; each time the device is told, and has the right ones next.
 fn huge_split_collapse(env: &Env) -> TestResult {
     let svm = open(env)?;
-    let place = Place::new(Pages::Huge, HUGE)?;
-    place.fill(1);
-    if !place.is_huge(0)? {
-        skip!("the kernel gave small pages");
-    }
+    let place = thp::huge()?;
     // Where results go is mapped by this.
     svm.agrees("another page", &Place::base(PAGE)?)?;
     let before = svm.count()?.entries;
@@ -739,72 +658,32 @@ fn huge_split_collapse(env: &Env) -> TestResult {
     for round in 0..3 {
         let data = Svm::scatter(&place, round);
         svm.agrees("a huge page", &place)?;
-        svm.loses("splitting", &place, HUGE, || split(&place))?;
+        svm.loses("splitting", &place, HUGE, || thp::split(&place))?;
         svm.sees("after splitting", &place, &data)?;
         svm.coherent("after splitting", &place, HUGE - PAGE)?;
-        svm.loses("collapsing", &place, HUGE, || {
-            let mut last = Ok(());
-            eventually(job::LIMIT, || {
-                last = place.advise(0, HUGE, libc::MADV_COLLAPSE);
-                last.is_ok()
-            });
-            last
-        })?;
+        svm.loses("collapsing", &place, HUGE, || thp::collapse(&place))?;
         check!(place.is_huge(0)?, "the pages are small");
         svm.agrees("after collapsing", &place)?;
         svm.coherent_all_over("after collapsing", &place)?;
     }
     place.fill(0);
     additions(&svm, &place, env.rounds(50), |_| {
-        split(&place)?;
+        thp::split(&place)?;
         // A page that is just being faulted in keeps the pages from becoming one.
         let _ = place.advise(0, HUGE, libc::MADV_COLLAPSE);
         Ok(())
     })
 }
 
-const KSM: &str = "/sys/kernel/mm/ksm";
-
-/// Starts the kernel's search for equal pages; stops and undoes it on drop.
-struct Merging;
-
-impl Merging {
-    fn start() -> TestResult<Self> {
-        for (file, value) in [
-            ("pages_to_scan", "20000"),
-            ("sleep_millisecs", "1"),
-            ("run", "1"),
-        ] {
-            fs::write(format!("{KSM}/{file}"), value)
-                .map_err(|error| Outcome::Skip(format!("{KSM}/{file}: {error}")))?;
-        }
-        Ok(Self)
-    }
-}
-
-impl Drop for Merging {
-    fn drop(&mut self) {
-        let _ = fs::write(format!("{KSM}/run"), "2");
-        let _ = fs::write(format!("{KSM}/run"), "0");
-    }
-}
-
 /// Reading leaves equal pages one; writing takes one out, and no other page changes.
 fn ksm(env: &Env) -> TestResult {
     let svm = open(env)?;
-    let place = Place::base(16 * PAGE)?;
-    place.fill(0x3c);
-    place.try_advise(0, 16 * PAGE, libc::MADV_MERGEABLE, "MADV_MERGEABLE")?;
+    let place = equal_pages()?;
     svm.agrees("before", &place)?;
     let told = svm.count()?.invalidations;
     let merging = Merging::start()?;
-    let all_one = || {
-        place.frames().is_ok_and(|frames| {
-            frames[0].is_some() && frames.iter().all(|frame| *frame == frames[0])
-        })
-    };
     check!(
-        eventually(Duration::from_secs(60), all_one),
+        eventually(Duration::from_secs(60), || all_one(&place)),
         "pages that a device reads are not merged"
     );
     check!(
@@ -812,7 +691,7 @@ fn ksm(env: &Env) -> TestResult {
         "the device was not told of the merging"
     );
     svm.agrees("merged", &place)?;
-    check!(all_one(), "reading has taken the pages apart");
+    check!(all_one(&place), "reading has taken the pages apart");
     svm.poke(place.address(5 * PAGE), 2)?;
     for page in 0..16 {
         let expected = if page == 5 { 2 } else { 0x3c3c_3c3c_3c3c_3c3c };
@@ -833,29 +712,23 @@ fn ksm(env: &Env) -> TestResult {
 
 /// Who watches writes sees the device's, and none where it only reads.
 fn soft_dirty(env: &Env) -> TestResult {
-    const BIT: u64 = 1 << 55;
     let svm = open(env)?;
     let place = Place::base(16 * PAGE)?;
     place.fill(1);
-    let dirty = |page: usize| -> TestResult<bool> {
-        let entries = procfs::pagemap(place.address(page * PAGE) as usize, 1)?;
-        Ok(entries[0] & BIT != 0)
-    };
-    let clear = || -> TestResult { Ok(fs::write("/proc/self/clear_refs", "4")?) };
-    clear()?;
-    place.write_u64(0, 2);
-    if dirty(1)? || !dirty(0)? {
-        skip!("the kernel does not track soft-dirty pages");
-    }
+    soft_dirty::is_tracked(&place)?;
     svm.fill(&place, 3)?;
-    clear()?;
-    for page in 0..16 {
-        check!(!dirty(page)?, "page {page} is dirty after clear_refs");
-    }
+    soft_dirty::clear()?;
+    soft_dirty::is_clean(&place)?;
     svm.agrees("read", &place)?;
-    check!(!dirty(12)?, "a page that the device has read is dirty");
+    check!(
+        !soft_dirty::is_dirty(&place, 12)?,
+        "a page that the device has read is dirty"
+    );
     svm.poke(place.address(3 * PAGE), 4)?;
-    check!(dirty(3)?, "the page that the device has written is clean");
+    check!(
+        soft_dirty::is_dirty(&place, 3)?,
+        "the page that the device has written is clean"
+    );
     check_eq!(place.read_u64(3 * PAGE), 4, "our view");
     Ok(())
 }
@@ -875,14 +748,7 @@ fn writeback_enospc(env: &Env) -> TestResult {
     let filler = options().open(&filler_path)?;
     let place = Place::reserve(Pages::Base, SIZE)?;
     place.map_file(0, SIZE, &file, 0, [RW, libc::MAP_SHARED])?;
-    let (mut chunk, mut size) = (8 << 20, 0);
-    while chunk >= PAGE as u64 {
-        match rustix::fs::fallocate(&filler, FallocateFlags::empty(), size, chunk) {
-            Ok(()) => size += chunk,
-            Err(Errno::NOSPC) => chunk /= 2,
-            Err(error) => return Err(error.into()),
-        }
-    }
+    fill_disk(&filler)?;
     let read = svm.agrees("a hole, which may be read", &place);
     let written = svm.end(&Svm::writing(place.address(0), 1));
     drop(filler);
@@ -900,16 +766,6 @@ fn writeback_enospc(env: &Env) -> TestResult {
     drop(place);
     fs::remove_file(path)?;
     Ok(())
-}
-
-fn punch(memfd: &Memfd, offset: usize, length: usize) -> TestResult {
-    let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-    Ok(rustix::fs::fallocate(
-        memfd,
-        flags,
-        offset as u64,
-        length as u64,
-    )?)
 }
 
 fn hugetlb_punch(env: &Env) -> TestResult {
@@ -951,37 +807,20 @@ fn truncated(env: &Env) -> TestResult {
     )
 }
 
-/// Runs `work` while a thread resolves faults by `answer`; returns how many there were.
-fn answering(
-    uffd: &Uffd,
-    answer: impl Fn(&Uffd, Fault) -> TestResult + Send,
-    work: impl FnOnce() -> TestResult,
-) -> TestResult<u64> {
-    let stop = AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        let handler = scope.spawn(|| uffd.serve(&stop, answer));
-        let result = work();
-        stop.store(true, Ordering::Relaxed);
-        let count = handler.join().expect("no panic")?;
-        result.map(|()| count)
-    })
-}
-
 /// A fault of the device is a fault of the process: MISSING, MINOR, write protection, and MOVE.
 fn uffd_all_modes(env: &Env) -> TestResult {
     let svm = open(env)?;
     let data = Random(11).bytes(SIZE);
 
     let place = Place::base(SIZE)?;
-    let uffd = Uffd::open(0)?;
-    uffd.register(place.address(0), SIZE, MISSING)?;
+    let uffd = Uffd::missing(&place)?;
     let fill = |uffd: &Uffd, fault: Fault| {
         let at = (fault.address - place.address(0)) as usize;
         uffd.copy(fault.address, &data[at..at + PAGE])
     };
-    let count = answering(&uffd, fill, || svm.sees("MISSING", &place, &data))?;
+    let count = uffd.resolving(fill, || svm.sees("MISSING", &place, &data))?;
     check_eq!(count, (SIZE / PAGE) as u64, "faults");
-    let count = answering(&uffd, fill, || {
+    let count = uffd.resolving(fill, || {
         place.advise(3 * PAGE, PAGE, libc::MADV_DONTNEED)?;
         svm.sees("MISSING again", &place, &data)
     })?;
@@ -996,7 +835,7 @@ fn uffd_all_modes(env: &Env) -> TestResult {
     let uffd = Uffd::open(feature::MINOR_SHMEM)?;
     uffd.register(place.address(0), SIZE, MINOR)?;
     let proceed = |uffd: &Uffd, fault: Fault| uffd.proceed(fault.address, PAGE);
-    let count = answering(&uffd, proceed, || svm.sees("MINOR", &place, &data))?;
+    let count = uffd.resolving(proceed, || svm.sees("MINOR", &place, &data))?;
     check_eq!(count, (SIZE / PAGE) as u64, "faults");
     drop(uffd);
 
@@ -1019,7 +858,7 @@ fn uffd_all_modes(env: &Env) -> TestResult {
         );
         uffd.protect(fault.address, PAGE, false)
     };
-    let count = answering(&uffd, allow, || {
+    let count = uffd.resolving(allow, || {
         svm.sees("write-protected", &place, &data)?;
         svm.fill(&place, 2)
     })?;
@@ -1056,14 +895,7 @@ fn memcg_oom_ends(env: &Env) -> TestResult {
             own.fill(&large, 1)?;
             Err(Outcome::Fail("there was memory for all of it".into()))
         })?;
-        bounded("the end of a process without memory", || {
-            let status = reap(child.pid)?;
-            check!(
-                libc::WIFSIGNALED(status) && libc::WTERMSIG(status) == libc::SIGKILL,
-                "the child has ended with status {status:#x}"
-            );
-            Ok(())
-        })?;
+        bounded("the end of a process without memory", || child.is_killed())?;
         check_eq!(
             group.number("memory.events", "oom_kill ")?,
             1,
@@ -1078,43 +910,24 @@ fn memcg_oom_ends(env: &Env) -> TestResult {
 fn mrelease(env: &Env) -> TestResult {
     drop(device(env)?);
     for _ in 0..env.iterations(10).max(4) {
-        let flag = shared_page()?;
+        let flag = Place::shared_page()?;
         let child = child::spawn(|| {
             let svm = open(env)?;
             let place = Place::base(8 * HUGE)?;
-            // Threads keep the memory until the last of them has ended.
-            for _ in 0..32 {
-                std::thread::spawn(|| loop {
-                    // SAFETY: Takes nothing.
-                    unsafe { libc::pause() };
-                });
-            }
+            pausing_threads();
             loop {
                 svm.run("adding", &Svm::adding(&place))?;
                 flag.write_u64(0, flag.read_u64(0) + 1);
             }
         })?;
         let works = eventually(job::LIMIT, || flag.read_u64(0) > 1);
-        let fd = pidfd(child.pid)?;
         let since = Instant::now();
-        // SAFETY: A signal to our own child.
-        unsafe { libc::kill(child.pid, libc::SIGKILL) };
         // The kernel's own reaper tries ten times, too.
-        let mut results = Vec::new();
-        for _ in 0..10 {
-            // SAFETY: Takes two integers.
-            let result = unsafe { libc::syscall(libc::SYS_process_mrelease, fd.as_raw_fd(), 0) };
-            let error = std::io::Error::last_os_error().raw_os_error();
-            results.push(if result == 0 { 0 } else { error.unwrap_or(0) });
-            match results.last() {
-                Some(&libc::EAGAIN) => std::thread::sleep(Duration::from_millis(100)),
-                _ => break,
-            }
-        }
+        let results = kill_and_reap(child.pid, 10)?;
         reap(child.pid)?;
         check!(works, "the child's device does not work");
         check!(
-            matches!(results.last(), Some(&(0 | libc::ESRCH))),
+            matches!(results.last(), Some(Reaped::All | Reaped::Gone)),
             "process_mrelease: {results:?}"
         );
         check!(

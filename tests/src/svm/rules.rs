@@ -10,9 +10,8 @@ use virtgpu_client::{compute, pointer, BlobOptions, Bytes, Errno, Exec, Memory, 
 
 use super::support::{at, device, family, open, others_work, End, Svm, RINGS};
 use crate::ktap::{Case, Family, Outcome, TestResult};
-use crate::mirrored::scattered;
 use crate::support::place::Place;
-use crate::support::uffd::{Uffd, MISSING};
+use crate::support::uffd::Uffd;
 use crate::support::{eventually, gpu, job, procfs, Env, PAGE};
 use crate::{cases, check, check_eq, check_err};
 
@@ -245,13 +244,12 @@ fn buffer_closed_in_use(env: &Env) -> TestResult {
 fn fence_job_beside_stall(env: &Env) -> TestResult {
     let (svm, fenced) = (open(env)?, device(env)?);
     let (stalled, place) = (Place::base(4 * PAGE)?, Place::base(4 * PAGE)?);
-    let uffd = Uffd::open(0)?;
-    uffd.register(stalled.address(0), stalled.len(), MISSING)?;
+    let uffd = Uffd::missing(&stalled)?;
     for ring in 0..RINGS {
         let page = ring as usize * PAGE;
         svm.submit(ring, &Svm::writing(stalled.address(page), 1))?;
     }
-    check!(uffd.next(job::LIMIT)?.is_some(), "no one asks for a page");
+    uffd.asked()?;
     let userptr = fenced.register(&place, RegisterOptions::mirrored())?;
     let mut adding = compute::Stream::new();
     adding.add_u32(userptr.at(0), place.len() as u64, 1);
@@ -382,10 +380,9 @@ fn unbind_in_fault(env: &Env) -> TestResult {
     let gpu = gpu::find()?;
     let svm = open(env)?;
     let place = Place::base(4 * PAGE)?;
-    let uffd = Uffd::open(0)?;
-    uffd.register(place.address(0), place.len(), MISSING)?;
+    let uffd = Uffd::missing(&place)?;
     svm.submit(0, &Svm::writing(place.address(0), 1))?;
-    check!(uffd.next(job::LIMIT)?.is_some(), "no one asks for a page");
+    uffd.asked()?;
     let result = std::thread::scope(|scope| -> TestResult<Result<(), Errno>> {
         let waiter = scope.spawn(|| {
             let never = virtgpu_client::Deadline::Never;
@@ -489,7 +486,7 @@ fn evicts_at_the_end_of_addresses(env: &Env) -> TestResult {
 
 fn more_than_it_has_room_for(env: &Env, svm: &Svm) -> TestResult {
     const PAGES: usize = 2000;
-    let place = scattered(PAGES)?;
+    let place = Place::scattered(PAGES)?;
     let runs = procfs::minimal_runs(place.as_ptr() as usize, place.len())?;
     if runs < 1200 {
         return Err(Outcome::Skip(format!("memory in {runs} runs only")));

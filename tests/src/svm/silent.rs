@@ -3,16 +3,16 @@
 //! Faults that wait for a userfaultfd which does not answer: only what needs the answer waits.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use virtgpu_client::protocol::uapi::{svm_access, svm_state};
 use virtgpu_client::{compute, Bytes, Comparison, Deadline, Errno, Memory};
 
 use super::support::{at, bad_address, device, family, open, End, Svm, RINGS};
-use crate::ktap::{reap, Family, Outcome, TestResult};
-use crate::support::place::{Pages, Place, RW};
-use crate::support::uffd::{Fault, Uffd, MISSING};
-use crate::support::{child, eventually, job, Env, PAGE};
+use crate::ktap::{reap, Family, TestResult};
+use crate::support::place::Place;
+use crate::support::uffd::{Fault, Uffd};
+use crate::support::{bounded, child, eventually, job, Env, PAGE};
 use crate::{cases, check, check_eq};
 
 pub(crate) const FAMILY: Family = family(
@@ -42,16 +42,14 @@ struct Silent {
 impl Silent {
     fn new() -> TestResult<Self> {
         let place = Place::base(SIZE)?;
-        let uffd = Uffd::open(0)?;
-        uffd.register(place.address(0), SIZE, MISSING)?;
+        let uffd = Uffd::missing(&place)?;
         Ok(Self { place, uffd })
     }
 
     /// A job that waits for the answer; returns when it does.
     fn stall(&self, svm: &Svm, ring: u32, page: usize) -> TestResult<Fault> {
         svm.submit(ring, &Svm::writing(self.place.address(page * PAGE), 7))?;
-        let fault = self.uffd.next(job::LIMIT)?;
-        let fault = fault.ok_or_else(|| Outcome::Fail("no one asks for a page".into()))?;
+        let fault = self.uffd.asked()?;
         check_eq!(
             fault.address,
             self.place.address(page * PAGE),
@@ -59,17 +57,6 @@ impl Silent {
         );
         Ok(fault)
     }
-}
-
-fn bounded(what: &str, work: impl FnOnce() -> TestResult) -> TestResult {
-    let start = Instant::now();
-    work()?;
-    check!(
-        start.elapsed() < Duration::from_secs(15),
-        "{what} took {:?}",
-        start.elapsed()
-    );
-    Ok(())
 }
 
 fn others_go_on(env: &Env) -> TestResult {
@@ -146,10 +133,7 @@ fn close(env: &Env) -> TestResult {
     for ring in 0..RINGS {
         svm.submit(ring, &Svm::writing(silent.place.address(0), 1))?;
     }
-    check!(
-        silent.uffd.next(job::LIMIT)?.is_some(),
-        "no one asks for a page"
-    );
+    silent.uffd.asked()?;
     bounded("the close of the file", || {
         drop(svm);
         Ok(())
@@ -163,12 +147,6 @@ fn close(env: &Env) -> TestResult {
         "what a job of a closed file has written"
     );
     Ok(())
-}
-
-fn flag() -> TestResult<Place> {
-    let flag = Place::reserve(Pages::Base, PAGE)?;
-    flag.map_with(0, PAGE, RW, libc::MAP_SHARED)?;
-    Ok(flag)
 }
 
 /// A child in which a job waits for an answer; it says so in `flag`, and then does `then`.
@@ -188,7 +166,7 @@ fn stuck_child(
 
 fn kill(env: &Env) -> TestResult {
     let svm = open(env)?;
-    let flag = flag()?;
+    let flag = Place::shared_page()?;
     let child = stuck_child(env, &flag, |_, _| loop {
         // SAFETY: Takes nothing.
         unsafe { libc::pause() };
@@ -204,26 +182,19 @@ fn kill(env: &Env) -> TestResult {
 
 /// The thread that would answer ends the process instead.
 fn exit(env: &Env) -> TestResult {
-    let flag = flag()?;
+    let flag = Place::shared_page()?;
     let child = stuck_child(env, &flag, |_, _| {
         // SAFETY: Ends the child, the threads that serve faults with it.
         unsafe { libc::_exit(3) }
     })?;
-    bounded("the end of the process", || {
-        let status = reap(child.pid)?;
-        check!(
-            libc::WIFEXITED(status) && libc::WEXITSTATUS(status) == 3,
-            "the child's status is {status:#x}"
-        );
-        Ok(())
-    })?;
+    bounded("the end of the process", || child.exits_with(3))?;
     check_eq!(flag.read_u64(0), 1, "the child's job has waited");
     super::support::others_work(env, "a process that is gone")
 }
 
 /// The fault is answered, and has hardly been told to the device when the process ends.
 fn answered_once_then_exit(env: &Env) -> TestResult {
-    let flag = flag()?;
+    let flag = Place::shared_page()?;
     for _ in 0..env.iterations(20) {
         let child = stuck_child(env, &flag, |silent, fault| {
             silent.uffd.zero(fault.address, PAGE)?;
@@ -293,10 +264,7 @@ fn answered_late(env: &Env) -> TestResult {
         1,
     );
     svm.submit(0, &stream)?;
-    check!(
-        silent.uffd.next(job::LIMIT)?.is_some(),
-        "no one asks for a page"
-    );
+    silent.uffd.asked()?;
     let soon = Deadline::after(Duration::from_secs(3));
     check_eq!(
         svm.space

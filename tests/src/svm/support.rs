@@ -13,23 +13,13 @@ use virtgpu_client::{
     SpaceOptions,
 };
 
-use crate::ktap::{parts, Case, Driver, Family, Kernel, Outcome, TestResult};
+pub(crate) use crate::ktap::family;
+use crate::ktap::{Outcome, TestResult};
 use crate::support::errno::name;
+pub(crate) use crate::support::place::each_kind;
 use crate::support::place::{Pages, Place};
-use crate::support::{job, Env, Random, PAGE};
+use crate::support::{agree, job, Env, Random, PAGE};
 use crate::{check, check_eq, skip};
-
-/// A family of shared virtual memory on a well-behaved device.
-pub(crate) const fn family(name: &'static str, cases: &'static [Case]) -> Family {
-    Family {
-        name,
-        kernel: Kernel::Any,
-        driver: Driver::Ours,
-        device: "",
-        leak_check: true,
-        cases,
-    }
-}
 
 /// What every context of the tests is enabled with, unless the case is about something else.
 pub(crate) const USUAL: SpaceOptions = SpaceOptions::new().events(COOKIE);
@@ -68,11 +58,6 @@ pub(crate) fn on_each_kind(
     each_kind(&Pages::ALL, |pages| {
         test(&open(env)?, &Place::new(pages, length)?)
     })
-}
-
-/// Runs `test` for each of the kinds of pages, which each are a result of their own.
-pub(crate) fn each_kind(kinds: &[Pages], test: impl FnMut(Pages) -> TestResult) -> TestResult {
-    parts(kinds.iter().map(|kind| (kind.name(), *kind)), test)
 }
 
 /// How a job ended.
@@ -278,40 +263,25 @@ impl Svm {
 
     /// The device sees `expected` from the start of the place on.
     pub(crate) fn sees(&self, what: &str, place: &Place, expected: &[u8]) -> TestResult {
-        check_eq!(
-            self.csum(place.address(0), expected.len())?,
-            compute::crc32c(0, expected),
-            "{what}: CRC32C of {} bytes, the device's and ours",
-            expected.len()
-        );
-        Ok(())
+        let csum = self.csum(place.address(0), expected.len())?;
+        agree::sees(what, csum, expected)
     }
 
     /// Each side sees what the other writes at `offset`.
     pub(crate) fn coherent(&self, what: &str, place: &Place, offset: usize) -> TestResult {
         let address = place.address(offset);
-        place.write_u64(offset, address ^ 0x51);
-        check_eq!(
-            self.peek(address)?,
-            address ^ 0x51,
-            "{what}: the device's view of our write at {address:#x}"
-        );
-        self.poke(address, address ^ 0x152)?;
-        check_eq!(
-            place.read_u64(offset),
-            address ^ 0x152,
-            "{what}: our view of the device's write at {address:#x}"
-        );
-        Ok(())
+        agree::coherent(
+            what,
+            place,
+            offset,
+            || self.peek(address),
+            |value| self.poke(address, value),
+        )
     }
 
     /// [`Self::coherent`] at the first page, the last page and one in the middle.
     pub(crate) fn coherent_all_over(&self, what: &str, place: &Place) -> TestResult {
-        for offset in [
-            0,
-            (place.len() / 2) & !(PAGE - 1),
-            (place.len() - 1) & !(PAGE - 1),
-        ] {
+        for offset in agree::spread(place.len()) {
             self.coherent(what, place, offset)?;
         }
         Ok(())
@@ -330,16 +300,7 @@ impl Svm {
         let before = self.stat()?;
         let value = event()?;
         let after = self.stat()?;
-        check!(
-            after.space_invalidates > before.space_invalidates,
-            "{what}: the device was not told"
-        );
-        check!(
-            after.space_pages.get() + (bytes / PAGE) as u64 <= before.space_pages.get(),
-            "{what}: of {} pages mapped in the device, {} still are",
-            before.space_pages,
-            after.space_pages
-        );
+        agree::has_lost(what, [&before, &after], bytes)?;
         Ok(value)
     }
 
