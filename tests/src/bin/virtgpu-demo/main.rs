@@ -9,6 +9,7 @@
 //!
 //! `virtgpu-demo [MiB]`; exit status 0 if every result is right.
 
+mod disturb;
 mod kernel;
 mod mirrored;
 mod pinned;
@@ -19,7 +20,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use virtgpu_client::protocol::uapi;
-use virtgpu_client::{compute, Device, Exec, Memory, Result};
+use virtgpu_client::{compute, Device, Errno, Exec, Memory, Result};
 
 const PAGE: usize = 4096;
 const MIB: usize = 1 << 20;
@@ -102,6 +103,12 @@ impl Report {
 
 fn milliseconds(time: Duration) -> f64 {
     time.as_secs_f64() * 1e3
+}
+
+/// Says what has failed of the kernel's.
+fn failed(error: impl std::fmt::Display) -> Errno {
+    println!("error: {error}");
+    Errno::IO
 }
 
 /// Submits and waits; the time of both.

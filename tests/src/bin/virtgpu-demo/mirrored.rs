@@ -4,15 +4,15 @@
 //! the kernel takes its pages away, and after the program has freed it and allocated anew.
 
 use std::cell::Cell;
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use virtgpu_client::{
     compute, Bytes, Device, Errno, Event, Memory, RegisterOptions, Registration, Result,
 };
 
-use crate::kernel::{self, Counts};
-use crate::{datum, milliseconds, run, Malloc, Report, MIB, PAGE};
+use crate::disturb::Pieces;
+use crate::kernel;
+use crate::{datum, failed, milliseconds, run, Malloc, Report, MIB, PAGE};
 
 /// More than malloc ever takes from its heap: free gives it back to the kernel.
 const LENGTH: usize = 40 * MIB;
@@ -22,11 +22,6 @@ const PIECE: usize = MIB;
 const JOBS: u32 = 10;
 /// Submissions that may be given up, in all: on a slow machine the kernel's second is short.
 const PATIENCE: u32 = 50;
-
-fn failed(error: impl std::fmt::Display) -> Errno {
-    println!("error: second act: {error}");
-    Errno::IO
-}
 
 /// The word at `index` after `times` jobs.
 fn word(index: usize, times: u32) -> u32 {
@@ -130,121 +125,30 @@ pub(crate) fn play(device: &Device, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
-/// Keeps jobs and those who disturb them in step, so that each job is disturbed and each is done.
-pub(crate) struct Beat {
-    now: Mutex<Now>,
-    changed: Condvar,
-}
-
-struct Now {
-    /// The number of the job that is being run; 0 at the end.
-    job: u32,
-    /// Those who are still disturbing it.
-    busy: usize,
-}
-
-impl Beat {
-    pub(crate) fn new() -> Self {
-        let now = Now {
-            job: u32::MAX,
-            busy: 0,
-        };
-        Self {
-            now: Mutex::new(now),
-            changed: Condvar::new(),
-        }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Now> {
-        self.now.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Has `busy` threads begin.
-    pub(crate) fn begin(&self, job: u32, busy: usize) {
-        *self.lock() = Now { job, busy };
-        self.changed.notify_all();
-    }
-
-    /// Waits until all have done what they do.
-    pub(crate) fn wait(&self) {
-        let now = self.changed.wait_while(self.lock(), |now| now.busy > 0);
-        drop(now);
-    }
-
-    /// Calls `change` for each job until the end, also if it has failed.
-    pub(crate) fn follow(
-        &self,
-        mut change: impl FnMut(usize) -> std::io::Result<()>,
-    ) -> std::io::Result<()> {
-        let (mut last, mut result) = (u32::MAX, Ok(()));
-        loop {
-            let now = self.changed.wait_while(self.lock(), |now| now.job == last);
-            last = now.unwrap_or_else(PoisonError::into_inner).job;
-            if last == 0 {
-                return result;
-            }
-            result = result.and_then(|()| change(last as usize));
-            self.lock().busy -= 1;
-            self.changed.notify_all();
-        }
-    }
-}
-
 /// Jobs on memory that is swapped out and moved to and fro meanwhile.
 fn disturbed(stage: &Stage<'_>, memory: &Malloc, report: &mut Report) -> Result<()> {
-    kernel::enable_swap().map_err(failed)?;
-    let nodes = kernel::nodes();
-    let before = (Counts::now().map_err(failed)?, stage.userptr.query()?);
-    let beat = Beat::new();
+    let before = stage.userptr.query()?;
     let start = memory.as_ptr() as usize;
-    let piece = |number: usize| start + number % (LENGTH / PIECE) * PIECE;
+    let pieces = Pieces {
+        memory: start..start + LENGTH,
+        piece: PIECE,
+        swapped: 1,
+    };
     let mut slowest = Duration::ZERO;
     let mut wrong = 0;
-    std::thread::scope(|scope| -> Result<()> {
-        let swapper = scope.spawn(|| beat.follow(|job| kernel::page_out(piece(7 * job), PIECE)));
-        let mover = scope.spawn(|| {
-            beat.follow(|job| {
-                if nodes < 2 {
-                    return std::fs::write("/proc/sys/vm/compact_memory", "1");
-                }
-                kernel::migrate(piece(7 * job + 3), PIECE, (job % nodes) as i32)
-            })
-        });
-        let mut jobs = || -> Result<()> {
-            for job in 1..=JOBS {
-                beat.begin(job, 2);
-                let (crc, time) = stage.job(true)?;
-                beat.wait();
-                wrong += u32::from(crc != expected(0, job));
-                slowest = slowest.max(time);
-            }
-            Ok(())
-        };
-        let result = jobs();
-        beat.begin(0, 0);
-        for thread in [swapper, mover] {
-            thread
-                .join()
-                .map_err(|_| failed("a thread panicked"))?
-                .map_err(failed)?;
-        }
-        result
+    let disturbance = pieces.disturb(JOBS, |job| {
+        let (crc, time) = stage.job(true)?;
+        wrong += u32::from(crc != expected(0, job));
+        slowest = slowest.max(time);
+        Ok(())
     })?;
-    let after = (Counts::now().map_err(failed)?, stage.userptr.query()?);
-    let swapped = after.0.swapped - before.0.swapped;
-    let migrated = after.0.migrated - before.0.migrated;
-    let invalidated = after.1.invalidations - before.1.invalidations;
+    let invalidated = stage.userptr.query()?.invalidations - before.invalidations;
     report.result(
         &format!("{JOBS} times += 1 and CRC32C, the slowest of them"),
         wrong == 0,
         slowest,
     );
-    report.say(&format!(
-        "  meanwhile {swapped} pages were swapped out, {migrated} were moved, \
-         {invalidated} INVALIDATEs"
-    ));
-    let happened = swapped > 0 && invalidated > 0 && (migrated > 0 || nodes < 2);
-    report.verdict("all of that happened", happened);
+    disturbance.report(report, &[(invalidated, "INVALIDATEs")]);
     let same = (0..LENGTH / 4).all(|index| memory.read_u32(4 * index) == word(index, JOBS));
     report.verdict("the CPU finds every word right", same);
     Ok(())

@@ -4,15 +4,15 @@
 //! works on a vector that grows and on an array of the stack; pages come by its own faults, also
 //! while the kernel takes them away.
 
+use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use virtgpu_client::protocol::uapi::SvmQuery;
-use virtgpu_client::{AddressSpace, Device, Errno, Job, Result, SpaceOptions};
+use virtgpu_client::{AddressSpace, Device, Job, Result, SpaceOptions};
 
-use crate::kernel::{self, Counts};
-use crate::mirrored::Beat;
-use crate::{Report, PAGE};
+use crate::disturb::Pieces;
+use crate::kernel;
+use crate::{failed, Report, PAGE};
 
 /// Entries of the table.
 const NODES: usize = 40_000;
@@ -24,11 +24,6 @@ const OPS: usize = 4000;
 const PIECE: usize = 128 * PAGE;
 /// Words of the array of the stack: more than one page has.
 const WORDS: usize = 16 * 1024;
-
-fn failed(error: impl std::fmt::Display) -> Errno {
-    println!("error: third act: {error}");
-    Errno::IO
-}
 
 /// An entry, in a block of malloc's of its own. Its first word is what the device follows.
 #[repr(C)]
@@ -107,11 +102,11 @@ impl Table {
     }
 
     /// The addresses that the entries lie in, as whole pages.
-    fn pages(&self) -> (usize, usize) {
+    fn pages(&self) -> Range<usize> {
         let addresses = || self.nodes.iter().map(|node| (&raw const **node).addr());
         let start = addresses().min().unwrap_or_default() & !(PAGE - 1);
         let end = addresses().max().unwrap_or_default() + size_of::<Node>();
-        (start, end.next_multiple_of(PAGE) - start)
+        start..end.next_multiple_of(PAGE)
     }
 }
 
@@ -152,51 +147,27 @@ fn walk_and_add(space: &AddressSpace, table: &Table) -> Result<bool> {
 
 /// A hash table, while the kernel swaps and moves it.
 fn table(space: &AddressSpace, report: &mut Report) -> Result<()> {
-    kernel::enable_swap().map_err(failed)?;
     let table = Table::new(NODES);
-    let (start, length) = table.pages();
+    let memory = table.pages();
     report.say(&format!(
         "a hash table of {NODES} entries, a malloc each, over {} KiB",
-        length >> 10
+        memory.len() >> 10
     ));
-    let nodes = kernel::nodes();
-    let before = (Counts::now().map_err(failed)?, space.query()?);
-    let beat = Beat::new();
-    let piece = |number: usize| start + number % (length / PIECE) * PIECE;
+    let pieces = Pieces {
+        memory,
+        piece: PIECE,
+        swapped: 4,
+    };
+    let before = space.query()?;
     let (mut right, mut slowest) = (true, Duration::ZERO);
-    std::thread::scope(|scope| -> Result<()> {
-        let swapper = scope.spawn(|| {
-            beat.follow(|job| (0..4).try_for_each(|n| kernel::page_out(piece(7 * job + n), PIECE)))
-        });
-        let mover = scope.spawn(|| {
-            beat.follow(|job| {
-                if nodes < 2 {
-                    return std::fs::write("/proc/sys/vm/compact_memory", "1");
-                }
-                kernel::migrate(piece(7 * job + 5), PIECE, (job % nodes) as i32)
-            })
-        });
-        let mut rounds = || -> Result<()> {
-            for round in 1..=ROUNDS {
-                beat.begin(round, 2);
-                let start = Instant::now();
-                let ended_well = walk_and_add(space, &table);
-                slowest = slowest.max(start.elapsed());
-                beat.wait();
-                right &= ended_well?;
-            }
-            Ok(())
-        };
-        let result = rounds();
-        beat.begin(0, 0);
-        for thread in [swapper, mover] {
-            thread
-                .join()
-                .map_err(|_| failed("a thread panicked"))?
-                .map_err(failed)?;
-        }
-        result
+    let disturbance = pieces.disturb(ROUNDS, |_| {
+        let start = Instant::now();
+        let ended_well = walk_and_add(space, &table);
+        slowest = slowest.max(start.elapsed());
+        right &= ended_well?;
+        Ok(())
     })?;
+    let after = space.query()?;
     report.result(
         &format!("{ROUNDS} times walked from one pointer, and += 1"),
         right,
@@ -205,27 +176,12 @@ fn table(space: &AddressSpace, report: &mut Report) -> Result<()> {
     let found =
         (0..NODES).all(|index| table.get(key(index)) == Some(index as u64 + u64::from(ROUNDS)));
     report.verdict("the CPU finds each entry, with the right value", found);
-    let after = (Counts::now().map_err(failed)?, space.query()?);
-    happened(before, after, nodes, report);
+    let driver = [
+        (after.invalidations - before.invalidations, "INVALIDATEs"),
+        (after.faults - before.faults, "faults of the device"),
+    ];
+    disturbance.report(report, &driver);
     Ok(())
-}
-
-fn happened(
-    before: (Counts, SvmQuery),
-    after: (Counts, SvmQuery),
-    nodes: usize,
-    report: &mut Report,
-) {
-    let swapped = after.0.swapped - before.0.swapped;
-    let migrated = after.0.migrated - before.0.migrated;
-    let invalidated = after.1.invalidations - before.1.invalidations;
-    let faults = after.1.faults - before.1.faults;
-    report.say(&format!(
-        "  meanwhile {swapped} pages were swapped out, {migrated} were moved, \
-         {invalidated} INVALIDATEs, {faults} faults of the device"
-    ));
-    let all = swapped > 0 && invalidated > 0 && faults > 0 && (migrated > 0 || nodes < 2);
-    report.verdict("all of that happened", all);
 }
 
 /// A vector that moves when it grows.
