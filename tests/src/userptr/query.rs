@@ -1,0 +1,125 @@
+// SPDX-License-Identifier: MIT OR GPL-2.0-only
+
+//! What the driver says of a buffer, and the ioctls that have nothing to do where memory is pinned.
+
+use virtgpu_client::protocol::uapi;
+use virtgpu_client::{Errno, Mapping, Memory, RegisterOptions};
+
+use crate::ktap::TestResult;
+use crate::support::memory::small_pages;
+use crate::support::{raw, Env, PAGE};
+use crate::{check_eq, check_err};
+
+pub(super) fn query(env: &Env) -> TestResult {
+    let device = env.compute()?;
+    let memory = small_pages(37 * PAGE)?;
+    let userptr = device.register(&memory, RegisterOptions::pinned())?;
+    let query = userptr.query()?;
+    let length = memory.len() as u64;
+    check_eq!(query.bo_handle, userptr.handle(), "bo_handle");
+    check_eq!(query.flags, uapi::USERPTR_PINNED, "flags");
+    check_eq!(
+        query.memory_model,
+        uapi::memory_model::PERMANENT,
+        "memory_model"
+    );
+    check_eq!(query.state, uapi::bo_state::VALID, "state");
+    check_eq!(query.addr, memory.as_ptr() as u64, "addr");
+    check_eq!(query.size, length, "size");
+    check_eq!(query.resident_bytes, length, "resident_bytes");
+    check_eq!(query.mapped_bytes, length, "mapped_bytes");
+    check_eq!(query.maps, 0, "maps");
+    check_eq!(query.invalidations, 0, "invalidations");
+    for handle in [0, 12345, u32::MAX] {
+        check_err!(device.query(handle), Errno::NOENT, "handle {handle}");
+    }
+    Ok(())
+}
+
+pub(super) fn query_blob(env: &Env) -> TestResult {
+    let device = env.compute()?;
+    let blob = device.create_blob(&virtgpu_client::BlobOptions::guest(1 << 20))?;
+    let query = device.query(blob.handle())?;
+    check_eq!(query.flags, 0, "flags");
+    check_eq!(query.addr, 0, "addr");
+    check_eq!(query.size, 1 << 20, "size");
+    check_eq!(query.state, uapi::bo_state::VALID, "state");
+    check_eq!(
+        query.memory_model,
+        uapi::memory_model::PERMANENT,
+        "memory_model"
+    );
+    Ok(())
+}
+
+pub(super) fn prefetch(env: &Env) -> TestResult {
+    let device = env.compute()?;
+    let memory = small_pages(10 * PAGE)?;
+    let userptr = device.register(&memory, RegisterOptions::pinned())?;
+    let page = PAGE as u64;
+    for (offset, length) in [
+        (0, 10 * page),
+        (0, page),
+        (3 * page, 7 * page),
+        (9 * page, page),
+    ] {
+        check_eq!(
+            userptr.prefetch(offset, length)?,
+            length,
+            "bytes done of {length} at {offset}"
+        );
+    }
+    for (offset, length) in [
+        (0, 11 * page),
+        (10 * page, page),
+        (1, page),
+        (0, 100),
+        (!4095, page),
+        (page, !4095),
+    ] {
+        check_err!(
+            userptr.prefetch(offset, length),
+            Errno::INVAL,
+            "{length:#x} bytes at {offset:#x}"
+        );
+    }
+    let mut wrong = uapi::UserptrPrefetch {
+        bo_handle: userptr.handle(),
+        flags: 1,
+        length: page,
+        ..Default::default()
+    };
+    check_err!(
+        raw::call(&device, uapi::nr::USERPTR_PREFETCH, &mut wrong),
+        Errno::INVAL,
+        "flags 1"
+    );
+    wrong.flags = 0;
+    wrong.bo_handle = 12345;
+    check_err!(
+        raw::call(&device, uapi::nr::USERPTR_PREFETCH, &mut wrong),
+        Errno::NOENT,
+        "unknown handle"
+    );
+    let blob = device.create_blob(&virtgpu_client::BlobOptions::guest(page))?;
+    wrong.bo_handle = blob.handle();
+    check_err!(
+        raw::call(&device, uapi::nr::USERPTR_PREFETCH, &mut wrong),
+        Errno::INVAL,
+        "a blob"
+    );
+    Ok(())
+}
+
+pub(super) fn prefault_flag(env: &Env) -> TestResult {
+    let device = env.compute()?;
+    let memory = Mapping::anonymous(16 * PAGE)?;
+    let options = RegisterOptions::pinned().flag(uapi::USERPTR_PREFAULT);
+    let userptr = device.register(&memory, options)?;
+    check_eq!(
+        userptr.query()?.resident_bytes,
+        memory.len() as u64,
+        "resident_bytes"
+    );
+    Ok(())
+}
