@@ -292,7 +292,7 @@ def lines_belong_to_cases(build):
         f.write(CONSOLE)
     vm.PROJECT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     args = argparse.Namespace(kernel="stock", cases=[Family(f"{n}\tany\tours\t\t") for n in ("a", "b", "c")])
-    result = vm.judge(args, build, types.SimpleNamespace(returncode=0), None, None)
+    result = vm.validate(args, build, types.SimpleNamespace(returncode=0), None, None)
     a, b = result["cases"]
     return (a == case("a", 0, ["unreferenced object 0xffff888004ab8400 (size 192):"]) and b["rc"] is None and "the module could not be unloaded" in b["errors"]
             and any("KASAN" in e for e in b["errors"]) and any("taint" in e for e in b["errors"])
@@ -322,7 +322,7 @@ def errors(build, devices, kernel="stock", log=GOOD_LOG, events=([], 9, 1)):
     vm.check_events = lambda run, log, unfinished: (list(events[0]), *events[1:])
     args = argparse.Namespace(cases=[], kernel=kernel)
     gpus = types.SimpleNamespace(all=devices)
-    return vm.judge(args, build, types.SimpleNamespace(returncode=0), None, gpus)["errors"]
+    return vm.validate(args, build, types.SimpleNamespace(returncode=0), None, gpus)["errors"]
 
 
 def good_devices_are_not_given_up(build):

@@ -107,7 +107,7 @@ class Part:
         with self.report.lock:
             print(line, flush=True)
 
-    def take_back(self):
+    def discard(self):
         """What was reported does not count."""
         with self.report.lock:
             for result in self.results:
@@ -359,7 +359,7 @@ def guest(report, suite, name, run_name, command, show, expected):
             report.failed += part.failed
             return result
         failed = [r.name for r in part.results if r.status == "not ok"]
-        part.take_back()
+        part.discard()
         part.print(f"# {name}: the machine stood still for {still} s. It is run once more, and what came out does "
                    f"not count{': failed ' + ', '.join(failed) if failed else ''}")
         everything = result["errors"] + result["scan"] + [e for c in result["cases"] for e in c["errors"]]

@@ -60,7 +60,7 @@ if grep -qs '^trees.*mesa' $files; then
 else
 	"$TOP/scripts/programs.sh"
 fi
-# Nobody but the C driver's suite can do without the module.
+# No one but the C driver's suite can do without the module.
 needs_module=
 for f in $files; do
 	if grep -q '^kernel' "$f" && ! grep -q '^driver *= *"c"' "$f"; then

@@ -147,7 +147,7 @@ class Compiler:
             found.append((None, "", 0, "the compiler has errors, and did not fail"))
         return found
 
-    def judge(self, example):
+    def validate(self, example):
         """Why the example does not show what it says."""
         wrong = self.errors(example, True)
         if wrong:
@@ -182,7 +182,7 @@ def main():
         compiler = Compiler(build, copy)
         for example in found:
             number += 1
-            notes = compiler.judge(example)
+            notes = compiler.validate(example)
             for note in notes:
                 print(f"# {note}")
             failed |= bool(notes)

@@ -1,7 +1,7 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0
 # Inside the build root: installs the packages of build/deb in the tree `deb`,
-# takes them away, and installs them again; reports in KTAP. The tree itself is not
+# removes them, and installs them again; reports in KTAP. The tree itself is not
 # changed: what is written goes to build/deb-test, which stays mounted over the tree
 # for the guest that boots it.
 set -euo pipefail

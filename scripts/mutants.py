@@ -245,7 +245,7 @@ class Suite:
         print(f"{'not ok' if problem else 'ok'} {self.count} {name}", flush=True)
 
     def complete(self, drivers, windows):
-        """Nobody may be left out, nor asked for who does not exist."""
+        """No one may be left out, nor asked for who does not exist."""
         listed = subprocess.check_output([DEVICE, "--list-mutants"], text=True).splitlines()
         for kind, known in (("driver", set(drivers)), ("device", {l.split()[0] for l in listed if l.strip()})):
             mentioned = {m["name"] for m in self.mutants if m["kind"] == kind}
@@ -300,7 +300,7 @@ class Suite:
             if not any(c.shown for c in left):
                 return
 
-    def judge(self, m, right, broken):
+    def validate(self, m, right, broken):
         name = f"{m['kind']}/{m['name']}"
         wrong = right.shown.wrong(right.tests) if right.shown else "no guest came to it"
         if wrong:
@@ -327,7 +327,7 @@ class Suite:
                 cases = [*self.right.values(), *(broken for _, _, broken in chosen)]
                 self.run_cases(kernel, [c for c in cases if c.kernel == kernel], pool, jobs)
         for m, right, broken in chosen:
-            self.judge(m, right, broken)
+            self.validate(m, right, broken)
 
 
 def main():

@@ -267,7 +267,7 @@ class Device:
         self.requests = self.mistreated = 0  # as its event log has it
         command = [f"{TARGET}/virtgpu-device", "--socket", self.socket, "--event-log", f"{run}/{self.events}"]
         if kind == "second":
-            # It judges the driver by itself, and has no event log.
+            # It validates the driver by itself, and has no event log.
             self.events = None
             command = ["python3", "-B", f"{PROJECT}/tests/second-device", "--socket", self.socket]
         command += shlex.split(arguments)
@@ -358,10 +358,10 @@ class Qmp:
             line = self.file.readline()
             if not line:
                 return {"error": "QEMU is gone"}
-            answer = json.loads(line)
-            if "event" in answer:
+            reply = json.loads(line)
+            if "event" in reply:
                 continue
-            return answer
+            return reply
 
 
 def gpu_options(arguments):
@@ -485,9 +485,9 @@ def serve(word, gpus, qmp_path):
         if gpus.all:
             # Its end of the connection, which is the end of the process. Somebody may still have a
             # reference to the old device, and it one to the connection.
-            while "busy" in str(answer := qmp.call("chardev-remove", id=f"gpu{gpus.last.number}")):
+            while "busy" in str(reply := qmp.call("chardev-remove", id=f"gpu{gpus.last.number}")):
                 if time.monotonic() > deadline:
-                    return answer
+                    return reply
                 time.sleep(0.1)
             gpus.stop()
         if rest:
@@ -538,7 +538,7 @@ def where_it_hangs(run, qmp_path):
 
 
 def check_events(run, log, unfinished=False):
-    """Lets the device's own checker judge what the driver did. Returns the problems, and how many requests
+    """Lets the device's own checker validate what the driver did. Returns the problems, and how many requests
     there were and how many of them, and of the mirror queue's commands, the device has mistreated."""
     p = subprocess.run([f"{TARGET}/virtgpu-device", "check-log", *(["--unfinished"] if unfinished else []),
                         f"{run}/{log}"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -631,11 +631,11 @@ def run_qemu(args, run, gpus, qmp, clock):
         for line in follower.lines():
             if line.startswith(HOST_REQUEST) and gpus:
                 request = line[len(HOST_REQUEST):].strip()
-                answer = serve(request, gpus, qmp)
+                outcome = serve(request, gpus, qmp)
                 if request.startswith("case "):
                     limit_from = now()
                 with open(f"{run}/host.log", "a") as f:
-                    f.write(f"{now() - start:.1f} {line}: {answer}\n")
+                    f.write(f"{now() - start:.1f} {line}: {outcome}\n")
             elif not args.quiet:
                 print(line, flush=True)
         phases.look()
@@ -690,7 +690,7 @@ class Cases:
         (self.all[case]["errors"] if case in self.all else others).append(error)
 
 
-def judge(args, run, qemu, hang, gpus):
+def validate(args, run, qemu, hang, gpus):
     """What the guest, its log, and its devices say."""
     result = {"timed_out": hang is not None, "qemu": qemu.returncode, "marker": False, "rc": None,
               "rmmod": None, "tainted": None, "errors": [], "scan": []}
@@ -801,7 +801,7 @@ def main():
               "seconds": round(time.monotonic() - start, 1), "cpu": round(usage.ru_utime + usage.ru_stime, 1),
               "stood_still": round(clock.stood_still, 1), "starts": starts, **phases,
               "devices": [device.status for device in gpus.all] if gpus else [],
-              **judge(args, run, qemu, hang, gpus)}
+              **validate(args, run, qemu, hang, gpus)}
     with open(f"{run}/result", "w") as f:
         json.dump(result, f, indent=1)
         f.write("\n")

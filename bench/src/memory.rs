@@ -43,7 +43,7 @@ pub(crate) struct Region {
 impl Region {
     /// Unmaps it. Nothing but [`Region::map`] may be done with it then, or with the rest of it.
     pub(crate) fn unmap(&self) -> Result {
-        // SAFETY: The range is ours, and nobody has a reference to what is in it.
+        // SAFETY: The range is ours, and no one has a reference to what is in it.
         unsafe { rustix::mm::munmap(self.as_ptr().cast(), self.length)? };
         Ok(())
     }

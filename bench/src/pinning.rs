@@ -72,7 +72,7 @@ pub(crate) fn measure(options: &Options, report: &mut Report) -> Result {
 fn fixed(options: &Options, report: &mut Report, device: &Device, stats: &Stats) -> Result {
     const TIMES: u32 = 200;
     let memory = make(Kind::Fragmented, PAGE)?;
-    // An empty command may be answered without the device; a delay of nothing goes there.
+    // An empty command may be responded to without the device; a delay of nothing goes there.
     let mut nothing = compute::Stream::new();
     nothing.delay(0);
     let exec = Exec::new(nothing.as_bytes());

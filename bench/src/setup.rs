@@ -84,7 +84,7 @@ impl Stats {
     }
 }
 
-/// A job that does nothing. An empty one might be answered without being run.
+/// A job that does nothing. An empty one might be responded to without being run.
 pub(crate) fn nothing() -> compute::Stream {
     let mut stream = compute::Stream::new();
     stream.delay(0);

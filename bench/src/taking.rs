@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0-only
 
-//! P5: for how long the device delays the kernel that takes pages away.
+//! P5: for how long the device delays the kernel that invalidates pages.
 //!
 //! What is timed is `__mmu_notifier_invalidate_range_start`, which calls the driver back: both
 //! passes of all registrations, with the wait for the device. The device is idle otherwise. As a

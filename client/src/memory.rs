@@ -218,7 +218,7 @@ impl Mapping {
     ///
     /// # Safety
     ///
-    /// They are mapped, and belong to nobody else.
+    /// They are mapped, and belong to no one else.
     pub unsafe fn from_raw(start: *mut u8, length: usize) -> Result<Self> {
         Self::own(start, length)
     }

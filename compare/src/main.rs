@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0-only
 
-//! Runs programs of others in a guest, first on Linux's own driver, then on this project's, and
+//! Runs unmodified userspace in a guest, first on Linux's own driver, then on this project's, and
 //! compares what they say, test by test. Neither driver may be loaded when it starts.
 //!
 //! `virtgpu-compare igt TEST…` runs tests of igt-gpu-tools, `virtgpu-compare virgl` and

@@ -116,13 +116,13 @@ fn gles() -> Group {
     Group::new("gles", run_gles).strict().floor(GLES_FLOOR)
 }
 
-/// On this driver only: Linux's would wait for minutes for its commands to be answered.
+/// On this driver only: Linux's would wait for minutes for responses to its commands.
 fn unplug() -> Group {
     let drawing = || gl("/job/virtgpu-gles").args(["endless"]);
     Group::new("unplug", move || unplug::run(drawing, run_gles)).alone()
 }
 
-/// On this driver only: Linux's does not count on a device to answer.
+/// On this driver only: Linux's does not count on a device to respond.
 pub(crate) fn killed_gles() -> Group {
     let how = |what| move || gl("/job/virtgpu-gles").args([what]);
     let run = move || killed::run(how("busy"), how("endless"), run_gles);
@@ -234,7 +234,7 @@ fn own_line(line: &str) -> Option<Outcome> {
     None
 }
 
-/// Frames of vkmark's scenes, drawn to images that nobody shows.
+/// Frames of vkmark's scenes, drawn to images that no one shows.
 fn vkmark() -> Result<Vec<Outcome>> {
     let output = vulkan("/usr/bin/vkmark")
         // The host can share no image with a display server, so images are copied to the guest.

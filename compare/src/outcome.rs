@@ -63,9 +63,9 @@ pub(crate) fn compare(
             continue;
         }
         let [theirs, ours] = [theirs, ours].map(|run| worst(run, &outcome.name).cloned());
-        results.push((outcome.name.clone(), judge(theirs, ours)));
+        results.push((outcome.name.clone(), compare_one(theirs, ours)));
     }
-    // Otherwise nobody would notice that the programs do not run at all, or hardly any of them.
+    // Otherwise no one would notice that the programs do not run at all, or hardly any of them.
     let passed = passed(theirs);
     if passed < floor {
         let reason = format!("{passed} tests pass on Linux's driver, {floor} should");
@@ -118,7 +118,7 @@ pub(crate) fn alone(ours: &[Outcome]) -> Vec<(String, Comparison)> {
         .map(|outcome| {
             (
                 outcome.name.clone(),
-                judge(None, Some(outcome.status.clone())),
+                compare_one(None, Some(outcome.status.clone())),
             )
         })
         .collect();
@@ -131,7 +131,7 @@ pub(crate) fn alone(ours: &[Outcome]) -> Vec<(String, Comparison)> {
     results
 }
 
-fn judge(theirs: Option<Status>, ours: Option<Status>) -> Comparison {
+fn compare_one(theirs: Option<Status>, ours: Option<Status>) -> Comparison {
     use Status::{Fail, Pass, Skip};
     match (theirs, ours) {
         (Some(Pass(theirs)), Some(Pass(ours))) if theirs != ours => {
@@ -195,9 +195,12 @@ mod tests {
 
     #[test]
     fn what_passes_there_must_pass_here() {
-        assert_eq!(judge(Some(pass("")), Some(pass(""))), Comparison::Same);
+        assert_eq!(
+            compare_one(Some(pass("")), Some(pass(""))),
+            Comparison::Same
+        );
         for ours in [Some(fail()), Some(skip()), None, Some(pass("else"))] {
-            let result = judge(Some(pass("")), ours.clone());
+            let result = compare_one(Some(pass("")), ours.clone());
             assert!(matches!(result, Comparison::Differs(_)), "{ours:?}");
         }
     }
@@ -205,7 +208,7 @@ mod tests {
     #[test]
     fn a_failure_on_this_driver_alone_counts() {
         for theirs in [Some(skip()), None] {
-            let result = judge(theirs.clone(), Some(fail()));
+            let result = compare_one(theirs.clone(), Some(fail()));
             assert!(matches!(result, Comparison::Differs(_)), "{theirs:?}");
         }
     }
@@ -220,7 +223,7 @@ mod tests {
             (Some(skip()), None),
             (None, Some(skip())),
         ] {
-            let result = judge(theirs.clone(), ours.clone());
+            let result = compare_one(theirs.clone(), ours.clone());
             assert!(
                 matches!(result, Comparison::Skip(_)),
                 "{theirs:?}, {ours:?}"
@@ -231,7 +234,7 @@ mod tests {
     #[test]
     fn passing_here_alone_is_well() {
         for theirs in [Some(skip()), Some(fail()), None] {
-            assert_eq!(judge(theirs, Some(pass("x"))), Comparison::Same);
+            assert_eq!(compare_one(theirs, Some(pass("x"))), Comparison::Same);
         }
     }
 

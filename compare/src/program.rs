@@ -29,7 +29,7 @@ pub(crate) const MESA: &str = "/mesa";
 pub(crate) const NO_FALLBACK: (&str, &str) = ("GALLIUM_DRIVER", "none");
 
 /// What a program has printed so far.
-// A file and not a pipe: nobody who is left over can keep us waiting for its end.
+// A file and not a pipe: no one who is left over can keep us waiting for its end.
 pub(crate) const OUTPUT: &str = "/tmp/virtgpu-compare.out";
 
 /// A program in a tree, which is mounted at `/NAME`.

@@ -65,7 +65,7 @@ fn status(drew: bool, taken: Duration, output: &Output) -> Status {
         return Status::Fail(format!("nothing was drawn\n{tail}"));
     }
     if taken > LIMIT {
-        return Status::Fail(format!("it took {} s to take it away", taken.as_secs()));
+        return Status::Fail(format!("it took {} s to remove it", taken.as_secs()));
     }
     // An error, an abort by Mesa, or nothing but wrong pictures: all but going on.
     match output.status {

@@ -5,7 +5,7 @@
 #include <linux/ioctl.h>
 #include <linux/types.h>
 
-/* Makes a dma-buf of this many pages; @fd is the answer. */
+/* Makes a dma-buf of this many pages; @fd is returned. */
 struct virtgpu_test_exporter_create {
 	__u32 pages;
 	__s32 fd;
@@ -25,7 +25,7 @@ struct virtgpu_test_exporter_revoke {
 
 /*
  * From now on with @hold, until a call without, importers wait when they map
- * the dma-buf. @waiting is the answer: whether one does; and @unbound: whether
+ * the dma-buf. @waiting is returned: whether one does; and @unbound: whether
  * a device without driver was ever let have or kept the memory.
  */
 struct virtgpu_test_exporter_hold {
@@ -62,9 +62,9 @@ struct virtgpu_test_exporter_import {
 
 /*
  * From now on with @works a fence says that the device works on the import, and
- * with @holds the import stays mapped when the exporter takes it away. Both are
- * over with a call without. @mapped is the answer: whether it is; and @told:
- * whether the exporter has taken it away.
+ * with @holds the import stays mapped when the exporter revokes it. Both are
+ * over with a call without. @mapped is returned: whether it is; and @told:
+ * whether the exporter has revoked it.
  */
 struct virtgpu_test_exporter_imported {
 	__u32 works;

@@ -4,7 +4,7 @@
     python3 tests/second-device --socket PATH
 
 The driver, the reference device, its checker and the tests take wire structures and numbers from one
-crate, so an error there is the same on all sides and nobody sees it. This device shares nothing with them: it is
+crate, so an error there is the same on all sides and no one sees it. This device shares nothing with them: it is
 Python with nothing but the standard library, and was written from docs/protocol.md, uapi/linux/virtio_gpu_mirror.h,
 the virtio specification and QEMU's description of vhost-user. Whoever changes it keeps to that: what it has
 to know and those texts do not say is a gap in docs/protocol.md, to be filled there first.
@@ -21,7 +21,7 @@ It has what mirrored memory needs, and the default run has a guest with it (test
 It does not look for speed, has no images, UUIDs, events or faults, and no IOMMU. Its numbers differ from the
 reference device's where they may: fewer entries in a MAP, fewer event buffers, a smaller window, no RING_EVENT_IDX.
 
-A driver that does what the protocol forbids is answered as the text says, and a line `disagreement: …` on
+A driver that does what the protocol forbids gets the response that the text says, and a line `disagreement: …` on
 stderr says so; then the exit status is 1, which fails the guest's test. Jobs do not count: they are the programs'.
 """
 

@@ -39,7 +39,7 @@ HEADER = struct.Struct("<IIQIB3x")
 
 
 class Error(Exception):
-    """A request that is answered with an error."""
+    """A request whose response is an error."""
 
     def __init__(self, code):
         self.code = code
@@ -49,7 +49,7 @@ class Header:
     def __init__(self, request):
         self.type, self.flags, self.fence, self.context, self.ring = HEADER.unpack_from(request)
 
-    def answer(self, kind, payload=b""):
+    def response(self, kind, payload=b""):
         if not self.flags & FLAG_FENCE:
             return HEADER.pack(kind, 0, 0, 0, 0) + payload
         ring = self.ring if self.flags & FLAG_RING_IDX else 0
@@ -72,8 +72,8 @@ class Context:
 class Job:
     """What SUBMIT_3D asks for. `resources` are those attached when it came, and the only ones it can use."""
 
-    def __init__(self, context, ops, answer):
-        self.context, self.ops, self.answer = context, ops, answer
+    def __init__(self, context, ops, respond):
+        self.context, self.ops, self.respond = context, ops, respond
         self.resources = dict(context.attached)
         named = {n for op in ops for n in (op.dst, op.src) if n is not None}
         self.named = {r for n, r in self.resources.items() if n in named}
@@ -86,7 +86,7 @@ class Job:
 
 
 class Timeline:
-    """A thread that runs jobs and sends answers in the order in which they came.
+    """A thread that runs jobs and sends responses in the order in which they came.
 
     `items` and `closed` change with `device.state` held, which also tells of it.
     """
@@ -120,9 +120,9 @@ class Timeline:
             self.device.fatal(error)
 
 
-class Retirement:
-    """A request that is carried out and answered when `jobs` are over, and after earlier ones of the same
-    `name`. `action` returns what is to be answered, if it is more than that it is done."""
+class Deferred:
+    """A request that is carried out and responded to when `jobs` are over, and after earlier ones of the same
+    `name`. `action` returns the response, if it is more than that it is done."""
 
     def __init__(self, name, jobs, action, send):
         self.name, self.jobs, self.action, self.send = name, set(jobs), action, send
@@ -131,7 +131,7 @@ class Retirement:
 class Device:
     """Everything.
 
-    `state` is for contexts, resources, jobs and timelines; nobody waits with it held but by its own wait().
+    `state` is for contexts, resources, jobs and timelines; no one waits with it held but by its own wait().
     `turn` is for what is mapped in spaces and for accesses to memory, and is taken after it.
     """
 
@@ -153,7 +153,7 @@ class Device:
 
     def clear(self):
         self.resources, self.dying, self.contexts, self.old_contexts = {}, set(), {}, {}
-        self.jobs, self.retirements = set(), []
+        self.jobs, self.deferred = set(), []
         self.shared = None
 
     # What the transport asks.
@@ -199,8 +199,8 @@ class Device:
                     timeline.close()
                 for resource in list(self.resources.values()):
                     self.free(resource)
-                for retirement in self.retirements:
-                    retirement.action()
+                for command in self.deferred:
+                    command.action()
                 self.clear()
             with self.turn:
                 self.spaces.clear()
@@ -231,10 +231,10 @@ class Device:
         self.commands += 1
         if len(request) < HEADER.size:
             self.wrong(f"a request of {len(request)} bytes")
-            queue.answer(chain, HEADER.pack(ERR_INVALID_PARAMETER, 0, 0, 0, 0))
+            queue.respond(chain, HEADER.pack(ERR_INVALID_PARAMETER, 0, 0, 0, 0))
             return
         header = Header(request)
-        send = lambda kind, payload=b"": queue.answer(chain, header.answer(kind, payload))
+        send = lambda kind, payload=b"": queue.respond(chain, header.response(kind, payload))
         with self.state:
             timeline = None
             try:
@@ -246,7 +246,7 @@ class Device:
                 else:
                     kind = self.carry_out(header, request)
             except Error as error:
-                self.wrong(f"request {header.type:#x} of context {header.context} is answered {error.code:#x}: "
+                self.wrong(f"request {header.type:#x} of context {header.context} is refused with {error.code:#x}: "
                            f"{request[HEADER.size:64].hex()}")
                 kind = error.code
             if kind is None:
@@ -320,7 +320,7 @@ class Device:
             raise Error(ERR_INVALID_PARAMETER)
         if not identity or identity in self.contexts:
             raise Error(ERR_INVALID_CONTEXT_ID)
-        # The id may be that of a context whose end has not been answered.
+        # The id may be that of a context whose end has had no response.
         self.state.wait_for(lambda: identity not in self.old_contexts or not self.running)
         self.contexts[identity] = Context(identity, capset)
         return OK_NODATA
@@ -420,12 +420,12 @@ class Device:
         with self.state:
             if kind == ERR_UNSPEC:
                 job.context.lost = True
-            # Not what nobody waits for any more: the queue may be gone.
-            if job.answer and self.running:
-                job.answer(kind)
+            # Not what no one waits for any more: the queue may be gone.
+            if job.respond and self.running:
+                job.respond(kind)
             self.jobs.discard(job)
             job.context.jobs.discard(job)
-            self.retire(job)
+            self.run_deferred(job)
             self.state.notify_all()
 
     @staticmethod
@@ -442,7 +442,7 @@ class Device:
             self.old_contexts[context.id] = context
             context.lost = context.dying = True
             self.end_jobs(context.jobs)
-            self.retirements.append(Retirement(("context", context), context.jobs,
+            self.deferred.append(Deferred(("context", context), context.jobs,
                                                lambda: self.end_context(context), send))
         else:
             identity, _ = self.fields("<II", request)
@@ -469,24 +469,24 @@ class Device:
                 for context in self.contexts.values():
                     context.attached.pop(identity, None)
                 jobs, action = self.naming(resource), lambda: self.free(resource)
-            self.retirements.append(Retirement(("resource", resource), jobs, action, send))
-        self.retire(None)
+            self.deferred.append(Deferred(("resource", resource), jobs, action, send))
+        self.run_deferred(None)
 
     def naming(self, resource):
         return [job for job in self.jobs if resource in job.named]
 
-    def retire(self, job):
+    def run_deferred(self, job):
         """Carries out what waits for nothing any more, now that `job` is over."""
-        waiting, self.retirements, earlier = self.retirements, [], set()
-        for retirement in waiting:
-            retirement.jobs.discard(job)
-            if retirement.jobs or retirement.name in earlier:
-                earlier.add(retirement.name)
-                self.retirements.append(retirement)
+        waiting, self.deferred, earlier = self.deferred, [], set()
+        for command in waiting:
+            command.jobs.discard(job)
+            if command.jobs or command.name in earlier:
+                earlier.add(command.name)
+                self.deferred.append(command)
                 continue
-            answer = retirement.action() or (OK_NODATA,)
+            response = command.action() or (OK_NODATA,)
             if self.running:
-                retirement.send(*answer)
+                command.send(*response)
 
     def revoke(self, resource):
         if isinstance(resource.storage, Mirrored) and resource.storage.space:

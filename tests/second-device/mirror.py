@@ -40,14 +40,14 @@ class Spaces:
         return sum(len(space.pages) for space in self.spaces.values())
 
     def serve(self, queue, chain):
-        """Carries one command out and answers it."""
+        """Carries one command out and responds to it."""
         request = chain.request(self.device.memory)
         kind = HEADER.unpack_from(request)[0] if len(request) >= HEADER.size else None
         if kind in (SPACE_CREATE, MAP):
             if chain.room() != 4:
                 self.device.wrong(f"room for {chain.room()} bytes of status")
             status = self.create(request) if kind == SPACE_CREATE else self.map(request)
-            queue.answer(chain, struct.pack("<I", status))
+            queue.respond(chain, struct.pack("<I", status))
             return
         if chain.room():
             self.device.wrong(f"{chain.room()} bytes to be written by command {kind}")

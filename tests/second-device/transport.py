@@ -89,7 +89,7 @@ class GuestMemory:
 
 
 class Chain:
-    """A request: what is to be read of it, and where its answer goes."""
+    """A request: what is to be read of it, and where its response goes."""
 
     def __init__(self, head, readable, writable):
         self.head, self.readable, self.writable = head, readable, writable
@@ -101,7 +101,7 @@ class Chain:
         return sum(length for _, length in self.writable)
 
     def write(self, memory, data):
-        """Writes the answer, or as much of it as there is room for; returns how much."""
+        """Writes the response, or as much of it as there is room for; returns how much."""
         done = 0
         for address, length in self.writable:
             part = data[done:done + length]
@@ -150,7 +150,7 @@ class Queue:
         self.thread.start()
 
     def stop(self):
-        """Afterwards no request is taken; answers are up to the device."""
+        """Afterwards no request is taken; responses are up to the device."""
         if self.thread:
             os.eventfd_write(self.end, 1)
             self.thread.join()
@@ -225,7 +225,7 @@ class Queue:
             if self.call is not None:
                 os.eventfd_write(self.call, 1)
 
-    def answer(self, chain, data):
+    def respond(self, chain, data):
         self.give_back(chain, chain.write(self.device.memory, data))
 
 
@@ -266,11 +266,11 @@ class Connection:
                 if flags & 3 != VERSION:
                     raise Broken(f"vhost-user version {flags & 3}")
                 payload, more = self.receive(self.socket, size) if size else (b"", [])
-                answer = self.handle(request, payload, fds + more)
-                if answer is None and flags & NEED_REPLY and self.protocol_features & PROTOCOL_REPLY_ACK:
-                    answer = struct.pack("<Q", 0)
-                if answer is not None:
-                    self.socket.sendall(struct.pack("<III", request, VERSION | REPLY, len(answer)) + answer)
+                reply = self.handle(request, payload, fds + more)
+                if reply is None and flags & NEED_REPLY and self.protocol_features & PROTOCOL_REPLY_ACK:
+                    reply = struct.pack("<Q", 0)
+                if reply is not None:
+                    self.socket.sendall(struct.pack("<III", request, VERSION | REPLY, len(reply)) + reply)
         except (EOFError, ConnectionResetError):
             pass
         for queue in self.queues:
@@ -365,7 +365,7 @@ class Connection:
         return None
 
     def shmem(self, request, offset, length, fd=None):
-        """Has the front-end map a file into the host-visible window, or take it away; whether it did."""
+        """Has the front-end map a file into the host-visible window, or unmap it; whether it did."""
         if not self.backend:
             return False
         payload = struct.pack("<B7xQQQQ", self.device.WINDOW_ID, 0, offset, length, 1)

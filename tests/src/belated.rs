@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0-only
 
-//! Commands that the host answers late, or in the wrong order, or not at all, and what hangs on
+//! Commands that the host responds to late, or in the wrong order, or not at all, and what hangs on
 //! them: memory and ids.
 
 use virtgpu_client::{compute, BlobOptions, Device, Errno, Exec, RegisterOptions};
@@ -26,7 +26,7 @@ pub(crate) const LATE_REFUSED: Family = family(
     cases![released_in_the_end: 300],
 );
 
-/// The host carries out, but does not answer, what creates resources and gives them memory.
+/// The host carries out, but does not respond to, what creates resources and gives them memory.
 pub(crate) const SILENT_CREATION: Family = family(
     "belated_ids",
     "--adversary silence --adversary-on RESOURCE_CREATE_BLOB --adversary-on RESOURCE_ATTACH_BACKING",
@@ -51,7 +51,7 @@ fn released_in_the_end(env: &Env) -> TestResult {
             .register(&memory, RegisterOptions::pinned())
             .map(drop),
         Errno::BUSY,
-        "REGISTER without an answer in time"
+        "REGISTER without a response in time"
     );
     check!(
         procfs::pinned_pages()? >= 16,
@@ -68,14 +68,14 @@ fn released_in_the_end(env: &Env) -> TestResult {
     });
     check!(
         none,
-        "{pinned:?} pages are pinned long after the host has answered"
+        "{pinned:?} pages are pinned long after the host has responded"
     );
     newcomer_works(env)?;
     sleeps("mem")?;
     newcomer_works(env)
 }
 
-/// The job, and with it all that was sent before, has been answered.
+/// The job, and with it all that was sent before, has had its response.
 fn round_trips(device: &Device) -> TestResult {
     let mut stream = compute::Stream::new();
     stream.delay(1);
@@ -87,7 +87,7 @@ fn round_trips(device: &Device) -> TestResult {
     Ok(())
 }
 
-/// An id is not given to another resource as long as the host has not answered a command with it.
+/// An id is not given to another resource as long as the host has not responded to a command with it.
 fn not_used_again(
     what: &str,
     device: &Device,

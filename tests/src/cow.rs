@@ -254,7 +254,7 @@ fn child_did_not_write<M>(
     Ok(())
 }
 
-/// Pages that a child shares are mapped read-only; a pin must take them away from the child.
+/// Pages that a child shares are mapped read-only; a pin must unshare them from the child.
 fn read_only_pin_of_shared_page(env: &Env) -> TestResult {
     on_each_kind(env, |device, memory| {
         let mut registered = None;

@@ -143,7 +143,7 @@ fn registered(env: &Env) -> TestResult {
     for round in 0..10 {
         for memory in [&malloc as &dyn Memory, &scattered] {
             let userptr = device.register(memory, RegisterOptions::pinned())?;
-            // The host's answer is an error if it cannot reach all of it.
+            // The host's response is an error if it cannot reach all of it.
             device.wait(userptr.handle())?;
             check_eq!(
                 userptr.query()?.mapped_bytes,

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0-only
 
-//! A device that misbehaves, one way for each family: short, oversized and garbage answers, buffers
+//! A device that misbehaves, one way for each family: short, oversized and garbage responses, buffers
 //! that come back twice or are none, wrong fences, silence, the end of the process, lies about
 //! capability sets. Whatever it does, every ioctl ends in time with success or an error, every
 //! fence signals, and nothing stays pinned; a device that was lost stays lost.
@@ -35,7 +35,7 @@ const ANY: &[Case] = cases![bounded: 400, many_threads: 400, given_back: 200, un
 /// The driver has to mark such a device lost.
 const LOST: &[Case] =
     cases![bounded: 400, is_lost: 400, many_threads: 400, given_back: 200, unbinds: 300];
-/// What is never answered is kept, but nobody waits for it for long, until the device is reset.
+/// What never has a response is kept, but no one waits for it for long, until the device is reset.
 const SILENT: &[Case] = cases![patient: 400, unbinds: 300, given_back: 200];
 /// The same, and jobs have no time limit unless the module is told one: their fences signal at the
 /// latest when the file was closed.
@@ -187,7 +187,7 @@ impl Steps {
     }
 
     /// No step may take too long, or end in a way that makes a library repeat it for ever.
-    pub(crate) fn judge(&self) -> TestResult {
+    pub(crate) fn validate(&self) -> TestResult {
         for Step { what, result, time } in &self.0 {
             check!(*time < LIMIT, "{what} took {time:?}");
             check!(
@@ -325,7 +325,7 @@ fn one_after_the_other(env: &Env, jobs: Jobs) -> TestResult {
         let result = session(env, &mut steps, jobs);
         steps.say();
         result?;
-        steps.judge()?;
+        steps.validate()?;
     }
     Ok(())
 }
@@ -346,7 +346,7 @@ fn all_with(env: &Env, jobs: Jobs) -> TestResult {
     side_by_side(env, jobs)
 }
 
-/// Every ioctl ends in time, although the device may not answer, and some jobs never do.
+/// Every ioctl ends in time, although the device may not respond, and some jobs never do.
 fn patient(env: &Env) -> TestResult {
     all_with(env, Jobs::EndOnReset)
 }
@@ -369,7 +369,7 @@ fn side_by_side(env: &Env, jobs: Jobs) -> TestResult {
                     for _ in 0..3 {
                         let mut steps = Steps::default();
                         session(env, &mut steps, jobs)?;
-                        steps.judge()?;
+                        steps.validate()?;
                     }
                     Ok(())
                 })
@@ -411,7 +411,7 @@ fn is_lost(env: &Env) -> TestResult {
         for (what, result) in needs_device(&device) {
             check!(
                 matches!(result, Err(Errno::NODEV | Errno::IO)),
-                "{what} on a device that does not answer: {}",
+                "{what} on a device that does not respond: {}",
                 errno::describe(&result)
             );
         }
@@ -490,6 +490,6 @@ fn probed(env: &Env) -> TestResult {
     let mut steps = Steps::default();
     session(env, &mut steps, Jobs::End)?;
     steps.say();
-    steps.judge()?;
+    steps.validate()?;
     unpinned()
 }

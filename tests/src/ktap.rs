@@ -138,7 +138,7 @@ pub(crate) struct Family {
     /// Arguments for the reference device.
     pub(crate) device: &'static str,
     /// Whether a look at pins and host resources must find them unchanged after each case; not
-    /// with a device that does not answer.
+    /// with a device that does not respond.
     pub(crate) leak_check: bool,
     pub(crate) cases: &'static [Case],
 }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0-only
 
 //! The CPU's views of host memory, through the node and through dma-bufs: which pages they show, and
-//! that they end with the device, so that nobody sees what the host shows there next.
+//! that they end with the device, so that no one sees what the host shows there next.
 
 use std::fs::File;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
@@ -55,7 +55,7 @@ fn map(buf: &OwnedFd, offset: usize, length: usize) -> Result<Mapping, Errno> {
     )
 }
 
-/// Accesses memory by a system call, which answers EFAULT where the CPU would get SIGBUS.
+/// Accesses memory by a system call, which returns EFAULT where the CPU would get SIGBUS.
 struct Probe {
     read: File,
     write: File,
@@ -146,13 +146,13 @@ impl Moved {
         let (to, length) = place.into_raw();
         let from = mapping.as_ptr();
         let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
-        // SAFETY: Moves a mapping of ours over another one of ours, which nobody uses.
+        // SAFETY: Moves a mapping of ours over another one of ours, which no one uses.
         let moved = unsafe { libc::mremap(from.cast(), length, length, flags, to) };
         if moved == libc::MAP_FAILED {
             return Err(std::io::Error::last_os_error().into());
         }
         let _ = mapping.into_raw();
-        // SAFETY: It was mapped there just now, and belongs to nobody else.
+        // SAFETY: It was mapped there just now, and belongs to no one else.
         Ok(Self(unsafe { Mapping::from_raw(to, length) }?))
     }
 }

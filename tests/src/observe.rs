@@ -197,13 +197,13 @@ fn features_file(env: &Env) -> TestResult {
     Ok(())
 }
 
-/// Fences sent and answered.
+/// Fences sent and signalled.
 fn fences(env: &Env) -> TestResult<(u64, u64)> {
     let text = file(env, "virtio-gpu-irq-fence")?;
     let mut words = text.split_whitespace();
     let mut number = || words.next().and_then(|word| word.parse().ok());
     match (text.starts_with("fence "), number(), number(), number()) {
-        (true, None, Some(answered), Some(sent)) => Ok((answered, sent)),
+        (true, None, Some(signalled), Some(sent)) => Ok((signalled, sent)),
         _ => Err(Outcome::Fail(format!("virtio-gpu-irq-fence: {text:?}"))),
     }
 }
@@ -215,8 +215,11 @@ fn fence_file(env: &Env) -> TestResult {
     map.write_u64(0, 0);
     let mut stream = compute::Stream::new();
     stream.spin_until(blob.at(0), 1, 5_000_000);
-    let idle = || fences(env).is_ok_and(|(answered, sent)| answered == sent);
-    check!(eventually(job::LIMIT, idle), "not all fences are answered");
+    let idle = || fences(env).is_ok_and(|(signalled, sent)| signalled == sent);
+    check!(
+        eventually(job::LIMIT, idle),
+        "not all fences have signalled"
+    );
     let (_, before) = fences(env)?;
     let fence = Exec::new(stream.as_bytes())
         .buffers(&[blob.handle()])
@@ -396,13 +399,13 @@ fn trace_commands(env: &Env) -> TestResult {
         events[submitted]
     );
     let fence = format!("{fence} ");
-    let answered = position(
+    let responded = position(
         &events,
         "response",
         &["type=0x207 ", &fence, "response=0x1100"],
     )?;
     check!(
-        created < submitted && submitted < answered,
+        created < submitted && submitted < responded,
         "order in {events:#?}"
     );
     Ok(())

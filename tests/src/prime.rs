@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0-only
 
 //! dma-bufs: those of this driver, and those of another one, udmabuf. `revoked` has those whose memory
-//! is taken away.
+//! is revoked.
 
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -393,7 +393,7 @@ fn imported_memory_twice(env: &Env) -> TestResult {
     Ok(())
 }
 
-/// Imported memory is the device's to use, and nobody else's.
+/// Imported memory is the device's to use, and no one else's.
 fn imported_memory_is_limited(env: &Env) -> TestResult {
     imports(env)?;
     let refusing = Refusing::new(env)?;

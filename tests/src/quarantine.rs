@@ -27,13 +27,13 @@ const fn family(name: &'static str, device: &'static str, cases: &'static [Case]
         kernel: Kernel::Any,
         driver: Driver::Ours,
         device,
-        // The device does not answer.
+        // The device does not respond.
         leak_check: false,
         cases,
     }
 }
 
-/// INVALIDATE is neither carried out nor answered, and the pages are rewritten all the time.
+/// INVALIDATE is neither carried out nor acknowledged, and the pages are rewritten all the time.
 pub(crate) const MIRRORED: Family = family(
     "quarantine_mirrored",
     "--hammer --adversary ignore --adversary-on INVALIDATE",
@@ -53,7 +53,7 @@ pub(crate) const PINNED: Family = family(
     ],
 );
 
-/// RESOURCE_UNREF is neither carried out nor answered.
+/// RESOURCE_UNREF is neither carried out nor responded to.
 pub(crate) const UNREF: Family = family(
     "quarantine_unref",
     "--adversary ignore --adversary-on RESOURCE_UNREF",
@@ -110,7 +110,7 @@ fn frames(place: &Place) -> TestResult<Vec<u64>> {
 }
 
 /// Other memory has none of the pages, and keeps what is written to it.
-fn belong_to_nobody(frames: &[u64]) -> TestResult {
+fn belong_to_no_one(frames: &[u64]) -> TestResult {
     const LENGTH: usize = 96 << 20;
     let memory = small_pages(LENGTH)?;
     let data = Random(frames[0]).bytes(LENGTH);
@@ -159,7 +159,7 @@ fn mirrored_unmapped(env: &Env) -> TestResult {
     check_eq!(held(&frames)?, 0, "pages held while they are mapped");
     place.unmap(0, SIZE)?;
     check_eq!(held(&frames)?, PAGES, "pages held after munmap");
-    belong_to_nobody(&frames)?;
+    belong_to_no_one(&frames)?;
     drop(userptr);
     drop(device);
     check_eq!(held(&frames)?, PAGES, "pages held after close");
@@ -180,7 +180,7 @@ fn mirrored_exit(env: &Env) -> TestResult {
     })?;
     child.kill()?;
     check_eq!(held(&frames)?, PAGES, "pages held after the end");
-    belong_to_nobody(&frames)?;
+    belong_to_no_one(&frames)?;
     knobs.set("hold_reset", 0)?;
     all_let_go(&frames)
 }
@@ -213,7 +213,7 @@ fn pinned_closed(env: &Env) -> TestResult {
     let frames = frames(&place)?;
     check_eq!(procfs::pinned_pages()?, PAGES as i64, "pages pinned");
     check_eq!(procfs::vm_pin()?, SIZE as u64, "VmPin");
-    // Neither is answered.
+    // There is no response to either.
     let _ = userptr.close();
     check_eq!(
         procfs::pinned_pages()?,
@@ -227,7 +227,7 @@ fn pinned_closed(env: &Env) -> TestResult {
     check_eq!(procfs::pinned_pages()?, PAGES as i64, "pinned after close");
     check_eq!(procfs::vm_pin()?, SIZE as u64, "VmPin after close");
     check_eq!(held(&frames)?, PAGES, "pages held after munmap");
-    belong_to_nobody(&frames)?;
+    belong_to_no_one(&frames)?;
     check_eq!(
         procfs::pinned_pages()?,
         PAGES as i64,
@@ -260,7 +260,7 @@ fn forgotten(env: &Env) -> TestResult {
     drop(device);
     pinned("after close")?;
     check_eq!(held(&frames)?, PAGES, "pages held after munmap");
-    belong_to_nobody(&frames)?;
+    belong_to_no_one(&frames)?;
     reset_device()?;
     check_eq!(procfs::pinned_pages()?, 0, "pages pinned after the reset");
     check_eq!(procfs::vm_pin()?, 0, "VmPin after the reset");
@@ -284,7 +284,7 @@ fn pinned_exit(env: &Env) -> TestResult {
         "pinned after the end"
     );
     check_eq!(held(&frames)?, PAGES, "pages held after the end");
-    belong_to_nobody(&frames)?;
+    belong_to_no_one(&frames)?;
     reset_device()?;
     check_eq!(procfs::pinned_pages()?, 0, "pages pinned after the reset");
     all_let_go(&frames)

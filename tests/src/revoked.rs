@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0-only
 
-//! Imported dma-bufs whose memory the exporter takes away, as `tests/exporter` can; and what else
+//! Imported dma-bufs whose memory the exporter revokes, as `tests/exporter` can; and what else
 //! needs an exporter or an importer of our own.
 
 use std::os::fd::OwnedFd;
@@ -63,7 +63,7 @@ impl Import {
         })
     }
 
-    /// Closes all of it. Nobody has the memory any more, or the exporter could not be unloaded.
+    /// Closes all of it. No one has the memory any more, or the exporter could not be unloaded.
     fn end(self) -> TestResult {
         drop((self.device, self.fd, self.memory));
         self.exporter.unload()
@@ -83,7 +83,7 @@ fn poisoned(memory: &Mapping) -> TestResult {
     Ok(())
 }
 
-/// What remains of an import whose memory was taken away.
+/// What remains of an import whose memory was revoked.
 fn useless(device: &Device, handle: u32) -> TestResult {
     let query = device.query(handle)?;
     check_eq!(query.state, uapi::bo_state::REVOKED, "state");
@@ -145,14 +145,14 @@ fn revoked(env: &Env) -> TestResult {
     used(device, &view, second, 2)?;
     device.gem_close(handle)?;
     device.gem_close(second)?;
-    // Nobody imports it any more.
+    // No one imports it any more.
     exporter.revoke(&other, job::LIMIT)?;
     poisoned(&view)?;
     drop((other, view));
     import.end()
 }
 
-/// A job that does not list the buffer, and names it all the same: nobody waits for it but the host,
+/// A job that does not list the buffer, and names it all the same: no one waits for it but the host,
 /// which lets go of the memory when the job is over, and the exporter waits for the host.
 fn under_a_job(env: &Env) -> TestResult {
     let import = Import::new(env, 4)?;

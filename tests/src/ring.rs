@@ -33,7 +33,7 @@ pub(crate) const FAMILY: Family = Family {
     ],
 };
 
-/// A device that takes its time to detach a resource, so that what is to be taken away waits for
+/// A device that takes its time to detach a resource, so that what is to be ended waits for
 /// descriptors.
 pub(crate) const TEARDOWN: Family = Family {
     name: "ring_teardown",
@@ -177,7 +177,7 @@ fn usual_limits(env: &Env) -> TestResult {
     gpu::reload(env, c"")
 }
 
-/// Commands that find no descriptors go into the ring later, in their order, and nobody is told.
+/// Commands that find no descriptors go into the ring later, in their order, and no one is told.
 fn in_order_without_room(env: &Env) -> TestResult {
     usual_limits(env)?;
     let device = env.compute()?;
@@ -195,7 +195,7 @@ fn in_order_without_room(env: &Env) -> TestResult {
     Ok(())
 }
 
-/// What takes something away does not overtake what made it.
+/// What ends something does not overtake what made it.
 fn closed_without_room(env: &Env) -> TestResult {
     usual_limits(env)?;
     let knobs = Knobs::open(env)?;
@@ -222,8 +222,8 @@ fn closed_without_room(env: &Env) -> TestResult {
     chain(&env.compute()?, &memory, 3)
 }
 
-/// A device that has nothing to answer, as nothing finds room, does not count as one that does not
-/// answer.
+/// A device that has nothing to respond to, as nothing finds room, does not count as one that does not
+/// respond.
 fn no_room_is_not_silence(env: &Env) -> TestResult {
     gpu::reload(env, c"ack_timeout_ms=2000")?;
     let knobs = Knobs::open(env)?;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0-only
 
-//! The machine sleeps: it may, if nobody uses the device, and else it stays awake and nothing has
+//! The machine sleeps: it may, if no one uses the device, and else it stays awake and nothing has
 //! changed. What is tested is all that concerns devices (`/sys/power/pm_test`); the machine itself
 //! does not go to sleep.
 

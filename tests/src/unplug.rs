@@ -80,7 +80,7 @@ fn unplugged_with_jobs(env: &Env) -> TestResult {
     plug(env)
 }
 
-/// Nobody answers any more, and no job can be the reason: the device is lost, and nothing stays
+/// No one responds any more, and no job can be the reason: the device is lost, and nothing stays
 /// pinned.
 fn device_process_dies(env: &Env) -> TestResult {
     plugged(env)?;
@@ -90,7 +90,7 @@ fn device_process_dies(env: &Env) -> TestResult {
         || -> Result<(), Errno> { device.register(&memory, RegisterOptions::pinned())?.close() };
     registers()?;
     host("kill")?;
-    // The host acts a moment later; from then on, an ioctl that needs an answer is what notices.
+    // The host acts a moment later; from then on, an ioctl that needs a response is what notices.
     let mut last = Ok(());
     let lost = eventually(LIMIT, || {
         last = registers();
@@ -108,14 +108,14 @@ fn device_process_dies(env: &Env) -> TestResult {
     plug(env)
 }
 
-/// Jobs may be the reason that nobody answers: whoever waits is told so in time, and all is given
+/// Jobs may be the reason that no one responds: whoever waits is told so in time, and all is given
 /// back when the device is unplugged.
 fn device_process_dies_with_jobs(env: &Env) -> TestResult {
     plugged(env)?;
     let mut victim = Victim::new(env)?;
     host("kill")?;
     let refused = eventually(LIMIT, || victim.registers().is_err());
-    check!(refused, "a device without process still answers");
+    check!(refused, "a device without process still responds");
     unplug(env)?;
     victim.released_late(LIMIT)?;
     victim.gone()?;

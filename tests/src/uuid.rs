@@ -32,7 +32,7 @@ pub(crate) const REFUSED: Family = family(
     cases![after_refusals],
 );
 
-/// Three answers of the host make no sense.
+/// Three responses of the host make no sense.
 pub(crate) const INVALID: Family = family(
     "uuid_invalid",
     "--adversary garbage-type:0x12ff --adversary-on RESOURCE_ASSIGN_UUID --adversary-count 3",
@@ -66,7 +66,7 @@ fn asked_again(env: &Env, errno: Errno) -> TestResult {
     let device = device(env)?;
     let picture = device.create_picture(4, 4)?;
     let buf = device.prime_export(picture.handle())?;
-    // What the export has asked for is answered before this.
+    // What the export has asked for has its response before this.
     Oracle::new(&device)?.read()?;
     for what in ["second", "third"] {
         check_err!(exporter.uuid(&buf).map(drop), errno, "the {what} time");
@@ -89,7 +89,7 @@ fn after_garbage(env: &Env) -> TestResult {
     asked_again(env, Errno::IO)
 }
 
-/// A question that is not answered yet is not asked again: that answer would be late, too.
+/// A question without response is not asked again: that response would be late, too.
 fn after_the_limit(env: &Env) -> TestResult {
     short_limit(env)?;
     let exporter = exporter::load()?;
@@ -111,8 +111,8 @@ fn after_the_limit(env: &Env) -> TestResult {
     exporter.unload()
 }
 
-/// Two ask at the same time, after a failure, and the host answers one of them and refuses the other.
-/// Whoever comes next gets what it has answered, and does not have it asked again.
+/// Two ask at the same time, after a failure, and the host responds to one of them and refuses the other.
+/// Whoever comes next gets what it has responded, and does not have it asked again.
 fn two_at_once(env: &Env) -> TestResult {
     /// So many times, and no longer than it takes to try this often.
     const TWICE: usize = 20;
@@ -137,7 +137,7 @@ fn two_at_once(env: &Env) -> TestResult {
             }
             exporter.uuid(&buf)
         };
-        let answers = std::thread::scope(|scope| {
+        let responses = std::thread::scope(|scope| {
             let other = scope.spawn(ask);
             [ask(), other.join().expect("no panic")]
         });
@@ -145,15 +145,15 @@ fn two_at_once(env: &Env) -> TestResult {
         let asked = after - before - 1;
         check!(asked <= 2, "the host was asked {asked} times by two");
         twice += usize::from(asked == 2);
-        for answer in &answers {
+        for response in &responses {
             check!(
-                matches!(answer, Ok(_) | Err(Errno::NOMEM)),
-                "round {rounds}: {answer:?}"
+                matches!(response, Ok(_) | Err(Errno::NOMEM)),
+                "round {rounds}: {response:?}"
             );
         }
         let next = exporter.uuid(&buf);
         let asked_again = commands()? - after - 1;
-        for uuid in answers.iter().flatten() {
+        for uuid in responses.iter().flatten() {
             check_eq!(next, Ok(*uuid), "round {rounds}: who comes next");
             check_eq!(
                 asked_again,

@@ -84,7 +84,7 @@ fn in_turns(options: &Options, report: &mut Report) -> Result {
                 add(&mut rows, driver, &number);
             }
         }
-        // A host that becomes slower or faster favours nobody.
+        // A host that becomes slower or faster favours no one.
         order.rotate_left(1);
         eprintln!("  round {} of {}", run + 1, options.runs);
     }

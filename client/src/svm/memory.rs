@@ -21,7 +21,7 @@ pub struct Input<'m> {
 /// Memory that a job reads and writes.
 ///
 /// It can be named by many operations and jobs: the order in which jobs of several rings write is
-/// open, but nobody else uses the memory for `'m`.
+/// open, but no one else uses the memory for `'m`.
 #[derive(Clone, Copy, Debug)]
 pub struct Output<'m> {
     address: u64,

@@ -3,7 +3,7 @@
 //! The one message to the frontend that the vhost crate cannot send: the configuration space has
 //! changed.
 //!
-//! The crate owns the channel and lends it to nobody. So its descriptor is looked for among those
+//! The crate owns the channel and lends it to no one. So its descriptor is looked for among those
 //! of the process: the channel is one end of a socket pair, and unlike the main connection it has
 //! no name. That is done only for an adversary that wants to send this message.
 
@@ -69,7 +69,7 @@ impl Channel {
         if copy < 0 {
             return Err(io::Error::last_os_error());
         }
-        // SAFETY: The descriptor is new, a Unix stream socket, and nobody else's.
+        // SAFETY: The descriptor is new, a Unix stream socket, and no one else's.
         self.socket = Some(unsafe { UnixStream::from_raw_fd(copy) });
         Ok(())
     }

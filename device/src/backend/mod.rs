@@ -130,7 +130,7 @@ impl GpuBackend {
     }
 
     /// Asks the frontend to map the window, which it forgets at a reset. On a thread of its own,
-    /// because the answer may come only after the frontend has had an answer from us.
+    /// because the response may come only after the frontend has had a response from us.
     ///
     /// Only when the driver wants to map something: QEMU 11.1 crashes now and then when the
     /// question meets a reset, so there had better be few.
@@ -323,7 +323,7 @@ impl GpuBackend {
         }
     }
 
-    /// Gives back what is in the cursor queue; cursor commands have no answer.
+    /// Gives back what is in the cursor queue; cursor commands have no response.
     fn serve_cursor(&self, vring: &Vring) {
         let memory = self.device.memory.memory().into_inner();
         let mut state = vring.get_mut();

@@ -183,7 +183,7 @@ impl Device {
             .resources
             .get_mut(&id)
             .ok_or(response::ERR_INVALID_RESOURCE_ID)?;
-        // Jobs that nobody waits for must not write meanwhile.
+        // Jobs in fault mode must not write meanwhile.
         let held: Vec<_> = resource.lent.values().map(|lent| lent.hold()).collect();
         let Storage::Host {
             blob,

@@ -2,7 +2,7 @@
 
 //! Contexts, and which resources the jobs of each may use.
 //!
-//! CTX_DESTROY and CTX_DETACH_RESOURCE take something away that jobs may be using: the part of them
+//! CTX_DESTROY and CTX_DETACH_RESOURCE end access to something that jobs may be using: the part of them
 //! that has to wait for these jobs is in `deferred`. The guest may use the id of a context again
 //! before it has the response to CTX_DESTROY.
 
@@ -126,9 +126,9 @@ impl Device {
         if !context.attached.remove(&resource) {
             return Err(response::ERR_INVALID_RESOURCE_ID);
         }
-        // From those that nobody waits for.
+        // From those in fault mode.
         if let Some(resource) = state.resource(resource) {
-            resource.take_back(Some(ctx));
+            resource.revoke(Some(ctx));
         }
         Ok(Outcome::Later(Action::Detach {
             ctx,

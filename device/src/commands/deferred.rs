@@ -2,7 +2,7 @@
 
 //! The second part of commands that wait until jobs are over.
 //!
-//! A command that takes memory away is checked when it comes, and done when no job can touch that
+//! A command that ends access to memory is checked when it comes, and done when no job can touch that
 //! memory any more: its response permits the guest to use the memory for something else.
 //! RESOURCE_MAP_BLOB waits for jobs that write the blob. [`Device::run_deferred`] is called, with
 //! the state locked, by the worker that ends a job, by CTX_DESTROY, whose queued jobs never begin,
@@ -22,7 +22,7 @@ use crate::queues::control::Response;
 use crate::queues::control::Ticket;
 
 impl Device {
-    /// Notes that the adversary answers a request before `jobs` are over.
+    /// Notes that the adversary responds to a request before `jobs` are over.
     pub(super) fn say_early(&self, ticket: &Ticket, jobs: Vec<u64>) {
         self.log.write(|| Event::Early {
             req: ticket.request.req,
@@ -30,15 +30,15 @@ impl Device {
         });
     }
 
-    /// Carries out `action` as soon as no job is in the way, and answers, if that has not been
+    /// Carries out `action` as soon as no job is in the way, and responds, if that has not been
     /// done.
     pub(super) fn act(&self, state: &mut State, ticket: Option<Ticket>, action: Action) {
         if state.is_blocked(action) {
             state.deferred.push_back((ticket, action));
         } else {
-            let answer = self.complete(state, action);
+            let response = self.complete(state, action);
             if let Some(ticket) = ticket {
-                self.respond(state, ticket, answer);
+                self.respond(state, ticket, response);
             }
         }
     }
@@ -88,7 +88,7 @@ impl Device {
                 let context = state.contexts.remove(&ctx);
                 for id in context.iter().flat_map(|c| &c.attached) {
                     if let Some(resource) = state.resources.get_mut(id) {
-                        resource.take_back(Some(ctx));
+                        resource.revoke(Some(ctx));
                     }
                 }
                 if context.is_some_and(|c| c.virgl) {
@@ -102,7 +102,7 @@ impl Device {
                 let Some(resource) = state.resources.get_mut(&id) else {
                     return Response::plain(response::ERR_INVALID_RESOURCE_ID);
                 };
-                resource.take_back(None);
+                resource.revoke(None);
                 if let Storage::Guest(_, entries) = resource.storage {
                     resource.storage = Storage::Detached;
                     state.entries -= entries;

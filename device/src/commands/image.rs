@@ -158,7 +158,7 @@ impl Device {
     }
 }
 
-/// The answer for an image that cannot be, or cannot be copied.
+/// The response for an image that cannot be, or cannot be copied.
 pub(super) fn image_failed(error: ImageError) -> Failed {
     log::info!("image: {error}");
     match error {

@@ -11,7 +11,7 @@
 //! One thread at a time carries out requests: the one that serves the control queue, or one for
 //! which an adversary has put a request off, holds [`Device::serve`]. Workers end jobs at the same
 //! time, and the mirror queue has a thread of its own. All that two of them can touch is behind the
-//! lock of the state or that of the table of spaces. Nobody keeps one locked to wait for a job.
+//! lock of the state or that of the table of spaces. No one keeps one locked to wait for a job.
 
 mod blob;
 mod capset;
@@ -50,9 +50,9 @@ enum Outcome {
     Later(Action),
     /// The renderer works on it.
     Rendering(Rendering),
-    /// It is a job, which answers itself.
+    /// It is a job, which responds when it is over.
     Job(Timeline, Job),
-    /// It is a job that is answered now.
+    /// It is a job whose response is due now.
     Unfenced(Timeline, Job),
 }
 
@@ -63,7 +63,7 @@ impl Outcome {
     }));
 }
 
-/// The answer with this error code.
+/// The response with this error code.
 type Failed = u32;
 
 /// The structure at the start of `bytes`, and what follows it.
@@ -73,7 +73,7 @@ fn parse<T: FromBytes + KnownLayout + Immutable + Unaligned>(
     T::ref_from_prefix(bytes).map_err(|_| response::ERR_INVALID_PARAMETER)
 }
 
-/// The answer of type `kind` that consists of `body`, which begins with a header.
+/// The response of type `kind` that consists of `body`, which begins with a header.
 fn with_body<T: IntoBytes + Immutable>(kind: u32, body: &T) -> Outcome {
     Outcome::Done(Response {
         kind,
@@ -132,9 +132,9 @@ impl Device {
         };
         let mut state = self.lock();
         match outcome {
-            Ok(Outcome::Done(answer)) => self.respond(&mut state, ticket, answer),
+            Ok(Outcome::Done(response)) => self.respond(&mut state, ticket, response),
             Ok(Outcome::Later(action))
-                if ticket.attack.is_early() && action.takes_away() && state.is_blocked(action) =>
+                if ticket.attack.is_early() && action.ends_access() && state.is_blocked(action) =>
             {
                 self.say_early(&ticket, state.jobs_before(action).collect());
                 self.respond(&mut state, ticket, Response::ok());

@@ -68,8 +68,8 @@ impl Device {
             .resource(id)
             .ok_or(response::ERR_INVALID_RESOURCE_ID)?;
         resource.dying = true;
-        // From jobs that nobody waits for.
-        resource.take_back(None);
+        // From jobs in fault mode.
+        resource.revoke(None);
         Ok(Outcome::Later(Action::Unref(id)))
     }
 

@@ -3,9 +3,9 @@
 //! SUBMIT_3D: checks a job of a context, and makes it live.
 //!
 //! The job holds the memory of the attached resources that it names, so what the guest detaches
-//! later does not change what the job may touch. From here on commands that take memory away wait
-//! for it. A job of a context in fault mode may stall, so they do not: it borrows the memory, and
-//! loses it to them.
+//! later does not change what the job may touch. From here on commands that end access to the
+//! memory wait for it. A job of a context in fault mode may stall, so they do not: it borrows the
+//! memory, and they revoke that.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;

@@ -71,7 +71,7 @@ pub trait Addresses {
 pub enum Memory<'a> {
     /// A resource that stays until the job is over.
     Resource(Arc<Segments>),
-    /// A resource that nobody keeps for the job.
+    /// A resource that no one keeps for the job.
     Lent(Arc<Lent>),
     /// The addresses of the context.
     Space(&'a dyn Addresses),

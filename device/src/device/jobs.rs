@@ -36,26 +36,26 @@ const ENDLESS_PAUSE: Duration = Duration::from_millis(1);
 const PATIENCE: Duration = Duration::from_secs(5);
 
 impl Item {
-    /// The answer that the element owes.
+    /// The response that the element owes.
     pub(crate) fn into_ticket(self) -> Option<Ticket> {
         match self {
             Self::Job(job) => job.ticket,
-            Self::Rendering(ticket, _) | Self::Answer(ticket, _) => Some(ticket),
+            Self::Rendering(ticket, _) | Self::Response(ticket, _) => Some(ticket),
         }
     }
 }
 
 impl Device {
-    /// Answers a request, behind what is before it on its timeline.
-    pub(crate) fn respond(&self, state: &mut State, ticket: Ticket, answer: Response) {
+    /// Responds to a request, behind what is before it on its timeline.
+    pub(crate) fn respond(&self, state: &mut State, ticket: Ticket, response: Response) {
         if state.is_behind(&ticket.request.header) {
             let lane = state
                 .lanes
                 .entry(Timeline::of(&ticket.request.header))
                 .or_default();
-            lane.items.push_back(Item::Answer(ticket, answer));
+            lane.items.push_back(Item::Response(ticket, response));
         } else {
-            self.control.send(ticket, answer);
+            self.control.send(ticket, response);
         }
     }
 
@@ -167,13 +167,13 @@ impl Device {
             Some(Some(Item::Rendering(ticket, rendering))) => {
                 state.running += 1;
                 drop(state);
-                let answer = rendering.wait();
+                let response = rendering.wait();
                 state = self.lock();
-                self.control.send(ticket, answer);
+                self.control.send(ticket, response);
                 state.running -= 1;
                 self.over.notify_all();
             }
-            Some(Some(Item::Answer(ticket, answer))) => self.control.send(ticket, answer),
+            Some(Some(Item::Response(ticket, response))) => self.control.send(ticket, response),
             Some(None) => {
                 state.lanes.remove(&timeline);
                 return state;
@@ -198,7 +198,7 @@ impl Device {
         let faulting = job.faulting.as_ref();
         let endless = faulting.is_some_and(|f| f.attack.is_endless())
             || job.ticket.as_ref().is_some_and(|t| t.attack.is_endless());
-        let early = self.mirror.has(Mutant::AnswerBeforeLastWrite);
+        let early = self.mirror.has(Mutant::RespondBeforeLastWrite);
         let ticket = job.ticket.take_if(|_| early);
         let stalling = faulting.map(|f| {
             let exclusive = self.options.exclusive_atomics;
@@ -237,7 +237,7 @@ impl Device {
         Ok(())
     }
 
-    /// Executes one operation after the other, and writes them to the log. Answers `early` before
+    /// Executes one operation after the other, and writes them to the log. Responds `early` before
     /// the last.
     fn execute_each(
         &self,
@@ -300,7 +300,7 @@ impl Device {
             log::info!("job {} of context {}: {failure}", job.id, job.ctx);
         }
         let some = matches!(&job.work, Work::Ops(ops) if !ops.is_empty());
-        // The answer must find no reference to memory left.
+        // The response must find no reference to memory left.
         drop((job.memory, job.work));
         let told =
             self.mirror.has(Mutant::DoneBeforeLastWrite) && some && matches!(result, Some(Ok(())));
@@ -308,14 +308,14 @@ impl Device {
             self.tell(job.id, faulting, result.as_ref());
         }
         if let Some(ticket) = job.ticket.filter(|_| !abandoned) {
-            let answer = match result {
+            let response = match result {
                 Some(Ok(())) => Response::ok(),
                 // The other error says that the context is lost.
                 Some(Err(Failure::TimedOut(_))) => Response::plain(response::ERR_INVALID_PARAMETER),
                 _ => Response::plain(response::ERR_UNSPEC),
             };
             // Not through `respond`: the job was the first of its timeline.
-            self.control.send(ticket, answer);
+            self.control.send(ticket, response);
         }
         self.run_deferred(state);
     }
@@ -341,7 +341,7 @@ impl Device {
     }
 
     /// Forgets the jobs of a context that is about to go: those that run go on to their end, those
-    /// that are queued never begin, and none is answered.
+    /// that are queued never begin, and there is no response to any.
     pub(crate) fn abandon(&self, state: &mut State, ctx: u32) {
         let mut queued = Vec::new();
         for lane in state.lanes.values_mut() {
@@ -367,7 +367,7 @@ impl Device {
         }
     }
 
-    /// Turns the queued jobs of a context into the answers they owe.
+    /// Turns the queued jobs of a context into the responses they owe.
     pub(crate) fn cancel_queued(&self, state: &mut State, ctx: u32) {
         let mut cancelled = Vec::new();
         for lane in state.lanes.values_mut() {
@@ -376,8 +376,8 @@ impl Device {
                     Item::Job(job) if job.ctx == ctx => {
                         cancelled.push(job.id);
                         if let Some(ticket) = job.ticket {
-                            let answer = Response::plain(response::ERR_UNSPEC);
-                            lane.items.push_back(Item::Answer(ticket, answer));
+                            let response = Response::plain(response::ERR_UNSPEC);
+                            lane.items.push_back(Item::Response(ticket, response));
                         }
                     }
                     other => lane.items.push_back(other),

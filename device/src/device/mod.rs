@@ -9,7 +9,7 @@
 //!
 //! Locks are taken in this order: `Device::serve`, the state, the table of spaces, a
 //! ring (see `queues::ring`), its vring. The thread of the mirror queue does not take the state,
-//! and has a lock of its own like `Device::serve`. The socket's thread takes any of them; nobody
+//! and has a lock of its own like `Device::serve`. The socket's thread takes any of them; no one
 //! who holds one waits for that thread.
 
 mod jobs;
@@ -148,7 +148,7 @@ impl Device {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether a command waits for the window, and nobody has asked for it.
+    /// Whether a command waits for the window, and no one has asked for it.
     pub(crate) fn wants_window(&self) -> bool {
         let state = self.lock();
         state.window == Window::Unknown

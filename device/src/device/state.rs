@@ -28,7 +28,7 @@ use crate::virgl::Rendering;
 pub(crate) enum Storage {
     /// A blob in guest memory, of this many entries.
     Guest(Arc<Segments>, u64),
-    /// A blob whose guest memory was taken away.
+    /// A blob whose guest memory was detached.
     Detached,
     /// A blob in host memory.
     Host {
@@ -54,19 +54,19 @@ pub(crate) struct Resource {
     pub(crate) size: u64,
     pub(crate) mappable: bool,
     pub(crate) uuid: Option<[u8; 16]>,
-    /// UNREF came, its answer has not gone out.
+    /// UNREF came, its response has not gone out.
     pub(crate) dying: bool,
-    /// What jobs have of its memory that nobody waits for, by their contexts.
+    /// What jobs in fault mode have borrowed of its memory, by their contexts.
     pub(crate) lent: BTreeMap<u32, Arc<Lent>>,
 }
 
 impl Resource {
-    /// Takes the memory back from the jobs that nobody waits for: those of a context, or all.
-    pub(crate) fn take_back(&mut self, ctx: Option<u32>) {
+    /// Revokes the memory that was lent to the jobs in fault mode: those of a context, or all.
+    pub(crate) fn revoke(&mut self, ctx: Option<u32>) {
         self.lent.retain(|of, lent| {
             let keep = ctx.is_some_and(|ctx| ctx != *of);
             if !keep {
-                lent.take_back();
+                lent.revoke();
             }
             keep
         });
@@ -104,7 +104,7 @@ pub(crate) struct Context {
     pub(crate) cancel: Arc<Cancel>,
     /// A job touched what it may not.
     pub(crate) lost: bool,
-    /// CTX_DESTROY came, its answer has not gone out.
+    /// CTX_DESTROY came, its response has not gone out.
     pub(crate) dying: bool,
     /// Jobs that are not over.
     pub(crate) jobs: usize,
@@ -112,14 +112,14 @@ pub(crate) struct Context {
     pub(crate) ops: usize,
 }
 
-/// A sequence of jobs and answers that is kept.
+/// A sequence of jobs and responses that is kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Timeline {
     /// That of all requests without a ring, of any context.
     Global,
     /// A ring of a context.
     Ring(u32, u8),
-    /// The jobs of a ring of a context in fault mode, with which no answers wait.
+    /// The jobs of a ring of a context in fault mode, with which no responses wait.
     Faulting(u32, u8),
 }
 
@@ -224,7 +224,7 @@ pub(crate) enum Work {
 pub(crate) struct Job {
     pub(crate) id: u64,
     pub(crate) ctx: u32,
-    /// Its answer goes out when it is over, if it is not out already.
+    /// Its response goes out when it is over, if it is not out already.
     pub(crate) ticket: Option<Ticket>,
     pub(crate) work: Work,
     /// The attached resources that it names, which stay until it is over.
@@ -254,8 +254,8 @@ pub(crate) enum Item {
     Job(Job),
     /// What the renderer works on.
     Rendering(Ticket, Rendering),
-    /// An answer that must not overtake those before it.
-    Answer(Ticket, Response),
+    /// A response that must not overtake those before it.
+    Response(Ticket, Response),
 }
 
 /// The elements of a timeline, and whether a worker is, or is called, to take one.
@@ -275,7 +275,7 @@ pub(crate) struct Live {
     pub(crate) writes: BTreeSet<u32>,
     /// What it counts for among those that wait: one for itself and each operation.
     pub(crate) ops: usize,
-    /// What ends it, if its context is gone and nobody is to learn of its end.
+    /// What ends it, if its context is gone and no one is to learn of its end.
     pub(crate) abandoned: Option<Arc<Cancel>>,
 }
 
@@ -313,8 +313,8 @@ pub(crate) enum Action {
 }
 
 impl Action {
-    /// Whether its answer is the permission to use memory for something else.
-    pub(crate) fn takes_away(self) -> bool {
+    /// Whether its response is the permission to use memory for something else.
+    pub(crate) fn ends_access(self) -> bool {
         match self {
             Self::Unref(_)
             | Self::Detach { .. }
@@ -356,7 +356,7 @@ pub(crate) struct State {
     pub(crate) entries: u64,
     /// Bytes of the storage of images.
     pub(crate) image_bytes: u64,
-    /// What waits for jobs, and the request that is to be answered then, if it has not been.
+    /// What waits for jobs, and the request to respond to then, if that has not been done.
     pub(crate) deferred: VecDeque<(Option<Ticket>, Action)>,
     /// Resets so far.
     pub(crate) resets: u64,
@@ -429,7 +429,7 @@ impl State {
     ///
     /// # Errors
     ///
-    /// The answer, if there is no such resource, or none that can have such memory.
+    /// The response, if there is no such resource, or none that can have such memory.
     pub(crate) fn backing(&mut self, id: u32) -> Result<&mut Option<(Arc<Segments>, u64)>, u32> {
         let resource = self.resource(id);
         match resource.map(|resource| &mut resource.storage) {
@@ -482,7 +482,7 @@ impl State {
 
     /// Whether `action` has to wait.
     pub(crate) fn is_blocked(&self, action: Action) -> bool {
-        // A command must not overtake one that names what it takes away.
+        // A command must not overtake one that names what it ends access to.
         let detaches = |f: &dyn Fn(u32, u32) -> bool| {
             self.deferred.iter().any(|(_, earlier)| {
                 matches!(*earlier, Action::Detach { ctx, resource, .. } if f(ctx, resource))
@@ -524,7 +524,7 @@ impl State {
             .unwrap_or_else(|| self.resources.get(&id).is_some_and(shown))
     }
 
-    /// Whether an answer with this header has to wait for others on its timeline.
+    /// Whether a response with this header has to wait for others on its timeline.
     pub(crate) fn is_behind(&self, header: &Header) -> bool {
         header.flags.get() & FLAG_FENCE != 0
             && self

@@ -4,7 +4,7 @@
 //!
 //! All threads write to it. A line is written before what it announces can be seen by the guest, or
 //! after what it says is over, as the description of each event says, so that the order of the
-//! lines is one that a check can judge by.
+//! lines is one that a check can rely on.
 
 pub mod check;
 pub mod names;
@@ -60,7 +60,7 @@ pub enum Event {
         #[serde(skip_serializing_if = "Option::is_none", default)]
         adversary: Option<Name>,
     },
-    /// The request is about to be answered.
+    /// The response to the request is about to go out.
     Response {
         req: u64,
         cmd: Name,
@@ -68,14 +68,14 @@ pub enum Event {
         #[serde(skip_serializing_if = "Option::is_none", default)]
         fence: Option<u64>,
         used: u32,
-        /// The adversary's mode that changed the answer.
+        /// The adversary's mode that changed the response.
         #[serde(skip_serializing_if = "Option::is_none", default)]
         adversary: Option<Name>,
     },
-    /// The adversary is about to answer the request although these jobs are not over, for whose end
-    /// the answer should wait.
+    /// The adversary is about to respond to the request although these jobs are not over, for whose end
+    /// the response should wait.
     Early { req: u64, jobs: Vec<u64> },
-    /// The request will never be answered, because of a reset.
+    /// There will be no response to the request, because of a reset.
     Dropped { req: u64 },
     /// A resource exists. `low` and `high` bound its guest addresses.
     Create {
@@ -109,7 +109,7 @@ pub enum Event {
         ring: Option<u8>,
         ops: u64,
         resources: Vec<u32>,
-        /// The address space of its context: nobody waits for it.
+        /// The address space of its context: no one waits for it.
         #[serde(skip_serializing_if = "Option::is_none", default)]
         space: Option<u32>,
     },
@@ -155,12 +155,12 @@ pub enum Event {
         adversary: Option<Name>,
     },
     /// The command is about to be given back.
-    Reply {
+    CommandDone {
         cmd: u64,
         #[serde(skip_serializing_if = "Option::is_none", default)]
         status: Option<u32>,
         used: u32,
-        /// The adversary's mode that changed the answer.
+        /// The adversary's mode that changed the response.
         #[serde(skip_serializing_if = "Option::is_none", default)]
         adversary: Option<Name>,
     },

@@ -62,7 +62,7 @@ pub fn is_mirror(number: u32) -> bool {
     MIRROR_COMMANDS.iter().any(|(_, n)| *n == number)
 }
 
-/// Whether a command of the mirror queue is answered by a status; unknown ones are.
+/// Whether a command of the mirror queue has a status as its response; unknown ones have.
 #[must_use]
 pub fn has_status(number: u32) -> bool {
     !matches!(

@@ -33,7 +33,7 @@ type Leaf = [AtomicPtr<u8>; LEAF];
 /// # Invariants
 ///
 /// A base address in the table is that of a reservation of [`Area::window_size`] bytes, which is
-/// made and replaced by nobody else, and lasts as long as the area.
+/// made and replaced by no one else, and lasts as long as the area.
 #[derive(Debug)]
 pub(crate) struct Area {
     size: u64,
@@ -426,7 +426,7 @@ impl Drop for Area {
                     continue;
                 }
                 let size = self.window_size(number * LEAF as u64 + index);
-                // SAFETY: The reservation is ours, and nobody else can know its address any more.
+                // SAFETY: The reservation is ours, and no one else can know its address any more.
                 unsafe { libc::munmap(base.cast(), size as usize) };
                 self.usage.subtract(1);
             }

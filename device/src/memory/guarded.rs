@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0-only
 
-//! Accesses to memory that may be taken away at any moment, also in the middle of one.
+//! Accesses to memory that may be unmapped at any moment, also in the middle of one.
 //!
-//! Nobody is asked before an access, and no lock is held during it: whoever takes memory away
+//! No one is asked before an access, and no lock is held during it: whoever unmaps memory
 //! replaces the mapping, and need not wait. What then is left of the access is an exception of the
 //! CPU, which the kernel delivers as SIGSEGV or SIGBUS. All loads and stores of this kind are in
 //! one stretch of assembly. They use no stack, so that the signal handler can end them anywhere by
@@ -521,7 +521,7 @@ mod tests {
         let page = forbidden();
         for length in [1, 8, 31, 4096] {
             let mut buffer = vec![0; length];
-            // SAFETY: The page is reserved, and used by nobody else.
+            // SAFETY: The page is reserved, and used by no one else.
             unsafe {
                 assert_eq!(read(page, &mut buffer), Err(Fault));
                 assert_eq!(write(page, &buffer), Err(Fault));
@@ -554,7 +554,7 @@ mod tests {
             for length in [1, 7, 8, 9, 16, 31, 64] {
                 let source: Vec<u8> = (1..=length as u8).collect();
                 let mut buffer = vec![0; length];
-                // SAFETY: The pages are reserved, and used by nobody else.
+                // SAFETY: The pages are reserved, and used by no one else.
                 let (written, read) = unsafe {
                     let at = pages.add(start);
                     (write_steps(at, &source), read_steps(at, &mut buffer))

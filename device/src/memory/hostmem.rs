@@ -130,7 +130,7 @@ impl HostMemory {
         if fd < 0 {
             return Err(io::Error::last_os_error());
         }
-        // SAFETY: The descriptor is new and nobody else's.
+        // SAFETY: The descriptor is new and no one else's.
         let memfd = unsafe { File::from_raw_fd(fd) };
         memfd.set_len(size)?;
         Ok(Self {
@@ -174,7 +174,7 @@ impl HostMemory {
         Some(Arc::new(blob))
     }
 
-    /// Takes back the allowance of a blob that is not shown.
+    /// Returns the allowance of a blob that is not shown.
     pub(crate) fn free(&mut self, blob: &HostBlob) {
         self.allocated = self.allocated.saturating_sub(blob.size);
         self.blobs = self.blobs.saturating_sub(1);

@@ -73,7 +73,7 @@ pub(crate) struct Budget {
     all: Arc<AtomicUsize>,
     /// By context.
     clients: HashMap<u32, Arc<AtomicUsize>>,
-    /// How many of them there may be before those are looked for that nobody counts on any more.
+    /// How many of them there may be before those are looked for that no one counts on any more.
     enough: usize,
 }
 

@@ -248,7 +248,7 @@ impl Mirror {
         }
     }
 
-    /// A FAULT that an adversary has answered by another one.
+    /// A FAULT that an adversary has responded to by another one.
     pub(crate) fn refault(&self, bytes: &[u8]) {
         if let Ok((resolve, _)) = wire::FaultResolve::ref_from_prefix(bytes) {
             let table = self.table();
@@ -266,7 +266,7 @@ impl Mirror {
     }
 
     /// Adds as a device does whose atomic accesses are not coherent: it loads and stores, and relies
-    /// on nobody else's doing so in between. Returns whether the page is its own; the table is
+    /// on no one else's doing so in between. Returns whether the page is its own; the table is
     /// locked meanwhile, so that it stays so.
     fn add_alone(&self, of: &Stalling<'_>, address: u64, value: u64) -> Result<bool, Cut> {
         let table = self.table();

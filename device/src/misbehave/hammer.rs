@@ -5,7 +5,7 @@
 //! It keeps rewriting each writable page of the spaces that a test has marked with the bytes that
 //! the page had when it was mapped, through the mapping of the space, until that is revoked. In a
 //! guest that gives a page to somebody else before INVALIDATE is acknowledged, what the new owner
-//! writes does not last. The mark is bit 63 of the `blob_id` of a HOST3D_GUEST resource; nobody may
+//! writes does not last. The mark is bit 63 of the `blob_id` of a HOST3D_GUEST resource; no one may
 //! write to the pages of one that is marked, neither guest nor jobs.
 
 use std::collections::BTreeMap;
@@ -40,7 +40,7 @@ struct Inner {
 pub(crate) struct Hammer {
     inner: Mutex<Inner>,
     work: Condvar,
-    /// Who wants the lock: the thread takes it again and again, and would let nobody else have it.
+    /// Who wants the lock: the thread takes it again and again, and would let no one else have it.
     waiting: AtomicUsize,
     log: Arc<EventLog>,
 }

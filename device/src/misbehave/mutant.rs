@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0-only
 
-//! Devices that break the contract on purpose, in ways that nobody notices by their answers.
+//! Devices that break the contract on purpose, in ways that no one notices by their responses.
 //!
 //! Each is what a test of the driver, or [`crate::log::check`], must be able to tell from a device
 //! that keeps it. The event log says what they really do.
@@ -24,8 +24,8 @@ pub enum Mutant {
     MapAfterDestroy,
     /// Everything can be written.
     IgnoreReadOnly,
-    /// A job is answered before its last operation.
-    AnswerBeforeLastWrite,
+    /// The response to a job comes before its last operation.
+    RespondBeforeLastWrite,
     /// An event names a space that is gone.
     EventForDeadSpace,
     /// MAP leaves out its last page.
@@ -85,9 +85,9 @@ const MUTANTS: &[(Mutant, &str, &str)] = &[
         "what is mapped for reading can be written",
     ),
     (
-        Mutant::AnswerBeforeLastWrite,
-        "answer-before-last-write",
-        "a job is answered 50 milliseconds before its last operation begins",
+        Mutant::RespondBeforeLastWrite,
+        "respond-before-last-write",
+        "the response to a job comes 50 milliseconds before its last operation begins",
     ),
     (
         Mutant::EventForDeadSpace,
@@ -138,7 +138,7 @@ const MUTANTS: &[(Mutant, &str, &str)] = &[
     (
         Mutant::AcceptAtEnd,
         "accept-at-end",
-        "SUBMIT_3D of a context in fault mode is answered when the job is over",
+        "SUBMIT_3D of a context in fault mode has its response when the job is over",
     ),
     (
         Mutant::AtomicWithoutExclusive,

@@ -129,7 +129,7 @@ pub struct RunArgs {
 
     /// Keep rewriting each writable page that is mapped in a marked space with the bytes that it had
     /// when it was mapped, up to the moment it is revoked. The mark is bit 63 of the blob_id of a
-    /// HOST3D_GUEST resource. Nobody else may write to the memory of a marked resource while it is
+    /// HOST3D_GUEST resource. No one else may write to the memory of a marked resource while it is
     /// mapped.
     #[arg(long)]
     pub hammer: bool,

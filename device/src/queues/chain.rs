@@ -18,8 +18,8 @@ use crate::memory::ram::Memory;
 /// The longest request: 16 million memory entries.
 pub(crate) const MAX_REQUEST: usize = 256 << 20;
 
-/// The longest answer.
-const LONGEST_ANSWER: u64 = 64 << 10;
+/// The longest response.
+const LONGEST_RESPONSE: u64 = 64 << 10;
 
 /// What was wrong with a descriptor chain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -44,7 +44,7 @@ impl RequestBuffer {
     const KEEP: usize = 32 << 20;
 
     /// Reads the device-readable part of `chain`, of at most `limit` bytes, and returns the
-    /// device-writable buffers as far as an answer can need them. After an error the buffer holds
+    /// device-writable buffers as far as a response can need them. After an error the buffer holds
     /// what was read before.
     pub(crate) fn read<M>(
         &mut self,
@@ -64,8 +64,8 @@ impl RequestBuffer {
         let memory = chain.memory().clone();
         for descriptor in chain {
             if descriptor.is_write_only() {
-                // No more than any answer takes: they are kept until there is one.
-                if room < LONGEST_ANSWER && writable.len() < QUEUE_SIZE && descriptor.len() > 0 {
+                // No more than any response takes: they are kept until there is one.
+                if room < LONGEST_RESPONSE && writable.len() < QUEUE_SIZE && descriptor.len() > 0 {
                     room += u64::from(descriptor.len());
                     writable.push((descriptor.addr().0, descriptor.len()));
                 }

@@ -53,7 +53,7 @@ impl Responding for Commands {
         used: u32,
         adversary: Option<Name>,
     ) -> Event {
-        Event::Reply {
+        Event::CommandDone {
             cmd: command.cmd,
             status: *status,
             used,

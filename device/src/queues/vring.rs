@@ -17,7 +17,7 @@ type Inner = VringRwLock<Mem>;
 /// A vring that survives a kick that somebody else has taken.
 ///
 /// When a driver goes and another comes, the frontend may read the kick's eventfd between our
-/// epoll_wait(2) and our read(2). The library's thread ends on the error of that read, and nobody
+/// epoll_wait(2) and our read(2). The library's thread ends on the error of that read, and no one
 /// serves the queue any more.
 #[derive(Clone)]
 pub struct Vring(Inner);

@@ -30,15 +30,15 @@ pub(crate) struct Virgl {
     calls: Mutex<Sender<Call>>,
 }
 
-/// The answer to a command that the renderer works on.
+/// The response to a command that the renderer works on.
 #[derive(Debug)]
 pub(crate) struct Rendering(Receiver<Response>);
 
 impl Rendering {
     /// Waits for it.
     pub(crate) fn wait(self) -> Response {
-        let answer = self.0.recv();
-        answer.unwrap_or_else(|_| Response::plain(response::ERR_UNSPEC))
+        let response = self.0.recv();
+        response.unwrap_or_else(|_| Response::plain(response::ERR_UNSPEC))
     }
 }
 
@@ -82,29 +82,29 @@ impl Virgl {
         result.recv().unwrap_or(Err(response::ERR_UNSPEC))
     }
 
-    /// Calls `f` there later, and answers when it has returned.
+    /// Calls `f` there later, and responds when it has returned.
     pub(crate) fn begin(
         &self,
         f: impl FnOnce(&mut Renderer) -> Result<(), u32> + Send + 'static,
     ) -> Rendering {
-        let (done, answer) = mpsc::channel();
+        let (done, response) = mpsc::channel();
         self.send(Box::new(move |renderer| {
-            let answer = f(renderer).map_or_else(Response::plain, |()| Response::ok());
-            let _ = done.send(answer);
+            let response = f(renderer).map_or_else(Response::plain, |()| Response::ok());
+            let _ = done.send(response);
         }));
-        Rendering(answer)
+        Rendering(response)
     }
 
-    /// Executes the commands of a context later, and answers when all is drawn.
+    /// Executes the commands of a context later, and responds when all is drawn.
     pub(crate) fn submit(&self, ctx: u32, commands: Vec<u32>) -> Rendering {
-        let (done, answer) = mpsc::channel();
+        let (done, response) = mpsc::channel();
         self.send(Box::new(move |renderer| {
             match renderer.submit(ctx, commands) {
                 Ok(()) => renderer.fence(ctx, done),
                 Err(code) => drop(done.send(Response::plain(code))),
             }
         }));
-        Rendering(answer)
+        Rendering(response)
     }
 
     /// Destroys everything; returns once nothing touches guest memory any more.

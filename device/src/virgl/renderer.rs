@@ -22,7 +22,7 @@ use crate::memory::segments::Segments;
 use crate::options::capset::Capset;
 use crate::queues::control::Response;
 
-/// The answer with this error code.
+/// The response with this error code.
 type Failed = u32;
 
 /// Capability set 1, which old programs ask for.
@@ -36,7 +36,7 @@ struct Backing {
     _memory: Arc<Segments>,
 }
 
-/// A command that is answered when the renderer is done with it.
+/// A command whose response is due when the renderer is done with it.
 struct Fence {
     id: u32,
     ctx: u32,
@@ -204,7 +204,7 @@ impl Renderer {
         Ok(())
     }
 
-    /// Takes it away.
+    /// Detaches it.
     pub(crate) fn detach_backing(&mut self, resource: u32) {
         let Some(backing) = self.backings.remove(&resource) else {
             return;
@@ -219,7 +219,7 @@ impl Renderer {
     }
 
     /// Copies between a resource and its guest memory, on behalf of a context or, if that is 0, of
-    /// nobody.
+    /// no one.
     pub(crate) fn transfer(
         &mut self,
         ctx: u32,
@@ -281,7 +281,7 @@ impl Renderer {
         check("submit_cmd", status, response::ERR_UNSPEC)
     }
 
-    /// Answers when all is drawn that a context has asked for so far.
+    /// Responds when all is drawn that a context has asked for so far.
     pub(super) fn fence(&mut self, ctx: u32, done: Sender<Response>) {
         self.last_fence = (self.last_fence + 1) & i32::MAX as u32;
         // SAFETY: It takes numbers.
@@ -301,7 +301,7 @@ impl Renderer {
         !self.fences.is_empty()
     }
 
-    /// Answers what is drawn.
+    /// Responds with what is drawn.
     pub(super) fn poll(&mut self) {
         // SAFETY: It takes nothing.
         unsafe { (self.library.poll)() };
@@ -315,7 +315,7 @@ impl Renderer {
                 continue;
             };
             for fence in self.fences.drain(..=last) {
-                // Nobody waits any more after a reset.
+                // No one waits any more after a reset.
                 let _ = fence.done.send(Response::ok());
             }
         }
@@ -334,7 +334,7 @@ impl Renderer {
     }
 }
 
-/// What a function returned is an answer: `code` if it was not 0.
+/// What a function returned is a response: `code` if it was not 0.
 fn check(function: &str, status: c_int, code: Failed) -> Result<(), Failed> {
     if status == 0 {
         return Ok(());

@@ -193,10 +193,10 @@ fn host_blobs_in_the_window() {
         vm.run(1, &[fill(1, 8, 8, 0x1122_3344)]),
         response::OK_NODATA
     );
-    let answer = vm.ask(&map_blob(1, PAGE));
-    let answer: &wire::ResponseMapInfo = prefix(&answer);
-    assert_eq!(answer.hdr.kind.get(), response::OK_MAP_INFO);
-    assert_eq!(answer.map_info.get(), wire::map_cache::CACHED);
+    let response = vm.ask(&map_blob(1, PAGE));
+    let response: &wire::ResponseMapInfo = prefix(&response);
+    assert_eq!(response.hdr.kind.get(), response::OK_MAP_INFO);
+    assert_eq!(response.map_info.get(), wire::map_cache::CACHED);
     let window = vm.window();
     let mut word = [0; 8];
     window.read_exact_at(&mut word, PAGE + 8).unwrap();

@@ -30,11 +30,11 @@ fn capsets_and_config() {
         capset_index: U32::new(index),
         padding: U32::ZERO,
     };
-    let answer = vm.ask(info(0).as_bytes());
-    let answer: &wire::ResponseCapsetInfo = prefix(&answer);
-    assert_eq!(answer.hdr.kind.get(), response::OK_CAPSET_INFO);
+    let response = vm.ask(info(0).as_bytes());
+    let response: &wire::ResponseCapsetInfo = prefix(&response);
+    assert_eq!(response.hdr.kind.get(), response::OK_CAPSET_INFO);
     assert_eq!(
-        (answer.capset_id.get(), answer.capset_max_size.get()),
+        (response.capset_id.get(), response.capset_max_size.get()),
         (29, 24)
     );
     assert_eq!(vm.kind(info(2).as_bytes()), response::ERR_INVALID_PARAMETER);
@@ -43,8 +43,8 @@ fn capsets_and_config() {
         capset_id: U32::new(id),
         capset_version: U32::new(version),
     };
-    let answer = vm.ask(get(29, 1).as_bytes());
-    let capset = compute::Capset::ref_from_bytes(&answer[24..]).unwrap();
+    let response = vm.ask(get(29, 1).as_bytes());
+    let capset = compute::Capset::ref_from_bytes(&response[24..]).unwrap();
     assert_eq!(capset.ops.get(), (1 << op::END) - 2);
     assert_eq!(vm.ask(get(8, 1).as_bytes()).len(), 48);
     assert_eq!(
@@ -69,9 +69,9 @@ fn capsets_and_config() {
 #[test]
 fn display_commands() {
     let mut vm = Vm::new(options());
-    let answer = vm.ask(&plain(command::GET_DISPLAY_INFO, 0));
-    assert_eq!(answer.len(), 408);
-    assert_eq!(kind(&answer), response::OK_DISPLAY_INFO);
+    let response = vm.ask(&plain(command::GET_DISPLAY_INFO, 0));
+    assert_eq!(response.len(), 408);
+    assert_eq!(kind(&response), response::OK_DISPLAY_INFO);
     let create = |id, side| wire_image::ResourceCreate2d {
         hdr: Header::new(command::RESOURCE_CREATE_2D, 0),
         resource_id: U32::new(id),

@@ -99,7 +99,7 @@ fn backing_of_an_image_is_exchanged() {
     assert_eq!(kind(&vm.wait(old)), response::ERR_UNSPEC);
     assert_eq!(kind(&vm.wait(detach)), response::OK_NODATA);
     let new_ends = vm.poll(new);
-    assert_eq!(new_ends, None, "the answer has waited for the new memory");
+    assert_eq!(new_ends, None, "the response has waited for the new memory");
     vm.ok(&plain(command::CTX_DESTROY, 2));
     assert_eq!(kind(&vm.wait(new)), response::ERR_UNSPEC);
     vm.end(false);

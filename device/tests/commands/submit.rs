@@ -68,8 +68,8 @@ fn fences_are_in_order_on_a_ring() {
         heads.push(vm.post(&request));
     }
     for (index, head) in heads.into_iter().enumerate() {
-        let answer = vm.wait(head);
-        let header = header(&answer);
+        let response = vm.wait(head);
+        let header = header(&response);
         assert_eq!(header.kind.get(), response::OK_NODATA);
         assert_eq!(
             header.flags.get(),
@@ -128,8 +128,8 @@ fn other_fenced_commands_wait_for_the_jobs_before_them() {
     let other = vm.post(&request);
     assert!(vm.is_quiet(other));
     vm.wait(job);
-    let answer = vm.wait(other);
-    assert_eq!(header(&answer).fence_id.get(), 77);
+    let response = vm.wait(other);
+    assert_eq!(header(&response).fence_id.get(), 77);
     vm.end(false);
 }
 

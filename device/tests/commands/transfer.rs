@@ -9,7 +9,7 @@ use super::{attach_backing, create_image, longest_copy, longest_image, with_long
 use virtgpu_protocol::virtio_gpu::{command, response};
 use virtgpu_protocol::virtio_gpu_image as wire_image;
 
-/// A copy between guest memory and an image of as many rows as there can be holds nobody up.
+/// A copy between guest memory and an image of as many rows as there can be holds no one up.
 #[test]
 fn long_transfers() {
     let mut vm = Vm::new(options());

@@ -8,19 +8,19 @@ use virtgpu_protocol::virtio_gpu::{self as wire, blob_mem, command, Header};
 use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-/// The type of an answer.
-pub fn kind(answer: &[u8]) -> u32 {
-    header(answer).kind.get()
+/// The type of a response.
+pub fn kind(response: &[u8]) -> u32 {
+    header(response).kind.get()
 }
 
-/// The header of an answer.
-pub fn header(answer: &[u8]) -> Header {
-    *prefix(answer)
+/// The header of a response.
+pub fn header(response: &[u8]) -> Header {
+    *prefix(response)
 }
 
-/// The structure at the start of an answer.
-pub fn prefix<T: FromBytes + KnownLayout + Immutable + zerocopy::Unaligned>(answer: &[u8]) -> &T {
-    T::ref_from_prefix(answer).unwrap().0
+/// The structure at the start of a response.
+pub fn prefix<T: FromBytes + KnownLayout + Immutable + zerocopy::Unaligned>(response: &[u8]) -> &T {
+    T::ref_from_prefix(response).unwrap().0
 }
 
 /// A request that is only a header.

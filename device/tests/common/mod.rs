@@ -42,7 +42,7 @@ mod messages;
 mod ring;
 
 pub use messages::*;
-use ring::{Layout, Ring, ANSWER};
+use ring::{Layout, Ring, RESPONSE};
 
 /// The mirror extension's feature.
 const MIRROR_BIT: u64 = 1 << mirror::feature::MIRROR;
@@ -104,7 +104,7 @@ pub fn options() -> Options {
     }
 }
 
-/// The frontend's answers to requests of the device.
+/// The frontend's replies to requests of the device.
 #[derive(Default)]
 struct Requests {
     window: Mutex<Option<File>>,
@@ -373,17 +373,17 @@ impl Vm {
 
     /// Posts a request; returns its head.
     pub fn post(&mut self, request: &[u8]) -> u16 {
-        if request.len() as u64 <= CONTROL.slot - ANSWER {
-            return self.control.post(request, ANSWER as usize);
+        if request.len() as u64 <= CONTROL.slot - RESPONSE {
+            return self.control.post(request, RESPONSE as usize);
         }
         let head = self.control.slot();
-        self.post_long(head, self.control.answer_place(head), request);
+        self.post_long(head, self.control.response_place(head), request);
         self.control.make_available(head);
         head
     }
 
     /// A chain of pages, through an indirect table, one at a time.
-    fn post_long(&self, head: u16, answer: u64, request: &[u8]) {
+    fn post_long(&self, head: u16, response: u64, request: &[u8]) {
         let data = LONG + (1 << 20);
         assert!(data + request.len() as u64 <= FREE);
         self.memory
@@ -400,29 +400,29 @@ impl Vm {
             let addr = data + 4096 * index as u64;
             entry(addr, part.len(), 1, index as u16 + 1);
         }
-        entry(answer, 0x1000, 2, 0);
+        entry(response, 0x1000, 2, 0);
         self.memory.write_slice(&table, GuestAddress(LONG)).unwrap();
         self.control.descriptor(head, LONG, table.len(), 4, 0);
     }
 
-    /// The answer to the request at `head`, if there is one by now.
+    /// The response to the request at `head`, if there is one by now.
     pub fn poll(&mut self, head: u16) -> Option<Vec<u8>> {
         self.control.poll(head).map(|(_, bytes)| bytes)
     }
 
-    /// The answer to the request at `head`.
+    /// The response to the request at `head`.
     pub fn wait(&mut self, head: u16) -> Vec<u8> {
         let start = Instant::now();
         loop {
             if let Some(bytes) = self.poll(head) {
                 return bytes;
             }
-            assert!(start.elapsed() < PATIENCE, "no answer");
+            assert!(start.elapsed() < PATIENCE, "no response");
             std::thread::sleep(Duration::from_micros(50));
         }
     }
 
-    /// Whether no answer to `head` comes for a while.
+    /// Whether no response to `head` comes for a while.
     pub fn is_quiet(&mut self, head: u16) -> bool {
         let start = Instant::now();
         while start.elapsed() < Duration::from_millis(50) {
@@ -443,10 +443,10 @@ impl Vm {
     pub fn wait_command(&mut self, head: u16) -> (u32, Vec<u8>) {
         let start = Instant::now();
         loop {
-            if let Some(answer) = self.mirror.as_mut().unwrap().0.poll(head) {
-                return answer;
+            if let Some(response) = self.mirror.as_mut().unwrap().0.poll(head) {
+                return response;
             }
-            assert!(start.elapsed() < PATIENCE, "no answer");
+            assert!(start.elapsed() < PATIENCE, "no response");
             std::thread::sleep(Duration::from_micros(50));
         }
     }
@@ -492,21 +492,21 @@ impl Vm {
     pub fn wait_event(&mut self, head: u16) -> (u32, Vec<u8>) {
         let start = Instant::now();
         loop {
-            if let Some(answer) = self.mirror.as_mut().unwrap().1.poll(head) {
-                return answer;
+            if let Some(response) = self.mirror.as_mut().unwrap().1.poll(head) {
+                return response;
             }
             assert!(start.elapsed() < PATIENCE, "no event");
             std::thread::sleep(Duration::from_micros(50));
         }
     }
 
-    /// The whole answer to a request.
+    /// The whole response to a request.
     pub fn ask(&mut self, request: &[u8]) -> Vec<u8> {
         let head = self.post(request);
         self.wait(head)
     }
 
-    /// The type of the answer to a request.
+    /// The type of the response to a request.
     pub fn kind(&mut self, request: &[u8]) -> u32 {
         kind(&self.ask(request))
     }
@@ -528,7 +528,7 @@ impl Vm {
         self.ok(&resource_command(command::CTX_ATTACH_RESOURCE, ctx, id));
     }
 
-    /// Runs a job; returns the type of its answer.
+    /// Runs a job; returns the type of its response.
     pub fn run(&mut self, ctx: u32, ops: &[Op]) -> u32 {
         let request = self.submit(ctx, None, ops);
         self.kind(&request)

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0-only
 
-//! The driver's side of a virtqueue, with places for commands and answers.
+//! The driver's side of a virtqueue, with places for commands and responses.
 
 use std::collections::HashMap;
 use std::sync::atomic::{fence, Ordering};
@@ -14,8 +14,8 @@ use vmm_sys_util::eventfd::{EventFd, EFD_NONBLOCK};
 
 /// Descriptors.
 pub const SIZE: u16 = 64;
-/// Bytes of an answer's buffer.
-pub const ANSWER: u64 = 0x1000;
+/// Bytes of a response's buffer.
+pub const RESPONSE: u64 = 0x1000;
 
 /// Where a ring and its slots are in guest memory.
 #[derive(Clone, Copy)]
@@ -24,7 +24,7 @@ pub struct Layout {
     pub descriptors: u64,
     pub avail: u64,
     pub used: u64,
-    /// A slot is for a command and its answer, which is in the last [`ANSWER`] bytes.
+    /// A slot is for a command and its response, which is in the last [`RESPONSE`] bytes.
     pub slots: u64,
     pub slot: u64,
 }
@@ -36,10 +36,10 @@ pub struct Ring {
     call: EventFd,
     avail: u16,
     used: u16,
-    /// Free slots; a slot has two descriptors, command and answer.
+    /// Free slots; a slot has two descriptors, command and response.
     free: Vec<u16>,
-    /// Bytes of the used length of each answer.
-    answers: HashMap<u16, u32>,
+    /// Bytes of the used length of each response.
+    responses: HashMap<u16, u32>,
     /// Heads in the order in which they came back.
     pub order: Vec<u16>,
 }
@@ -54,7 +54,7 @@ impl Ring {
             avail: 0,
             used: 0,
             free: Vec::new(),
-            answers: HashMap::new(),
+            responses: HashMap::new(),
             order: Vec::new(),
         }
     }
@@ -65,7 +65,7 @@ impl Ring {
         self.avail = 0;
         self.used = 0;
         self.free = (0..SIZE / 2).rev().map(|slot| slot * 2).collect();
-        self.answers.clear();
+        self.responses.clear();
         self.order.clear();
         for place in [layout.avail, layout.used] {
             self.memory
@@ -150,10 +150,10 @@ impl Ring {
             }
             assert!(start.elapsed() < PATIENCE, "no free slot");
             self.collect();
-            // Answers that nobody asks for any more.
-            let done: Vec<u16> = self.answers.keys().copied().collect();
+            // Responses that no test asks for any more.
+            let done: Vec<u16> = self.responses.keys().copied().collect();
             for head in done {
-                self.answers.remove(&head);
+                self.responses.remove(&head);
                 self.free.push(head);
             }
         }
@@ -164,24 +164,24 @@ impl Ring {
         self.layout.slots + self.layout.slot * u64::from(head / 2)
     }
 
-    /// Where its answer is.
-    pub fn answer_place(&self, head: u16) -> u64 {
-        self.place(head) + self.layout.slot - ANSWER
+    /// Where its response is.
+    pub fn response_place(&self, head: u16) -> u64 {
+        self.place(head) + self.layout.slot - RESPONSE
     }
 
-    /// Posts a command with `room` bytes for the answer; returns its head. The answer's buffer is
+    /// Posts a command with `room` bytes for the response; returns its head. The response's buffer is
     /// full of ones before.
     pub fn post(&mut self, command: &[u8], room: usize) -> u16 {
         let head = self.slot();
-        let (at, answer) = (self.place(head), self.answer_place(head));
-        assert!(at + command.len() as u64 <= answer);
+        let (at, response) = (self.place(head), self.response_place(head));
+        assert!(at + command.len() as u64 <= response);
         self.memory.write_slice(command, GuestAddress(at)).unwrap();
         self.memory
-            .write_slice(&vec![0xff; room], GuestAddress(answer))
+            .write_slice(&vec![0xff; room], GuestAddress(response))
             .unwrap();
         let flags = u16::from(room > 0);
         self.descriptor(head, at, command.len(), flags, head + 1);
-        self.descriptor(head + 1, answer, room, 2, 0);
+        self.descriptor(head + 1, response, room, 2, 0);
         self.make_available(head);
         head
     }
@@ -189,7 +189,7 @@ impl Ring {
     /// Posts a buffer of `room` bytes for the device to write to.
     pub fn post_buffer(&mut self, room: usize) -> u16 {
         let head = self.slot();
-        self.descriptor(head, self.answer_place(head), room, 2, 0);
+        self.descriptor(head, self.response_place(head), room, 2, 0);
         self.make_available(head);
         head
     }
@@ -207,7 +207,7 @@ impl Ring {
             let length: u32 = self.memory.read_obj(GuestAddress(at + 4)).unwrap();
             self.used = self.used.wrapping_add(1);
             self.order.push(u32::from_le(head) as u16);
-            self.answers
+            self.responses
                 .insert(u32::from_le(head) as u16, u32::from_le(length));
         }
     }
@@ -215,15 +215,15 @@ impl Ring {
     /// Whether the command at `head` is back.
     pub fn is_back(&mut self, head: u16) -> bool {
         self.collect();
-        self.answers.contains_key(&head)
+        self.responses.contains_key(&head)
     }
 
     /// The used length of, and the bytes in, the buffer of `head`, if it is back by now.
     pub fn poll(&mut self, head: u16) -> Option<(u32, Vec<u8>)> {
         self.collect();
-        let length = self.answers.remove(&head)?;
-        let mut bytes = vec![0; u64::from(length).min(ANSWER) as usize];
-        let at = GuestAddress(self.answer_place(head));
+        let length = self.responses.remove(&head)?;
+        let mut bytes = vec![0; u64::from(length).min(RESPONSE) as usize];
+        let at = GuestAddress(self.response_place(head));
         self.memory.read_slice(&mut bytes, at).unwrap();
         self.free.push(head);
         Some((length, bytes))

@@ -31,9 +31,9 @@ fn adversary() {
     let ask = |modes: &[&str]| {
         let mut vm = misbehave(modes, &[info]);
         vm.context(1);
-        let answer = vm.ask(&plain(info, 0));
+        let response = vm.ask(&plain(info, 0));
         vm.end(true);
-        answer
+        response
     };
     assert_eq!(ask(&["short:7"]).len(), 7);
     assert_eq!(ask(&["short:0"]).len(), 0);
@@ -77,16 +77,19 @@ fn adversary() {
     let mut vm = misbehave(&["wrong-fence:1000"], &[]);
     vm.context(1);
     let request = vm.submit(1, None, &[]);
-    let answer = vm.ask(&request);
-    assert_eq!(header(&answer).fence_id.get(), 1001);
+    let response = vm.ask(&request);
+    assert_eq!(header(&response).fence_id.get(), 1001);
     vm.end(true);
 
     let mut vm = misbehave(&["no-fence"], &[]);
     vm.context(1);
     let request = vm.submit(1, None, &[]);
-    let answer = vm.ask(&request);
+    let response = vm.ask(&request);
     assert_eq!(
-        (header(&answer).fence_id.get(), header(&answer).flags.get()),
+        (
+            header(&response).fence_id.get(),
+            header(&response).flags.get()
+        ),
         (0, 0)
     );
     vm.end(true);
@@ -95,9 +98,9 @@ fn adversary() {
     assert_eq!(vm.config(12, 4), [70, 0, 0, 0]);
     vm.context(1);
     vm.ok(&create_blob(1, 1, blob_mem::HOST3D, PAGE, &[]));
-    let answer = vm.ask(&map_blob(1, 0));
-    let answer: &wire::ResponseMapInfo = prefix(&answer);
-    assert_eq!(answer.map_info.get(), 9);
+    let response = vm.ask(&map_blob(1, 0));
+    let response: &wire::ResponseMapInfo = prefix(&response);
+    assert_eq!(response.map_info.get(), 9);
     vm.end(true);
 }
 
@@ -149,8 +152,8 @@ fn one_context_is_mistreated() {
         vm.end(true);
     }
 
-    // An error that nobody knows, an OK that belongs to another command, one that is too short.
-    for (mode, answer) in [
+    // An error that no one knows, an OK that belongs to another command, one that is too short.
+    for (mode, response) in [
         ("refuse:0x12ff", (0x12ff, 24)),
         ("garbage-type:0x1102", (response::OK_CAPSET_INFO, 40)),
         ("body:8", (response::OK_RESOURCE_UUID, 32)),
@@ -159,7 +162,7 @@ fn one_context_is_mistreated() {
         let mut vm = aimed(&[mode], command::RESOURCE_ASSIGN_UUID);
         let assign = |id| resource_command(command::RESOURCE_ASSIGN_UUID, 0, id);
         let wrong = vm.ask(&assign(2));
-        assert_eq!((kind(&wrong), wrong.len()), answer);
+        assert_eq!((kind(&wrong), wrong.len()), response);
         let right = vm.ask(&assign(1));
         assert_eq!(
             (kind(&right), right.len()),
@@ -171,7 +174,7 @@ fn one_context_is_mistreated() {
 
 /// One command of a type, and no other.
 #[test]
-fn one_command_is_not_answered() {
+fn one_command_has_no_response() {
     let mut options = options();
     options.adversary = Adversary {
         modes: vec!["ignore".parse::<Mode>().unwrap()],
@@ -305,38 +308,38 @@ fn jobs_end_with_their_context() {
     vm.end(true);
 }
 
-/// What is done wrong with a command of the mirror queue: used length and bytes of its answer.
-fn wrong_answer(modes: &[&str], on: u32) -> (u32, Vec<u8>) {
+/// What is done wrong with a command of the mirror queue: used length and bytes of its response.
+fn wrong_response(modes: &[&str], on: u32) -> (u32, Vec<u8>) {
     let mut vm = misbehave(modes, &[on]);
     vm.context(1);
     vm.ok(&create_blob(1, 1, blob_mem::GUEST, PAGE, &[]));
     let head = vm.post_command(&space_create(1, 1, PAGE, 3), 4);
-    let mut answer = vm.wait_command(head);
+    let mut response = vm.wait_command(head);
     if on == mirror::command::INVALIDATE {
         let head = vm.post_command(&invalidate(1, 0, 0), 0);
-        answer = vm.wait_command(head);
+        response = vm.wait_command(head);
     }
     vm.end(true);
-    answer
+    response
 }
 
 #[test]
 fn adversary_on_the_mirror_queue() {
     let (create, unmap) = (mirror::command::SPACE_CREATE, mirror::command::INVALIDATE);
     let word = |value: u32| value.to_le_bytes().to_vec();
-    assert_eq!(wrong_answer(&["short:1"], create), (1, vec![0]));
-    assert!(wrong_answer(&["short"], create).0 < 4);
-    assert_eq!(wrong_answer(&["oversized:8"], create).0, 12);
-    assert_eq!(wrong_answer(&["oversized:8"], unmap).0, 8);
-    assert_eq!(wrong_answer(&["garbage-type:77"], create), (4, word(77)));
-    assert_ne!(wrong_answer(&["garbage"], create).1, word(0));
+    assert_eq!(wrong_response(&["short:1"], create), (1, vec![0]));
+    assert!(wrong_response(&["short"], create).0 < 4);
+    assert_eq!(wrong_response(&["oversized:8"], create).0, 12);
+    assert_eq!(wrong_response(&["oversized:8"], unmap).0, 8);
+    assert_eq!(wrong_response(&["garbage-type:77"], create), (4, word(77)));
+    assert_ne!(wrong_response(&["garbage"], create).1, word(0));
     for code in 0..5 {
         let refuse = format!("refuse:{code}");
-        assert_eq!(wrong_answer(&[&refuse], create), (4, word(code)));
+        assert_eq!(wrong_response(&[&refuse], create), (4, word(code)));
     }
-    assert_eq!(wrong_answer(&["refuse"], create).1, word(3));
-    assert_eq!(wrong_answer(&["refuse"], unmap), (0, vec![]));
-    assert_eq!(wrong_answer(&["duplicate:3"], unmap).0, 0);
+    assert_eq!(wrong_response(&["refuse"], create).1, word(3));
+    assert_eq!(wrong_response(&["refuse"], unmap), (0, vec![]));
+    assert_eq!(wrong_response(&["duplicate:3"], unmap).0, 0);
 
     for mode in ["silence", "ignore", "unknown-head:5000"] {
         let mut vm = misbehave(&[mode], &[unmap]);
@@ -407,9 +410,9 @@ fn unwanted_events() {
     vm.end(false);
 }
 
-/// What is answered too early on purpose is kept until it may go, and the log says all of it.
+/// What has its response too early on purpose is kept until it may go, and the log says all of it.
 #[test]
-fn early_answers_are_known_and_take_nothing() {
+fn early_responses_are_known_and_take_nothing() {
     let early = |on: u32| {
         let mut vm = misbehave(&["early"], &[on]);
         vm.context(1);
@@ -450,14 +453,16 @@ fn early_answers_are_known_and_take_nothing() {
         // The log lacks the command line that would allow it.
         let violations = early(on);
         assert!(
-            matches!(&violations[..], [one] if one.ends_with("is answered early")),
+            matches!(&violations[..], [one] if one.ends_with("has its response early")),
             "{on:#x}: {violations:?}"
         );
     }
-    // Its end may come before the answer.
+    // Its end may come before the response.
     let violations = early(command::CTX_DESTROY);
     assert!(
-        violations.iter().all(|v| v.ends_with("is answered early")),
+        violations
+            .iter()
+            .all(|v| v.ends_with("has its response early")),
         "{violations:?}"
     );
     assert!(early(command::GET_CAPSET).is_empty());

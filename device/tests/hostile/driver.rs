@@ -36,8 +36,8 @@ fn random_requests() {
             // No fences: a fence on a ring would wait for a job that spins.
             request[4] &= 2;
         }
-        let answer = vm.ask(&request);
-        assert!(answer.len() >= 24 && (0x1100..0x1206).contains(&header(&answer).kind.get()));
+        let response = vm.ask(&request);
+        assert!(response.len() >= 24 && (0x1100..0x1206).contains(&header(&response).kind.get()));
     }
     vm.stop();
     vm.start();
@@ -235,7 +235,7 @@ fn one_head_many_times() {
     assert!(vm.is_quiet(waiting));
     vm.ok(&plain(command::CTX_DESTROY, 1));
     assert_eq!(kind(&vm.wait(job)), response::ERR_UNSPEC);
-    // A last answer, behind all that the ring of this number has.
+    // A last response, behind all that the ring of this number has.
     vm.context(1);
     let request = vm.submit(1, Some(0), &[]);
     assert_eq!(vm.kind(&request), response::OK_NODATA);
@@ -248,7 +248,7 @@ fn one_head_many_times() {
     vm.end(false);
 }
 
-/// Lives and deaths of everything in any order, without waiting for answers. What must not happen
+/// Lives and deaths of everything in any order, without waiting for responses. What must not happen
 /// meanwhile is what the log is checked for.
 #[test]
 fn random_lives() {

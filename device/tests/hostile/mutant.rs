@@ -35,7 +35,7 @@ fn mutant_violations(name: &str) -> Vec<(u64, String)> {
     match name {
         "ignore-read-only" => assert!(fits(&mut vm, 2, 3 * PAGE)),
         "drop-map-tail" => assert!(!fits(&mut vm, 2, 2 * PAGE)),
-        "answer-before-last-write" => {
+        "respond-before-last-write" => {
             let job = [fill(1, 0, 8, 3), fill(1, 8, 8, 4)];
             assert_eq!(vm.run(1, &job), response::OK_NODATA);
             let start = Instant::now();

@@ -51,8 +51,8 @@ fn resources() {
         response::ERR_INVALID_RESOURCE_ID
     );
     for size in [0, 1, PAGE + 1, 1 << 48, u64::MAX - 4095] {
-        let answer = create(3, blob_mem::GUEST, size);
-        assert_eq!(answer, response::ERR_INVALID_PARAMETER, "{size}");
+        let response = create(3, blob_mem::GUEST, size);
+        assert_eq!(response, response::ERR_INVALID_PARAMETER, "{size}");
     }
     // It cannot be shown in the window.
     assert_eq!(vm.kind(&map_blob(1, 0)), response::ERR_INVALID_PARAMETER);

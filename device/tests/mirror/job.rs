@@ -13,7 +13,7 @@ use virtgpu_protocol::virtio_gpu::{blob_mem, command, response};
 use vm_memory::{Bytes, GuestAddress};
 
 #[test]
-fn a_hole_fails_the_job_and_nobody_else() {
+fn a_hole_fails_the_job_and_no_other() {
     let mut vm = Vm::mirrored(options());
     vm.context(1);
     vm.context(2);

@@ -49,7 +49,7 @@ fn spaces_end_with_their_resources() {
     vm.end(false);
 }
 
-/// An event that waits for a buffer is forgotten when nobody should hear of the space any more.
+/// An event that waits for a buffer is forgotten when no one should hear of the space any more.
 #[test]
 fn no_event_names_a_space_that_has_ended() {
     let mut vm = Vm::mirrored(with_limits(Limits {

@@ -152,7 +152,7 @@ fn no_store_is_repeated() {
     driver.vm.end(false);
 }
 
-/// Bytes outside of the space are nobody's to map.
+/// Bytes outside of the space are no one's to map.
 #[test]
 fn outside() {
     for (address, length, first) in [

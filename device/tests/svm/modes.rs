@@ -124,9 +124,9 @@ fn jobs_need_a_ring_and_a_fence() {
         assert_eq!(vm.kind(&request), response::ERR_INVALID_PARAMETER);
     }
     let request = submit(1, Some(5), Some(77), &[]);
-    let answer = vm.ask(&request);
-    assert_eq!(kind(&answer), response::OK_NODATA);
-    assert_eq!(header(&answer).fence_id.get(), 77);
+    let response = vm.ask(&request);
+    assert_eq!(kind(&response), response::OK_NODATA);
+    assert_eq!(header(&response).fence_id.get(), 77);
     let done = driver.ring_done();
     let seen = (done.id.get(), done.info.get(), done.access.get());
     assert_eq!(seen, (77, 5, job_result::OK));

@@ -192,7 +192,7 @@ fn limit() {
 /// A job that stalls delays neither queue, nor jobs and commands of others, nor what takes the
 /// resource that it names.
 #[test]
-fn nobody_waits_for_a_stall() {
+fn no_one_waits_for_a_stall() {
     let mut driver = Driver::new();
     for id in [1, 2] {
         driver.vm.blob(1, id, &[(FREE + (1 << 20), 4096)]);

@@ -132,7 +132,7 @@ impl FailNth {
     }
 }
 
-/// Calls `attempt` with each of its faults; `undo` takes back what it did.
+/// Calls `attempt` with each of its faults; `undo` undoes what it did.
 pub(crate) fn each_fault<T>(
     what: &str,
     attempt: impl FnMut() -> Result<T, Errno>,
@@ -143,7 +143,7 @@ pub(crate) fn each_fault<T>(
 
 /// The same for an ioctl that returns something new. The DRM core copies results out after the
 /// driver is done; if just this copy fails, the thing exists and the caller has not been told. Then
-/// `forgotten` takes it back, and says whether there was one.
+/// `forgotten` undoes it, and says whether there was one.
 pub(super) fn each_fault_but_the_last<T>(
     what: &str,
     mut attempt: impl FnMut() -> Result<T, Errno>,

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0-only
 
-//! The host does not answer the commands of one client, or answers with what is no response.
+//! The host does not respond to the commands of one client, or with what is no response.
 
 use std::time::{Duration, Instant};
 
@@ -15,13 +15,13 @@ use crate::support::memory::small_pages;
 use crate::support::{errno, procfs, Env, PAGE};
 use crate::{check, check_eq, check_err};
 
-/// Who waits for an answer that does not come is told so in time, and nobody else notices.
+/// Who waits for a response that does not come is told so in time, and no one else notices.
 fn busy_in_time<T>(what: &str, call: impl FnOnce() -> virtgpu_client::Result<T>) -> TestResult {
     let start = Instant::now();
     let result = call().map(drop);
     check!(
         result == Err(Errno::BUSY),
-        "{what} without answer: {}",
+        "{what} without response: {}",
         errno::describe(&result)
     );
     check!(
@@ -32,7 +32,7 @@ fn busy_in_time<T>(what: &str, call: impl FnOnce() -> virtgpu_client::Result<T>)
     Ok(())
 }
 
-pub(super) fn unanswered_commands(env: &Env) -> TestResult {
+pub(super) fn commands_without_response(env: &Env) -> TestResult {
     short_limit(env)?;
     let device = neglected(env)?;
     let memory = small_pages(16 * PAGE)?;
@@ -54,7 +54,7 @@ pub(super) fn unanswered_commands(env: &Env) -> TestResult {
     all_given_back(env)
 }
 
-pub(super) fn unanswered_context(env: &Env) -> TestResult {
+pub(super) fn context_without_response(env: &Env) -> TestResult {
     short_limit(env)?;
     let worker = Worker::start(env)?;
     let device = env.open()?;
@@ -66,7 +66,7 @@ pub(super) fn unanswered_context(env: &Env) -> TestResult {
     all_given_back(env)
 }
 
-pub(super) fn deviating_answers(env: &Env) -> TestResult {
+pub(super) fn deviating_responses(env: &Env) -> TestResult {
     short_limit(env)?;
     let worker = Worker::start(env)?;
     let device = neglected(env)?;
@@ -76,13 +76,13 @@ pub(super) fn deviating_answers(env: &Env) -> TestResult {
             .register(&memory, RegisterOptions::pinned())
             .map(drop),
         Errno::IO,
-        "REGISTER with an answer that is none"
+        "REGISTER with a response that is none"
     );
     let fence = Exec::new(delay(1).as_bytes()).submit_with_fence(&device)?;
     check_eq!(
         status_in_time(&fence)?,
         SyncStatus::Failed(Errno::IO),
-        "a job with an answer that is none"
+        "a job with a response that is none"
     );
     worker.goes_on()?;
     newcomer_works(env)?;

@@ -19,7 +19,7 @@ use crate::support::memory::small_pages;
 use crate::support::{eventually, procfs, Env, PAGE};
 use crate::{check, check_eq};
 
-/// The host goes on with the job of a closed file for longer than the time limit, and answers nothing
+/// The host goes on with the job of a closed file for longer than the time limit, and responds to nothing
 /// meanwhile. It does so for half of the time in which the driver puts up with that, so that the machine
 /// may stand still meanwhile.
 pub(super) fn silent_at_the_abandoned(env: &Env) -> TestResult {
@@ -45,7 +45,7 @@ pub(super) fn silent_at_the_abandoned(env: &Env) -> TestResult {
     });
     check!(stopped, "the host goes on");
     check_eq!(outcome, Err(Errno::BUSY), "a context of a silent host");
-    // It is silent for longer than the time limit, and has yet to answer what was sent to it then.
+    // It is silent for longer than the time limit, and has yet to respond to what was sent to it then.
     check!(
         eventually(LIMIT, || newcomer_works(env).is_ok()),
         "the device does not go on with the host"
@@ -108,7 +108,11 @@ pub(super) fn fences_and_memory(env: &Env) -> TestResult {
         exec.ring(1).submit_with_fence(&device)?,
     ];
     for fence in &fences {
-        check_eq!(fence.status()?, SyncStatus::Active, "a job without answer");
+        check_eq!(
+            fence.status()?,
+            SyncStatus::Active,
+            "a job without response"
+        );
     }
     drop(userptr);
     drop(device);

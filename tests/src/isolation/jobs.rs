@@ -152,7 +152,7 @@ pub(super) fn killed_beside_others(env: &Env) -> TestResult {
     all_given_back(env)
 }
 
-/// Nobody else keeps the device answering.
+/// No one else keeps the device responding.
 pub(super) fn killed_alone(env: &Env) -> TestResult {
     short_limit(env)?;
     victim(env)?.kill()?;

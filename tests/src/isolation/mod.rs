@@ -25,7 +25,7 @@ use crate::support::memory::small_pages;
 use crate::support::{eventually, procfs, Env, PAGE};
 use crate::{cases, check, check_eq};
 
-use self::commands::{deviating_answers, unanswered_commands, unanswered_context};
+use self::commands::{commands_without_response, context_without_response, deviating_responses};
 use self::ended::{
     fences_and_memory, fences_of_a_closed_file, silent_at_the_abandoned,
     waiting_behind_the_abandoned, waiting_behind_the_ended,
@@ -64,7 +64,7 @@ pub(crate) const SLOW_JOBS: Family = family(
     ],
 );
 
-/// The host goes on with the jobs of a context that it has destroyed, and does not answer them.
+/// The host goes on with the jobs of a context that it has destroyed, and does not respond to them.
 pub(crate) const ABANDONED: Family = family(
     "isolation_abandoned",
     "--adversary abandon --adversary-context silent",
@@ -75,7 +75,7 @@ pub(crate) const ABANDONED: Family = family(
     ],
 );
 
-/// The host neither runs nor answers the jobs of one client.
+/// The host neither runs the jobs of one client nor responds to them.
 pub(crate) const SILENT_JOBS: Family = family(
     "isolation_silent_jobs",
     "--adversary ignore --adversary-on SUBMIT_3D --adversary-context silent",
@@ -95,25 +95,25 @@ pub(crate) const SILENT_END: Family = family(
     cases![fences_of_a_closed_file: 120, waiting_behind_the_ended: 200],
 );
 
-/// The host answers no command about the resources of one client.
+/// The host responds to no command about the resources of one client.
 pub(crate) const SILENT_COMMANDS: Family = family(
     "isolation_silent_commands",
     "--adversary ignore --adversary-on RESOURCE_CREATE_BLOB --adversary-on RESOURCE_MAP_BLOB --adversary-on CTX_ATTACH_RESOURCE --adversary-context silent",
-    cases![unanswered_commands: 120],
+    cases![commands_without_response: 120],
 );
 
-/// The host does not answer when one client wants a context.
+/// The host does not respond when one client wants a context.
 pub(crate) const SILENT_CONTEXT: Family = family(
     "isolation_silent_context",
     "--adversary ignore --adversary-on CTX_CREATE --adversary-context silent",
-    cases![unanswered_context: 120],
+    cases![context_without_response: 120],
 );
 
-/// What the host answers to one client is no answer.
+/// What the host sends to one client is no response.
 pub(crate) const DEVIATING: Family = family(
     "isolation_deviating",
     "--adversary garbage-type:0x12ff --adversary-on RESOURCE_CREATE_BLOB --adversary-on SUBMIT_3D --adversary-context silent",
-    cases![deviating_answers: 120],
+    cases![deviating_responses: 120],
 );
 
 /// Longer than anything here may take that does end.

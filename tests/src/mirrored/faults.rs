@@ -95,7 +95,7 @@ fn munmap(env: &Env) -> TestResult {
     each_fault(
         "munmap",
         || {
-            // SAFETY: A part of the place, which nobody has a reference to.
+            // SAFETY: A part of the place, which no one has a reference to.
             match unsafe { libc::munmap(start as *mut libc::c_void, length) } {
                 0 => Ok(()),
                 _ => Err(last_error()),

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0-only
 
-//! Jobs in flight while memory goes away: who takes memory back waits for the jobs that use it, but
+//! Jobs in flight while memory goes away: who invalidates memory waits for the jobs that use it, but
 //! not for ever; a job that takes too long loses its context, and no one else anything.
 
 use std::sync::atomic::{AtomicI32, Ordering};
@@ -44,7 +44,7 @@ const SIZE: usize = 16 * PAGE;
 /// The longest that the device waits at a gate, in microseconds.
 const AT_MOST: u64 = 60_000_000;
 
-/// Something a job waits for: a word of memory that is never taken away.
+/// Something a job waits for: a word of memory that is never invalidated.
 pub(crate) struct Gate<'d> {
     blob: Blob<'d>,
     map: BlobMap,

@@ -39,7 +39,7 @@ fn share(counts: &Stat) -> u64 {
     (counts.mirror_ring.get() - KEPT) / 4 / MAP
 }
 
-/// Has all of `place` mapped, and taken away by the end of the registration. A change of the memory
+/// Has all of `place` mapped, and unmapped by the end of the registration. A change of the memory
 /// itself would keep all threads of the process from looking up pages until the device has
 /// acknowledged it. Returns the number of MAPs.
 fn once(device: &Device, place: &Place) -> TestResult<u64> {

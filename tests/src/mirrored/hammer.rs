@@ -202,7 +202,7 @@ fn soft_dirty(env: &Env) -> TestResult {
     })
 }
 
-/// Takes memory away that the steps do not use. A sparse registration of all of it has it too, and
+/// Invalidates memory that the steps do not use. A sparse registration of all of it has it too, and
 /// its jobs use only what stays: whether the rest is there must not matter to them.
 ///
 /// A right that is missing for a moment may be `refused`, though: the memory is still there.

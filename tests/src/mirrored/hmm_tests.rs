@@ -361,7 +361,7 @@ fn double_map(env: &Env) -> TestResult {
     two.refused("the second", Errno::FAULT)
 }
 
-/// What another device has for itself is taken away from it.
+/// What another device has for itself is revoked from it.
 fn exclusive(env: &Env) -> TestResult {
     let other = Dmirror::open()?;
     let device = open(env)?;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0-only
 
-//! A device that misbehaves on the mirror queue. Whoever takes memory back waits for it a limited
+//! A device that misbehaves on the mirror queue. Whoever invalidates memory waits for it a limited
 //! time; then it is lost, and memory that it has seen is not used again before it was reset.
 
 use std::fs;
@@ -236,7 +236,7 @@ fn bounded(env: &Env) -> TestResult {
         let result = session(env, &mut steps);
         steps.say();
         result?;
-        steps.judge()?;
+        steps.validate()?;
     }
     Ok(())
 }
@@ -250,7 +250,7 @@ fn side_by_side(env: &Env) -> TestResult {
                 for _ in 0..2 {
                     let mut steps = Steps::default();
                     session(env, &mut steps)?;
-                    steps.judge()?;
+                    steps.validate()?;
                 }
                 Ok(())
             })
@@ -323,7 +323,7 @@ fn exit_in_the_middle(env: &Env) -> TestResult {
     Ok(())
 }
 
-/// Takes memory away until the device has been mistreating the command for sure.
+/// Invalidates memory until the device has been mistreating the command for sure.
 fn provoke(env: &Env) -> TestResult {
     for _ in 0..6 {
         let place = Place::base(SIZE)?;
@@ -368,7 +368,7 @@ fn is_lost(env: &Env) -> TestResult {
     Ok(())
 }
 
-/// Whatever takes memory away returns, and leaves the memory as it should be.
+/// Whatever invalidates memory returns, and leaves the memory as it should be.
 fn each_event_returns(env: &Env) -> TestResult {
     type Event = fn(&Place) -> TestResult;
     let events: [(&str, Event); 5] = [

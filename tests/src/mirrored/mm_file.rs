@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0-only
 
-//! Files: what the device writes reaches the file, file systems know of every write, and nobody
+//! Files: what the device writes reaches the file, file systems know of every write, and no one
 //! writes through a device what he could not write himself.
 
 use std::fs::{self, File};

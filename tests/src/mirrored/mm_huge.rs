@@ -77,7 +77,7 @@ fn collapse_read_only(env: &Env) -> TestResult {
 
 const SETTINGS: &str = "/sys/kernel/mm/transparent_hugepage";
 
-/// The kernel's thread makes pages one, which the device has, and nobody has asked for.
+/// The kernel's thread makes pages one, which the device has, and no one has asked for.
 fn by_khugepaged(env: &Env) -> TestResult {
     thp::can_collapse()?;
     let _eager = [
@@ -222,7 +222,7 @@ fn merged(env: &Env) -> TestResult {
     let place = equal_pages()?;
     let mirror = Mirror::with(&device, &place, READ_ONLY)?;
     mirror.agrees("before")?;
-    // The device has the pages mapped: merging has to take them away from it.
+    // The device has the pages mapped: merging has to invalidate them.
     let before = mirror.stat()?.space_invalidates;
     let _merging = Merging::start()?;
     check!(

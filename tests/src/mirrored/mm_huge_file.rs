@@ -210,7 +210,7 @@ fn registered<'a>(device: &'a Device, place: &'a Place) -> TestResult<Mirror<'a>
 }
 
 /// A job on the last of the pages lets a mapping of the file share the table of another that has them
-/// all: it has the others, too, which nobody has touched in it.
+/// all: it has the others, too, which no one has touched in it.
 fn share<'a>(device: &'a Device, place: &'a Place, frames: [Option<u64>; USED]) -> TestResult {
     for page in 0..USED {
         check_eq!(frame(place, page)?, None, "page {page} of a new mapping");

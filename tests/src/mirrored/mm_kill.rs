@@ -157,7 +157,7 @@ fn killed_at_the_limit(env: &Env) -> TestResult {
         let device = open(env)?;
         let place = Place::base(2 * ROOM)?;
         let userptr = device.register(&place, SPARSE)?;
-        // What has been taken away again is looked for again, without an end.
+        // What has been evicted again is looked for again, without an end.
         loop {
             match userptr.prefetch(0, 2 * ROOM as u64) {
                 // Pages that go as fast as they come are busy after a second.
@@ -169,7 +169,7 @@ fn killed_at_the_limit(env: &Env) -> TestResult {
     kill_in(Some(limit(env)?), start, |_| Ok(hits()? > 100))
 }
 
-/// Each granule of two megabytes that is taken back is a round trip to the device.
+/// Each granule of two megabytes that is invalidated is a round trip to the device.
 fn killed_while_making_room(env: &Env) -> TestResult {
     const GRANULES: usize = 120;
     const MORE: usize = 400;

@@ -113,7 +113,7 @@ fn between_nodes_while_the_device_writes(env: &Env) -> TestResult {
     mirror.coherent_all_over("in the end")
 }
 
-/// The kernel looks for pages that are used from another node by taking them away for a moment.
+/// The kernel looks for pages that are used from another node by unmapping them for a moment.
 fn numa_balancing(env: &Env) -> TestResult {
     numa::two_nodes()?;
     let device = open(env)?;

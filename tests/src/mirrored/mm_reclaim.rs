@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0-only
 
-//! Memory that the kernel takes back for others: swap, MADV_FREE, limits, the reaping of killed
+//! Memory that the kernel reclaims for others: swap, MADV_FREE, limits, the reaping of killed
 //! processes. What the device has written is never lost, wherever the page has been since.
 
 use std::time::{Duration, Instant};

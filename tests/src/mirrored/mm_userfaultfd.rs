@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0-only
 
-//! Faults that a program resolves: the device waits for its answer like anyone else, and only what
-//! needs the answer waits.
+//! Faults that a program resolves: the device waits for that like anyone else, and only what
+//! needs the page waits.
 
 use std::time::Duration;
 
@@ -29,12 +29,12 @@ pub(crate) const FAMILY: Family = family(
         moved,
         poisoned,
         user_mode_only,
-        unanswered_others_go_on,
-        unanswered_unmap,
-        unanswered_handle_closed,
-        unanswered_kill,
-        unanswered_exit,
-        answered_once_then_exit: 300,
+        unresolved_others_go_on,
+        unresolved_unmap,
+        unresolved_handle_closed,
+        unresolved_kill,
+        unresolved_exit,
+        resolved_once_then_exit: 300,
     ],
 );
 
@@ -181,7 +181,7 @@ fn write_protected(env: &Env) -> TestResult {
     mirror.coherent_all_over("in the end")
 }
 
-/// Reading needs no answer.
+/// Reading waits for no one.
 fn write_protected_for_readers(env: &Env) -> TestResult {
     let device = open(env)?;
     let place = Place::base(SIZE)?;
@@ -349,14 +349,14 @@ fn user_mode_only(env: &Env) -> TestResult {
     let uffd = Uffd::user_mode_only(0)?;
     uffd.register(place.address(0), SIZE, MISSING)?;
     let mirror = Mirror::new(&device, &place)?;
-    mirror.refused("no answer can be had", Errno::FAULT)?;
+    mirror.refused("no one can resolve it", Errno::FAULT)?;
     uffd.unregister(place.address(0), SIZE)?;
     mirror.coherent_all_over("not needed any more")
 }
 
 /// Runs `meanwhile` while a job waits for a page that no one gives it, then ends the waiting by
 /// closing; returns how EXECBUFFER ended.
-fn unanswered(
+fn unresolved(
     mirror: &Mirror<'_>,
     uffd: Uffd,
     meanwhile: impl FnOnce(&Uffd) -> TestResult,
@@ -368,20 +368,20 @@ fn unanswered(
         drop(uffd);
         let end = submitter.join().expect("no panic")?;
         result?;
-        check!(waited, "EXECBUFFER has not waited for the answer: {end:?}");
+        check!(waited, "EXECBUFFER has not waited for the page: {end:?}");
         Ok(end)
     })
 }
 
-/// Those who need no answer: other files, other registrations of the same file, other queries.
-fn unanswered_others_go_on(env: &Env) -> TestResult {
+/// Those who need no page: other files, other registrations of the same file, other queries.
+fn unresolved_others_go_on(env: &Env) -> TestResult {
     let (device, other) = (open(env)?, open(env)?);
     let (place, free) = (Place::base(SIZE)?, Place::base(SIZE)?);
     let uffd = Uffd::missing(&place)?;
     let mirror = Mirror::new(&device, &place)?;
     let same_file = Mirror::new(&device, &free)?;
     let other_file = Mirror::new(&other, &free)?;
-    let end = unanswered(&mirror, uffd, |_| {
+    let end = unresolved(&mirror, uffd, |_| {
         bounded("another file", || {
             other_file.coherent_all_over("another file")
         })?;
@@ -398,12 +398,12 @@ fn unanswered_others_go_on(env: &Env) -> TestResult {
     mirror.coherent_all_over("in the end")
 }
 
-fn unanswered_unmap(env: &Env) -> TestResult {
+fn unresolved_unmap(env: &Env) -> TestResult {
     let device = open(env)?;
     let place = Place::base(SIZE)?;
     let uffd = Uffd::missing(&place)?;
     let mirror = Mirror::new(&device, &place)?;
-    let end = unanswered(&mirror, uffd, |_| {
+    let end = unresolved(&mirror, uffd, |_| {
         bounded("munmap", || place.unmap(0, SIZE))
     })?;
     check_eq!(end, End::Refused(Errno::FAULT), "the job");
@@ -411,13 +411,13 @@ fn unanswered_unmap(env: &Env) -> TestResult {
     mirror.coherent_all_over("mapped again")
 }
 
-fn unanswered_handle_closed(env: &Env) -> TestResult {
+fn unresolved_handle_closed(env: &Env) -> TestResult {
     let device = open(env)?;
     let place = Place::base(SIZE)?;
     let uffd = Uffd::missing(&place)?;
     let mirror = Mirror::new(&device, &place)?;
     let handle = mirror.userptr.handle();
-    let end = unanswered(&mirror, uffd, |_| {
+    let end = unresolved(&mirror, uffd, |_| {
         bounded("GEM_CLOSE", || Ok(device.gem_close(handle)?))
     })?;
     // It had not been queued.
@@ -431,7 +431,7 @@ fn unanswered_handle_closed(env: &Env) -> TestResult {
     again.coherent_all_over("registered again")
 }
 
-/// A child in which a job waits for an answer; it says so in `flag`, and then does `then`.
+/// A child in which a job waits for a page; it says so in `flag`, and then does `then`.
 fn stuck_child(
     env: &Env,
     flag: &Place,
@@ -449,7 +449,7 @@ fn stuck_child(
     })
 }
 
-fn unanswered_kill(env: &Env) -> TestResult {
+fn unresolved_kill(env: &Env) -> TestResult {
     let device = open(env)?;
     let flag = Place::shared_page()?;
     let child = stuck_child(env, &flag, |_, _| loop {
@@ -466,8 +466,8 @@ fn unanswered_kill(env: &Env) -> TestResult {
     mirror.coherent_all_over("in the end")
 }
 
-/// The thread that would answer ends the process instead.
-fn unanswered_exit(env: &Env) -> TestResult {
+/// The thread that would resolve the fault ends the process instead.
+fn unresolved_exit(env: &Env) -> TestResult {
     let flag = Place::shared_page()?;
     let child = stuck_child(env, &flag, |_, _| {
         // SAFETY: Ends the child, the waiting thread with it.
@@ -478,8 +478,8 @@ fn unanswered_exit(env: &Env) -> TestResult {
     Ok(())
 }
 
-/// The job gets an answer, and has hardly begun to ask for the next page when the process ends.
-fn answered_once_then_exit(env: &Env) -> TestResult {
+/// The job gets a page, and has hardly begun to ask for the next page when the process ends.
+fn resolved_once_then_exit(env: &Env) -> TestResult {
     let flag = Place::shared_page()?;
     for _ in 0..env.iterations(20) {
         let child = stuck_child(env, &flag, |uffd, fault| {

@@ -179,7 +179,7 @@ fn closed_memory_is_out_of_reach(env: &Env) -> TestResult {
     ))
 }
 
-/// Whoever takes memory away returns when the device has said that it uses it no more.
+/// Whoever invalidates memory returns when the device has said that it uses it no more.
 fn acknowledgement_is_waited_for(env: &Env) -> TestResult {
     // What the device takes is a second; the clocks of guest and host may differ a little.
     const LEAST: Duration = Duration::from_millis(900);

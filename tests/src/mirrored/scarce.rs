@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0-only
 
-//! A device with room for few runs of pages: whoever needs much of it does without, and nobody else
+//! A device with room for few runs of pages: whoever needs much of it does without, and no one else
 //! notices.
 
 use virtgpu_client::protocol::uapi::bo_state;
@@ -165,7 +165,7 @@ fn a_lost_space_is_that_registration(env: &Env) -> TestResult {
     place.fill(3);
     for options in [WHOLE, READ_ONLY] {
         let mirror = Mirror::with(&device, &place, options)?;
-        // The first MAP is answered, and then the space is lost.
+        // The first MAP has its response, and then the space is lost.
         let _ = mirror.userptr.prefetch(0, PAGE as u64);
         let told = eventually(job::LIMIT, || {
             mirror

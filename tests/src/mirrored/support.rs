@@ -95,7 +95,7 @@ const BUSY: usize = 20;
 /// The ring of the jobs that ask the device for its counts.
 const STAT_RING: u32 = 3;
 
-/// Longer than the kernel keeps on taking away memory that no one uses.
+/// Longer than the kernel keeps on reclaiming memory that no one uses.
 const SETTLED: Duration = Duration::from_secs(20);
 
 /// What runs through the staging buffer at a time.

@@ -140,8 +140,8 @@ impl Importer {
     /// Whether the dma-buf is mapped still, and whether it was revoked. The device neither works on
     /// it nor holds it any more.
     pub(crate) fn state(&self) -> Result<(bool, bool), Errno> {
-        let answer = self.ask(false, false)?;
-        Ok((answer.mapped != 0, answer.told != 0))
+        let response = self.ask(false, false)?;
+        Ok((response.mapped != 0, response.told != 0))
     }
 
     fn ask(&self, works: bool, holds: bool) -> Result<Imported, Errno> {

@@ -65,7 +65,7 @@ pub(crate) fn remember(env: &Env) -> TestResult {
     Ok(())
 }
 
-/// There was something that nobody has checked.
+/// There was something that no one has checked.
 pub(crate) fn forget() {
     *BEFORE.lock().expect("one thread") = None;
 }

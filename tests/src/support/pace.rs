@@ -38,11 +38,11 @@ pub(crate) fn measure(debug: bool) -> std::io::Result<()> {
     Ok(())
 }
 
-/// The time between a byte to another process and its answer, of many.
+/// The time between a byte to another process and its response, of many.
 fn round_trip() -> std::io::Result<Duration> {
     const COUNT: u32 = 50;
     let (mut question, mut ask) = pipe()?;
-    let (mut answer, mut reply) = pipe()?;
+    let (mut response, mut respond) = pipe()?;
     // SAFETY: This process has one thread, so that the child may do anything.
     let pid = unsafe { libc::fork() };
     if pid < 0 {
@@ -50,15 +50,15 @@ fn round_trip() -> std::io::Result<Duration> {
     }
     let mut byte = [0];
     if pid == 0 {
-        drop((ask, answer));
-        while matches!(question.read(&mut byte), Ok(1)) && reply.write_all(&byte).is_ok() {}
+        drop((ask, response));
+        while matches!(question.read(&mut byte), Ok(1)) && respond.write_all(&byte).is_ok() {}
         // SAFETY: Ends the child without running the parent's destructors.
         unsafe { libc::_exit(0) }
     }
-    drop((question, reply));
+    drop((question, respond));
     let mut turn = || {
         ask.write_all(&[1])?;
-        answer.read_exact(&mut byte)
+        response.read_exact(&mut byte)
     };
     let result = turn().and_then(|()| {
         let start = Instant::now();

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0-only
 
-//! What the device itself says: its answer to STAT, for which no driver counts anything.
+//! What the device itself says: its response to STAT, for which no driver counts anything.
 
 use virtgpu_client::protocol::compute::Stat;
 use virtgpu_client::{compute, Blob, BlobMap, Device, Exec};

@@ -170,7 +170,7 @@ impl Victim {
         Ok(())
     }
 
-    /// Ioctls that need no device answer ENODEV once the driver has left it.
+    /// Ioctls that need no device return ENODEV once the driver has left it.
     pub(crate) fn gone(&self) -> TestResult {
         self.refused(&[Errno::NODEV])?;
         for (what, result) in [

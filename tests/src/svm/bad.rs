@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0-only
 
 //! Addresses at which a device finds nothing, or must not: the job fails without a byte read or written,
-//! its context is lost, one event says what happened, and nobody else notices.
+//! its context is lost, one event says what happened, and no one else notices.
 
 use std::fs;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -210,7 +210,7 @@ fn secretmem(env: &Env) -> TestResult {
     Ok(())
 }
 
-/// The fault waits for the answer of a userfaultfd while secret memory is mapped over the page.
+/// The fault waits for a userfaultfd while secret memory is mapped over the page.
 fn secretmem_put_there_during_a_fault(env: &Env) -> TestResult {
     let svm = open(env)?;
     let fd = secret(PAGE as u64)?;
@@ -361,7 +361,7 @@ fn every_ring_is_told(env: &Env) -> TestResult {
     let svm = open(env)?;
     let place = Place::base(PAGE)?;
     let mut spinning = compute::Stream::new();
-    // Nobody ever writes the value.
+    // No one ever writes the value.
     spinning.spin_until(at(place.address(0)), 1, 100_000_000);
     for ring in 1..RINGS {
         svm.submit(ring, &spinning)?;

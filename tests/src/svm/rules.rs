@@ -174,8 +174,8 @@ fn shared_or_fault_mode(env: &Env) -> TestResult {
         "listing what had been exported"
     );
     let other = device(env)?;
-    let foreign = other.create_blob(&BlobOptions::guest(4096))?;
-    let imported = own.prime_import(&other.prime_export(foreign.handle())?)?;
+    let others = other.create_blob(&BlobOptions::guest(4096))?;
+    let imported = own.prime_import(&other.prime_export(others.handle())?)?;
     check_err!(
         listing(&svm, imported),
         Errno::OPNOTSUPP,
@@ -240,7 +240,7 @@ fn buffer_closed_in_use(env: &Env) -> TestResult {
     Ok(())
 }
 
-/// Jobs with fences, on rings of the same number and with memory of the same process, wait for nobody.
+/// Jobs with fences, on rings of the same number and with memory of the same process, wait for no one.
 fn fence_job_beside_stall(env: &Env) -> TestResult {
     let (svm, fenced) = (open(env)?, device(env)?);
     let (stalled, place) = (Place::base(4 * PAGE)?, Place::base(4 * PAGE)?);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0-only
 
-//! Faults that wait for a userfaultfd which does not answer: only what needs the answer waits.
+//! Faults that wait for a userfaultfd which does not resolve them: only what needs the page waits.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -24,10 +24,10 @@ pub(crate) const FAMILY: Family = family(
         close,
         kill,
         exit,
-        answered_once_then_exit: 300,
+        resolved_once_then_exit: 300,
         stuck_in_both_workers,
         handler_uses_a_ring,
-        answered_late,
+        resolved_late,
     ],
 );
 
@@ -46,7 +46,7 @@ impl Silent {
         Ok(Self { place, uffd })
     }
 
-    /// A job that waits for the answer; returns when it does.
+    /// A job that waits for a page; returns when it does.
     fn stall(&self, svm: &Svm, ring: u32, page: usize) -> TestResult<Fault> {
         svm.submit(ring, &Svm::writing(self.place.address(page * PAGE), 7))?;
         let fault = self.uffd.asked()?;
@@ -111,7 +111,7 @@ fn other_rings_go_on(env: &Env) -> TestResult {
     Ok(())
 }
 
-/// The memory that is asked for goes away, which nobody waits for.
+/// The memory that is asked for goes away, which no one waits for.
 fn munmap(env: &Env) -> TestResult {
     let svm = open(env)?;
     let silent = Silent::new()?;
@@ -149,7 +149,7 @@ fn close(env: &Env) -> TestResult {
     Ok(())
 }
 
-/// A child in which a job waits for an answer; it says so in `flag`, and then does `then`.
+/// A child in which a job waits for a page; it says so in `flag`, and then does `then`.
 fn stuck_child(
     env: &Env,
     flag: &Place,
@@ -180,7 +180,7 @@ fn kill(env: &Env) -> TestResult {
     svm.coherent_all_over("in the end", &place)
 }
 
-/// The thread that would answer ends the process instead.
+/// The thread that would resolve the fault ends the process instead.
 fn exit(env: &Env) -> TestResult {
     let flag = Place::shared_page()?;
     let child = stuck_child(env, &flag, |_, _| {
@@ -192,8 +192,8 @@ fn exit(env: &Env) -> TestResult {
     super::support::others_work(env, "a process that is gone")
 }
 
-/// The fault is answered, and has hardly been told to the device when the process ends.
-fn answered_once_then_exit(env: &Env) -> TestResult {
+/// The fault is resolved, and has hardly been told to the device when the process ends.
+fn resolved_once_then_exit(env: &Env) -> TestResult {
     let flag = Place::shared_page()?;
     for _ in 0..env.iterations(20) {
         let child = stuck_child(env, &flag, |silent, fault| {
@@ -230,14 +230,14 @@ fn stuck_in_both_workers(env: &Env) -> TestResult {
     Ok(())
 }
 
-/// Whoever answers faults may have the device compute the answer, in the same context.
+/// Whoever resolves faults may have the device compute the page, in the same context.
 fn handler_uses_a_ring(env: &Env) -> TestResult {
     let svm = open(env)?;
     let silent = Silent::new()?;
     let source = Place::base(PAGE)?;
     for page in 0..SIZE / PAGE {
         silent.stall(&svm, 0, page)?;
-        svm.run_on(1, "computing the answer", &Svm::adding(&source))?;
+        svm.run_on(1, "computing the page", &Svm::adding(&source))?;
         silent
             .uffd
             .copy(silent.place.address(page * PAGE), &source.to_vec(0, PAGE))?;
@@ -246,14 +246,14 @@ fn handler_uses_a_ring(env: &Env) -> TestResult {
         check_eq!(
             silent.place.read_u32(page * PAGE + 8),
             page as u32 + 1,
-            "the answer beside it"
+            "the page beside it"
         );
     }
     Ok(())
 }
 
 /// An access waits as long as it has to, and so does who waits for its value.
-fn answered_late(env: &Env) -> TestResult {
+fn resolved_late(env: &Env) -> TestResult {
     let svm = open(env)?;
     let silent = Silent::new()?;
     let word = AtomicU64::new(0);

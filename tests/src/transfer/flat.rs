@@ -129,7 +129,7 @@ pub(super) fn flat_one_way(env: &Env) -> TestResult {
 
 pub(super) fn flat_refused_by_the_host(env: &Env) -> TestResult {
     if !env.ours {
-        skip!("Linux's driver forgets what the host answers");
+        skip!("Linux's driver forgets what the host responds");
     }
     let device = env.open()?;
     // One that only contexts know.
@@ -167,7 +167,7 @@ pub(super) fn flat_blobs(env: &Env) -> TestResult {
         );
     }
     if env.ours {
-        // Nobody uses it, but it can be registered.
+        // No one uses it, but it can be registered.
         let memory = small_pages(PAGE)?;
         device
             .register(&memory, RegisterOptions::pinned())?

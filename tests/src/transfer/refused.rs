@@ -235,7 +235,7 @@ pub(super) fn bad_handles(env: &Env) -> TestResult {
 /// RESOURCE_CREATE does not wait for the host; that it has refused is told by what comes next.
 pub(super) fn refused_by_the_host(env: &Env) -> TestResult {
     if !env.ours {
-        skip!("Linux's driver forgets what the host answers");
+        skip!("Linux's driver forgets what the host responds");
     }
     let device = env.compute()?;
     for (what, mut create, error) in [

@@ -113,7 +113,9 @@ impl Checker {
             Event::Command { cmd, kind, .. } if kind == "INVALIDATE" => {
                 self.faults.invalidates.insert(*cmd, self.now);
             }
-            Event::Reply { cmd, adversary, .. } => self.acknowledged(*cmd, adversary.is_some()),
+            Event::CommandDone { cmd, adversary, .. } => {
+                self.acknowledged(*cmd, adversary.is_some())
+            }
             _ => {}
         }
         let now = self.now;

@@ -54,19 +54,19 @@ pub fn check(input: impl BufRead) -> io::Result<Report> {
     Ok(checker.report)
 }
 
-/// A request that has not been answered.
+/// A request without its response.
 struct Open {
     cmd: String,
     fence: Option<u64>,
     timeline: Timeline,
     takes: Option<Takes>,
-    /// What it takes away is gone.
+    /// What it ends access to is gone.
     done: bool,
-    /// The adversary answers it before these jobs are over.
+    /// The adversary responds to it before these jobs are over.
     early: Option<BTreeSet<u64>>,
 }
 
-/// What a request takes away from jobs.
+/// What a request ends the access of jobs to.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Takes {
     Resource(u32),
@@ -105,13 +105,13 @@ fn has_mode(adversary: Option<&str>, mode: &str) -> bool {
 type Timeline = Option<(u32, u8)>;
 
 struct Job {
-    /// The request that is answered when it is over.
+    /// The request whose response is due when it is over.
     req: u64,
     ctx: u32,
     resources: BTreeSet<u32>,
     /// It touched what it may not.
     must_fail: bool,
-    /// Nobody waits for it.
+    /// No one waits for it.
     abandoned: bool,
     /// What was missing when its current operation began.
     lacks: Vec<Lack>,
@@ -137,7 +137,7 @@ struct Checker {
     /// Requests from before a reset.
     stale: BTreeSet<u64>,
     next_req: u64,
-    /// Fenced jobs in the order in which they must be answered.
+    /// Fenced jobs in the order in which their responses must come.
     fences: BTreeMap<Timeline, VecDeque<u64>>,
     /// Sizes.
     resources: BTreeMap<u32, u64>,
@@ -412,7 +412,7 @@ impl Checker {
             Event::Features { .. }
             | Event::MirrorOpen { .. }
             | Event::MirrorClose
-            | Event::Reply { .. }
+            | Event::CommandDone { .. }
             | Event::CommandDropped { .. }
             | Event::Space { .. }
             | Event::SpaceGone { .. }
@@ -436,13 +436,17 @@ impl Checker {
         }
     }
 
-    /// The adversary answers `req` too early on purpose. That excuses the answer and nothing else:
-    /// what the request takes away stays until no job can touch it.
+    /// The adversary responds to `req` too early on purpose. That excuses the response and nothing else:
+    /// what the request ends access to stays until no job can touch it.
     fn early(&mut self, req: u64, jobs: Vec<u64>) {
         let on_purpose = self.adversary;
-        self.expect(on_purpose, || format!("request {req} is answered early"));
+        self.expect(on_purpose, || {
+            format!("request {req} has its response early")
+        });
         let Some(request) = self.requests.get_mut(&req) else {
-            return self.wrong(format!("request {req} is answered early, but not open"));
+            return self.wrong(format!(
+                "request {req} has its response early, but is not open"
+            ));
         };
         let takes = request.takes;
         let mut others = Vec::new();
@@ -458,7 +462,7 @@ impl Checker {
         }
     }
 
-    /// A request that takes this away may be answered.
+    /// The response to a request that ends this may come.
     fn taken(&mut self, what: Takes) {
         let mut requests = self.requests.values_mut();
         if let Some(request) = requests.find(|r| r.takes == Some(what) && !r.done) {
@@ -475,26 +479,26 @@ impl Checker {
         adversary: Option<&str>,
     ) {
         let open = self.open;
-        self.expect(open, || "an answer while the queue is closed".into());
+        self.expect(open, || "a response while the queue is closed".into());
         let Some(request) = self.requests.remove(&req) else {
-            return self.wrong(format!("request {req} is answered, but not open"));
+            return self.wrong(format!("request {req} has a response, but is not open"));
         };
         let early = request.early.as_ref();
         let on_purpose = early.is_none() || has_mode(adversary, "early");
         self.expect(on_purpose, || {
-            format!("request {req} is answered early, but not on purpose")
+            format!("request {req} has its response early, but not on purpose")
         });
         if fence.is_some() {
-            self.no_job("answered", |id, job| {
+            self.no_job("responded to", |id, job| {
                 job.req == req
                     && job.space.is_none()
                     && !early.is_some_and(|jobs| jobs.contains(&id))
             });
         }
-        // What is ignored is not answered either.
+        // What is ignored has no response either.
         let done = request.takes.is_none() || request.done || has_mode(adversary, "ignore");
         self.expect(!good || done || early.is_some(), || {
-            format!("request {req} is answered, but what it takes away is there")
+            format!("request {req} has its response, but what it ends is there")
         });
         if adversary.is_some() {
             self.fences

@@ -60,7 +60,7 @@ fn is_ignored(adversary: &str) -> bool {
 pub(super) struct Spaces {
     /// What is wrong with the event at hand.
     pub(super) wrong: Vec<String>,
-    /// The adversary is at work: answers come in any order.
+    /// The adversary is at work: responses come in any order.
     pub(super) adversary: bool,
     open: bool,
     next: u64,
@@ -250,18 +250,18 @@ impl Spaces {
                     mapped: None,
                 });
             }
-            // It was never taken back, nor carried out.
-            Event::Reply {
+            // It was never returned, nor carried out.
+            Event::CommandDone {
                 adversary: Some(adversary),
                 ..
             } if is_ignored(adversary) => {}
-            Event::Reply {
+            Event::CommandDone {
                 cmd,
                 status,
                 adversary,
                 ..
             } => {
-                self.reply(*cmd, *status, adversary.is_some());
+                self.command_done(*cmd, *status, adversary.is_some());
             }
             Event::CommandDropped { cmd } => {
                 let at = self.pending.iter().position(|p| p.cmd == *cmd);
@@ -298,7 +298,7 @@ impl Spaces {
                 let front = self.pending.back_mut();
                 let front = front.filter(|p| p.kind == command::SPACE_CREATE && p.space == *space);
                 let asked = front.map(|p| p.created = true).is_some();
-                self.expect(asked, || format!("nobody asked for space {space}"));
+                self.expect(asked, || format!("no one asked for space {space}"));
             }
             Event::SpaceGone { space, .. } => {
                 let known = self.spaces.remove(space).is_some();
@@ -413,14 +413,16 @@ impl Spaces {
             let back = back.filter(|p| (p.kind, p.space, p.range) == (command::MAP, id, range));
             let asked = back.map(|p| p.mapped = Some((before, done))).is_some();
             self.expect(asked, || {
-                format!("nobody asked for a mapping in space {id}")
+                format!("no one asked for a mapping in space {id}")
             });
         }
     }
 
-    fn reply(&mut self, cmd: u64, code: Option<u32>, twisted: bool) {
+    fn command_done(&mut self, cmd: u64, code: Option<u32>, twisted: bool) {
         let open = self.open;
-        self.expect(open, || "an answer while the mirror queue is closed".into());
+        self.expect(open, || {
+            "a response while the mirror queue is closed".into()
+        });
         let Some(at) = self.pending.iter().position(|p| p.cmd == cmd) else {
             return self
                 .wrong

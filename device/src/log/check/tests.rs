@@ -31,7 +31,7 @@ fn submit(req: u64, fence: u64) -> String {
     format!(r#"request "req":{req},"cmd":"SUBMIT_3D","ctx":1,"fence":{fence},"bytes":1"#)
 }
 
-fn answer(req: u64, fence: u64) -> String {
+fn response(req: u64, fence: u64) -> String {
     format!(
         r#"response "req":{req},"cmd":"SUBMIT_3D","kind":"OK_NODATA","fence":{fence},"used":24"#
     )
@@ -40,9 +40,9 @@ fn answer(req: u64, fence: u64) -> String {
 #[test]
 fn a_good_life() {
     let end = r#"end "resources":0,"contexts":1,"commands":1"#;
-    let (submit, answer) = (submit(0, 1), answer(0, 1));
+    let (submit, response) = (submit(0, 1), response(0, 1));
     let events = [
-        OPEN, CREATE, CONTEXT, ATTACH, &submit, JOB, ACCESS, JOB_END, &answer, UNREF, end,
+        OPEN, CREATE, CONTEXT, ATTACH, &submit, JOB, ACCESS, JOB_END, &response, UNREF, end,
     ];
     assert_eq!(violations(&events), [0u64; 0]);
 }
@@ -73,22 +73,22 @@ fn access_outside() {
 }
 
 #[test]
-fn answer_before_the_job_is_over() {
-    let (submit, answer) = (submit(0, 1), answer(0, 1));
+fn response_before_the_job_is_over() {
+    let (submit, response) = (submit(0, 1), response(0, 1));
     let events = [
-        OPEN, CREATE, CONTEXT, ATTACH, &submit, JOB, &answer, JOB_END,
+        OPEN, CREATE, CONTEXT, ATTACH, &submit, JOB, &response, JOB_END,
     ];
     assert_eq!(violations(&events), [7]);
 }
 
 #[test]
-fn answers_that_are_early_on_purpose() {
+fn responses_that_are_early_on_purpose() {
     const START: &str = r#"start "options":"--adversary early""#;
     const EARLY: &str = r#"early "req":0,"jobs":[1]"#;
-    let twisted = |answer: &str, mode: &str| {
-        answer.replace("\"used\":", &format!("\"adversary\":\"{mode}\",\"used\":"))
+    let twisted = |response: &str, mode: &str| {
+        response.replace("\"used\":", &format!("\"adversary\":\"{mode}\",\"used\":"))
     };
-    let (submit, right) = (submit(0, 1), answer(0, 1));
+    let (submit, right) = (submit(0, 1), response(0, 1));
     let early = twisted(&right, "early");
     let before = [START, OPEN, CREATE, CONTEXT, ATTACH, &submit, JOB];
     let run = |more: &[&str]| violations(&[&before[..], more].concat());
@@ -107,9 +107,9 @@ fn answers_that_are_early_on_purpose() {
     honestly[0] = honest;
     let all = [&honestly[..], &[EARLY, &early, JOB_END]].concat();
     assert_eq!(violations(&all), [8]);
-    // It excuses nothing else: what is taken away meanwhile, and what is touched later.
+    // It excuses nothing else: what ends meanwhile, and what is touched later.
     let unref = r#"request "req":1,"cmd":"RESOURCE_UNREF","ctx":0,"resource":1,"bytes":32"#;
-    let unreffed = answer(1, 0)
+    let unreffed = response(1, 0)
         .replace("SUBMIT_3D", "RESOURCE_UNREF")
         .replace("\"fence\":0,", "");
     let gone = [EARLY, &early, unref, UNREF, &unreffed, JOB_END];
@@ -118,7 +118,7 @@ fn answers_that_are_early_on_purpose() {
         run(&[EARLY, &early, unref, JOB_END, UNREF, &unreffed]),
         [0u64; 0]
     );
-    // What takes away is early, too: not before it is said, and the resource stays.
+    // What ends access is early, too: not before it is said, and the resource stays.
     let second = r#"early "req":1,"jobs":[1]"#;
     let too_soon = twisted(&unreffed, "early");
     let start = [EARLY, &early, unref];
@@ -131,17 +131,17 @@ fn answers_that_are_early_on_purpose() {
 }
 
 #[test]
-fn answers() {
+fn responses() {
     let (first, second) = (submit(0, 1), submit(1, 2));
     let before = [OPEN, &first, &second];
-    let (one, two) = (answer(0, 1), answer(1, 2));
+    let (one, two) = (response(0, 1), response(1, 2));
     assert_eq!(
         violations(&[&before[..], &[&one, &two]].concat()),
         [0u64; 0]
     );
     assert_eq!(violations(&[&before[..], &[&two, &one]].concat()), [4]);
     assert_eq!(violations(&[&before[..], &[&one, &one]].concat()), [5]);
-    assert_eq!(violations(&[&before[..], &[&answer(0, 2)]].concat()), [4]);
+    assert_eq!(violations(&[&before[..], &[&response(0, 2)]].concat()), [4]);
     let reset = r#"reset "resources":0,"contexts":0"#;
     assert_eq!(violations(&[&before[..], &[reset, &one]].concat()), [5, 5]);
 }
@@ -173,8 +173,8 @@ fn command(cmd: u64, kind: &str, rest: &str) -> String {
     format!(r#"command "cmd":{cmd},"kind":"{kind}","space":1,{rest}"bytes":0"#)
 }
 
-fn reply(cmd: u64, status: &str) -> String {
-    format!(r#"reply "cmd":{cmd},"status":{status},"used":0"#)
+fn command_done(cmd: u64, status: &str) -> String {
+    format!(r#"command_done "cmd":{cmd},"status":{status},"used":0"#)
 }
 
 fn mapped(runs: &str) -> String {
@@ -189,10 +189,10 @@ fn with_pages() -> Vec<String> {
     let mut lines = Vec::from(lines);
     lines.push(command(0, "SPACE_CREATE", ""));
     lines.push(SPACE.into());
-    lines.push(reply(0, "0"));
+    lines.push(command_done(0, "0"));
     lines.push(command(1, "MAP", map));
     lines.push(mapped("[[0,8192,1]]"));
-    lines.push(reply(1, "0"));
+    lines.push(command_done(1, "0"));
     lines
 }
 
@@ -204,7 +204,7 @@ fn after(lines: &[String], more: &[&str]) -> Vec<u64> {
 #[test]
 fn spaces() {
     let invalidate = command(2, "INVALIDATE", r#""start":0,"last":4095,"#);
-    let (done, next) = (reply(2, "null"), reply(3, "null"));
+    let (done, next) = (command_done(2, "null"), command_done(3, "null"));
     let destroy = command(3, "SPACE_DESTROY", "");
     let all: [&str; 8] = [
         &invalidate,
@@ -235,7 +235,7 @@ fn spaces() {
     assert_eq!(without(4), [14, 15]);
     // Not gone: it outlives both, its command and its resource.
     assert_eq!(without(5), [15, 16]);
-    // Given back without having been taken, and destroyed by nobody.
+    // Given back without having been taken, and destroyed by no one.
     assert_eq!(without(0), [11]);
     // In another order.
     let swapped = [all[0], all[3], all[1], all[4], all[5], all[6], all[2]];
@@ -260,7 +260,7 @@ fn mappings() {
     let with = |runs: &str, status: &str| {
         let mut lines = with_pages();
         lines[7] = mapped(runs);
-        lines[8] = reply(1, status);
+        lines[8] = command_done(1, status);
         after(&lines, &[])
     };
     assert_eq!(with("[[0,4096,1],[4096,4096,1]]", "0"), [0u64; 0]);
@@ -269,12 +269,12 @@ fn mappings() {
     assert_eq!(with("[[0,8192,1]]", "3"), [9]);
     assert_eq!(with("[[4096,8192,1]]", "0"), [8, 8]);
     let lines = with_pages();
-    // Nobody asked, in a space that is gone.
+    // No one asked, in a space that is gone.
     assert_eq!(after(&lines[..5], &[&lines[7]]), [6]);
     assert_eq!(after(&lines[..2], &[&lines[7]]), [3, 3]);
     let hammer = r#"hammer "space":1,"start":0,"length":4096,"on":true"#;
     let invalidate = command(2, "INVALIDATE", r#""start":0,"last":8191,"#);
-    let done = reply(2, "null");
+    let done = command_done(2, "null");
     let more = [hammer, &invalidate, UNMAPPED, &done];
     assert_eq!(after(&lines, &more), [13]);
 }
@@ -298,7 +298,7 @@ fn accesses_to_spaces() {
     assert_eq!(run(&[&write, &failed]), [0u64; 0]);
     assert_eq!(run(&[&hole, JOB_END]), [14]);
     assert_eq!(run(&[&hole, &failed]), [0u64; 0]);
-    // Taken away before, and while it runs.
+    // Gone before, and while it runs.
     assert_eq!(run(&[UNMAPPED, &read, JOB_END]), [15]);
     assert_eq!(run(&[&read, UNMAPPED, JOB_END]), [0u64; 0]);
     // Mapped while it runs.
@@ -332,9 +332,9 @@ const ACCEPTED_JOB: &str =
 /// Up to a job of a context in fault mode that is accepted: 10 lines.
 fn in_fault_mode() -> Vec<String> {
     let create = command(0, "SPACE_CREATE", "");
-    let lines = [OPEN, CONTEXT, MIRROR, &create, TASK, &reply(0, "0")];
+    let lines = [OPEN, CONTEXT, MIRROR, &create, TASK, &command_done(0, "0")];
     let mut lines = lines.map(String::from).to_vec();
-    lines.extend([submit(0, 1), ACCEPTED_JOB.into(), answer(0, 1)]);
+    lines.extend([submit(0, 1), ACCEPTED_JOB.into(), response(0, 1)]);
     let access = ACCESS.replace(
         "\"resource\":1,\"offset\":0",
         "\"resource\":0,\"offset\":4096",
@@ -348,7 +348,7 @@ fn faults() {
     let lines = in_fault_mode();
     let map = command(1, "MAP", r#""start":4096,"length":4096,"#);
     let page = r#"mapped "space":1,"start":4096,"length":4096,"entries":1,"pages":1,"asked":[[4096,4096,3]],"runs":[[4096,4096,3]]"#;
-    let mapped = reply(1, "0");
+    let mapped = command_done(1, "0");
     let all = [FAULT, &map, page, &mapped, RESOLVED, JOB_END, DONE];
     assert_eq!(after(&lines, &all), [0u64; 0]);
     let run = |change: &dyn Fn(&mut Vec<String>)| {
@@ -366,12 +366,12 @@ fn faults() {
     assert_eq!(run(&|all| all.insert(1, other(1))), [12]);
     assert_eq!(run(&|all| all.insert(1, other(4))), [0u64; 0]);
     assert_eq!(run(&|all| all.insert(1, other(3))), [12]);
-    // In the middle of a page, of nobody, elsewhere.
+    // In the middle of a page, of no one, elsewhere.
     let page_of = |page: &str| FAULT.replace("\"page\":4096", page);
     assert_eq!(run(&|all| all[0] = page_of("\"page\":4097")), [11]);
     assert_eq!(run(&|all| all[0] = page_of("\"page\":65536")), [11]);
-    let nobody = FAULT.replace("\"job\":1", "\"job\":2");
-    assert_eq!(run(&|all| all[0] = nobody.clone()), [11]);
+    let unknown = FAULT.replace("\"job\":1", "\"job\":2");
+    assert_eq!(run(&|all| all[0] = unknown.clone()), [11]);
     // Resolved twice; not resolved, which a job that ends well has not waited for.
     assert_eq!(run(&|all| all.insert(5, RESOLVED.into())), [16]);
     // It cannot be resolved, and yet the job goes on.
@@ -416,7 +416,7 @@ fn jobs_in_fault_mode() {
     let second = ACCEPTED_JOB.replace("\"job\":1,\"req\":0", "\"job\":2,\"req\":1");
     let end = JOB_END.replace("\"job\":1", "\"job\":2");
     let done = DONE.replace("\"job\":1", "\"job\":2");
-    let (request, accepted) = (submit(1, 2), answer(1, 2));
+    let (request, accepted) = (submit(1, 2), response(1, 2));
     let failed = JOB_END.replace("ok", "cancelled");
     let cancelled = DONE.replace("\"result\":0", "\"result\":3");
     let order = [
@@ -442,7 +442,7 @@ fn jobs_in_fault_mode() {
             .chain(events.iter().copied());
         for (seq, event) in lines.enumerate() {
             let (name, rest) = event.split_once(' ').unwrap();
-            let t = if name == "reply" {
+            let t = if name == "command_done" {
                 seconds * 1_000_000
             } else {
                 0
@@ -454,11 +454,11 @@ fn jobs_in_fault_mode() {
         report.violations.len()
     };
     let invalidate = command(1, "INVALIDATE", r#""start":0,"last":4095,"#);
-    let reply = reply(1, "null");
-    assert_eq!(slow(&[FAULT, &invalidate, &reply], 1), 0);
-    assert_eq!(slow(&[FAULT, &invalidate, &reply], 6), 1);
-    assert_eq!(slow(&[&invalidate, &reply], 6), 0);
-    assert_eq!(slow(&[FAULT, RESOLVED, &invalidate, &reply], 6), 0);
+    let command_done = command_done(1, "null");
+    assert_eq!(slow(&[FAULT, &invalidate, &command_done], 1), 0);
+    assert_eq!(slow(&[FAULT, &invalidate, &command_done], 6), 1);
+    assert_eq!(slow(&[&invalidate, &command_done], 6), 0);
+    assert_eq!(slow(&[FAULT, RESOLVED, &invalidate, &command_done], 6), 0);
 }
 
 #[test]
@@ -468,7 +468,7 @@ fn what_a_job_in_fault_mode_borrows() {
     lines.insert(1, CREATE.into());
     lines.insert(3, ATTACH.into());
     lines[9] = lines[9].replace("\"resources\":[]", "\"resources\":[1]");
-    // Nobody waits for it; but it must not succeed with what is gone.
+    // No one waits for it; but it must not succeed with what is gone.
     assert_eq!(after(&lines, &[ACCESS, UNREF, JOB_END, DONE]), [0u64; 0]);
     assert_eq!(after(&lines, &[UNREF, ACCESS, JOB_END, DONE]), [14]);
     let destroy = r#"ctx_destroy "ctx":1"#;

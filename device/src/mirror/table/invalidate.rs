@@ -11,7 +11,7 @@ use crate::mirror::Mirror;
 use crate::misbehave::mutant::Mutant;
 
 impl Mirror {
-    /// Takes away what is mapped between `start` and `last`, in pages.
+    /// Unmaps what is mapped between `start` and `last`, in pages.
     pub(in crate::mirror) fn invalidate(&self, table: &mut Table, id: u32, start: u64, last: u64) {
         let Some(space) = table.spaces.get_mut(&id) else {
             return;
@@ -42,7 +42,7 @@ impl Mirror {
             false => Err(std::io::ErrorKind::QuotaExceeded.into()),
         };
         if let Err(error) = result {
-            // It cannot be refused, so more is taken away than was asked for: all of it needs no
+            // It cannot be refused, so more is unmapped than was asked for: all of it needs no
             // mapping that is not there.
             log::warn!("space {id} is lost: {error}");
             for (at, run) in old {

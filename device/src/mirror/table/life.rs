@@ -183,7 +183,7 @@ impl Mirror {
         }
     }
 
-    /// Takes away all that is mapped in a space.
+    /// Unmaps all that is mapped in a space.
     fn clear(&self, id: u32, space: &mut Space) {
         let runs = std::mem::take(&mut space.runs);
         let Some(span) = runs.span() else {

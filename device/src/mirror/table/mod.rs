@@ -209,7 +209,7 @@ const DESTROYED: &str = "destroyed";
 const LOST: &str = "lost";
 
 impl Mirror {
-    /// Carries out a command, or answers what is none.
+    /// Carries out a command, or refuses what is none.
     pub(super) fn act(
         &self,
         command: Result<Command, Malformed>,

@@ -102,9 +102,9 @@ pub struct Attack {
     random: u64,
 }
 
-/// What to do instead of answering properly.
+/// What to do instead of responding properly.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Answer {
+pub(crate) struct Twisted {
     /// What is written.
     pub(crate) bytes: Vec<u8>,
     /// The used length, if it is not what was written.
@@ -201,12 +201,12 @@ impl Attack {
         self.number(Kind::Exit).map(|n| n as i32)
     }
 
-    /// The error to answer without doing anything.
+    /// The error to respond with, without doing anything.
     pub(crate) fn refusal(&self) -> Option<u32> {
         self.number(Kind::Refuse).map(|n| n as u32)
     }
 
-    /// The status of the mirror queue to answer without doing anything.
+    /// The status of the mirror queue to respond with, without doing anything.
     pub(crate) fn refused_status(&self) -> Option<u32> {
         let status = |code| match code {
             // Of the control queue.
@@ -318,12 +318,12 @@ impl Attack {
         self.number(Kind::Refault).is_some()
     }
 
-    /// Whether the answer comes too early.
+    /// Whether the response comes too early.
     pub(crate) fn is_early(&self) -> bool {
         self.number(Kind::Early).is_some()
     }
 
-    /// Whether there is no answer.
+    /// Whether there is no response.
     pub(crate) fn is_silent(&self) -> bool {
         self.number(Kind::Silence).is_some() || self.is_ignored()
     }
@@ -343,7 +343,7 @@ impl Attack {
         self.number(Kind::Endless).is_some()
     }
 
-    /// How late the answer is; only the first call knows.
+    /// How late the response is; only the first call knows.
     pub(crate) fn take_delay(&mut self) -> Option<Duration> {
         let delay = self.number(Kind::Delay).map(Duration::from_millis);
         self.modes.retain(|m| m.kind != Kind::Delay);
@@ -364,8 +364,8 @@ impl Attack {
         }
     }
 
-    /// The answer `bytes` to a buffer of `capacity` bytes at `head`, mistreated.
-    pub(crate) fn twist(&self, mut bytes: Vec<u8>, capacity: u64, head: u16) -> Answer {
+    /// The response `bytes` to a buffer of `capacity` bytes at `head`, mistreated.
+    pub(crate) fn twist(&self, mut bytes: Vec<u8>, capacity: u64, head: u16) -> Twisted {
         let mut random = self.random;
         let mut next = || {
             random = mix(random);
@@ -442,7 +442,7 @@ impl Attack {
                 | Kind::Refault => {}
             }
         }
-        Answer { bytes, used, heads }
+        Twisted { bytes, used, heads }
     }
 }
 
@@ -453,7 +453,7 @@ const FENCE_ID: usize = 8;
 /// Offset of what follows the header.
 const BODY: usize = size_of::<Header>();
 
-/// Overwrites a part of an answer, if it is long enough.
+/// Overwrites a part of a response, if it is long enough.
 fn put(bytes: &mut [u8], offset: usize, value: &[u8]) {
     if let Some(part) = bytes.get_mut(offset..offset + value.len()) {
         part.copy_from_slice(value);

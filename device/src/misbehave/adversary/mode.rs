@@ -10,33 +10,33 @@ use virtgpu_protocol::virtio_gpu::{command, response};
 /// A way to misbehave.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
-    /// The answer is cut off.
+    /// The response is cut off.
     Short,
     /// The used length is more than the buffer.
     Oversized,
-    /// The answer's type is none.
+    /// The response's type is none.
     GarbageType,
-    /// All of the answer is random.
+    /// All of the response is random.
     Garbage,
     /// The buffer comes back twice.
     Duplicate,
     /// Another buffer comes back.
     UnknownHead,
-    /// The answer names another fence.
+    /// The response names another fence.
     WrongFence,
-    /// The answer names no fence.
+    /// The response names no fence.
     NoFence,
-    /// There is no answer.
+    /// There is no response.
     Silence,
-    /// The command is not carried out, and there is no answer.
+    /// The command is not carried out, and there is no response.
     Ignore,
     /// CTX_DESTROY forgets the jobs of the context.
     Abandon,
     /// A job is carried out again and again.
     Endless,
-    /// What follows the answer's header has another length.
+    /// What follows the response's header has another length.
     Body,
-    /// The answer comes late.
+    /// The response comes late.
     Delay,
     /// The command is carried out late.
     Late,
@@ -56,7 +56,7 @@ pub(super) enum Kind {
     MapInfo,
     /// The configuration space changes, or so the device says.
     ConfigChange,
-    /// The answer comes before it is true.
+    /// The response comes before it is true.
     Early,
     /// The device says that it must be reset.
     DeviceLost,
@@ -98,30 +98,30 @@ const fn describe(kind: Kind, name: &'static str, number: u64, help: &'static st
 }
 
 pub(super) const KINDS: &[Description] = &[
-    describe(Kind::Short, "short", 24, "only N bytes of the answer are written; 24 and more: a random number below 24; of a status 4"),
+    describe(Kind::Short, "short", 24, "only N bytes of the response are written; 24 and more: a random number below 24; of a status 4"),
     describe(Kind::Oversized, "oversized", 4096, "the used length is N more than the buffer"),
-    describe(Kind::GarbageType, "garbage-type", 0, "the answer's type is N; 0: a random number"),
-    describe(Kind::Garbage, "garbage", 0, "all bytes of the answer are random"),
+    describe(Kind::GarbageType, "garbage-type", 0, "the response's type is N; 0: a random number"),
+    describe(Kind::Garbage, "garbage", 0, "all bytes of the response are random"),
     describe(Kind::Duplicate, "duplicate", 1, "the buffer comes back N more times"),
     describe(Kind::UnknownHead, "unknown-head", 0xffff, "descriptor N comes back instead"),
-    describe(Kind::WrongFence, "wrong-fence", 1 << 40, "N is added to the answer's fence id"),
-    describe(Kind::NoFence, "no-fence", 0, "the answer to a fenced request has no fence"),
-    describe(Kind::Silence, "silence", 0, "the command is executed, but never answered"),
-    describe(Kind::Ignore, "ignore", 0, "the command is neither executed nor answered"),
-    describe(Kind::Abandon, "abandon", 0, "CTX_DESTROY is answered at once: the context's jobs that run go on to their end, those that are queued never begin, and none of them is ever answered; RESOURCE_UNREF still waits for those that run"),
+    describe(Kind::WrongFence, "wrong-fence", 1 << 40, "N is added to the response's fence id"),
+    describe(Kind::NoFence, "no-fence", 0, "the response to a fenced request has no fence"),
+    describe(Kind::Silence, "silence", 0, "the command is executed, but there is no response"),
+    describe(Kind::Ignore, "ignore", 0, "the command is not executed, and there is no response"),
+    describe(Kind::Abandon, "abandon", 0, "the response to CTX_DESTROY comes at once: the context's jobs that run go on to their end, those that are queued never begin, and none of them ever has a response; RESOURCE_UNREF still waits for those that run"),
     describe(Kind::Endless, "endless", 0, "a job is carried out again and again, until its context is destroyed or, with abandon, until the device is reset"),
-    describe(Kind::Body, "body", 0, "N bytes follow the answer's header, cut off or filled up with zeroes, as far as the buffer goes"),
-    describe(Kind::Delay, "delay", 100, "the answer comes N milliseconds late"),
-    describe(Kind::Late, "late", 5000, "the command is carried out and answered N milliseconds late, after others that came later"),
+    describe(Kind::Body, "body", 0, "N bytes follow the response's header, cut off or filled up with zeroes, as far as the buffer goes"),
+    describe(Kind::Delay, "delay", 100, "the response comes N milliseconds late"),
+    describe(Kind::Late, "late", 5000, "the command is carried out and responded to N milliseconds late, after others that came later"),
     describe(Kind::Slow, "slow", 100, "the command takes N milliseconds more, at most 10000, in which the queue stands still"),
     describe(Kind::Exit, "exit", 1, "the process ends with exit status N instead of executing the command"),
-    describe(Kind::Refuse, "refuse", response::ERR_OUT_OF_MEMORY as u64, "the command is not executed and the answer is error N; RESOURCE_CREATE_BLOB unless --adversary-on says otherwise; on the mirror queue it is status N, 3 if N is not below 256"),
+    describe(Kind::Refuse, "refuse", response::ERR_OUT_OF_MEMORY as u64, "the command is not executed and the response is error N; RESOURCE_CREATE_BLOB unless --adversary-on says otherwise; on the mirror queue it is status N, 3 if N is not below 256"),
     describe(Kind::CapsetSize, "capset-size", 0xffff_fff0, "GET_CAPSET_INFO says that a capability set has N bytes"),
     describe(Kind::CapsetDuplicate, "capset-duplicate", 29, "GET_CAPSET_INFO says that every capability set has id N"),
     describe(Kind::CapsetCount, "capset-count", 0xffff_ffff, "the configuration space says that there are N capability sets"),
-    describe(Kind::MapInfo, "map-info", 0xffff_fff7, "RESOURCE_MAP_BLOB's answer has map_info N"),
+    describe(Kind::MapInfo, "map-info", 0xffff_fff7, "the response to RESOURCE_MAP_BLOB has map_info N"),
     describe(Kind::ConfigChange, "config-change", 1, "after the command a change of the configuration space is announced N times, with a display event in it"),
-    describe(Kind::Early, "early", 0, "jobs are answered before they run; UNREF, DETACH and DESTROY before the last job is over that can touch what they take away, which the device keeps until then"),
+    describe(Kind::Early, "early", 0, "responses to jobs come before these run; those to UNREF, DETACH and DESTROY before the last job is over that can touch what they end access to, which the device keeps until then"),
     describe(Kind::DeviceLost, "device-lost", 0, "after the command the configuration space says that the device is lost, and a change is announced; commands are still served"),
     describe(Kind::SpaceLost, "space-lost", 0, "after the command the space that it names is revoked, and an event says so"),
     describe(Kind::StaleEvent, "stale-event", 1, "after the command N events say that the space that it names is lost: it is not, or it is gone since SPACE_DESTROY"),

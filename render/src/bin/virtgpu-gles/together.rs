@@ -63,7 +63,7 @@ impl Heap {
 
     /// Gives the pages of the picture back: they are zero, and others, when they are used next.
     fn discard(&self) -> Result<()> {
-        // SAFETY: The pages are this value's own, and nobody has a reference to them.
+        // SAFETY: The pages are this value's own, and no one has a reference to them.
         unsafe { madvise(self.start.as_ptr().cast(), BYTES, Advice::LinuxDontNeed) }
             .map_err(|error| error.to_string())
     }

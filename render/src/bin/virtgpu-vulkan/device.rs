@@ -197,7 +197,7 @@ impl Device {
         let (commands, fence) = (self.record(record)?, self.fence()?);
         self.submit(commands, fence)?;
         self.wait(fence)?;
-        // SAFETY: Nobody uses them any more.
+        // SAFETY: No one uses them any more.
         unsafe {
             self.vk.free_command_buffers(self.pool, &[commands]);
             self.vk.destroy_fence(fence, None);

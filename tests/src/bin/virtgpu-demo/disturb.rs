@@ -95,7 +95,7 @@ impl Disturbance {
         let happened = self.swapped > 0
             && (self.migrated > 0 || !self.nodes)
             && driver.iter().all(|(count, _)| *count > 0);
-        report.verdict("all of that happened", happened);
+        report.status("all of that happened", happened);
     }
 }
 

@@ -84,9 +84,9 @@ impl Report {
 
     fn result(&mut self, what: &str, right: bool, time: Duration) {
         self.failed |= !right;
-        let verdict = if right { "right" } else { "WRONG" };
+        let status = if right { "right" } else { "WRONG" };
         self.say(&format!(
-            "  {what:<52} {:>8.1} ms   {verdict}",
+            "  {what:<52} {:>8.1} ms   {status}",
             milliseconds(time)
         ));
     }
@@ -94,10 +94,10 @@ impl Report {
 
 impl Report {
     /// The same for what takes no time.
-    fn verdict(&mut self, what: &str, right: bool) {
+    fn status(&mut self, what: &str, right: bool) {
         self.failed |= !right;
-        let verdict = if right { "right" } else { "WRONG" };
-        self.say(&format!("  {what:<52} {:>11}   {verdict}", ""));
+        let status = if right { "right" } else { "WRONG" };
+        self.say(&format!("  {what:<52} {:>11}   {status}", ""));
     }
 }
 

@@ -20,7 +20,7 @@ const LENGTH: usize = 40 * MIB;
 const PIECE: usize = MIB;
 /// Jobs while that goes on.
 const JOBS: u32 = 10;
-/// Submissions that may be given up, in all: on a slow machine the kernel's second is short.
+/// Submissions that may be abandoned, in all: on a slow machine the kernel's second is short.
 const PATIENCE: u32 = 50;
 
 /// The word at `index` after `times` jobs.
@@ -121,7 +121,7 @@ pub(crate) fn play(device: &Device, report: &mut Report) -> Result<()> {
         stage.given_up.get()
     ));
     let nothing_held = count.resident_bytes == 0 && kernel::pinned().map_err(failed)? == pinned;
-    report.verdict("nothing was pinned all along", nothing_held);
+    report.status("nothing was pinned all along", nothing_held);
     Ok(())
 }
 
@@ -150,7 +150,7 @@ fn disturbed(stage: &Stage<'_>, memory: &Malloc, report: &mut Report) -> Result<
     );
     disturbance.report(report, &[(invalidated, "INVALIDATEs")]);
     let same = (0..LENGTH / 4).all(|index| memory.read_u32(4 * index) == word(index, JOBS));
-    report.verdict("the CPU finds every word right", same);
+    report.status("the CPU finds every word right", same);
     Ok(())
 }
 
@@ -165,7 +165,7 @@ fn freed(stage: &Stage<'_>, mut memory: Malloc, report: &mut Report) -> Result<(
         let told = events.iter().any(|event| {
             matches!(event, Event::Userptr(event) if event.bo_handle == stage.userptr.handle())
         });
-        report.verdict(
+        report.status(
             "free(): mapping gone, event sent, job refused",
             mapped == 0 && refused && told,
         );
@@ -173,7 +173,7 @@ fn freed(stage: &Stage<'_>, mut memory: Malloc, report: &mut Report) -> Result<(
         if memory.as_ptr() != address {
             // It usually does.
             report.say("  malloc did not give the same addresses again");
-            report.verdict("the registration is still of use", false);
+            report.status("the registration is still of use", false);
             return Ok(());
         }
         fill(&memory, salt);

@@ -2,7 +2,7 @@
 
 //! The third act: nothing is registered at all. The device walks a hash table from one pointer, and
 //! works on a vector that grows and on an array of the stack; pages come by its own faults, also
-//! while the kernel takes them away.
+//! while the kernel invalidates them.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -123,7 +123,7 @@ pub(crate) fn play(device: Device, report: &mut Report) -> Result<()> {
         count.faults, count.coalesced, count.pages, count.maps, count.invalidations
     ));
     let nothing_held = kernel::pinned().map_err(failed)? == pinned;
-    report.verdict("nothing was registered or pinned", nothing_held);
+    report.status("nothing was registered or pinned", nothing_held);
     Ok(())
 }
 
@@ -175,7 +175,7 @@ fn table(space: &AddressSpace, report: &mut Report) -> Result<()> {
     );
     let found =
         (0..NODES).all(|index| table.get(key(index)) == Some(index as u64 + u64::from(ROUNDS)));
-    report.verdict("the CPU finds each entry, with the right value", found);
+    report.status("the CPU finds each entry, with the right value", found);
     let driver = [
         (after.invalidations - before.invalidations, "INVALIDATEs"),
         (after.faults - before.faults, "faults of the device"),

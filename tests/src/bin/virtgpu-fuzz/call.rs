@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0-only
 
-//! One ioctl: making it, and judging how it ended.
+//! One ioctl: making it, and validating how it ended.
 
 use std::time::{Duration, Instant};
 
@@ -185,7 +185,7 @@ impl Call {
         seen
     }
 
-    /// Makes it, judges it, and notes what it has made.
+    /// Makes it, validates it, and notes what it has made.
     ///
     /// Returns whether it succeeded, and its structure afterwards.
     pub(crate) fn make(
@@ -202,7 +202,7 @@ impl Call {
         trace::ended(&result);
         counts::ended(self.nr, &result);
 
-        // Bytes can be judged where nobody else changes them.
+        // Bytes can be validated where no one else changes them.
         let mut after = None;
         if self.place == Place::Own {
             let mut bytes = vec![0; self.bytes.len()];
@@ -211,7 +211,7 @@ impl Call {
             })?;
             after = Some(bytes);
         }
-        self.judge(&result, after.as_deref(), time)
+        self.validate(&result, after.as_deref(), time)
             .map_err(|reason| Outcome::Fail(format!("{reason}: {self:x?}")))?;
         if result == Err(libc::ENODEV) && rules::is_driver(self.nr) && !world.lose() {
             let text = format!("the device was lost: {self:x?}");
@@ -227,7 +227,7 @@ impl Call {
         Ok(bytes)
     }
 
-    fn judge(
+    fn validate(
         &self,
         result: &Result<i32, i32>,
         after: Option<&[u8]>,

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0-only
 
 //! The ioctls for user memory, with arguments that are good more often than not; and numbers that
-//! are nobody's.
+//! are no one's.
 
 use virtgpu_client::protocol::uapi::{self, nr};
 use virtgpu_client::protocol::virtio_gpu::blob_mem;

@@ -14,7 +14,7 @@ use crate::worker::{self, Plan};
 use crate::{check, counts, health, skip, trace};
 
 /// How much longer than its time a round may take: the slowest calls are waits for a device that
-/// does not answer, and closing all files comes last.
+/// does not respond, and closing all files comes last.
 const MARGIN: Duration = Duration::from_secs(240);
 
 /// Longest round; the checks after it are worth more than a longer one.
@@ -44,7 +44,7 @@ const fn family(hostile: bool) -> Family {
     }
 }
 
-/// A seed that nobody asked for.
+/// A seed that no one asked for.
 fn any_seed() -> u64 {
     let time = SystemTime::now().duration_since(UNIX_EPOCH);
     time.map_or(1, |time| time.as_nanos() as u64 % 1_000_000_000)

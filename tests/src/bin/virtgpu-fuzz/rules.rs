@@ -90,7 +90,7 @@ pub(crate) fn never(call: &Call) -> Option<&'static str> {
     }
 }
 
-/// Judges the structure as the driver sees it.
+/// Validates the structure as the driver sees it.
 fn check<T: FromBytes>(
     call: &Call,
     rule: impl FnOnce(&T) -> Option<&'static str>,

@@ -60,7 +60,7 @@ pub(crate) struct World {
     lost: AtomicU64,
 }
 
-/// So many calls are enough to see how the driver answers without a device.
+/// So many calls are enough to see what the driver does without a device.
 const ENOUGH_LOST: u64 = 200;
 
 /// Adds to a list that is not to grow; the oldest goes.
@@ -213,7 +213,7 @@ impl World {
         })
     }
 
-    /// Notes what an ioctl that succeeded has made or taken away; `bytes` are those after it.
+    /// Notes what an ioctl that succeeded has made or ended; `bytes` are those after it.
     pub(crate) fn learn(&self, call: &Call, bytes: &[u8]) {
         const CREATE: u32 = number_of(nr::RESOURCE_CREATE);
         const CREATE_BLOB: u32 = number_of(nr::RESOURCE_CREATE_BLOB);

@@ -30,7 +30,7 @@ pub(super) fn nothing_mapped(env: &Env) -> TestResult {
     mirror.coherent_all_over("all mapped")
 }
 
-/// Judged when it is used.
+/// Validated when it is used.
 pub(super) fn partly_mapped(env: &Env) -> TestResult {
     let device = open(env)?;
     let place = Place::base(16 * PAGE)?;

@@ -140,7 +140,7 @@ pub(super) fn untouched_stack_array(env: &Env) -> TestResult {
     let first = start.next_multiple_of(PAGE);
     let pages = (start + WORDS * 8 - first) / PAGE;
     // The compiler touches each page of a frame when it is entered.
-    // SAFETY: These pages have nothing but the array, which nobody has written.
+    // SAFETY: These pages have nothing but the array, which no one has written.
     let result = unsafe { libc::madvise(first as *mut _, pages * PAGE, libc::MADV_DONTNEED) };
     check_eq!(result, 0, "MADV_DONTNEED");
     let there = procfs::frames(first, pages)?.into_iter().flatten().count();

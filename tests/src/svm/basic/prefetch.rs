@@ -123,7 +123,7 @@ pub(super) fn prefetch_killed(env: &Env) -> TestResult {
     let child = child::spawn(|| {
         let svm = open(env)?;
         let place = Place::base(4 * PAGE)?;
-        // Nobody ever answers.
+        // No one ever resolves it.
         let _uffd = Uffd::missing(&place)?;
         svm.space.prefetch(place.address(0), place.len() as u64)?;
         Err(Outcome::Fail("it has come to its end".into()))

@@ -247,7 +247,7 @@ pub(super) fn kill_at_random(env: &Env) -> TestResult {
     raced("processes killed", rounds)
 }
 
-/// A stopped process serves no faults, and nobody but its own jobs waits for that.
+/// A stopped process serves no faults, and no one but its own jobs waits for that.
 pub(super) fn stop_and_continue(env: &Env) -> TestResult {
     let svm = open(env)?;
     let flag = Place::shared_page()?;
