@@ -124,8 +124,8 @@ fn aligned(length: usize, advice: Advice) -> Result<Region> {
     Ok(region)
 }
 
-/// The fewest runs of physical memory, shorter than 4 GiB, that the region is in. Written without a look
-/// at the code that makes the entries.
+/// The fewest runs of physical memory, shorter than 4 GiB, that the region is in. Written without a
+/// look at the code that makes the entries.
 pub(crate) fn minimal_runs(region: &Region) -> Result<u64> {
     let file = File::open("/proc/self/pagemap")?;
     let mut bytes = vec![0; region.len() / PAGE * 8];

@@ -138,8 +138,8 @@ pub trait Bytes: Memory {
 
 impl<M: Memory + ?Sized> Bytes for M {}
 
-/// A device's accesses are ordered with the compiler's by system calls; this keeps plain copies from
-/// being moved across them.
+/// A device's accesses are ordered with the compiler's by system calls; this keeps plain copies
+/// from being moved across them.
 fn compiler_fence() {
     core::sync::atomic::compiler_fence(core::sync::atomic::Ordering::SeqCst);
 }

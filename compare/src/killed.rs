@@ -11,8 +11,8 @@ use crate::program::Program;
 
 /// Longer than a program takes to start to draw.
 const LIMIT: Duration = Duration::from_secs(60);
-/// Longer than the driver waits for a response of the device before it takes it for lost: the default
-/// of `ack_timeout_ms`, and some more.
+/// Longer than the driver waits for a response of the device before it takes it for lost: the
+/// default of `ack_timeout_ms`, and some more.
 const NOTICED: Duration = Duration::from_secs(25);
 /// How the driver says that it has lost a device.
 const LOST: &str = "device lost:";

@@ -4,8 +4,8 @@
 //! compares what they say, test by test. Neither driver may be loaded when it starts.
 //!
 //! `virtgpu-compare igt TEST…` runs tests of igt-gpu-tools, `virtgpu-compare virgl` and
-//! `virtgpu-compare venus` run programs on Mesa's drivers of those names, with `short` only a few of
-//! them, with `killed` only those that are killed and those beside them. The report is KTAP:
+//! `virtgpu-compare venus` run programs on Mesa's drivers of those names, with `short` only a few
+//! of them, with `killed` only those that are killed and those beside them. The report is KTAP:
 //!
 //! - what passes on Linux's driver must pass on this one;
 //! - what passes on neither counts as skipped, with the reason, except that what Linux's driver skips

@@ -12,8 +12,8 @@ use crate::{killed, unplug};
 
 const LIMIT: Duration = Duration::from_secs(180);
 
-/// Tests of piglit that are programs of their own: of what moves data between guest and host, and of
-/// fences.
+/// Tests of piglit that are programs of their own: of what moves data between guest and host, and
+/// of fences.
 const PIGLIT_PROGRAMS: &[&str] = &[
     "arb_copy_buffer-data-sync",
     "arb_copy_buffer-overlap",
@@ -186,8 +186,8 @@ fn text(name: &str, output: &Output, expected: &str) -> Outcome {
     Outcome::new(name, status)
 }
 
-/// The lines that are the same each time a program runs: identities of devices are made anew, and how
-/// much memory is free depends on others.
+/// The lines that are the same each time a program runs: identities of devices are made anew, and
+/// how much memory is free depends on others.
 fn steady(text: &str) -> String {
     let changing = ["UUID", "budget", "usage", "LUID", " MB"];
     let lines: Vec<_> = text
@@ -197,8 +197,8 @@ fn steady(text: &str) -> String {
     lines.join("\n")
 }
 
-/// The results of this project's own programs, a line each: `ok NAME`, perhaps with `RATE a second`,
-/// `skip NAME: REASON` or `not ok NAME: REASON`.
+/// The results of this project's own programs, a line each: `ok NAME`, perhaps with `RATE a
+/// second`, `skip NAME: REASON` or `not ok NAME: REASON`.
 fn own(output: &Output) -> Vec<Outcome> {
     let mut outcomes: Vec<_> = output.text.lines().filter_map(own_line).collect();
     let failed = outcomes

@@ -50,8 +50,8 @@ pub(crate) enum Comparison {
     Differs(String),
 }
 
-/// Compares two runs of the same tests; each test is in the result once, in the order of the runs. At
-/// least `floor` have to pass on Linux's driver.
+/// Compares two runs of the same tests; each test is in the result once, in the order of the runs.
+/// At least `floor` have to pass on Linux's driver.
 pub(crate) fn compare(
     theirs: &[Outcome],
     ours: &[Outcome],

@@ -117,7 +117,8 @@ impl Running {
         Ok(poll(&mut fds, Some(&limit))? > 0)
     }
 
-    /// Waits until it has printed `word`, for `limit` at most or until its end; returns whether it has.
+    /// Waits until it has printed `word`, for `limit` at most or until its end; returns whether it
+    /// has.
     pub(crate) fn says(&mut self, word: &str, limit: Duration) -> Result<bool> {
         let deadline = Instant::now() + limit;
         loop {

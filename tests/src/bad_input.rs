@@ -519,8 +519,8 @@ fn rocm_flags(env: &Env) -> TestResult {
     Ok(())
 }
 
-/// A storm of signals that kill no one: pinned memory is registered all the same, and a process whose
-/// library does not try again notices nothing.
+/// A storm of signals that kill no one: pinned memory is registered all the same, and a process
+/// whose library does not try again notices nothing.
 fn signals(env: &Env) -> TestResult {
     static SIGNALS: AtomicU64 = AtomicU64::new(0);
     extern "C" fn handler(_: i32) {

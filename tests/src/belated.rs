@@ -40,8 +40,8 @@ pub(crate) const SILENT_MAPPING: Family = family(
     cases![ids_of_mapped: 120],
 );
 
-/// What was to be forgotten before the host has created it is released when the host has: nothing is
-/// kept until the reset, nor does it keep the machine awake.
+/// What was to be forgotten before the host has created it is released when the host has: nothing
+/// is kept until the reset, nor does it keep the machine awake.
 fn released_in_the_end(env: &Env) -> TestResult {
     short_limit(env)?;
     let device = neglected(env)?;
@@ -87,7 +87,8 @@ fn round_trips(device: &Device) -> TestResult {
     Ok(())
 }
 
-/// An id is not given to another resource as long as the host has not responded to a command with it.
+/// An id is not given to another resource as long as the host has not responded to a command with
+/// it.
 fn not_used_again(
     what: &str,
     device: &Device,

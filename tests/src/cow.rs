@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0-only
 
-//! The pin cases of the kernel's cow selftest: registered memory stays this process's memory, across
-//! fork and protection changes, whatever pages it is in. Device and process must see each other's
-//! writes, and a child's writes must be seen by neither.
+//! The pin cases of the kernel's cow selftest: registered memory stays this process's memory,
+//! across fork and protection changes, whatever pages it is in. Device and process must see each
+//! other's writes, and a child's writes must be seen by neither.
 
 use std::io::Read;
 use std::os::fd::{AsFd, AsRawFd};

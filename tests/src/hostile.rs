@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0-only
 
-//! A device that misbehaves, one way for each family: short, oversized and garbage responses, buffers
-//! that come back twice or are none, wrong fences, silence, the end of the process, lies about
-//! capability sets. Whatever it does, every ioctl ends in time with success or an error, every
-//! fence signals, and nothing stays pinned; a device that was lost stays lost.
+//! A device that misbehaves, one way for each family: short, oversized and garbage responses,
+//! buffers that come back twice or are none, wrong fences, silence, the end of the process, lies
+//! about capability sets. Whatever it does, every ioctl ends in time with success or an error,
+//! every fence signals, and nothing stays pinned; a device that was lost stays lost.
 
 use std::time::{Duration, Instant};
 

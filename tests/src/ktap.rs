@@ -214,8 +214,8 @@ fn run_family(family: &Family, filter: Option<&str>, env: &Env, number: usize) -
 /// How many parts of the case this process has reported.
 static PARTS: AtomicU32 = AtomicU32::new(0);
 
-/// Runs `test` for each part of a case, which each are a result of their own. Fails if one has failed,
-/// and is skipped if all are.
+/// Runs `test` for each part of a case, which each are a result of their own. Fails if one has
+/// failed, and is skipped if all are.
 pub(crate) fn parts<T>(
     parts: impl IntoIterator<Item = (&'static str, T)>,
     mut test: impl FnMut(T) -> TestResult,

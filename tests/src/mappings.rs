@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0-only
 
-//! The CPU's views of host memory, through the node and through dma-bufs: which pages they show, and
-//! that they end with the device, so that no one sees what the host shows there next.
+//! The CPU's views of host memory, through the node and through dma-bufs: which pages they show,
+//! and that they end with the device, so that no one sees what the host shows there next.
 
 use std::fs::File;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
@@ -169,8 +169,8 @@ fn faults() -> TestResult<i64> {
     }
 }
 
-/// Views of all kinds and lengths show the same memory. Nothing is mapped before it is used, and then
-/// more than a page at a time.
+/// Views of all kinds and lengths show the same memory. Nothing is mapped before it is used, and
+/// then more than a page at a time.
 fn the_right_pages(env: &Env) -> TestResult {
     let device = env.compute()?;
     host_visible(&device)?;
@@ -224,8 +224,8 @@ fn the_right_pages(env: &Env) -> TestResult {
     Ok(())
 }
 
-/// An area of the dma-buf that is made before anybody asks for the node's offset, and used afterwards,
-/// shows the same memory.
+/// An area of the dma-buf that is made before anybody asks for the node's offset, and used
+/// afterwards, shows the same memory.
 fn touched_after_the_offset_is_known(env: &Env) -> TestResult {
     let device = env.compute()?;
     host_visible(&device)?;

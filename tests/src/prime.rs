@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0-only
 
-//! dma-bufs: those of this driver, and those of another one, udmabuf. `revoked` has those whose memory
-//! is revoked.
+//! dma-bufs: those of this driver, and those of another one, udmabuf. `revoked` has those whose
+//! memory is revoked.
 
 use std::os::fd::{AsFd, OwnedFd};
 

@@ -239,7 +239,8 @@ fn pinned_closed(env: &Env) -> TestResult {
     all_let_go(&frames)
 }
 
-/// A host that has not said that it has forgotten a resource may use its memory, though no job does.
+/// A host that has not said that it has forgotten a resource may use its memory, though no job
+/// does.
 fn forgotten(env: &Env) -> TestResult {
     gpu::reload(env, c"ack_timeout_ms=2000")?;
     check_eq!(procfs::pinned_pages()?, 0, "pages pinned before");
@@ -304,8 +305,8 @@ struct Victim {
 }
 
 impl Victim {
-    /// Starts one: `body` makes memory that the device writes to, and calls the function that it gets
-    /// with the memory's pages, from which it does not return.
+    /// Starts one: `body` makes memory that the device writes to, and calls the function that it
+    /// gets with the memory's pages, from which it does not return.
     fn new(body: impl FnOnce(&dyn Fn(&[u64]) -> TestResult) -> TestResult) -> TestResult<Self> {
         let (mut ours, theirs) = UnixStream::pair()?;
         let child = child::spawn(|| {

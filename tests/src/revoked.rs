@@ -152,8 +152,8 @@ fn revoked(env: &Env) -> TestResult {
     import.end()
 }
 
-/// A job that does not list the buffer, and names it all the same: no one waits for it but the host,
-/// which lets go of the memory when the job is over, and the exporter waits for the host.
+/// A job that does not list the buffer, and names it all the same: no one waits for it but the
+/// host, which lets go of the memory when the job is over, and the exporter waits for the host.
 fn under_a_job(env: &Env) -> TestResult {
     let import = Import::new(env, 4)?;
     let Import {

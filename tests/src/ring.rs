@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0-only
 
-//! The control ring: how much of it a file gets, and commands that find no room although they have it.
+//! The control ring: how much of it a file gets, and commands that find no room although they have
+//! it.
 
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -222,8 +223,8 @@ fn closed_without_room(env: &Env) -> TestResult {
     chain(&env.compute()?, &memory, 3)
 }
 
-/// A device that has nothing to respond to, as nothing finds room, does not count as one that does not
-/// respond.
+/// A device that has nothing to respond to, as nothing finds room, does not count as one that does
+/// not respond.
 fn no_room_is_not_silence(env: &Env) -> TestResult {
     gpu::reload(env, c"ack_timeout_ms=2000")?;
     let knobs = Knobs::open(env)?;
@@ -241,8 +242,8 @@ fn no_room_is_not_silence(env: &Env) -> TestResult {
     usual_limits(env)
 }
 
-/// Jobs of others have all of the ring that they may have, and do not end. Whoever closes what it has
-/// finds the descriptors for that, and the device is not lost.
+/// Jobs of others have all of the ring that they may have, and do not end. Whoever closes what it
+/// has finds the descriptors for that, and the device is not lost.
 fn teardown_in_a_full_ring(env: &Env) -> TestResult {
     // More than descriptors are kept for.
     const REGISTRATIONS: usize = 40;

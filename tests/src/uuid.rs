@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0-only
 
-//! UUIDs, by which drivers of other virtio devices find a dma-buf on the host, from a host that does
-//! not give them at once. The module in `tests/exporter` is such a driver.
+//! UUIDs, by which drivers of other virtio devices find a dma-buf on the host, from a host that
+//! does not give them at once. The module in `tests/exporter` is such a driver.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -111,8 +111,8 @@ fn after_the_limit(env: &Env) -> TestResult {
     exporter.unload()
 }
 
-/// Two ask at the same time, after a failure, and the host responds to one of them and refuses the other.
-/// Whoever comes next gets what it has responded, and does not have it asked again.
+/// Two ask at the same time, after a failure, and the host responds to one of them and refuses the
+/// other. Whoever comes next gets what it has responded, and does not have it asked again.
 fn two_at_once(env: &Env) -> TestResult {
     /// So many times, and no longer than it takes to try this often.
     const TWICE: usize = 20;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0-only
 
-//! P8: this driver against Linux's own, on the same device, loaded in turns; with `--before` an older
-//! build of this driver takes its turns with them.
+//! P8: this driver against Linux's own, on the same device, loaded in turns; with `--before` an
+//! older build of this driver takes its turns with them.
 
 mod modules;
 mod reference;

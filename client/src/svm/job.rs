@@ -91,7 +91,8 @@ impl<'m> Job<'m> {
         self
     }
 
-    /// `word` = `value`: a user fence, which [`wait_value`](super::AddressSpace::wait_value) can wait for.
+    /// `word` = `value`: a user fence, which [`wait_value`](super::AddressSpace::wait_value) can
+    /// wait for.
     pub fn store(&mut self, word: &'m AtomicU64, value: u64) -> &mut Self {
         self.fill(Output::word(word), value)
     }

@@ -11,8 +11,8 @@ use crate::{compute::Stream, Errno, Result};
 
 /// Where jobs can be submitted that use borrowed memory, see [`AddressSpace::scope`].
 ///
-/// As with `std::thread::scope`, the memory of a job is borrowed for `'scope`, which ends only after
-/// the jobs have.
+/// As with `std::thread::scope`, the memory of a job is borrowed for `'scope`, which ends only
+/// after the jobs have.
 pub struct Scope<'scope, 'env: 'scope> {
     space: &'env AddressSpace,
     /// Those that have been used.

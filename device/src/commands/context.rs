@@ -2,9 +2,9 @@
 
 //! Contexts, and which resources the jobs of each may use.
 //!
-//! CTX_DESTROY and CTX_DETACH_RESOURCE end access to something that jobs may be using: the part of them
-//! that has to wait for these jobs is in `deferred`. The guest may use the id of a context again
-//! before it has the response to CTX_DESTROY.
+//! CTX_DESTROY and CTX_DETACH_RESOURCE end access to something that jobs may be using: the part of
+//! them that has to wait for these jobs is in `deferred`. The guest may use the id of a context
+//! again before it has the response to CTX_DESTROY.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, PoisonError};

@@ -2,8 +2,8 @@
 
 //! The second part of commands that wait until jobs are over.
 //!
-//! A command that ends access to memory is checked when it comes, and done when no job can touch that
-//! memory any more: its response permits the guest to use the memory for something else.
+//! A command that ends access to memory is checked when it comes, and done when no job can touch
+//! that memory any more: its response permits the guest to use the memory for something else.
 //! RESOURCE_MAP_BLOB waits for jobs that write the blob. [`Device::run_deferred`] is called, with
 //! the state locked, by the worker that ends a job, by CTX_DESTROY, whose queued jobs never begin,
 //! and by whoever learns of the window.

@@ -3,9 +3,9 @@
 //! The device as a whole: what its threads share, and its life from reset to reset.
 //!
 //! There is a thread for the control queue, which carries out requests; one for the mirror queue
-//! (see [`crate::mirror`]); workers, which run jobs, those of contexts in fault mode workers of their
-//! own; one for the renderer (see `virgl`); and
-//! the one of the frontend's socket, which starts and stops queues.
+//! (see [`crate::mirror`]); workers, which run jobs, those of contexts in fault mode workers of
+//! their own; one for the renderer (see `virgl`); and the one of the frontend's socket, which
+//! starts and stops queues.
 //!
 //! Locks are taken in this order: `Device::serve`, the state, the table of spaces, a
 //! ring (see `queues::ring`), its vring. The thread of the mirror queue does not take the state,

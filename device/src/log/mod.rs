@@ -72,8 +72,8 @@ pub enum Event {
         #[serde(skip_serializing_if = "Option::is_none", default)]
         adversary: Option<Name>,
     },
-    /// The adversary is about to respond to the request although these jobs are not over, for whose end
-    /// the response should wait.
+    /// The adversary is about to respond to the request although these jobs are not over, for whose
+    /// end the response should wait.
     Early { req: u64, jobs: Vec<u64> },
     /// There will be no response to the request, because of a reset.
     Dropped { req: u64 },

@@ -381,8 +381,8 @@ impl Area {
         })
     }
 
-    /// Adds `value` to the u64 at `offset`, which is inside and a multiple of 8, atomically; returns
-    /// what was there.
+    /// Adds `value` to the u64 at `offset`, which is inside and a multiple of 8, atomically;
+    /// returns what was there.
     ///
     /// # Errors
     ///

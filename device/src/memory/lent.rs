@@ -3,8 +3,9 @@
 //! The memory of a resource for jobs in fault mode.
 //!
 //! A job of a context in fault mode may stall for as long as a process of the guest likes, so what
-//! ends access to a resource cannot wait for its end. It waits for the access at hand instead, which is
-//! one of a block of bytes and stalls on nothing; the next access of the job finds nothing there.
+//! ends access to a resource cannot wait for its end. It waits for the access at hand instead,
+//! which is one of a block of bytes and stalls on nothing; the next access of the job finds nothing
+//! there.
 
 use std::sync::{Arc, PoisonError, RwLock, RwLockWriteGuard};
 

@@ -265,9 +265,9 @@ impl Mirror {
         }
     }
 
-    /// Adds as a device does whose atomic accesses are not coherent: it loads and stores, and relies
-    /// on no one else's doing so in between. Returns whether the page is its own; the table is
-    /// locked meanwhile, so that it stays so.
+    /// Adds as a device does whose atomic accesses are not coherent: it loads and stores, and
+    /// relies on no one else's doing so in between. Returns whether the page is its own; the table
+    /// is locked meanwhile, so that it stays so.
     fn add_alone(&self, of: &Stalling<'_>, address: u64, value: u64) -> Result<bool, Cut> {
         let table = self.table();
         let space = of.space;
@@ -333,8 +333,8 @@ impl<'a> Stalling<'a> {
         }
     }
 
-    /// Waits until an access to `address` can be tried again. `pause` is how long it waits after the
-    /// next RETRY.
+    /// Waits until an access to `address` can be tried again. `pause` is how long it waits after
+    /// the next RETRY.
     fn stall(
         &self,
         address: u64,
@@ -370,8 +370,8 @@ impl<'a> Stalling<'a> {
         }
     }
 
-    /// Does an access from `address` on in as many attempts as it takes: `f` makes one, of the bytes
-    /// that it is told, the first of which is at this address of an area.
+    /// Does an access from `address` on in as many attempts as it takes: `f` makes one, of the
+    /// bytes that it is told, the first of which is at this address of an area.
     fn steps(
         &self,
         address: u64,

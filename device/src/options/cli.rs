@@ -39,8 +39,8 @@ pub struct Cli {
 pub enum Command {
     /// Check an event log against the rules of the protocol.
     ///
-    /// Prints every violation and a summary. Exit status: 0 without violations, 1 with, or if the log
-    /// has no end.
+    /// Prints every violation and a summary. Exit status: 0 without violations, 1 with, or if the
+    /// log has no end.
     CheckLog {
         /// The device was killed, so that the log need not have an end.
         #[arg(long)]
@@ -108,8 +108,8 @@ pub struct RunArgs {
         value_parser = parse_alignment)]
     pub mirror_granularity: u32,
 
-    /// Most mappings of the host that spaces may use, one for each run of pages and one for each gap
-    /// between runs; 0 for half of vm.max_map_count.
+    /// Most mappings of the host that spaces may use, one for each run of pages and one for each
+    /// gap between runs; 0 for half of vm.max_map_count.
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub mirror_mappings: usize,
 
@@ -127,10 +127,10 @@ pub struct RunArgs {
     #[arg(long)]
     pub exclusive_atomics: bool,
 
-    /// Keep rewriting each writable page that is mapped in a marked space with the bytes that it had
-    /// when it was mapped, up to the moment it is revoked. The mark is bit 63 of the blob_id of a
-    /// HOST3D_GUEST resource. No one else may write to the memory of a marked resource while it is
-    /// mapped.
+    /// Keep rewriting each writable page that is mapped in a marked space with the bytes that it
+    /// had when it was mapped, up to the moment it is revoked. The mark is bit 63 of the blob_id of
+    /// a HOST3D_GUEST resource. No one else may write to the memory of a marked resource while it
+    /// is mapped.
     #[arg(long)]
     pub hammer: bool,
 
@@ -149,8 +149,8 @@ pub struct RunArgs {
     )]
     pub adversary: Vec<Mode>,
 
-    /// Of the ways that `--adversary` gives, do one each time and not all, and do it to commands that
-    /// the seed chooses: every Nth on average, as `--adversary-every` says.
+    /// Of the ways that `--adversary` gives, do one each time and not all, and do it to commands
+    /// that the seed chooses: every Nth on average, as `--adversary-every` says.
     #[arg(long, help_heading = "Misbehaviour")]
     pub adversary_random: bool,
 
@@ -158,8 +158,8 @@ pub struct RunArgs {
     #[arg(long, value_name = "COMMAND", value_parser = parse_command, help_heading = "Misbehaviour")]
     pub adversary_on: Vec<u32>,
 
-    /// Mistreat only requests of contexts whose debug name begins with PREFIX, and those that name a
-    /// resource that such a context created or attached. Nothing on the mirror queue does.
+    /// Mistreat only requests of contexts whose debug name begins with PREFIX, and those that name
+    /// a resource that such a context created or attached. Nothing on the mirror queue does.
     #[arg(long, value_name = "PREFIX", help_heading = "Misbehaviour")]
     pub adversary_context: Option<String>,
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0-only
 
-//! What the device offers: its configuration space, its capability sets, its displays, of which there
-//! are none.
+//! What the device offers: its configuration space, its capability sets, its displays, of which
+//! there are none.
 
 use super::common::*;
 use super::PAGE;

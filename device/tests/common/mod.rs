@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0-only
 
-//! A vhost-user frontend with a driver in it: the smallest virtual machine that the device takes for
-//! one.
+//! A vhost-user frontend with a driver in it: the smallest virtual machine that the device takes
+//! for one.
 
 // Each test program uses a part of it, and of no other program.
 #![allow(dead_code, unreachable_pub, missing_docs)]

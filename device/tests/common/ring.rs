@@ -169,8 +169,8 @@ impl Ring {
         self.place(head) + self.layout.slot - RESPONSE
     }
 
-    /// Posts a command with `room` bytes for the response; returns its head. The response's buffer is
-    /// full of ones before.
+    /// Posts a command with `room` bytes for the response; returns its head. The response's buffer
+    /// is full of ones before.
     pub fn post(&mut self, command: &[u8], room: usize) -> u16 {
         let head = self.slot();
         let (at, response) = (self.place(head), self.response_place(head));

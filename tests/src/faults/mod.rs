@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0-only
 
-//! Fault injection: each ioctl is called with its first, second, third... allocation or copy to user
-//! memory failing, until a call ends before a fault was due. Nothing may leak and nothing may stay
-//! half-made. Needs a kernel with FAULT_INJECTION.
+//! Fault injection: each ioctl is called with its first, second, third... allocation or copy to
+//! user memory failing, until a call ends before a fault was due. Nothing may leak and nothing may
+//! stay half-made. Needs a kernel with FAULT_INJECTION.
 
 mod buffers;
 mod device;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0-only
 
-//! The host neglects what it still has of a client that has ended, or of a context that it was asked to
-//! destroy.
+//! The host neglects what it still has of a client that has ended, or of a context that it was
+//! asked to destroy.
 
 use std::os::fd::AsFd;
 
@@ -19,9 +19,9 @@ use crate::support::memory::small_pages;
 use crate::support::{eventually, procfs, Env, PAGE};
 use crate::{check, check_eq};
 
-/// The host goes on with the job of a closed file for longer than the time limit, and responds to nothing
-/// meanwhile. It does so for half of the time in which the driver puts up with that, so that the machine
-/// may stand still meanwhile.
+/// The host goes on with the job of a closed file for longer than the time limit, and responds to
+/// nothing meanwhile. It does so for half of the time in which the driver puts up with that, so
+/// that the machine may stand still meanwhile.
 pub(super) fn silent_at_the_abandoned(env: &Env) -> TestResult {
     /// Of eight times the limit.
     const SILENT_SECONDS: u64 = 12;
@@ -45,7 +45,8 @@ pub(super) fn silent_at_the_abandoned(env: &Env) -> TestResult {
     });
     check!(stopped, "the host goes on");
     check_eq!(outcome, Err(Errno::BUSY), "a context of a silent host");
-    // It is silent for longer than the time limit, and has yet to respond to what was sent to it then.
+    // It is silent for longer than the time limit, and has yet to respond to what was sent to it
+    // then.
     check!(
         eventually(LIMIT, || newcomer_works(env).is_ok()),
         "the device does not go on with the host"
@@ -75,8 +76,8 @@ pub(super) fn waiting_behind_the_ended(env: &Env) -> TestResult {
     newcomer_works(env)
 }
 
-/// The host goes on with the job that has cost its context: whose job waits for that is not the next to
-/// lose it.
+/// The host goes on with the job that has cost its context: whose job waits for that is not the
+/// next to lose it.
 pub(super) fn waiting_behind_the_abandoned(env: &Env) -> TestResult {
     gpu::reload(env, c"ack_timeout_ms=2000 job_timeout_ms=2000")?;
     let slow = neglected(env)?;
@@ -131,8 +132,8 @@ pub(super) fn fences_and_memory(env: &Env) -> TestResult {
     all_given_back(env)
 }
 
-/// Who waits for a job of another client whose file is closed does so for a limited time, whether or
-/// not the host says that it has destroyed the context. What the job may reach stays pinned.
+/// Who waits for a job of another client whose file is closed does so for a limited time, whether
+/// or not the host says that it has destroyed the context. What the job may reach stays pinned.
 pub(super) fn fences_of_a_closed_file(env: &Env) -> TestResult {
     short_limit(env)?;
     let device = neglected(env)?;

@@ -98,8 +98,8 @@ pub(super) fn waiting_behind_many(env: &Env) -> TestResult {
     clients.iter().try_for_each(works)
 }
 
-/// One look of the driver at its jobs finds all that take too long: whoever opens contexts with endless
-/// jobs does not keep another's from being found.
+/// One look of the driver at its jobs finds all that take too long: whoever opens contexts with
+/// endless jobs does not keep another's from being found.
 pub(super) fn lost_at_once(env: &Env) -> TestResult {
     const CLIENTS: u32 = 24;
     /// The time between two looks, as a quarter of it is.
@@ -160,8 +160,8 @@ pub(super) fn killed_alone(env: &Env) -> TestResult {
     all_given_back(env)
 }
 
-/// Clients fill their parts of the ring with jobs that never end, and are killed. One that was there
-/// before goes on; when too much is filled there are no new ones, until the reset.
+/// Clients fill their parts of the ring with jobs that never end, and are killed. One that was
+/// there before goes on; when too much is filled there are no new ones, until the reset.
 pub(super) fn ring_filled_by_the_dead(env: &Env) -> TestResult {
     short_limit(env)?;
     let worker = Worker::start(env)?;

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0-only
 
-//! Fault injection where the memory is mirrored, as in [`crate::faults`]: in the driver's own calls, and
-//! in munmap, which calls it back and must not need memory for that. (fork cannot be tested so: the
-//! fault may come after it, in the copy of a page of the stack, which kills the process.)
+//! Fault injection where the memory is mirrored, as in [`crate::faults`]: in the driver's own
+//! calls, and in munmap, which calls it back and must not need memory for that. (fork cannot be
+//! tested so: the fault may come after it, in the copy of a page of the stack, which kills the
+//! process.)
 
 use virtgpu_client::protocol::uapi;
 use virtgpu_client::{Bytes, Errno, Memory};
@@ -83,8 +84,8 @@ fn execbuffer(env: &Env) -> TestResult {
     mirror.coherent_all_over("in the end")
 }
 
-/// The kernel may lack memory to cut a mapping in two: then nothing is unmapped, and the device keeps
-/// what it has or gets it again.
+/// The kernel may lack memory to cut a mapping in two: then nothing is unmapped, and the device
+/// keeps what it has or gets it again.
 fn munmap(env: &Env) -> TestResult {
     let device = open(env)?;
     let place = Place::base(SIZE)?;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0-only
 
-//! Jobs in flight while memory goes away: who invalidates memory waits for the jobs that use it, but
-//! not for ever; a job that takes too long loses its context, and no one else anything.
+//! Jobs in flight while memory goes away: who invalidates memory waits for the jobs that use it,
+//! but not for ever; a job that takes too long loses its context, and no one else anything.
 
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::time::{Duration, Instant};

@@ -49,8 +49,8 @@ fn once(device: &Device, place: &Place) -> TestResult<u64> {
     Ok(userptr.query()?.maps)
 }
 
-/// Has `pages` scattered pages mapped by each of `threads` threads of a process of its own, and taken
-/// away, again and again until it is killed.
+/// Has `pages` scattered pages mapped by each of `threads` threads of a process of its own, and
+/// taken away, again and again until it is killed.
 fn flood(env: &Env, threads: usize, pages: usize) -> TestResult<Child> {
     child::spawn(|| {
         drop_privileges()?;

@@ -50,8 +50,8 @@ fn on_disk(name: &str, data: &[u8]) -> TestResult<(PathBuf, File, Place)> {
     Ok((path, file, place))
 }
 
-/// Pages of a file on a disk become huge ones, which are read by a device like any other. A write, by
-/// whomever, takes them apart, and what was written reaches the file.
+/// Pages of a file on a disk become huge ones, which are read by a device like any other. A write,
+/// by whomever, takes them apart, and what was written reaches the file.
 fn of_a_disk(env: &Env) -> TestResult {
     const SIZE: usize = 2 * HUGE;
     let device = open(env)?;
@@ -171,8 +171,8 @@ fn of_a_tmpfs(env: &Env) -> TestResult {
     unmounted.map(drop)
 }
 
-/// What a table of hugetlb pages has addresses for: two mappings of as much of a file, at multiples of
-/// it, have one table.
+/// What a table of hugetlb pages has addresses for: two mappings of as much of a file, at multiples
+/// of it, have one table.
 const TABLE: usize = 1 << 30;
 
 /// As many pages at the beginning of the file are used.
@@ -209,8 +209,8 @@ fn registered<'a>(device: &'a Device, place: &'a Place) -> TestResult<Mirror<'a>
     Mirror::part(device, place, HUGE, (USED - 1) * HUGE, WHOLE)
 }
 
-/// A job on the last of the pages lets a mapping of the file share the table of another that has them
-/// all: it has the others, too, which no one has touched in it.
+/// A job on the last of the pages lets a mapping of the file share the table of another that has
+/// them all: it has the others, too, which no one has touched in it.
 fn share<'a>(device: &'a Device, place: &'a Place, frames: [Option<u64>; USED]) -> TestResult {
     for page in 0..USED {
         check_eq!(frame(place, page)?, None, "page {page} of a new mapping");

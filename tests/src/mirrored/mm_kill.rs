@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0-only
 
-//! Processes that are killed while the driver faults their memory in: they stop at once. What they took
-//! after the signal would be taken from others, who may be what the kernel has killed them for.
+//! Processes that are killed while the driver faults their memory in: they stop at once. What they
+//! took after the signal would be taken from others, who may be what the kernel has killed them
+//! for.
 
 use std::fs;
 use std::time::{Duration, Instant};

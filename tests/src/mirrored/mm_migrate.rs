@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0-only
 
-//! Pages that move to other frames: between nodes, by compaction, out of memory that goes offline or
-//! that is broken. Nothing holds them, so the kernel can always do it, and no byte is lost.
+//! Pages that move to other frames: between nodes, by compaction, out of memory that goes offline
+//! or that is broken. Nothing holds them, so the kernel can always do it, and no byte is lost.
 
 use std::fs;
 use std::process::Command;

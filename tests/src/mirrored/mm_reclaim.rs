@@ -66,8 +66,8 @@ fn paged_out(env: &Env) -> TestResult {
     })
 }
 
-/// Pages that one CPU has faulted in and another one pages out, too few for the first one to have put
-/// them into the kernel's lists.
+/// Pages that one CPU has faulted in and another one pages out, too few for the first one to have
+/// put them into the kernel's lists.
 fn paged_out_by_another_cpu(env: &Env) -> TestResult {
     const PAGES: usize = 8;
     swap::prepare()?;
@@ -411,8 +411,8 @@ fn killed_and_reaped(env: &Env) -> TestResult {
         );
     }
     println!("    # {outcomes:?}");
-    // The call also succeeds where the exit has just taken the memory; a reaper that gets it is never
-    // turned away.
+    // The call also succeeds where the exit has just taken the memory; a reaper that gets it is
+    // never turned away.
     check!(
         outcomes.contains(&Reaped::TurnedAway),
         "the reaper has never met the device"

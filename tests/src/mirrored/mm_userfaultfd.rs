@@ -249,8 +249,8 @@ struct Scan {
     return_mask: u64,
 }
 
-/// Protects what was written, and returns how many pages that were: PAGEMAP_SCAN as those use it who
-/// copy a running process.
+/// Protects what was written, and returns how many pages that were: PAGEMAP_SCAN as those use it
+/// who copy a running process.
 fn scan(place: &Place) -> TestResult<u64> {
     const NUMBER: u32 = 16;
     const WP_MATCHING: u64 = 1;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0-only
 
-//! Memory that this process and a device use at once: both see the same bytes, and the device is told
-//! before a page goes.
+//! Memory that this process and a device use at once: both see the same bytes, and the device is
+//! told before a page goes.
 
 use virtgpu_client::protocol::compute::Stat;
 use virtgpu_client::{compute, Bytes};

@@ -29,8 +29,8 @@ impl Fragmented {
         Ok(Self { place, holes })
     }
 
-    /// Gives half of the area back and has the kernel compact what is left, with a `look` each time.
-    /// A skip if no page has moved.
+    /// Gives half of the area back and has the kernel compact what is left, with a `look` each
+    /// time. A skip if no page has moved.
     pub(crate) fn compact(&self, look: impl Fn() -> TestResult) -> TestResult {
         let frames = self.place.frames()?;
         for offset in (0..self.holes.len()).step_by(2 * PAGE) {

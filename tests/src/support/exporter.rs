@@ -205,8 +205,8 @@ impl Exporter {
         })
     }
 
-    /// Attaches a device to a dma-buf of anyone, and maps it, for a moment; with `peer2peer` one that
-    /// needs no pages.
+    /// Attaches a device to a dma-buf of anyone, and maps it, for a moment; with `peer2peer` one
+    /// that needs no pages.
     pub(crate) fn attach(&self, fd: &OwnedFd, peer2peer: bool) -> Result<(), Errno> {
         let mut attach = Attach {
             fd: fd.as_raw_fd(),
@@ -225,8 +225,8 @@ impl Exporter {
         Ok(argument.uuid)
     }
 
-    /// Attaches a device that needs no pages to a dma-buf of anyone, and maps it. It does not want to
-    /// know when the memory is revoked, unless it is `revocable`.
+    /// Attaches a device that needs no pages to a dma-buf of anyone, and maps it. It does not want
+    /// to know when the memory is revoked, unless it is `revocable`.
     pub(crate) fn import(&self, fd: &OwnedFd, revocable: bool) -> Result<Importer, Errno> {
         let file = open().map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
         let mut argument = Import {

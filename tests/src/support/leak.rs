@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0-only
 
-//! Nothing may be left of a test case that has ended: no pinned page, no resource, space or mapped page
-//! on the host.
+//! Nothing may be left of a test case that has ended: no pinned page, no resource, space or mapped
+//! page on the host.
 
 use std::sync::Mutex;
 use std::time::Duration;

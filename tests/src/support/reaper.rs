@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0-only
 
-//! Whoever takes the memory of a killed process before it has ended: process_mrelease(2), which does
-//! what the kernel's own reaper does.
+//! Whoever takes the memory of a killed process before it has ended: process_mrelease(2), which
+//! does what the kernel's own reaper does.
 
 use std::os::fd::{AsFd, AsRawFd};
 
 use crate::ktap::{pidfd, Outcome, TestResult};
 
-/// Threads of a child that is killed: its memory stays until the last of them has ended, so that the
-/// reaper finds it.
+/// Threads of a child that is killed: its memory stays until the last of them has ended, so that
+/// the reaper finds it.
 const THREADS: usize = 32;
 
 /// Starts threads that do nothing.

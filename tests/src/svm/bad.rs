@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0-only
 
-//! Addresses at which a device finds nothing, or must not: the job fails without a byte read or written,
-//! its context is lost, one event says what happened, and no one else notices.
+//! Addresses at which a device finds nothing, or must not: the job fails without a byte read or
+//! written, its context is lost, one event says what happened, and no one else notices.
 
 use std::fs;
 use std::sync::atomic::{AtomicBool, Ordering};

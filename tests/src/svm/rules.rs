@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0-only
 
-//! What a context with shared virtual memory may not do, so that nothing that others wait for waits for
-//! a fault; and what it may.
+//! What a context with shared virtual memory may not do, so that nothing that others wait for waits
+//! for a fault; and what it may.
 
 use std::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};
 
@@ -148,7 +148,8 @@ fn listing(svm: &Svm, handle: u32) -> Result<(), Errno> {
         .submit(svm.device())
 }
 
-/// Others could wait for a buffer that they share: it is for jobs with fences, or for those without.
+/// Others could wait for a buffer that they share: it is for jobs with fences, or for those
+/// without.
 fn shared_or_fault_mode(env: &Env) -> TestResult {
     let svm = open(env)?;
     let own = svm.device();
@@ -240,7 +241,8 @@ fn buffer_closed_in_use(env: &Env) -> TestResult {
     Ok(())
 }
 
-/// Jobs with fences, on rings of the same number and with memory of the same process, wait for no one.
+/// Jobs with fences, on rings of the same number and with memory of the same process, wait for no
+/// one.
 fn fence_job_beside_stall(env: &Env) -> TestResult {
     let (svm, fenced) = (open(env)?, device(env)?);
     let (stalled, place) = (Place::base(4 * PAGE)?, Place::base(4 * PAGE)?);

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0-only
 
 //! Resources that are not blobs: RESOURCE_CREATE, TRANSFER_TO_HOST and TRANSFER_FROM_HOST, and what
-//! belongs to the host's context. What is read back has been in the storage of the host: the guest's
-//! memory is overwritten in between.
+//! belongs to the host's context. What is read back has been in the storage of the host: the
+//! guest's memory is overwritten in between.
 
 mod context;
 mod flat;

@@ -2,8 +2,8 @@
 
 //! The rules of contexts in fault mode.
 //!
-//! A fault is in a space that exists, is the only one of its page and access, and is resolved once; a
-//! job that waits for one that cannot be resolved fails. Jobs are accepted before they are over,
+//! A fault is in a space that exists, is the only one of its page and access, and is resolved once;
+//! a job that waits for one that cannot be resolved fails. Jobs are accepted before they are over,
 //! and the guest is told of the end of each once, in the order of the ring, after the end and not
 //! after that of the space. INVALIDATE does not wait for a fault. What is not coherent is done to
 //! exclusive pages only.

@@ -3,8 +3,9 @@
 //! Checks an event log against the rules that a well-behaved device and driver keep.
 //!
 //! The file here follows requests, jobs, contexts and resources; `spaces` follows the mirror queue,
-//! with `ranges` of what is mapped; `faults` follows contexts in fault mode. Each line is looked at once, in order, together with what the
-//! lines before it have left. The check does not end at the first violation.
+//! with `ranges` of what is mapped; `faults` follows contexts in fault mode. Each line is looked at
+//! once, in order, together with what the lines before it have left. The check does not end at the
+//! first violation.
 
 mod faults;
 mod ranges;
@@ -436,8 +437,8 @@ impl Checker {
         }
     }
 
-    /// The adversary responds to `req` too early on purpose. That excuses the response and nothing else:
-    /// what the request ends access to stays until no job can touch it.
+    /// The adversary responds to `req` too early on purpose. That excuses the response and nothing
+    /// else: what the request ends access to stays until no job can touch it.
     fn early(&mut self, req: u64, jobs: Vec<u64>) {
         let on_purpose = self.adversary;
         self.expect(on_purpose, || {

@@ -92,8 +92,8 @@ impl Spaces {
         found.map(|(id, _)| *id)
     }
 
-    /// The space that an access to a resource is looked up in: `Some(0)` if there is none, and there
-    /// should be one.
+    /// The space that an access to a resource is looked up in: `Some(0)` if there is none, and
+    /// there should be one.
     pub(super) fn of_resource(&self, resource: u32) -> Option<u32> {
         let mirrored = self.resources.contains(&resource);
         mirrored.then(|| self.space_of(resource).unwrap_or(0))

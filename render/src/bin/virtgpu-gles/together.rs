@@ -92,8 +92,8 @@ fn said<T>(what: &str, result: virtgpu_client::Result<T>) -> Result<T> {
     result.map_err(|error| format!("{what}: {error}"))
 }
 
-/// A job that waits for this process to write `turn`, adds `value` to every word of the picture, and
-/// sums it up.
+/// A job that waits for this process to write `turn`, adds `value` to every word of the picture,
+/// and sums it up.
 fn job(memory: &Registration<'_, &Heap>, turn: u32, value: u32) -> compute::Stream {
     let mut job = compute::Stream::new();
     job.spin_until(memory.at(GO as u64), u64::from(turn) + 1, WAIT)

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0-only
 
-//! Memory that the kernel swaps out and moves while jobs use it, in step with them, so that each job
-//! is disturbed and each is done.
+//! Memory that the kernel swaps out and moves while jobs use it, in step with them, so that each
+//! job is disturbed and each is done.
 
 use std::ops::Range;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};

@@ -4,8 +4,8 @@
 //! copy. Everything the device computes is computed again by the CPU.
 //!
 //! In the first act the memory is pinned. In the second it is mirrored: while jobs use it, the
-//! kernel swaps it out, moves it elsewhere, and the program frees it and allocates anew. In the third
-//! nothing is registered: jobs take pointers.
+//! kernel swaps it out, moves it elsewhere, and the program frees it and allocates anew. In the
+//! third nothing is registered: jobs take pointers.
 //!
 //! `virtgpu-demo [MiB]`; exit status 0 if every result is right.
 

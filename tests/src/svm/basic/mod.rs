@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0-only
 
-//! Pointers in jobs: of malloc, of the stack, of lists, of files, first touch by either side; and the
-//! ioctls around them.
+//! Pointers in jobs: of malloc, of the stack, of lists, of files, first touch by either side; and
+//! the ioctls around them.
 
 mod enable;
 mod pages;

@@ -43,8 +43,8 @@ impl Drop for Block {
     }
 }
 
-/// Each operation on malloc'ed memory, against what a CPU computes. What goes in the CPU has written,
-/// and what comes out it reads.
+/// Each operation on malloc'ed memory, against what a CPU computes. What goes in the CPU has
+/// written, and what comes out it reads.
 pub(super) fn malloc_all_ops(env: &Env) -> TestResult {
     const LENGTH: usize = 24 * 1024 + 64;
     let svm = open(env)?;
@@ -94,7 +94,8 @@ pub(super) fn malloc_all_ops(env: &Env) -> TestResult {
     Ok(())
 }
 
-/// The client library's scope: jobs on two rings use memory of the caller, and are over when it ends.
+/// The client library's scope: jobs on two rings use memory of the caller, and are over when it
+/// ends.
 pub(super) fn lent_slices(env: &Env) -> TestResult {
     let svm = open(env)?;
     let from: Vec<u64> = (0..1024).collect();

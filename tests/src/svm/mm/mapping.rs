@@ -135,7 +135,8 @@ pub(super) fn mprotect_toggle(env: &Env) -> TestResult {
     })
 }
 
-/// A process that maps memory at ever other addresses: nothing of what is gone stays with the driver.
+/// A process that maps memory at ever other addresses: nothing of what is gone stays with the
+/// driver.
 pub(super) fn va_churn_is_collected(env: &Env) -> TestResult {
     const WINDOW: usize = 64 << 20;
     let svm = open(env)?;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0-only
 
-//! What the kernel does to memory while a device uses it by pointer: both sides see the same bytes at
-//! every moment, and nothing is held.
+//! What the kernel does to memory while a device uses it by pointer: both sides see the same bytes
+//! at every moment, and nothing is held.
 
 mod file;
 mod mapping;
@@ -78,8 +78,8 @@ pub(crate) const FAMILY: Family = family(
 /// Bytes of a small test.
 const SIZE: usize = 32 * PAGE;
 
-/// Jobs that add 1 to each word of `place`, which holds zeros, while a thread calls `disturb` with the
-/// number of the call: in the end each word has the number of jobs.
+/// Jobs that add 1 to each word of `place`, which holds zeros, while a thread calls `disturb` with
+/// the number of the call: in the end each word has the number of jobs.
 fn additions(
     svm: &Svm,
     place: &Place,

@@ -16,7 +16,8 @@ use crate::support::{bounded, child, eventually, job, swap, Env, Random, HUGE, P
 use crate::svm::support::{at, device, each_kind, open, Svm};
 use crate::{check, check_eq};
 
-/// What the device has written is marked dirty before the page goes, and it comes back by its fault.
+/// What the device has written is marked dirty before the page goes, and it comes back by its
+/// fault.
 pub(super) fn paged_out(env: &Env) -> TestResult {
     swap::prepare()?;
     each_kind(&[Pages::Base, Pages::Huge], |pages| {
@@ -99,8 +100,8 @@ pub(super) fn free_lazily_then_written(env: &Env) -> TestResult {
     })
 }
 
-/// A process that the kernel kills because its group needs too much, while the device faults its memory
-/// in; whoever has the device open beside it notices nothing.
+/// A process that the kernel kills because its group needs too much, while the device faults its
+/// memory in; whoever has the device open beside it notices nothing.
 pub(super) fn memcg_oom_ends(env: &Env) -> TestResult {
     const LIMIT: u64 = 24 << 20;
     let svm = open(env)?;
