@@ -8,9 +8,7 @@ use std::os::unix::fs::FileExt;
 use rustix::mm::{Advice, MapFlags, ProtFlags};
 use virtgpu_client::{Bytes, Mapping, Memory};
 
-use crate::setup::{Result, PAGE};
-
-const HUGE: usize = 2 << 20;
+use crate::setup::{Result, HUGE, PAGE};
 
 /// How memory is made up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

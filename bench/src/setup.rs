@@ -11,6 +11,7 @@ use virtgpu_client::{compute, BlobMap, BlobOptions, Device, Errno, Exec, Memory}
 pub(crate) type Result<T = ()> = std::result::Result<T, Box<dyn std::error::Error>>;
 
 pub(crate) const PAGE: usize = 4096;
+pub(crate) const HUGE: usize = 2 << 20;
 pub(crate) const MIB: usize = 1 << 20;
 
 /// Mounts what is missing.

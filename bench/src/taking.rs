@@ -13,11 +13,10 @@ use virtgpu_client::{Blob, BlobOptions, Device, Exec, Memory, RegisterOptions, R
 
 use crate::memory::{make, Kind};
 use crate::report::{Goal, Report, Sample};
-use crate::setup::{map_all, nothing, open_mirroring, since, Result, Stats, PAGE};
+use crate::setup::{map_all, nothing, open_mirroring, since, Result, Stats, HUGE, PAGE};
 use crate::trace::Tracer;
 use crate::Options;
 
-const HUGE: usize = 2 << 20;
 const WHOLE: RegisterOptions = RegisterOptions::mirrored();
 const FUNCTION: &str = "__mmu_notifier_invalidate_range_start";
 

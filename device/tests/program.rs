@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use common::{
     create_blob, ctx_create, fill, invalidate, map_blob, plain, resource_command, spin, Vm, FREE,
-    PATIENCE, RAM,
+    PAGE, PATIENCE, RAM,
 };
 use virtgpu_protocol::compute::CAPSET_ID;
 use virtgpu_protocol::mirror::status;
@@ -215,7 +215,6 @@ fn serves_one_connection_and_checks_its_log() {
 /// the device counts or the kernel: never the device, which serves others as if nothing happened.
 #[test]
 fn mappings_run_out_and_the_process_lives() {
-    const PAGE: u64 = 4096;
     // Six times the memory that is free.
     const PAGES: u64 = 6 * (RAM - FREE) / PAGE;
     let most = std::fs::read_to_string("/proc/sys/vm/max_map_count").unwrap();

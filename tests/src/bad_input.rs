@@ -15,7 +15,7 @@ use zerocopy::IntoBytes;
 use crate::ktap::{Driver, Family, Kernel, TestResult};
 use crate::support::memory::small_pages;
 use crate::support::unchanged::Refusing;
-use crate::support::{errno, raw, Env, PAGE};
+use crate::support::{errno, raw, Env, P, PAGE};
 use crate::{cases, check, check_eq};
 
 pub(crate) const FAMILY: Family = Family {
@@ -39,8 +39,6 @@ pub(crate) const FAMILY: Family = Family {
         signals,
     ],
 };
-
-const P: u64 = PAGE as u64;
 
 fn unaligned(env: &Env) -> TestResult {
     let refusing = Refusing::new(env)?;

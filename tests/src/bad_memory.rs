@@ -14,7 +14,7 @@ use virtgpu_client::{BlobOptions, Bytes, Errno, Mapping, Memfd, Memory, Register
 use crate::ktap::{Driver, Family, Kernel, Outcome, TestResult};
 use crate::support::memory::small_pages;
 use crate::support::unchanged::Refusing;
-use crate::support::{child, eventually, ext4, job, procfs, raw, Env, PAGE};
+use crate::support::{child, eventually, ext4, job, procfs, raw, Env, P, PAGE};
 use crate::{cases, check, check_eq, check_err, skip};
 
 pub(crate) const FAMILY: Family = Family {
@@ -42,7 +42,6 @@ pub(crate) const FAMILY: Family = Family {
     ],
 };
 
-const P: u64 = PAGE as u64;
 const RW: ProtFlags = ProtFlags::READ.union(ProtFlags::WRITE);
 
 fn read_only(addr: u64, size: u64) -> uapi::UserptrRegister {

@@ -14,7 +14,7 @@ use virtgpu_client::{compute, Bytes, Device, Exec, Memory, RegisterOptions};
 
 use crate::ktap::{reap, Driver, Family, Kernel, TestResult};
 use crate::support::memory::small_pages;
-use crate::support::{child, cstring, eventually, job, procfs, raced, raw, Env, Random, PAGE};
+use crate::support::{child, cstring, eventually, job, procfs, raced, raw, Env, Random, P, PAGE};
 use crate::{cases, check, check_eq};
 
 pub(crate) const FAMILY: Family = Family {
@@ -37,8 +37,6 @@ pub(crate) const FAMILY: Family = Family {
         ten_thousand_cycles: 1200,
     ],
 };
-
-const P: u64 = PAGE as u64;
 
 fn fork_both_write(env: &Env) -> TestResult {
     let device = env.compute()?;

@@ -20,7 +20,7 @@ use virtgpu_client::{
 use crate::bad_memory::open_read_only;
 use crate::ktap::{Driver, Family, Kernel, TestResult};
 use crate::support::unchanged::Refusing;
-use crate::support::{child, ext4, job, raw, Env, PAGE};
+use crate::support::{child, ext4, job, raw, Env, P, PAGE};
 use crate::{cases, check, check_eq, skip};
 
 /// On a device that enforces read-only.
@@ -52,7 +52,6 @@ pub(crate) const NO_MIRROR: Family = Family {
     ],
 };
 
-const P: u64 = PAGE as u64;
 const SECRET: u8 = 0x52;
 
 fn roots_file(path: &str) -> TestResult {

@@ -15,7 +15,7 @@ use crate::mirrored::open_mirrored;
 use crate::support::debugfs::Knobs;
 use crate::support::memory::small_pages;
 use crate::support::place::{Pages, Place};
-use crate::support::{child, eventually, gpu, job, procfs, Env, PAGE};
+use crate::support::{child, eventually, gpu, job, procfs, Env, P, PAGE};
 use crate::{cases, check, check_eq};
 
 pub(crate) const FAMILY: Family = Family {
@@ -30,8 +30,6 @@ pub(crate) const FAMILY: Family = Family {
         held_by_another_process: 180,
     ],
 };
-
-const P: u64 = PAGE as u64;
 
 /// Whoever has waited for a job and then closes the registration may use the whole limit again.
 fn charge_is_back_after_close(env: &Env) -> TestResult {

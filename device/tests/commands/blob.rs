@@ -5,7 +5,6 @@
 use std::os::unix::fs::FileExt;
 
 use super::common::*;
-use super::PAGE;
 use virtgpu_protocol::compute::op;
 use virtgpu_protocol::virtio_gpu::{self as wire, blob_mem, command, response};
 use vm_memory::{Bytes, GuestAddress};

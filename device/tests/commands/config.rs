@@ -4,7 +4,6 @@
 //! there are none.
 
 use super::common::*;
-use super::PAGE;
 use virtgpu_device::options::capset::Capset;
 use virtgpu_protocol::compute::{self, op};
 use virtgpu_protocol::virtio_gpu::{self as wire, blob_mem, command, response, Config, Header};

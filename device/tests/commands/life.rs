@@ -5,7 +5,6 @@
 use std::time::{Duration, Instant};
 
 use super::common::*;
-use super::PAGE;
 use virtgpu_protocol::compute::op;
 use virtgpu_protocol::virtio_gpu::{blob_mem, command, response};
 use vm_memory::{Bytes, GuestAddress};

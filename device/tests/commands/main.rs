@@ -19,8 +19,6 @@ use virtgpu_protocol::virtio_gpu_image as wire_image;
 use zerocopy::little_endian::{U32, U64};
 use zerocopy::IntoBytes;
 
-const PAGE: u64 = 4096;
-
 fn attach_backing(id: u32, pieces: &[(u64, u32)]) -> Vec<u8> {
     let request = wire::ResourceAttachBacking {
         hdr: Header::new(command::RESOURCE_ATTACH_BACKING, 0),

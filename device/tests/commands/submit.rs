@@ -3,7 +3,6 @@
 //! Jobs: how many there may be, in which order they are done, and what they may touch.
 
 use super::common::*;
-use super::PAGE;
 use virtgpu_protocol::virtio_gpu::{self as wire, blob_mem, command, response};
 use vm_memory::{Bytes, GuestAddress};
 

@@ -48,6 +48,8 @@ use ring::{Layout, Ring, RESPONSE};
 const MIRROR_BIT: u64 = 1 << mirror::feature::MIRROR;
 /// That of faults.
 const FAULT_BIT: u64 = 1 << mirror::feature::PAGE_FAULT;
+/// A page, of the guest and of the host.
+pub const PAGE: u64 = 4096;
 /// Bytes of guest RAM.
 pub const RAM: u64 = 64 << 20;
 /// Bytes of the host-visible window.

@@ -5,7 +5,6 @@
 use std::time::{Duration, Instant};
 
 use super::common::*;
-use super::PAGE;
 use virtgpu_device::misbehave::adversary::{Adversary, Mode};
 use virtgpu_protocol::compute::CAPSET_ID;
 use virtgpu_protocol::mirror::{self, status};

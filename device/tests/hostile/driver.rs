@@ -5,7 +5,7 @@
 use std::time::{Duration, Instant};
 
 use super::common::*;
-use super::{Random, PAGE};
+use super::Random;
 use virtgpu_protocol::compute::op;
 use virtgpu_protocol::mirror::status;
 use virtgpu_protocol::virtio_gpu::{self as wire, blob_mem, command, response};

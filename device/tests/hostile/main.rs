@@ -10,8 +10,6 @@ mod adversary;
 mod driver;
 mod mutant;
 
-const PAGE: u64 = 4096;
-
 /// A small generator of random numbers.
 struct Random(u64);
 

@@ -5,7 +5,6 @@
 use std::time::Instant;
 
 use super::common::*;
-use super::PAGE;
 use virtgpu_device::misbehave::mutant;
 use virtgpu_device::options::Options;
 use virtgpu_protocol::compute::op;

@@ -3,7 +3,7 @@
 //! Commands: their order, their statuses, and those that mean nothing.
 
 use super::common::*;
-use super::{with, with_limits, word, PAGE};
+use super::{with, with_limits, word};
 use virtgpu_device::mirror::Limits;
 use virtgpu_device::misbehave::adversary::Adversary;
 use virtgpu_device::options::Options;

@@ -3,7 +3,7 @@
 //! What the extension offers, and which resources can have a space.
 
 use super::common::*;
-use super::{with_limits, word, PAGE};
+use super::{with_limits, word};
 use virtgpu_device::mirror::Limits;
 use virtgpu_device::options::Options;
 use virtgpu_protocol::mirror::{self, device_state, status, MirrorConfig};

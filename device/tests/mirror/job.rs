@@ -5,7 +5,7 @@
 use std::time::{Duration, Instant};
 
 use super::common::*;
-use super::{word, PAGE};
+use super::word;
 use virtgpu_device::options::Options;
 use virtgpu_protocol::compute::{op, Op};
 use virtgpu_protocol::mirror::status;

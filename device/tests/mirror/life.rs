@@ -5,7 +5,7 @@
 use std::time::Instant;
 
 use super::common::*;
-use super::{holes, with_limits, word, PAGE};
+use super::{holes, with_limits, word};
 use virtgpu_device::mirror::Limits;
 use virtgpu_protocol::compute::op;
 use virtgpu_protocol::mirror::{self, status};

@@ -3,7 +3,7 @@
 //! The mappings of the host are limited: who gets none, and who loses a space.
 
 use super::common::*;
-use super::{can_read, can_write, holes, with_limits, PAGE};
+use super::{can_read, can_write, holes, with_limits};
 use virtgpu_device::mirror::Limits;
 use virtgpu_protocol::mirror::{self, status};
 use virtgpu_protocol::virtio_gpu::response;

@@ -19,8 +19,6 @@ use virtgpu_protocol::compute::{op, Op};
 use virtgpu_protocol::virtio_gpu::{command, response};
 use vm_memory::{Bytes, GuestAddress};
 
-const PAGE: u64 = 4096;
-
 fn word(vm: &Vm, at: u64) -> u64 {
     vm.memory.read_obj(GuestAddress(at)).unwrap()
 }

@@ -3,7 +3,7 @@
 //! What is mapped can be used, as it is allowed, and nothing else can.
 
 use super::common::*;
-use super::{can, can_read, can_write, word, PAGE};
+use super::{can, can_read, can_write, word};
 use virtgpu_protocol::compute::{op, Op};
 use virtgpu_protocol::mirror::status;
 use virtgpu_protocol::virtio_gpu::{blob_mem, response};

@@ -24,7 +24,6 @@ use virtgpu_protocol::virtio_gpu::response;
 use vm_memory::{Bytes, GuestAddress};
 use zerocopy::FromBytes;
 
-const PAGE: u64 = 4096;
 /// What a process of the guest has of addresses.
 const TASK_SIZE: u64 = (1 << 47) - PAGE;
 /// Where its data are: at the end of a GiB.

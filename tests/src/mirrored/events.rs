@@ -8,7 +8,7 @@ use virtgpu_client::{Bytes, Device};
 use super::support::{family, next_event, no_event, on_each_kind, open, Mirror, SPARSE, WHOLE};
 use crate::ktap::{Family, TestResult};
 use crate::support::place::{Place, READ, RW};
-use crate::support::{child, job, Env, HUGE, PAGE};
+use crate::support::{child, job, Env, HUGE, P, PAGE};
 use crate::{cases, check, check_eq};
 
 pub(crate) const FAMILY: Family = family(
@@ -29,8 +29,6 @@ pub(crate) const FAMILY: Family = family(
         mm_gone,
     ],
 );
-
-const P: u64 = PAGE as u64;
 
 /// What is the same in all events of a registration.
 fn check_event(event: &UserptrEvent, mirror: &Mirror<'_>, cookie: u64) -> TestResult {

@@ -14,7 +14,7 @@ use crate::ktap::{Family, Outcome, TestResult};
 use crate::support::dmirror::Dmirror;
 use crate::support::place::{Pages, Place, NONE, READ, RW};
 use crate::support::uffd::{Fault, Uffd};
-use crate::support::{child, ext4, Env, Random, HUGE, PAGE};
+use crate::support::{child, ext4, Env, Random, HUGE, P, PAGE};
 use crate::{cases, check, check_eq, check_err};
 
 pub(crate) const FAMILY: Family = family(
@@ -47,7 +47,6 @@ pub(crate) const FAMILY: Family = family(
     ],
 );
 
-const P: u64 = PAGE as u64;
 /// The size of most buffers of hmm-tests.
 const SIZE: usize = 64 * PAGE;
 

@@ -11,13 +11,11 @@ use crate::ktap::{Case, Family, Outcome, TestResult};
 use crate::support::child::{self, drop_privileges};
 use crate::support::debugfs::Knobs;
 use crate::support::place::{Pages, Place};
-use crate::support::{eventually, job, Env, PAGE};
+use crate::support::{eventually, job, Env, HUGE, PAGE};
 use crate::{cases, check, check_eq};
 
-/// Mappings that the device has for all spaces.
+/// Mappings that the device has for all spaces: two huge pages have room for twice as many holes.
 const MAPPINGS: usize = 600;
-/// Bytes of a huge page: twice as many holes as there are mappings for, in two of them.
-const HUGE: usize = 2 << 20;
 
 pub(crate) const FAMILY: Family = family(
     "mirrored_scarce",

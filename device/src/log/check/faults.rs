@@ -14,6 +14,7 @@ use virtgpu_protocol::mirror::{access, job_result, resolution};
 
 use super::{Checker, Job};
 use crate::log::Event;
+use crate::memory::PAGE;
 
 /// How long an INVALIDATE may take while faults are not resolved, in microseconds: it waits for
 /// nothing but the device.
@@ -130,7 +131,7 @@ impl Checker {
         self.expect(id > last, || format!("fault {id} was there before"));
         let known = matches!(access, access::READ | access::WRITE | access::ATOMIC);
         let size = self.spaces.size(space);
-        let good = known && page % 4096 == 0 && size.is_some_and(|size| page < size);
+        let good = known && page % PAGE == 0 && size.is_some_and(|size| page < size);
         self.expect(good, || {
             format!("fault {id}: access {access} to {page:#x} of space {space}")
         });

@@ -8,11 +8,10 @@ use rustix::mm::{MapFlags, ProtFlags};
 use virtgpu_client::protocol::uapi::{self, memory_model};
 use virtgpu_client::{compute, BlobOptions, Bytes, Errno, Exec, Mapping, Memory, RegisterOptions};
 
-use super::P;
 use crate::ktap::TestResult;
 use crate::mirrored::support::{on_each_kind, open, End, Mirror, READ_ONLY, SPARSE, WHOLE};
 use crate::support::place::{Pages, Place, RW};
-use crate::support::{eventually, job, procfs, raw, Env, Random, HUGE, PAGE};
+use crate::support::{eventually, job, procfs, raw, Env, Random, HUGE, P, PAGE};
 use crate::{check, check_eq, check_err};
 
 pub(super) fn open_close(env: &Env) -> TestResult {

@@ -5,12 +5,11 @@
 use virtgpu_client::protocol::uapi::bo_state;
 use virtgpu_client::{compute, Bytes, Errno, Exec, Memory, Registration};
 
-use super::P;
 use crate::ktap::TestResult;
 use crate::mirrored::support::{on_each_kind, open, Mirror, READ_ONLY, SPARSE, WHOLE};
 use crate::support::memory::Malloc;
 use crate::support::place::{Place, NONE, READ, RW};
-use crate::support::{job, Env, Random, HUGE, PAGE};
+use crate::support::{job, Env, Random, HUGE, P, PAGE};
 use crate::{check, check_eq, check_err};
 
 pub(super) fn nothing_mapped(env: &Env) -> TestResult {

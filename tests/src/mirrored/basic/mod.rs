@@ -11,7 +11,6 @@ mod shared;
 use super::support::family;
 use crate::cases;
 use crate::ktap::Family;
-use crate::support::PAGE;
 
 use self::access::{
     both_sides_at_the_same_time, both_sides_see_the_same, commands_of_blobs_are_jobs, host3d_guest,
@@ -75,5 +74,3 @@ pub(crate) const FAMILY: Family = family(
         large,
     ],
 );
-
-pub(super) const P: u64 = PAGE as u64;

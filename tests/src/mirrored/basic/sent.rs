@@ -5,11 +5,10 @@
 use virtgpu_client::protocol::uapi::{self, bo_state, memory_model};
 use virtgpu_client::{Bytes, Errno};
 
-use super::P;
 use crate::ktap::TestResult;
 use crate::mirrored::support::{each_kind, on_each_kind, open, Mirror, READ_ONLY, SPARSE, WHOLE};
 use crate::support::place::{Pages, Place};
-use crate::support::{procfs, raw, Env, HUGE, PAGE};
+use crate::support::{procfs, raw, Env, HUGE, P, PAGE};
 use crate::{check, check_eq, check_err, skip};
 
 /// What was sent between two points, as entries and commands.

@@ -4,11 +4,10 @@
 
 use virtgpu_client::{compute, Bytes, Device, Memory, Registration};
 
-use super::P;
 use crate::ktap::TestResult;
 use crate::mirrored::support::{on_each_kind, open, Mirror, READ_ONLY, WHOLE};
 use crate::support::place::{Pages, Place, RW};
-use crate::support::{job, Env, HUGE, PAGE};
+use crate::support::{job, Env, HUGE, P, PAGE};
 use crate::{check, check_eq};
 
 pub(super) fn overlapping(env: &Env) -> TestResult {
