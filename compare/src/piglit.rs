@@ -76,7 +76,7 @@ fn program(name: &str) -> Program {
         .env(NO_FALLBACK.0, NO_FALLBACK.1)
 }
 
-/// Runs shader tests. One that fails may have had the host give up the context, or have taken the
+/// Runs shader tests. One that fails may have had the host lose the context, or have taken the
 /// process along, so those after it get a new process.
 pub(crate) fn run_shader_tests(tests: &[Test]) -> Result<Vec<Outcome>> {
     let mut outcomes = Vec::new();

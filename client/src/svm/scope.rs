@@ -89,7 +89,7 @@ impl<'scope> Scope<'scope, '_> {
                 // None of them runs any more; or they are those of the process that has made this
                 // one by fork, and use its memory.
                 Err(error @ (Errno::IO | Errno::NODEV | Errno::ACCESS)) => result = Err(error),
-                // No one knows when the memory is free again.
+                // A job may still use the memory, and nothing says until when.
                 Err(error) => {
                     eprintln!("virtgpu-client: waiting for ring {ring}: {error}");
                     std::process::abort();

@@ -222,7 +222,7 @@ pub enum Event {
         adversary: Option<Name>,
     },
     /// An event was written for the guest.
-    Told {
+    EventSent {
         kind: u32,
         space: u32,
         /// It is none of a device that behaves.

@@ -150,7 +150,7 @@ impl EventRing {
                 continue;
             }
             scatter(&memory, &writable, bytes);
-            self.log.write(|| Event::Told {
+            self.log.write(|| Event::EventSent {
                 kind: record.event.kind.get(),
                 space: record.event.space_id.get(),
                 adversary: record.adversary,

@@ -151,7 +151,7 @@ fn one_context_is_mistreated() {
         vm.end(true);
     }
 
-    // An error that no one knows, an OK that belongs to another command, one that is too short.
+    // An unknown error, an OK that belongs to another command, one that is too short.
     for (mode, response) in [
         ("refuse:0x12ff", (0x12ff, 24)),
         ("garbage-type:0x1102", (response::OK_CAPSET_INFO, 40)),

@@ -424,7 +424,7 @@ impl Checker {
             | Event::Resolved { .. }
             | Event::RingDone { .. }
             | Event::Alone { .. }
-            | Event::Told { .. } => {}
+            | Event::EventSent { .. } => {}
             Event::End {
                 resources,
                 contexts,

@@ -338,7 +338,7 @@ impl Spaces {
                     false => hammered.remove(*start, end),
                 }
             }
-            Event::Told {
+            Event::EventSent {
                 kind,
                 space,
                 adversary,

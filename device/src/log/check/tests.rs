@@ -241,9 +241,9 @@ fn spaces() {
     let swapped = [all[0], all[3], all[1], all[4], all[5], all[6], all[2]];
     assert_eq!(after(&lines, &swapped), [15]);
     // An event after the end, and one before.
-    let told = r#"told "kind":2,"space":1"#;
-    assert_eq!(after(&lines, &[told]), [0u64; 0]);
-    assert_eq!(after(&lines, &[&all[..], &[told]].concat()), [18]);
+    let sent = r#"event_sent "kind":2,"space":1"#;
+    assert_eq!(after(&lines, &[sent]), [0u64; 0]);
+    assert_eq!(after(&lines, &[&all[..], &[sent]].concat()), [18]);
     // Left over.
     let reset = r#"reset "resources":1,"contexts":0"#;
     assert_eq!(after(&lines, &[reset]), [10, 10]);
