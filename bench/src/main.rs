@@ -9,18 +9,18 @@
 //! Everything is a ratio of two numbers from the same run. The result is a table, and a last line
 //! `BENCH-JSON {"rows":[...]}`.
 
-mod allocating;
 mod copying;
 mod drivers;
 mod entries;
 mod footprint;
 mod gup;
 mod memory;
+mod p3_register_untouched;
+mod p4_alloc_use_free;
+mod p5_invalidate;
 mod pinning;
 mod report;
-mod reserving;
 mod setup;
-mod taking;
 mod trace;
 
 use std::path::PathBuf;
@@ -122,9 +122,9 @@ fn main() -> ExitCode {
     let measures: [(&str, Measure); 8] = [
         ("P1", pinning::measure),
         ("P2", copying::measure),
-        ("P3", reserving::measure),
-        ("P4", allocating::measure),
-        ("P5", taking::measure),
+        ("P3", p3_register_untouched::measure),
+        ("P4", p4_alloc_use_free::measure),
+        ("P5", p5_invalidate::measure),
         ("P6", entries::measure),
         ("P7", footprint::measure),
         ("P8", drivers::measure),
