@@ -11,7 +11,7 @@ use crate::ktap::{Family, TestResult};
 use crate::support::cma::Area;
 use crate::support::job;
 use crate::support::place::Place;
-use crate::support::{Env, HUGE, PAGE};
+use crate::support::{agree, Env, HUGE, PAGE};
 use crate::{cases, check, check_eq, skip};
 
 pub(crate) const FAMILY: Family = family(
@@ -91,13 +91,7 @@ fn taken_while_the_device_writes(env: &Env) -> TestResult {
         mirror.stat()?.space_invalidates > before,
         "the device was never told"
     );
-    for page in 0..64 {
-        check_eq!(
-            place.read_u32(page * PAGE),
-            jobs,
-            "additions to page {page}"
-        );
-    }
+    agree::added(&place, jobs)?;
     mirror.coherent_all_over("in the end")
 }
 

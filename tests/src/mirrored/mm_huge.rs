@@ -14,7 +14,7 @@ use crate::support::ksm::{all_one, equal_pages, Merging};
 use crate::support::place::{Pages, Place};
 use crate::support::procfs::{self, kernel_page};
 use crate::support::setting::Setting;
-use crate::support::{eventually, thp, Env, HUGE, PAGE};
+use crate::support::{agree, eventually, thp, Env, HUGE, PAGE};
 use crate::{cases, check, check_eq, skip};
 
 pub(crate) const FAMILY: Family = family(
@@ -206,13 +206,7 @@ fn collapse_and_split_while_the_device_writes(env: &Env) -> TestResult {
         Ok(())
     })?;
     println!("    # collapsed {collapsed} times");
-    for page in 0..HUGE / PAGE {
-        check_eq!(
-            place.read_u32(page * PAGE),
-            jobs,
-            "additions to page {page}"
-        );
-    }
+    agree::added(&place, jobs)?;
     mirror.coherent_all_over("in the end")
 }
 

@@ -16,7 +16,7 @@ use crate::ktap::{Family, Outcome, TestResult};
 use crate::support::compaction::Fragmented;
 use crate::support::place::{Pages, Place, RW};
 use crate::support::setting::Setting;
-use crate::support::{numa, pace, procfs, Env, HUGE, PAGE};
+use crate::support::{agree, numa, pace, procfs, Env, HUGE, PAGE};
 use crate::{cases, check, check_eq, skip};
 
 pub(crate) const FAMILY: Family = family(
@@ -48,7 +48,7 @@ const BALANCED: Duration = Duration::from_secs(30);
 
 fn between_nodes(env: &Env) -> TestResult {
     numa::two_nodes()?;
-    let _still = numa::unbalanced();
+    let _still = numa::without_balancing();
     on_each_kind(env, SIZE, |device, place| {
         let mirror = Mirror::new(device, place)?;
         mirror.scatter(1);
@@ -102,13 +102,7 @@ fn between_nodes_while_the_device_writes(env: &Env) -> TestResult {
         // A page that is just being faulted in may be busy.
         numa::move_to(&place, number as i32 % 2).map(drop)
     })?;
-    for page in 0..64 {
-        check_eq!(
-            place.read_u32(page * PAGE),
-            jobs,
-            "additions to page {page}"
-        );
-    }
+    agree::added(&place, jobs)?;
     moved(&place, 0)?;
     mirror.coherent_all_over("in the end")
 }

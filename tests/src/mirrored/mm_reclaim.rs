@@ -14,7 +14,7 @@ use crate::support::memcg::Group;
 use crate::support::place::{Pages, Place, RW};
 use crate::support::reaper::{kill_and_reap, pausing_threads, Reaped};
 use crate::support::swap::page_out;
-use crate::support::{child, cpu, eventually, job, procfs, swap, Env, Random, HUGE, PAGE};
+use crate::support::{agree, child, cpu, eventually, job, procfs, swap, Env, Random, HUGE, PAGE};
 use crate::{cases, check, check_eq, skip};
 
 pub(crate) const FAMILY: Family = family(
@@ -216,13 +216,7 @@ fn reclaimed_while_the_device_writes(env: &Env) -> TestResult {
     let jobs = additions(&mirror, 64 * PAGE, env.rounds(80), |_| {
         place.advise(0, 64 * PAGE, libc::MADV_PAGEOUT)
     })?;
-    for page in 0..64 {
-        check_eq!(
-            place.read_u32(page * PAGE),
-            jobs,
-            "additions to page {page}"
-        );
-    }
+    agree::added(&place, jobs)?;
     Ok(())
 }
 

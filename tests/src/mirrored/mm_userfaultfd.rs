@@ -440,7 +440,7 @@ fn stuck_child(
     child::spawn(|| {
         let device: &'static Device = Box::leak(Box::new(open(env)?));
         let place: &'static Place = Box::leak(Box::new(Place::base(SIZE)?));
-        let uffd = Uffd::missing(&place)?;
+        let uffd = Uffd::missing(place)?;
         let mirror = Mirror::with(device, place, WHOLE)?;
         std::thread::spawn(move || mirror.end(&mirror.idle()));
         let fault = uffd.asked()?;

@@ -4,7 +4,7 @@
 //! told before a page goes.
 
 use virtgpu_client::protocol::compute::Stat;
-use virtgpu_client::{compute, Bytes};
+use virtgpu_client::{compute, Bytes, Memory};
 
 use crate::ktap::TestResult;
 use crate::support::place::Place;
@@ -64,5 +64,17 @@ pub(crate) fn has_lost(what: &str, [before, after]: [&Stat; 2], bytes: usize) ->
         before.space_pages,
         after.space_pages
     );
+    Ok(())
+}
+
+/// The first word of each page of `place` is `jobs`: so many have added 1 to all of it.
+pub(crate) fn added(place: &Place, jobs: u32) -> TestResult {
+    for page in 0..place.len() / PAGE {
+        check_eq!(
+            place.read_u32(page * PAGE),
+            jobs,
+            "additions to page {page}"
+        );
+    }
     Ok(())
 }

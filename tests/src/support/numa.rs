@@ -22,7 +22,7 @@ pub(crate) fn two_nodes() -> TestResult {
 pub(crate) const BALANCING: &str = "/proc/sys/kernel/numa_balancing";
 
 /// As long as this is kept, the kernel moves no pages on its own.
-pub(crate) fn unbalanced() -> Option<Setting> {
+pub(crate) fn without_balancing() -> Option<Setting> {
     // A kernel without it moves none either.
     Setting::new(BALANCING, "0").ok()
 }

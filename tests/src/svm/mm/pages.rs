@@ -17,7 +17,7 @@ use crate::{check, check_eq};
 
 pub(super) fn migrate(env: &Env) -> TestResult {
     numa::two_nodes()?;
-    let _still = numa::unbalanced();
+    let _still = numa::without_balancing();
     on_each_kind(env, HUGE, |svm, place| {
         Svm::scatter(place, 7);
         let mut count = 0;
