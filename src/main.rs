@@ -35,6 +35,8 @@
 //! 1. `FileData::attached`, then `Svm::revoking` (mutexes, the second killable; the first is held while
 //!    the host creates a context or an address space, the second while INVALIDATE is acknowledged)
 //! 2. `mmap_lock` (the kernel's; held by mmap of a host-visible buffer)
+//!    Inside of it the lock of a folio (the kernel's; held while a page that the device gets alone is
+//!    mapped), in which only 7 and those below are taken
 //! 3. `HostMemory::mapping` (mutex; held while a mapping is requested)
 //! 4. `DeviceMappings::live`, `Shared::backing`, `Capsets::cache`, `RangeAllocator::lock`,
 //!    `Space::destroy`, `Bound::registration` (mutexes, one at
@@ -114,6 +116,10 @@ module! {
         job_grace_ms: u32 {
             default: 2000,
             description: "Milliseconds that jobs may delay the invalidation of mirrored memory",
+        },
+        exclusive_slice_us: u32 {
+            default: 500,
+            description: "Microseconds that a device keeps a page for atomic accesses which a processor touches, 10000 at most",
         },
         modeset: i32 {
             default: -1,

@@ -312,6 +312,8 @@ int kapi_current_area(unsigned long addr, struct kapi_area *area)
 			area->flags |= KAPI_AREA_HUGETLB;
 		if (userfaultfd_armed(vma))
 			area->flags |= KAPI_AREA_USERFAULTFD;
+		if (vma->vm_flags & VM_SHARED)
+			area->flags |= KAPI_AREA_SHARED;
 	}
 	mmap_read_unlock(mm);
 	return found;

@@ -247,6 +247,8 @@ enum kapi_area_flag {
 	KAPI_AREA_HUGETLB = 256,
 	/* A userfaultfd is told of accesses. */
 	KAPI_AREA_USERFAULTFD = 512,
+	/* A write goes to pages that others may have. */
+	KAPI_AREA_SHARED = 1024,
 };
 
 struct kapi_area {
@@ -270,6 +272,17 @@ long kapi_current_fault_in(unsigned long start, unsigned long count, bool write,
 			   bool interruptible);
 /* TASK_SIZE of the current process. */
 unsigned long kapi_current_task_size(void);
+
+/* linux/rmap.h */
+/*
+ * make_device_exclusive() for a page of the current process, with mmap_lock;
+ * -EINTR on a fatal signal, -EOPNOTSUPP also without CONFIG_DEVICE_PRIVATE. On
+ * success *folio is locked and carries a reference, and *phys is the page's address.
+ */
+int kapi_current_make_exclusive(unsigned long addr, void *owner,
+				struct folio **folio, u64 *phys);
+/* folio_unlock() and folio_put() */
+void kapi_folio_unlock_put(struct folio *folio);
 
 /* linux/sched/vhost_task.h; without CONFIG_VHOST_TASK the first returns -EOPNOTSUPP. */
 struct vhost_task *kapi_vhost_task_create(bool (*work)(void *data),

@@ -19,6 +19,7 @@ mod changes;
 mod changes_tests;
 mod event;
 mod evict;
+mod exclusive;
 mod invalidate;
 mod populate;
 mod range;
@@ -55,6 +56,7 @@ use self::{
         Oldest,
         Residents, //
     },
+    exclusive::Slices,
     invalidate::Handler,
     populate::MapMode, //
 };
@@ -87,10 +89,10 @@ use kernel::{
     },
 };
 
-/// Evidence that a file's [`NotifierLock`] is held.
+/// Evidence that a file's [`NotifierLock`] is held. It has a size, so that one can be told from another.
 pub(crate) struct Commits {
-    /// Lets one [`Commits`] be told from another, for which it must have a size.
-    _place: u8,
+    /// Pages that the device has alone since a short time.
+    slices: Slices,
 }
 
 /// The lock of all mirrored ranges of a file.
@@ -116,7 +118,7 @@ impl NotifierLock {
     pub(crate) fn new() -> Result<Arc<Self>> {
         let this = Arc::pin_init(
             pin_init!(Self {
-                commits <- new_mutex!(Commits { _place: 0 }, "NotifierLock::commits"),
+                commits <- new_mutex!(Commits { slices: Slices::new() }, "NotifierLock::commits"),
                 residents <- Residents::new(),
             }),
             GFP_KERNEL,

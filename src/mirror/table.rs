@@ -49,6 +49,8 @@ const WANTED: u64 = 1 << 4;
 const QUARANTINED: u64 = 1 << 5;
 /// It is being evicted, and MAP was not sent since.
 const EVICTING: u64 = 1 << 6;
+/// The device has it alone.
+const EXCLUSIVE: u64 = 1 << 7;
 const FLAGS: u64 = (1 << 12) - 1;
 
 /// A page that the device may reach.
@@ -72,6 +74,8 @@ pub(super) enum Reach {
     Read,
     /// It may read and write.
     Write,
+    /// It may read and write, and nobody else does.
+    Exclusive,
 }
 
 /// The pages of a mirrored range.
@@ -422,9 +426,13 @@ impl Table {
         let mut found = pages.iter();
         self.each(from..from + pages.len(), |word| match found.next() {
             Some((page, reach)) => {
-                let write = if *reach == Reach::Write { WRITABLE } else { 0 };
-                let flags = REACHABLE | MAPPED | write;
-                (page.phys() & !FLAGS) | flags | (word & (QUARANTINED | WRITABLE))
+                let rights = match reach {
+                    Reach::Exclusive => WRITABLE | EXCLUSIVE,
+                    Reach::Write => WRITABLE,
+                    _ => 0,
+                };
+                let flags = REACHABLE | MAPPED | rights;
+                (page.phys() & !FLAGS) | flags | (word & (QUARANTINED | WRITABLE | EXCLUSIVE))
             }
             None => word,
         });
@@ -621,8 +629,10 @@ impl Reach {
             Self::Ending
         } else if word & WRITABLE == 0 {
             Self::Read
-        } else {
+        } else if word & EXCLUSIVE == 0 {
             Self::Write
+        } else {
+            Self::Exclusive
         }
     }
 }

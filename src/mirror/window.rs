@@ -103,13 +103,13 @@ pub(crate) struct Wanted {
 /// Pages that were looked up.
 pub(crate) struct Lookup<'a> {
     /// Those of [`Wanted::around`].
-    pages: KVec<(HmmPage, Reach)>,
-    around: Range<usize>,
-    look: Look<'a>,
+    pub(super) pages: KVec<(HmmPage, Reach)>,
+    pub(super) around: Range<usize>,
+    pub(super) look: Look<'a>,
 }
 
 /// MAP commands that were sent.
-pub(crate) struct Sent(KVec<(Arc<MirrorCommand>, Range<usize>)>);
+pub(crate) struct Sent(pub(super) KVec<(Arc<MirrorCommand>, Range<usize>)>);
 
 /// What became of an attempt to map what was looked up.
 pub(crate) enum Committed {
@@ -127,7 +127,7 @@ pub(crate) struct Window {
     /// First address, in bytes.
     start: usize,
     /// How often anything was mapped. Changed with the lock of the tables held.
-    committed: Atomic<u64>,
+    pub(super) committed: Atomic<u64>,
 }
 
 impl Window {

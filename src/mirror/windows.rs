@@ -18,6 +18,10 @@ use super::{
         Changes,
         LookId, //
     },
+    exclusive::{
+        slice_end,
+        SliceEnd, //
+    },
     window::{
         Window,
         WINDOW, //
@@ -87,6 +91,8 @@ struct Pending {
     span: Range<usize>,
     /// The command, if it was sent.
     ticket: Option<Ticket>,
+    /// Until when the device keeps the page, which it has alone, and no command is sent.
+    until: Option<SliceEnd>,
 }
 
 /// What the notifiers' callbacks use.
@@ -417,9 +423,35 @@ impl Shared {
         }
     }
 
+    /// Leaves the rest to the second pass, or does it if there is no node for that.
+    fn leave_to_finish(&self, pending: Pending) -> Start<Pending> {
+        let spare = match self.gpu.knobs.has_nodes() {
+            true => self.spare.lock().pop(),
+            false => None,
+        };
+        match spare {
+            Some(mut node) => {
+                node.set(pending);
+                Start::Unfinished(node)
+            }
+            None => {
+                self.gpu.counters.ended_in_first_pass.add(1);
+                self.finish(pending);
+                Start::Done
+            }
+        }
+    }
+
     /// Waits until the device does not reach what was marked any more, and lets the kernel have it.
     fn finish(&self, pending: Pending) {
-        let Pending { span, ticket } = pending;
+        let Pending {
+            span,
+            ticket,
+            until,
+        } = pending;
+        if let Some(end) = until {
+            end.wait();
+        }
         let acknowledged = match ticket {
             Some(ticket) => self.space.wait_acknowledged(ticket),
             None => self.invalidate_and_wait(&span),
@@ -453,6 +485,10 @@ impl IntervalHandler for Begins {
 
     fn start(&self, change: &Invalidation<'_>) -> Start<Pending> {
         let shared = &*self.0;
+        // The device may go on with a page that is being made its own.
+        if change.is_by(shared.space.owner()) {
+            return Start::Done;
+        }
         let addresses = change.first..change.last + 1;
         let may_block = change.may_block();
         let lost = shared.gpu.transport.is_lost();
@@ -495,7 +531,18 @@ impl IntervalHandler for Begins {
             return Start::Done;
         }
 
-        let mut pending = Pending { span, ticket: None };
+        if let Some(end) = slice_end(&shared.lock, change) {
+            return shared.leave_to_finish(Pending {
+                span,
+                ticket: None,
+                until: Some(end),
+            });
+        }
+        let mut pending = Pending {
+            span,
+            ticket: None,
+            until: None,
+        };
         if shared.gpu.knobs.has_invalidates() {
             let (first, last) = (pending.span.start as u64, pending.span.end as u64 - 1);
             match shared.space.post_invalidate(first, last) {
@@ -514,21 +561,7 @@ impl IntervalHandler for Begins {
                 }
             }
         }
-        let spare = match shared.gpu.knobs.has_nodes() {
-            true => shared.spare.lock().pop(),
-            false => None,
-        };
-        match spare {
-            Some(mut node) => {
-                node.set(pending);
-                Start::Unfinished(node)
-            }
-            None => {
-                shared.gpu.counters.ended_in_first_pass.add(1);
-                shared.finish(pending);
-                Start::Done
-            }
-        }
+        shared.leave_to_finish(pending)
     }
 
     fn finish(&self, mut node: FinishNode<Pending>) {

@@ -9,6 +9,8 @@
 //! in the queue. The resolution does not wait for the response to the MAP: if that fails, the access
 //! faults again.
 
+mod exclusive;
+
 use super::{
     Loss,
     Svm, //
@@ -142,8 +144,7 @@ impl Svm {
 
     fn try_serve(self: &Arc<Self>, fault: &Fault) -> Result<Outcome> {
         if fault.access == access::ATOMIC {
-            // This driver gives no page to a device alone.
-            return Ok(Outcome::Refuse(svm_reason::NO_ATOMIC));
+            return self.serve_atomic(fault);
         }
         let write = fault.access == access::WRITE;
         let address = usize::try_from(fault.address)?;

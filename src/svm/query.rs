@@ -26,6 +26,8 @@ pub(crate) struct Counts {
     pub(super) pages: Atomic<u64>,
     /// Times that windows were evicted.
     pub(super) evictions: Atomic<u64>,
+    /// Pages that the device was given alone.
+    pub(super) exclusive: Atomic<u64>,
     /// Faults that were refused.
     pub(super) bad: Atomic<u64>,
 }
@@ -38,6 +40,7 @@ impl Counts {
             coalesced: zero(),
             pages: zero(),
             evictions: zero(),
+            exclusive: zero(),
             bad: zero(),
         }
     }
@@ -56,6 +59,7 @@ impl Svm {
             coalesced: self.counts.coalesced.load(Relaxed),
             pages: self.counts.pages.load(Relaxed),
             evictions: self.counts.evictions.load(Relaxed),
+            exclusive: self.counts.exclusive.load(Relaxed),
             bad: self.counts.bad.load(Relaxed),
             ..Default::default()
         };

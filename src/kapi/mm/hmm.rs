@@ -228,6 +228,11 @@ impl Area {
         self.has(bindings::kapi_area_flag_KAPI_AREA_USERFAULTFD)
     }
 
+    /// What is written to it others may have, too.
+    pub(crate) fn is_shared(&self) -> bool {
+        self.has(bindings::kapi_area_flag_KAPI_AREA_SHARED)
+    }
+
     /// It is of huge pages of a pool.
     pub(crate) fn is_hugetlb(&self) -> bool {
         self.has(bindings::kapi_area_flag_KAPI_AREA_HUGETLB)

@@ -6,6 +6,7 @@ use crate::kapi::bindings;
 
 mod account;
 mod end_notifier;
+mod exclusive;
 mod hmm;
 mod notifier;
 pub(crate) mod pages;
@@ -28,6 +29,10 @@ pub(crate) use self::{
     end_notifier::{
         EndHandler,
         EndNotifier, //
+    },
+    exclusive::{
+        ExclusivePage,
+        Owner, //
     },
     hmm::{
         fault_in,

@@ -9,6 +9,7 @@
 //! C header: [`include/linux/mmu_notifier.h`](srctree/include/linux/mmu_notifier.h); see
 //! `Documentation/mm/hmm.rst`.
 
+use super::exclusive::Owner;
 use crate::kapi::bindings;
 use core::{
     cell::UnsafeCell,
@@ -141,6 +142,13 @@ impl Invalidation<'_> {
     pub(crate) fn may_block(&self) -> bool {
         // SAFETY: The range is valid during the callback.
         unsafe { bindings::kapi_mmu_range_blockable(self.raw) }
+    }
+
+    /// Whether a page is being made exclusive for `owner`: the only notification that need not make
+    /// lookups stale, nor end the access to the page, if that is the owner's own.
+    pub(crate) fn is_by(&self, owner: Owner) -> bool {
+        // SAFETY: The range is valid during the callback, and an event of this kind has an owner.
+        self.change() == Change::Exclusive && owner.is(unsafe { (*self.raw).owner })
     }
 
     /// Makes [`IntervalNotifier::is_stale`] true for all pages looked up before.

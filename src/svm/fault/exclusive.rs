@@ -1,0 +1,120 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Faults of a device whose atomic accesses are not coherent with the processors': it needs the
+//! page alone. How it gets it is in `mirror/exclusive.rs`.
+//!
+//! The page is looked up as for a write before the kernel is asked for it alone. That is where a
+//! userfaultfd may answer, or another device gives the page back; and it is a lookup like any
+//! other, so that a change of the page between the two is noticed in the same way. Taking the page
+//! may be such a change itself, once: where it was part of a huge page, or was shared with a child.
+
+use super::{
+    Outcome,
+    Refusal,
+    Svm,
+    MEMORY_TRIES, //
+};
+use crate::{
+    mirror::{
+        Committed,
+        Deadline,
+        Wanted, //
+    },
+    protocol::{
+        mirror::{
+            resolution,
+            status, //
+        },
+        uapi::svm_reason,
+    },
+    transport::event::Fault,
+};
+use kernel::{
+    page::PAGE_SHIFT,
+    prelude::*,
+    sync::{
+        atomic::ordering::Relaxed,
+        Arc, //
+    }, //
+};
+
+impl Svm {
+    /// Serves a fault of an access for which the device needs the page alone.
+    pub(super) fn serve_atomic(self: &Arc<Self>, fault: &Fault) -> Result<Outcome> {
+        let address = usize::try_from(fault.address)?;
+        let window = match self.windows.window(address) {
+            Err(e) if e == ENOMEM => return Err(ENOMEM),
+            window => window?,
+        };
+        let page = (address - window.start()) >> PAGE_SHIFT;
+        if window.is_exclusive(page) {
+            self.counts.coalesced.fetch_add(1, Relaxed);
+            return Ok(Outcome::Resolve(resolution::OK));
+        }
+        let mut deadline = Deadline::new();
+        let mut memory_tries = 0;
+        loop {
+            let timeout = deadline.next_try_ms()?;
+            let area = match self.area(address, true)? {
+                Ok(area) => area,
+                Err(Refusal(reason)) => return Ok(Outcome::Refuse(reason)),
+            };
+            // What is not refused here the kernel does not give. It is spared the write.
+            if area.is_shared() || area.is_hugetlb() {
+                return Ok(Outcome::Refuse(svm_reason::NO_ATOMIC));
+            }
+            let mut wanted = Wanted {
+                ask: page..page + 1,
+                around: page..page + 1,
+                write: true,
+                eager: false,
+                read_only: false,
+                interruptible: true,
+            };
+            let lookup = match window.look_up(&self.windows, &mut wanted, timeout) {
+                Ok(lookup) => lookup,
+                Err(e) if e == ENOMEM && memory_tries < MEMORY_TRIES => {
+                    memory_tries += 1;
+                    continue;
+                }
+                Err(e) => return Err(e),
+            };
+            let scarce = self.scarce.load(Relaxed);
+            let resolve = (!scarce).then_some((fault.id, resolution::OK));
+            if resolve.is_some() {
+                self.forget_fault(fault.id);
+            }
+            let committed = window.commit_exclusive(&lookup, resolve);
+            drop(lookup);
+            if resolve.is_some() && !matches!(committed, Ok(Committed::Sent(_))) {
+                self.remember_fault(fault.id);
+            }
+            let sent = match committed {
+                Ok(Committed::Sent(sent)) => sent,
+                Ok(Committed::Closed) => return Ok(Outcome::Closed),
+                Ok(Committed::Stale) => continue,
+                Err(e) if e == EOPNOTSUPP => return Ok(Outcome::Refuse(svm_reason::NO_ATOMIC)),
+                // What was there is not any more, which the next lookup tells.
+                Err(e) if e == EFAULT => continue,
+                Err(e) if e == ENOMEM => return Ok(Outcome::Resolve(resolution::RETRY)),
+                Err(e) => return Err(e),
+            };
+            self.counts.pages.fetch_add(1, Relaxed);
+            self.counts.exclusive.fetch_add(1, Relaxed);
+            let outcome = window.confirm(&sent, &self.revoking);
+            if !scarce {
+                // As for other faults: it is resolved, and if the MAP has failed, there is another.
+                if matches!(outcome, Ok(response) if response != status::OK) {
+                    self.scarce.store(true, Relaxed);
+                }
+                return Ok(Outcome::Resolved);
+            }
+            match outcome? {
+                status::OK => return Ok(Outcome::Resolve(resolution::OK)),
+                status::NO_MEMORY if self.make_room()? > 0 => continue,
+                status::NO_MEMORY => return Ok(Outcome::Refuse(svm_reason::NO_MEMORY)),
+                _ => return Ok(Outcome::Refuse(svm_reason::BAD_ADDRESS)),
+            }
+        }
+    }
+}
