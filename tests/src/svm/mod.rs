@@ -6,6 +6,7 @@
 mod bad;
 mod basic;
 mod beside;
+mod exclusive;
 mod mm;
 mod rules;
 mod silent;
@@ -25,4 +26,5 @@ pub(crate) const FAMILIES: &[Family] = &[
     rules::SCARCE,
     rules::LOST,
     storm::FAMILY,
+    exclusive::FAMILY,
 ];
