@@ -18,7 +18,6 @@ use super::{
     CHANGES,
     PAGES, //
 };
-use kernel::prelude::*;
 
 impl Model {
     /// What must hold at any time.

@@ -18,7 +18,6 @@ use super::{
     RING, //
 };
 use core::ops::Range;
-use kernel::prelude::*;
 
 impl Model {
     /// A job that keeps a callback waiting loses its context.

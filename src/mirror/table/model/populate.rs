@@ -22,7 +22,6 @@ use super::{
 };
 use crate::kapi::mm::HmmPage;
 use core::ops::Range;
-use kernel::prelude::*;
 
 impl Model {
     /// The way in, without the lock: no change is under way.
