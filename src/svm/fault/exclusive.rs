@@ -84,7 +84,12 @@ impl Svm {
             if resolve.is_some() {
                 self.forget_fault(fault.id);
             }
+            // Ahead: the job may be over before this thread goes on.
+            self.counts.exclusive.fetch_add(1, Relaxed);
             let committed = window.commit_exclusive(&lookup, resolve);
+            if !matches!(committed, Ok(Committed::Sent(_))) {
+                self.counts.exclusive.fetch_sub(1, Relaxed);
+            }
             drop(lookup);
             if resolve.is_some() && !matches!(committed, Ok(Committed::Sent(_))) {
                 self.remember_fault(fault.id);
@@ -100,7 +105,6 @@ impl Svm {
                 Err(e) => return Err(e),
             };
             self.counts.pages.fetch_add(1, Relaxed);
-            self.counts.exclusive.fetch_add(1, Relaxed);
             let outcome = window.confirm(&sent, &self.revoking);
             if !scarce {
                 // As for other faults: it is resolved, and if the MAP has failed, there is another.
