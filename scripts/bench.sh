@@ -10,7 +10,7 @@
 options=() measures=() files=
 while [ $# -gt 0 ]; do
 	case $1 in
-	P[1-8]) measures+=("$1") ;;
+	P[1-9]) measures+=("$1") ;;
 	--before)
 		# The guest finds it by its name alone; the clone is where QEMU's side sees it.
 		[ -f "${2:?--before needs a file}" ] || die "no file $2"

@@ -68,6 +68,7 @@ fn baseline(measure: &str) -> &'static str {
         "P6" => "against the fewest entries that the physical pages allow",
         "P7" => "against 1 byte",
         "P8" => "against Linux's own driver on the same device",
+        "P9" => "against what the row says",
         _ => "",
     }
 }

@@ -22,13 +22,13 @@ const MANY: usize = 12 << 10;
 
 /// Bytes in use by the kernel, and bytes free.
 #[derive(Clone, Copy)]
-struct Memories {
+pub(crate) struct Memories {
     kernel: i64,
     free: i64,
 }
 
 impl Memories {
-    fn now() -> Result<Self> {
+    pub(crate) fn now() -> Result<Self> {
         shrink_slabs();
         // What processors keep to themselves of the counts is added up by this.
         fs::write("/proc/sys/vm/stat_refresh", "1")?;
@@ -53,7 +53,7 @@ impl Memories {
     }
 
     /// Bytes that are needed more than before.
-    fn since(self, before: Self) -> f64 {
+    pub(crate) fn since(self, before: Self) -> f64 {
         (self.kernel - before.kernel).max(before.free - self.free) as f64
     }
 }

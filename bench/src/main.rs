@@ -3,8 +3,8 @@
 //! The measures, taken in the guest: what registering memory costs (P1), what it saves (P2), what
 //! mirroring costs where nothing is used yet (P3), what it saves programs that allocate and free all
 //! the time (P4), how long it delays the kernel (P5), how few memory entries registrations need
-//! (P6) and how little memory of the kernel's (P7), and how this driver compares with Linux's own
-//! (P8).
+//! (P6) and how little memory of the kernel's (P7), how this driver compares with Linux's own (P8),
+//! and what it costs that jobs use pointers of the process, with nothing registered (P9).
 //!
 //! Everything is a ratio of two numbers from the same run. The result is a table, and a last line
 //! `BENCH-JSON {"rows":[...]}`.
@@ -12,6 +12,7 @@
 mod copying;
 mod drivers;
 mod entries;
+mod faulting;
 mod footprint;
 mod gup;
 mod memory;
@@ -43,14 +44,17 @@ struct Options {
     c: String,
     /// Largest registration, in MiB.
     largest: usize,
+    /// What P9 touches for the first time, in MiB.
+    touch: usize,
     /// What the device is.
     host_gpu: HostGpu,
 }
 
 const USAGE: &str = "\
-usage: virtgpu-bench [options] [P1] [P2] [P3] [P4] [P5] [P6] [P7] [P8]
+usage: virtgpu-bench [options] [P1] [P2] [P3] [P4] [P5] [P6] [P7] [P8] [P9]
   --runs N       repetitions of each measurement, 5 or more (5)
   --largest MIB  largest registration of P1 (1024)
+  --touch MIB    untouched memory that P9 has a job fill (64)
   --ours FILE    this project's module (/job/virtgpu_userptr.ko)
   --before FILE  an older build of it, which P8 measures in the same run, in rows of its own
   --c MODULE     Linux's module: a file, or a name for modprobe (virtio-gpu)
@@ -65,6 +69,7 @@ fn options() -> Result<Options, String> {
         before: None,
         c: "virtio-gpu".into(),
         largest: 1024,
+        touch: 64,
         host_gpu: HostGpu::Reference,
     };
     let mut arguments = std::env::args().skip(1);
@@ -81,6 +86,7 @@ fn options() -> Result<Options, String> {
         match argument.as_str() {
             "--runs" => options.runs = number(value()?)?.max(5),
             "--largest" => options.largest = number(value()?)?.max(32),
+            "--touch" => options.touch = number(value()?)?.max(2),
             "--ours" => options.ours = value()?.into(),
             "--before" => options.before = Some(value()?.into()),
             "--c" => options.c = value()?,
@@ -89,7 +95,9 @@ fn options() -> Result<Options, String> {
                 options.host_gpu =
                     HostGpu::named(&name).ok_or_else(|| format!("{name}: no such device"))?;
             }
-            "P1" | "P2" | "P3" | "P4" | "P5" | "P6" | "P7" | "P8" => options.only.push(argument),
+            "P1" | "P2" | "P3" | "P4" | "P5" | "P6" | "P7" | "P8" | "P9" => {
+                options.only.push(argument);
+            }
             _ => return Err(USAGE.into()),
         }
     }
@@ -119,7 +127,7 @@ fn main() -> ExitCode {
     setup::prepare();
     let mut report = Report::new();
     let mut failed = false;
-    let measures: [(&str, Measure); 8] = [
+    let measures: [(&str, Measure); 9] = [
         ("P1", pinning::measure),
         ("P2", copying::measure),
         ("P3", p3_register_untouched::measure),
@@ -128,6 +136,7 @@ fn main() -> ExitCode {
         ("P6", entries::measure),
         ("P7", footprint::measure),
         ("P8", drivers::measure),
+        ("P9", faulting::measure),
     ];
     for (name, measure) in measures {
         if !options.wants(name) {

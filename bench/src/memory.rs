@@ -4,11 +4,12 @@
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
+use std::time::Instant;
 
 use rustix::mm::{Advice, MapFlags, ProtFlags};
 use virtgpu_client::{Bytes, Mapping, Memory};
 
-use crate::setup::{Result, HUGE, PAGE};
+use crate::setup::{since, Result, HUGE, PAGE};
 
 /// How memory is made up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -109,6 +110,16 @@ pub(crate) fn make(kind: Kind, length: usize) -> Result<Region> {
     }
 }
 
+/// `length` bytes of memory of a kind, none of it resident yet. What becomes of single pages is up
+/// to the allocator.
+pub(crate) fn untouched(kind: Kind, length: usize) -> Result<Region> {
+    match kind {
+        Kind::Thp => aligned(length, Advice::LinuxHugepage),
+        Kind::Fragmented => aligned(length, Advice::LinuxNoHugepage),
+        Kind::Hugetlb => Err("hugetlb pages are not touched one by one".into()),
+    }
+}
+
 fn aligned(length: usize, advice: Advice) -> Result<Region> {
     let mapping = Mapping::anonymous(length + HUGE)?;
     let offset = mapping.as_ptr().align_offset(HUGE);
@@ -120,6 +131,27 @@ fn aligned(length: usize, advice: Advice) -> Result<Region> {
     // SAFETY: The range is ours, and nothing is in it yet.
     unsafe { rustix::mm::madvise(region.as_ptr().cast(), length, advice)? };
     Ok(region)
+}
+
+/// Drops the pages; the time it takes.
+pub(crate) fn drop_pages(memory: &impl Memory) -> Result<f64> {
+    let start = Instant::now();
+    // SAFETY: The range is ours, and what is in it does not matter.
+    let result =
+        unsafe { libc::madvise(memory.as_ptr().cast(), memory.len(), libc::MADV_DONTNEED) };
+    let time = since(start);
+    if result != 0 {
+        return Err(std::io::Error::last_os_error().into());
+    }
+    Ok(time)
+}
+
+/// Makes all pages resident.
+pub(crate) fn touch(memory: &impl Memory) {
+    for offset in (0..memory.len()).step_by(PAGE) {
+        // SAFETY: Inside the memory, and aligned.
+        unsafe { memory.as_ptr().add(offset).write_volatile(1) };
+    }
 }
 
 /// The fewest runs of physical memory, shorter than 4 GiB, that the region is in. Written without a

@@ -9,16 +9,17 @@
 
 use std::time::Instant;
 
-use virtgpu_client::{Blob, BlobOptions, Device, Exec, Memory, RegisterOptions, Registration};
+use virtgpu_client::{Blob, BlobOptions, Device, Exec, RegisterOptions, Registration};
 
-use crate::memory::{make, Kind};
+use crate::memory::{drop_pages, make, touch, Kind};
 use crate::report::{Goal, Report, Sample};
 use crate::setup::{map_all, nothing, open_mirroring, since, Result, Stats, HUGE, PAGE};
 use crate::trace::Tracer;
 use crate::Options;
 
 const WHOLE: RegisterOptions = RegisterOptions::mirrored();
-const FUNCTION: &str = "__mmu_notifier_invalidate_range_start";
+/// Calls notifiers back, and returns when the device has acknowledged.
+pub(crate) const FUNCTION: &str = "__mmu_notifier_invalidate_range_start";
 
 /// Time of a job that does nothing, waited for in the kernel.
 fn trip(device: &Device, blob: &Blob<'_>) -> Result<f64> {
@@ -29,27 +30,6 @@ fn trip(device: &Device, blob: &Blob<'_>) -> Result<f64> {
     exec.submit(device)?;
     device.wait(blob.handle())?;
     Ok(since(start))
-}
-
-/// Drops the pages; the time it takes.
-fn drop_pages(memory: &impl Memory) -> Result<f64> {
-    let start = Instant::now();
-    // SAFETY: The range is ours, and what is in it does not matter.
-    let result =
-        unsafe { libc::madvise(memory.as_ptr().cast(), memory.len(), libc::MADV_DONTNEED) };
-    let time = since(start);
-    if result != 0 {
-        return Err(std::io::Error::last_os_error().into());
-    }
-    Ok(time)
-}
-
-/// Makes all pages resident again.
-fn touch(memory: &impl Memory) {
-    for offset in (0..memory.len()).step_by(PAGE) {
-        // SAFETY: Inside the memory, and aligned.
-        unsafe { memory.as_ptr().add(offset).write_volatile(1) };
-    }
 }
 
 pub(crate) fn measure(options: &Options, report: &mut Report) -> Result {
