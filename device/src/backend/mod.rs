@@ -267,10 +267,9 @@ impl GpuBackend {
             };
             let (ring, more) = self.waiting(vring);
             device.mirror.note(backlog, bytes, ring, more);
-            let attack = device
-                .options
-                .adversary
-                .attack_command(command::kind(bytes));
+            let client = || device.mirror.client_of(bytes);
+            let adversary = &device.options.adversary;
+            let attack = adversary.attack_command(command::kind(bytes), client);
             let ticket = mirror_queue::Ticket {
                 generation,
                 head,

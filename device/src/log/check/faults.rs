@@ -8,9 +8,9 @@
 //! after that of the space. INVALIDATE does not wait for a fault. What is not coherent is done to
 //! exclusive pages only.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use virtgpu_protocol::mirror::{access, job_result, resolution};
+use virtgpu_protocol::mirror::{access, event, job_result, resolution};
 
 use super::{Checker, Job};
 use crate::log::Event;
@@ -42,6 +42,8 @@ struct Accepted {
 pub(super) struct Faults {
     pending: BTreeMap<u64, Pending>,
     last: u64,
+    /// Spaces of which an adversary has said that there are faults: those are resolved, too.
+    invented: BTreeSet<u32>,
     jobs: BTreeMap<u64, Accepted>,
     /// When INVALIDATEs came, in microseconds.
     invalidates: BTreeMap<u64, u64>,
@@ -53,6 +55,7 @@ impl Faults {
     fn forget(&mut self, space: u32) {
         self.pending.retain(|_, fault| fault.space != space);
         self.jobs.retain(|_, job| job.space != space);
+        self.invented.remove(&space);
     }
 }
 
@@ -106,6 +109,13 @@ impl Checker {
                     format!("space {space}: {address:#x} is not exclusive, and used as if it were")
                 });
             }
+            Event::EventSent {
+                kind: event::FAULT,
+                space,
+                adversary: true,
+            } => {
+                self.faults.invented.insert(*space);
+            }
             Event::SpaceGone { space, .. } => self.faults.forget(*space),
             Event::MirrorClose | Event::Reset { .. } => {
                 let now = std::mem::take(&mut self.faults);
@@ -157,7 +167,8 @@ impl Checker {
         let fault = self.faults.pending.remove(&id);
         let fault = fault.filter(|fault| fault.space == space);
         let job = fault.as_ref().map(|fault| fault.job);
-        self.expect(fault.is_some(), || {
+        let invented = self.faults.invented.contains(&space);
+        self.expect(fault.is_some() || invented, || {
             format!("fault {id} of space {space} is resolved, but not open")
         });
         if matches!(status, resolution::BAD_ADDRESS | resolution::BAD_ACCESS) {

@@ -241,9 +241,9 @@ fn spaces() {
     let swapped = [all[0], all[3], all[1], all[4], all[5], all[6], all[2]];
     assert_eq!(after(&lines, &swapped), [15]);
     // An event after the end, and one before.
-    let sent = r#"event_sent "kind":2,"space":1"#;
-    assert_eq!(after(&lines, &[sent]), [0u64; 0]);
-    assert_eq!(after(&lines, &[&all[..], &[sent]].concat()), [18]);
+    let told = r#"event_sent "kind":1,"space":1"#;
+    assert_eq!(after(&lines, &[told]), [0u64; 0]);
+    assert_eq!(after(&lines, &[&all[..], &[told]].concat()), [18]);
     // Left over.
     let reset = r#"reset "resources":1,"contexts":0"#;
     assert_eq!(after(&lines, &[reset]), [10, 10]);
@@ -374,6 +374,10 @@ fn faults() {
     assert_eq!(run(&|all| all[0] = unknown.clone()), [11]);
     // Resolved twice; not resolved, which a job that ends well has not waited for.
     assert_eq!(run(&|all| all.insert(5, RESOLVED.into())), [16]);
+    // A driver resolves what an adversary has said there is.
+    let told = |adversary| format!(r#"event_sent "kind":1,"space":1,"adversary":{adversary}"#);
+    let invented = |adversary| run(&|all| _ = all.splice(5..5, [told(adversary), RESOLVED.into()]));
+    assert_eq!((invented(true), invented(false)), (vec![], vec![17]));
     // It cannot be resolved, and yet the job goes on.
     let bad = RESOLVED.replace("\"status\":0", "\"status\":1");
     assert_eq!(run(&|all| all[4] = bad.clone()), [16]);

@@ -126,13 +126,21 @@ impl Adversary {
         self.attack(command)
     }
 
-    /// What happens to the next command of the mirror queue, which is `command`. It names no
-    /// context.
-    pub(crate) fn attack_command(&self, command: u32) -> Attack {
-        match self.context {
-            Some(_) => Attack::default(),
-            None => self.attack(command),
+    /// What happens to the next command of the mirror queue, which is `command` and names a space of
+    /// the context that `client` says, if it names one that exists.
+    pub(crate) fn attack_command(
+        &self,
+        command: u32,
+        client: impl FnOnce() -> Option<u32>,
+    ) -> Attack {
+        if self.context.is_some() {
+            let ctx = client();
+            let aimed = self.aimed.lock().unwrap_or_else(PoisonError::into_inner);
+            if !ctx.is_some_and(|ctx| aimed.contexts.contains(&ctx)) {
+                return Attack::default();
+            }
         }
+        self.attack(command)
     }
 
     /// What happens to the next request, which is `command`.
@@ -588,7 +596,16 @@ mod tests {
         assert!(!names(command::RESOURCE_CREATE_BLOB, 2, 5));
         assert!(!names(command::RESOURCE_MAP_BLOB, 0, 5));
         assert!(!create(1, "", 0) && !hit(header(command::SUBMIT_3D, 1).as_bytes()));
-        assert!(!hit(&[]) && !adversary.attack_command(0x400).is_ignored());
+        assert!(!hit(&[]));
+        // On the mirror queue it is whose space a command names.
+        for (ctx, ours) in [
+            (None, false),
+            (Some(1), false),
+            (Some(2), false),
+            (Some(4), true),
+        ] {
+            assert_eq!(adversary.attack_command(0x400, || ctx).is_ignored(), ours);
+        }
     }
 
     #[test]
