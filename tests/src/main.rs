@@ -123,7 +123,10 @@ fn families() -> impl Iterator<Item = &'static Family> {
 
 /// Those for devices that misbehave towards everybody.
 fn hostile() -> impl Iterator<Item = &'static Family> {
-    hostile::FAMILIES.iter().chain(mirrored::HOSTILE)
+    hostile::FAMILIES
+        .iter()
+        .chain(mirrored::HOSTILE)
+        .chain(svm::HOSTILE)
 }
 
 fn main() -> ExitCode {

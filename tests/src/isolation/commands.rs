@@ -58,7 +58,7 @@ pub(super) fn context_without_response(env: &Env) -> TestResult {
     short_limit(env)?;
     let worker = Worker::start(env)?;
     let device = env.open()?;
-    busy_in_time("CONTEXT_INIT", || init_neglected(&device))?;
+    busy_in_time("CONTEXT_INIT", || init_neglected(&device, 2))?;
     outlast(env, Some(&worker))?;
     worker.stop()?;
     outlast(env, None)?;

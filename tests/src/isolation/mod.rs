@@ -130,16 +130,17 @@ pub(crate) fn short_limit(env: &Env) -> TestResult {
 /// A file with a context that the host can tell from the others.
 pub(crate) fn neglected(env: &Env) -> TestResult<Device> {
     let device = env.open()?;
-    init_neglected(&device)?;
+    init_neglected(&device, 2)?;
     Ok(device)
 }
 
-pub(super) fn init_neglected(device: &Device) -> virtgpu_client::Result<()> {
+/// Gives a file such a context.
+pub(crate) fn init_neglected(device: &Device, rings: u32) -> virtgpu_client::Result<()> {
     use uapi::context_param::{CAPSET_ID, DEBUG_NAME, NUM_RINGS};
     let name = c"silent";
     let params = [
         (CAPSET_ID, u64::from(wire::CAPSET_ID)),
-        (NUM_RINGS, 2),
+        (NUM_RINGS, u64::from(rings)),
         (DEBUG_NAME, name.as_ptr() as u64),
     ]
     .map(|(param, value)| uapi::ContextSetParam { param, value });

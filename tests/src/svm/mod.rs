@@ -7,6 +7,7 @@ mod bad;
 mod basic;
 mod beside;
 mod exclusive;
+mod hostile;
 mod mm;
 mod rules;
 mod silent;
@@ -14,6 +15,8 @@ mod storm;
 mod support;
 
 use crate::ktap::Family;
+
+pub(crate) use self::hostile::FAMILIES as HOSTILE;
 
 /// Those for a well-behaved device.
 pub(crate) const FAMILIES: &[Family] = &[

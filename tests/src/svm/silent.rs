@@ -31,23 +31,23 @@ pub(crate) const FAMILY: Family = family(
     ],
 );
 
-const SIZE: usize = 16 * PAGE;
+pub(super) const SIZE: usize = 16 * PAGE;
 
 /// Memory of which no page is there, and whoever is asked for them.
-struct Silent {
-    place: Place,
-    uffd: Uffd,
+pub(super) struct Silent {
+    pub(super) place: Place,
+    pub(super) uffd: Uffd,
 }
 
 impl Silent {
-    fn new() -> TestResult<Self> {
+    pub(super) fn new() -> TestResult<Self> {
         let place = Place::base(SIZE)?;
         let uffd = Uffd::missing(&place)?;
         Ok(Self { place, uffd })
     }
 
     /// A job that waits for a page; returns when it does.
-    fn stall(&self, svm: &Svm, ring: u32, page: usize) -> TestResult<Fault> {
+    pub(super) fn stall(&self, svm: &Svm, ring: u32, page: usize) -> TestResult<Fault> {
         svm.submit(ring, &Svm::writing(self.place.address(page * PAGE), 7))?;
         let fault = self.uffd.asked()?;
         check_eq!(
