@@ -113,19 +113,7 @@ fn numa_balancing(env: &Env) -> TestResult {
     let device = open(env)?;
     let place = Place::base(SIZE)?;
     let mirror = Mirror::new(&device, &place)?;
-    let _on = Setting::new(numa::BALANCING, "1")?;
-    let _faster = [
-        ("scan_delay_ms", "0"),
-        ("scan_period_min_ms", "10"),
-        ("scan_period_max_ms", "20"),
-        ("scan_size_mb", "1024"),
-    ]
-    .map(|(name, value)| {
-        Setting::new(
-            format!("/sys/kernel/debug/sched/numa_balancing/{name}"),
-            value,
-        )
-    });
+    let _on = numa::balancing()?;
     let told = || -> TestResult<u64> { Ok(mirror.stat()?.space_invalidates.get()) };
     let looked_at = || procfs::vmstat("numa_pte_updates");
     let (told_before, looked_at_before) = (told()?, looked_at()?);

@@ -207,7 +207,7 @@ pub(crate) fn bounded(what: &str, work: impl FnOnce() -> TestResult) -> TestResu
     let since = Instant::now();
     work()?;
     crate::check!(
-        since.elapsed() < Duration::from_secs(15),
+        since.elapsed() < pace::limit(Duration::from_secs(15)),
         "{what} took {:?}",
         since.elapsed()
     );

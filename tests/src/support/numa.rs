@@ -59,6 +59,41 @@ pub(crate) fn move_to(place: &Place, node: i32) -> TestResult<Vec<i32>> {
     Ok(status)
 }
 
+/// migrate_pages(2) of all that this process has, to one of two nodes.
+pub(crate) fn migrate_to(node: i32) -> TestResult {
+    let (from, to) = (1_u64 << (1 - node), 1_u64 << node);
+    // SAFETY: Sets of as many bits as it says; the content of the pages does not change.
+    let left = unsafe {
+        libc::syscall(
+            libc::SYS_migrate_pages,
+            0,
+            u64::from(u64::BITS),
+            &raw const from,
+            &raw const to,
+        )
+    };
+    if left < 0 {
+        return Err(std::io::Error::last_os_error().into());
+    }
+    Ok(())
+}
+
+/// Has the kernel look for pages that are used from another node, as often as it can, until this is
+/// dropped.
+pub(crate) fn balancing() -> TestResult<Vec<Setting>> {
+    let mut settings = vec![Setting::new(BALANCING, "1")?];
+    for (name, value) in [
+        ("scan_delay_ms", "0"),
+        ("scan_period_min_ms", "10"),
+        ("scan_period_max_ms", "20"),
+        ("scan_size_mb", "1024"),
+    ] {
+        let file = format!("/sys/kernel/debug/sched/numa_balancing/{name}");
+        settings.extend(Setting::new(file, value).ok());
+    }
+    Ok(settings)
+}
+
 /// Blocks of memory that can be taken offline.
 pub(crate) mod block {
     use super::*;

@@ -15,7 +15,7 @@ use virtgpu_client::{
     RegisterOptions, SpaceOptions,
 };
 
-use super::silent::{bounded, Silent, SIZE};
+use super::silent::{Silent, SIZE};
 use super::support::{
     at, bad_address, device, family as well_behaved, open, others_work, Cause, End, Svm, COOKIE,
     RINGS, USUAL,

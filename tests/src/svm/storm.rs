@@ -11,7 +11,7 @@ use virtgpu_client::{compute, Bytes, Memory};
 use super::support::{at, device, family, open, open_with, End, Svm, RINGS, USUAL};
 use crate::ktap::{Family, TestResult};
 use crate::support::place::{Pages, Place, RW};
-use crate::support::{child, eventually, job, Env, Random, HUGE, PAGE};
+use crate::support::{child, eventually, job, pace, Env, Random, HUGE, PAGE};
 use crate::{cases, check, check_eq};
 
 pub(crate) const FAMILY: Family = family(
@@ -175,22 +175,32 @@ fn first_touch_from_all_rings(env: &Env) -> TestResult {
     Ok(())
 }
 
-/// A process that faults without an end leaves another one its share.
+/// Untouched memory of a job in [`two_processes_fair`].
+const SHARE: usize = 16 * PAGE;
+
+/// A process that faults without an end, on all rings and with all the threads that there can be, leaves
+/// one with a ring its share, and that one leaves the other the rest.
 fn two_processes_fair(env: &Env) -> TestResult {
+    /// How many times as many jobs either may have. The one has four jobs on the way for the other's
+    /// one, and four times as many threads.
+    const MOST: u64 = 16;
     drop(device(env)?);
     let flag = Place::reserve(Pages::Base, PAGE)?;
     flag.map_with(0, PAGE, RW, libc::MAP_SHARED)?;
     let hog = child::spawn(|| {
         let svm = open_with(env, USUAL.workers(8))?;
         loop {
-            let place = Place::base(4 * HUGE)?;
-            for ring in 0..RINGS {
-                svm.submit(ring, &Svm::adding(&place))?;
+            let places = (0..RINGS)
+                .map(|_| Place::base(SHARE))
+                .collect::<TestResult<Vec<_>>>()?;
+            for (ring, place) in places.iter().enumerate() {
+                svm.submit(ring as u32, &Svm::adding(place))?;
             }
-            for ring in 0..RINGS {
-                svm.finish(ring)?;
+            for (ring, place) in places.iter().enumerate() {
+                check_eq!(svm.finish(ring as u32)?, End::Done, "the other's job");
+                check_eq!(place.read_u32(SHARE - 4), 1, "the other's addition");
             }
-            flag.write_u64(0, flag.read_u64(0) + 1);
+            flag.write_u64(0, flag.read_u64(0) + u64::from(RINGS));
         }
     })?;
     let test = || -> TestResult {
@@ -199,30 +209,46 @@ fn two_processes_fair(env: &Env) -> TestResult {
             "the other process does not begin"
         );
         let svm = open(env)?;
-        let mut times = Vec::new();
-        let before = flag.read_u64(0);
-        for round in 0..200 {
-            let place = Place::base(PAGE)?;
+        let rounds = env.rounds(200);
+        let (before, mut ours, mut times) = (flag.read_u64(0), 0, Vec::new());
+        let theirs = || flag.read_u64(0) - before;
+        let end = Instant::now() + pace::limit(Duration::from_secs(200));
+        while ours < rounds || theirs() < rounds {
+            check!(
+                Instant::now() < end,
+                "we had {ours} jobs, the other process had {}",
+                theirs()
+            );
+            let place = Place::base(SHARE)?;
             let since = Instant::now();
-            svm.poke(place.address(0), round)?;
+            svm.run("a job of ours", &Svm::adding(&place))?;
             times.push(since.elapsed());
-            check_eq!(place.read_u64(0), round, "our view");
+            check_eq!(place.read_u32(SHARE - 4), 1, "our addition");
+            ours += 1;
         }
+        let theirs = theirs();
         times.sort();
+        let longest = times[times.len() - 1];
         println!(
-            "    # a job with a fault: median {:?}, longest {:?}; the other process had {} rounds",
+            "    # {ours} jobs, median {:?}, longest {longest:?}; the other process had {theirs}",
             times[times.len() / 2],
-            times[times.len() - 1],
-            flag.read_u64(0) - before
         );
         check!(
-            times[times.len() - 1] < crate::support::pace::limit(Duration::from_secs(5)),
-            "a job with one fault took {:?}",
-            times[times.len() - 1]
+            ours <= theirs * MOST && theirs <= ours * MOST,
+            "we had {ours} jobs, the other process had {theirs}"
+        );
+        check!(
+            longest < pace::limit(Duration::from_secs(5)),
+            "one of our jobs took {longest:?}"
         );
         Ok(())
     };
     let result = test();
+    check!(
+        !hog.is_finished()?,
+        "the other process has ended: {:?}",
+        hog.join()
+    );
     hog.kill()?;
     result
 }

@@ -26,7 +26,8 @@ use self::mapping::{
     unmap_under_job, va_churn_is_collected,
 };
 use self::pages::{
-    compaction, huge_split_collapse, ksm, migrate, migrate_while_the_device_writes, soft_dirty,
+    compaction, huge_split_collapse, ksm, migrate, migrate_while_the_device_writes,
+    migrated_as_a_process, numa, soft_dirty,
 };
 use self::process::{
     child_and_passed_fd_refused, child_has_its_own, exec, exit_with_jobs, fork_both_sides,
@@ -61,6 +62,8 @@ pub(crate) const FAMILY: Family = family(
         free_lazily_then_written,
         migrate: 300,
         migrate_while_the_device_writes: 300,
+        migrated_as_a_process: 300,
+        numa: 300,
         compaction: 300,
         huge_split_collapse: 300,
         ksm,

@@ -2,7 +2,8 @@
 
 //! Pages that move, fall apart, become one, or are watched, while their addresses stay.
 
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use virtgpu_client::Bytes;
 
@@ -11,7 +12,7 @@ use crate::ktap::TestResult;
 use crate::support::compaction::Fragmented;
 use crate::support::ksm::{all_one, equal_pages, Merging};
 use crate::support::place::Place;
-use crate::support::{eventually, numa, soft_dirty, thp, Env, HUGE, PAGE};
+use crate::support::{eventually, numa, pace, procfs, soft_dirty, thp, Env, HUGE, PAGE, ROUNDS};
 use crate::svm::support::{on_each_kind, open, Svm};
 use crate::{check, check_eq};
 
@@ -53,6 +54,79 @@ pub(super) fn migrate_while_the_device_writes(env: &Env) -> TestResult {
         // A page that is just being faulted in may be busy.
         numa::move_to(&place, number as i32 % 2).map(drop)
     })
+}
+
+/// migrate_pages(2) moves all that the process has, by a list of nodes.
+pub(super) fn migrated_as_a_process(env: &Env) -> TestResult {
+    numa::two_nodes()?;
+    let _still = numa::without_balancing();
+    let svm = open(env)?;
+    let place = Place::base(SIZE)?;
+    place.fill(0);
+    let (mut moved, mut last) = (0, place.frames()?);
+    additions(&svm, &place, env.rounds(60), |number| {
+        numa::migrate_to(number as i32 % 2)?;
+        let now = place.frames()?;
+        moved += u64::from(now != last);
+        last = now;
+        Ok(())
+    })?;
+    println!("    # {moved} times a page has moved");
+    check!(moved >= ROUNDS / 2, "{moved} times a page has moved");
+    check!(
+        svm.count()?.invalidations > 0,
+        "the device was told nothing"
+    );
+    Ok(())
+}
+
+/// The kernel takes pages away for a moment to see who uses them from another node, while jobs run.
+pub(super) fn numa(env: &Env) -> TestResult {
+    /// The kernel has looked at pages by then.
+    const BALANCED: Duration = Duration::from_secs(30);
+    numa::two_nodes()?;
+    let svm = open(env)?;
+    let place = Place::base(HUGE)?;
+    place.fill(0);
+    let _on = numa::balancing()?;
+    let told = || -> TestResult<u64> { Ok(svm.count()?.invalidations) };
+    let looked_at = || procfs::vmstat("numa_pte_updates");
+    let (told_before, looked_at_before) = (told()?, looked_at()?);
+    let (least, deadline) = (env.iterations(40), Instant::now() + pace::limit(BALANCED));
+    let stop = AtomicBool::new(false);
+    let jobs = std::thread::scope(|scope| {
+        // The kernel looks at what takes time on a CPU.
+        scope.spawn(|| {
+            while !stop.load(Ordering::Relaxed) {
+                for offset in (0..HUGE).step_by(PAGE) {
+                    std::hint::black_box(place.read_u64(offset));
+                }
+            }
+        });
+        let work = || -> TestResult<u32> {
+            let mut jobs = 0;
+            while u64::from(jobs) < least || (told()? == told_before && Instant::now() < deadline) {
+                svm.run("adding", &Svm::adding(&place))?;
+                jobs += 1;
+            }
+            Ok(jobs)
+        };
+        let jobs = work();
+        stop.store(true, Ordering::Relaxed);
+        jobs
+    })?;
+    for offset in (0..HUGE).step_by(4) {
+        check_eq!(
+            place.read_u32(offset),
+            jobs,
+            "additions to the word at {offset:#x}"
+        );
+    }
+    let (told, looked_at) = (told()? - told_before, looked_at()? - looked_at_before);
+    println!("    # {jobs} jobs, {looked_at} pages looked at, {told} invalidations");
+    check!(looked_at > 0, "the kernel has looked at no page");
+    check!(told > 0, "the device was told of none of them");
+    Ok(())
 }
 
 pub(super) fn compaction(env: &Env) -> TestResult {
