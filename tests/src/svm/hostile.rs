@@ -26,7 +26,7 @@ use crate::ktap::{Case, Family, Outcome, TestResult};
 use crate::support::debugfs::Knobs;
 use crate::support::errno::describe;
 use crate::support::place::Place;
-use crate::support::{child, eventually, gpu, Env, PAGE};
+use crate::support::{bounded, child, eventually, gpu, Env, PAGE};
 use crate::{cases, check, check_eq, check_err};
 
 /// A device that is sane but towards the contexts of one name.

@@ -11,6 +11,7 @@ use virtgpu_client::{compute, pointer, BlobOptions, Bytes, Errno, Exec, Memory, 
 use super::support::{at, device, family, open, others_work, End, Svm, RINGS};
 use crate::ktap::{Case, Family, Outcome, TestResult};
 use crate::support::place::Place;
+use crate::support::stat::Oracle;
 use crate::support::uffd::Uffd;
 use crate::support::{eventually, gpu, job, procfs, Env, PAGE};
 use crate::{cases, check, check_eq, check_err};
@@ -24,6 +25,7 @@ pub(crate) const FAMILY: Family = family(
         shared_or_fault_mode,
         buffer_is_not_busy,
         buffer_closed_in_use,
+        buffer_not_listed,
         refused_job,
         fence_job_beside_stall,
         pinned_and_mirrored_too,
@@ -241,8 +243,36 @@ fn buffer_closed_in_use(env: &Env) -> TestResult {
     Ok(())
 }
 
-/// Jobs with fences, on rings of the same number and with memory of the same process, wait for no
-/// one.
+/// A buffer that no job has listed goes when it is closed, whatever the job may still want of it.
+fn buffer_not_listed(env: &Env) -> TestResult {
+    let (svm, observer) = (open(env)?, device(env)?);
+    let oracle = Oracle::new(&observer)?;
+    let blobs = || -> TestResult<u64> { Ok(oracle.read()?.resources.get()) };
+    let stalled = Place::base(PAGE)?;
+    let uffd = Uffd::missing(&stalled)?;
+    let before = blobs()?;
+    let blob = svm.device().create_blob(&BlobOptions::guest(4096))?;
+    check_eq!(blobs()?, before + 1, "resources with the buffer");
+    let mut stream = compute::Stream::new();
+    stream
+        .fill(at(stalled.address(0)), 8, 7)
+        .fill(blob.at(0), 4096, 7);
+    svm.submit(0, &stream)?;
+    uffd.asked()?;
+    drop(blob);
+    check!(
+        eventually(job::LIMIT, || blobs() == Ok(before)),
+        "{:?} resources while the job waits, not {before}",
+        blobs()
+    );
+    check_eq!(svm.count()?.state, svm_state::ACTIVE, "the state");
+    uffd.zero(stalled.address(0), PAGE)?;
+    check_eq!(svm.finish(0)?, End::Lost, "a job whose buffer is gone");
+    check_eq!(stalled.read_u64(0), 7, "what it has written before");
+    others_work(env, "a buffer that was not listed")
+}
+
+/// Jobs with fences, on rings of the same number and with memory of the same process, wait for nobody.
 fn fence_job_beside_stall(env: &Env) -> TestResult {
     let (svm, fenced) = (open(env)?, device(env)?);
     let (stalled, place) = (Place::base(4 * PAGE)?, Place::base(4 * PAGE)?);

@@ -10,8 +10,8 @@ use virtgpu_client::{compute, Bytes, Comparison, Deadline, Errno, Memory};
 
 use super::support::{at, bad_address, device, family, open, End, Svm, RINGS};
 use crate::ktap::{reap, Family, TestResult};
-use crate::support::place::Place;
-use crate::support::uffd::{Fault, Uffd};
+use crate::support::place::{Place, READ, RW};
+use crate::support::uffd::{Fault, Uffd, MISSING};
 use crate::support::{bounded, child, eventually, job, Env, PAGE};
 use crate::{cases, check, check_eq};
 
@@ -20,6 +20,8 @@ pub(crate) const FAMILY: Family = family(
     cases![
         others_go_on,
         other_rings_go_on,
+        memory_beside_a_stall_is_taken,
+        stores_are_not_repeated,
         munmap,
         close,
         kill,
@@ -111,7 +113,95 @@ fn other_rings_go_on(env: &Env) -> TestResult {
     Ok(())
 }
 
-/// The memory that is asked for goes away, which no one waits for.
+/// INVALIDATE is acknowledged whatever stalls: whoever waits for that would lose the device.
+fn memory_beside_a_stall_is_taken(env: &Env) -> TestResult {
+    type Event = fn(&Place) -> TestResult;
+    let events: [(&str, Event); 5] = [
+        ("MADV_DONTNEED", |place| {
+            place.advise(0, SIZE, libc::MADV_DONTNEED)
+        }),
+        ("mprotect", |place| {
+            place.protect(0, SIZE, READ)?;
+            place.protect(0, SIZE, RW)
+        }),
+        ("fork", |_| child::run(|| Ok(()))),
+        ("MAP_FIXED", |place| place.map(0, SIZE)),
+        ("munmap", |place| place.unmap(0, SIZE)),
+    ];
+    let svm = open(env)?;
+    let (silent, free) = (Silent::new()?, Place::base(SIZE)?);
+    silent.stall(&svm, 1, 0)?;
+    for (what, event) in events {
+        svm.run(&format!("before {what}"), &Svm::adding(&free))?;
+        let before = svm.count()?;
+        check!(
+            before.mapped_bytes >= SIZE as u64,
+            "{what}: the device has {} bytes",
+            before.mapped_bytes
+        );
+        bounded(what, || event(&free))?;
+        let after = svm.count()?;
+        check!(
+            after.invalidations > before.invalidations,
+            "{what}: the device was not told"
+        );
+        check_eq!(after.state, svm_state::ACTIVE, "{what}: the state");
+        check_eq!(
+            svm.space.wait_ring(1, Deadline::Now),
+            Err(Errno::TIME),
+            "{what}: the job that waits"
+        );
+    }
+    silent.uffd.zero(silent.place.address(0), PAGE)?;
+    check_eq!(svm.finish(1)?, End::Done, "the job that has waited");
+    check_eq!(silent.place.read_u64(0), 7, "its write");
+    Ok(())
+}
+
+/// What an access has written before it stalls, it does not write again when it goes on.
+fn stores_are_not_repeated(env: &Env) -> TestResult {
+    let svm = open(env)?;
+    let place = Place::base(4 * PAGE)?;
+    place.fill(0);
+    let uffd = Uffd::open(0)?;
+    for page in 1..4 {
+        place.map(page * PAGE, PAGE)?;
+        uffd.register(place.address(page * PAGE), PAGE, MISSING)?;
+    }
+    let mut stream = compute::Stream::new();
+    for page in 1..4 {
+        // The last word of a page, and the first one of the next.
+        stream.fill(at(place.address(page * PAGE - 8)), 16, 7);
+    }
+    svm.submit(0, &stream)?;
+    for page in 1..4 {
+        let fault = uffd.next(job::LIMIT)?;
+        check!(
+            fault.is_some_and(|fault| fault.address == place.address(page * PAGE)),
+            "the fault on page {page} is {fault:?}"
+        );
+        // Somebody else's turn to write what the job is done with.
+        check_eq!(
+            place.read_u64(page * PAGE - 8),
+            7,
+            "the end of the page before"
+        );
+        place.write_u64(page * PAGE - 8, 9);
+        uffd.zero(place.address(page * PAGE), PAGE)?;
+    }
+    check_eq!(svm.finish(0)?, End::Done, "the job");
+    for page in 1..4 {
+        check_eq!(
+            place.read_u64(page * PAGE - 8),
+            9,
+            "what was written behind the device before page {page}"
+        );
+        check_eq!(place.read_u64(page * PAGE), 7, "page {page}");
+    }
+    Ok(())
+}
+
+/// The memory that is asked for goes away, which nobody waits for.
 fn munmap(env: &Env) -> TestResult {
     let svm = open(env)?;
     let silent = Silent::new()?;

@@ -79,6 +79,54 @@ pub(super) fn replaced_while_the_device_writes(env: &Env) -> TestResult {
     svm.coherent_all_over("in the end", &place)
 }
 
+/// Memory is replaced when a fault on it has just been resolved. The device's write is in the old memory
+/// before that is gone, or in the new one.
+pub(super) fn replaced_when_just_mapped(env: &Env) -> TestResult {
+    let svm = open_with(env, USUAL.exact())?;
+    let place = Place::reserve(Pages::Base, PAGE)?;
+    let (mut in_old, mut in_new) = (0, 0);
+    for round in 0..env.rounds(200) {
+        let memfd = Memfd::new(PAGE as u64)?;
+        let old = memfd.map()?;
+        place.map_file(0, PAGE, &memfd, 0, [RW, libc::MAP_SHARED])?;
+        svm.submit(0, &Svm::writing(place.address(0), 7))?;
+        // Half of the time as soon as it is known that the device has it.
+        if round % 2 == 0 {
+            let mapped = eventually_at_once(|| Ok(svm.count()?.mapped_bytes > 0))?;
+            check!(mapped, "the page is not mapped");
+        }
+        place.map(0, PAGE)?;
+        let written = old.read_u64(0);
+        check_eq!(svm.finish(0)?, End::Done, "the job of round {round}");
+        check_eq!(
+            old.read_u64(0),
+            written,
+            "round {round}: memory that the device has lost"
+        );
+        let now = place.read_u64(0);
+        check!(
+            written == 7 || now == 7,
+            "round {round}: the write is lost: {written} in the old memory, {now} in the new"
+        );
+        in_old += u64::from(written == 7);
+        in_new += u64::from(now == 7);
+        place.unmap(0, PAGE)?;
+    }
+    println!("    # {in_old} writes to the old memory, {in_new} to the new");
+    Ok(())
+}
+
+/// Polls without a pause until something is so; false if it never is.
+fn eventually_at_once(mut condition: impl FnMut() -> TestResult<bool>) -> TestResult<bool> {
+    let end = Instant::now() + pace::limit(job::LIMIT);
+    while Instant::now() < end {
+        if condition()? {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
 /// The pages go to other addresses, and the device finds them there, and nothing where they were.
 pub(super) fn moved_away(env: &Env) -> TestResult {
     each_kind(&[Pages::Base, Pages::Huge], |pages| {

@@ -22,7 +22,8 @@ use crate::{cases, check_eq};
 
 use self::file::{hugetlb_punch, truncated, writeback_enospc};
 use self::mapping::{
-    dontneed, moved_away, mprotect_toggle, remap_new_data, replaced_while_the_device_writes,
+    dontneed, moved_away, mprotect_toggle, remap_new_data, replaced_when_just_mapped,
+    replaced_while_the_device_writes,
     unmap_under_job, va_churn_is_collected,
 };
 use self::pages::{
@@ -45,6 +46,7 @@ pub(crate) const FAMILY: Family = family(
         unmap_under_job: 300,
         remap_new_data,
         replaced_while_the_device_writes: 300,
+        replaced_when_just_mapped: 300,
         moved_away,
         dontneed,
         mprotect_toggle: 300,
