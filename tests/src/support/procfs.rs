@@ -69,6 +69,8 @@ pub(crate) fn frames(address: usize, pages: usize) -> TestResult<Vec<Option<u64>
 
 /// Bits of /proc/kpageflags.
 pub(crate) mod kernel_page {
+    /// Its content has to be written somewhere before it can be given up.
+    pub(crate) const DIRTY: u64 = 1 << 4;
     /// Free, in the buddy allocator.
     pub(crate) const BUDDY: u64 = 1 << 10;
     /// The first of several pages that are one.

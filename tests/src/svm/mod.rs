@@ -8,6 +8,7 @@ mod basic;
 mod beside;
 mod exclusive;
 mod hostile;
+mod knobs;
 mod mm;
 mod rules;
 mod silent;
@@ -30,4 +31,5 @@ pub(crate) const FAMILIES: &[Family] = &[
     rules::LOST,
     storm::FAMILY,
     exclusive::FAMILY,
+    knobs::FAMILY,
 ];

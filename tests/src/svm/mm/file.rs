@@ -5,15 +5,40 @@
 use std::fs::{self, File};
 
 use virtgpu_client::protocol::uapi::svm_access;
-use virtgpu_client::Memfd;
+use virtgpu_client::{Bytes, Memfd};
 
 use super::SIZE;
 use crate::ktap::TestResult;
 use crate::support::file::{fill_disk, punch};
 use crate::support::place::{Pages, Place, RW};
-use crate::support::{ext4, procfs, Env, HUGE};
-use crate::svm::support::{bad_address, open, End, Svm};
+use crate::support::{ext4, procfs, Env, HUGE, PAGE};
+use crate::svm::support::{bad_address, open, open_with, End, Svm, USUAL};
 use crate::{check_eq, skip};
+
+/// Pages of a file that the device has only read need not be written anywhere, although the process may
+/// write them without a fault.
+pub(super) fn reading_dirties_no_file(env: &Env) -> TestResult {
+    let svm = open_with(env, USUAL.exact())?;
+    let memfd = Memfd::new(SIZE as u64)?;
+    let place = Place::reserve(Pages::Base, SIZE)?;
+    place.map_file(0, SIZE, &memfd, 0, [RW, libc::MAP_SHARED])?;
+    svm.sees("a hole", &place, &[0; SIZE])?;
+    let frames: Vec<u64> = place.frames()?.into_iter().flatten().collect();
+    check_eq!(frames.len(), SIZE / PAGE, "pages in memory");
+    let dirty = || -> TestResult<usize> {
+        let flags = procfs::page_flags(&frames)?;
+        let is_dirty = |flags: &&u64| **flags & procfs::kernel_page::DIRTY != 0;
+        Ok(flags.iter().filter(is_dirty).count())
+    };
+    check_eq!(dirty()?, 0, "dirty pages, of which the device has read all");
+    place.advise(0, SIZE, libc::MADV_DONTNEED)?;
+    check_eq!(dirty()?, 0, "dirty pages that the device has lost");
+    svm.poke(place.address(3 * PAGE), 4)?;
+    place.advise(0, SIZE, libc::MADV_DONTNEED)?;
+    check_eq!(dirty()?, 1, "dirty pages, of which it has written one");
+    check_eq!(place.read_u64(3 * PAGE), 4, "what it has written");
+    Ok(())
+}
 
 /// A write to a hole of a file on a full disk is refused, as to a CPU.
 pub(super) fn writeback_enospc(env: &Env) -> TestResult {

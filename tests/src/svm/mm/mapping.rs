@@ -2,14 +2,18 @@
 
 //! Mappings that change: munmap, MAP_FIXED, mremap, MADV_DONTNEED, mprotect.
 
+use std::time::Instant;
+
 use virtgpu_client::protocol::uapi::{self, svm_access};
-use virtgpu_client::{compute, Bytes, Memory};
+use virtgpu_client::{compute, Bytes, Memfd, Memory};
 
 use super::{additions, SIZE};
 use crate::ktap::TestResult;
 use crate::support::place::{Pages, Place, READ, RW};
-use crate::support::{bounded, eventually, job, Env, HUGE, PAGE};
-use crate::svm::support::{at, bad_access, bad_address, each_kind, on_each_kind, open, End, Svm};
+use crate::support::{bounded, eventually, job, pace, Env, HUGE, PAGE};
+use crate::svm::support::{
+    at, bad_access, bad_address, each_kind, on_each_kind, open, open_with, End, Svm, USUAL,
+};
 use crate::{check, check_eq};
 
 /// munmap waits for no job; what is mapped there next is not touched by those of before.

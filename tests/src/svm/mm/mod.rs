@@ -20,11 +20,10 @@ use crate::support::place::Place;
 use crate::support::{raced, PAGE, ROUNDS};
 use crate::{cases, check_eq};
 
-use self::file::{hugetlb_punch, truncated, writeback_enospc};
+use self::file::{hugetlb_punch, reading_dirties_no_file, truncated, writeback_enospc};
 use self::mapping::{
     dontneed, moved_away, mprotect_toggle, remap_new_data, replaced_when_just_mapped,
-    replaced_while_the_device_writes,
-    unmap_under_job, va_churn_is_collected,
+    replaced_while_the_device_writes, unmap_under_job, va_churn_is_collected,
 };
 use self::pages::{
     compaction, huge_split_collapse, ksm, migrate, migrate_while_the_device_writes,
@@ -70,6 +69,7 @@ pub(crate) const FAMILY: Family = family(
         huge_split_collapse: 300,
         ksm,
         soft_dirty,
+        reading_dirties_no_file,
         writeback_enospc,
         hugetlb_punch,
         truncated,
