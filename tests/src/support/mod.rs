@@ -10,6 +10,7 @@ pub(crate) mod cpu;
 pub(crate) mod debugfs;
 pub(crate) mod dmirror;
 pub(crate) mod errno;
+pub(crate) mod example;
 pub(crate) mod exporter;
 pub(crate) mod ext4;
 pub(crate) mod file;

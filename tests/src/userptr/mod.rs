@@ -13,8 +13,8 @@ mod several;
 use virtgpu_client::{compute, Bytes, Device, Memory, RegisterOptions};
 
 use crate::ktap::{Driver, Family, Kernel, TestResult};
-use crate::support::{job, Random};
-use crate::{cases, check_eq};
+use crate::support::{example, job, Env, Random};
+use crate::{cases, check, check_eq};
 
 use self::entries::{entries_fragmented, entries_hugetlb, entries_small_pages, entries_thp};
 use self::file::{
@@ -72,6 +72,7 @@ pub(crate) const FAMILY: Family = Family {
         closed_while_busy,
         accounting,
         many_registrations,
+        documented_example,
     ],
 };
 
@@ -114,5 +115,12 @@ fn add_everywhere<M: Memory, N>(
             "word {index} after ADD_U32"
         );
     }
+    Ok(())
+}
+
+/// The program of `docs/uapi.md`, as it is printed there.
+fn documented_example(env: &Env) -> TestResult {
+    let text = example::run(env, example::Example::Registered)?;
+    check!(text.ends_with(": right\n"), "it says {text:?}");
     Ok(())
 }

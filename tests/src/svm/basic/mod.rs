@@ -11,9 +11,10 @@ mod wait;
 
 use virtgpu_client::compute;
 
-use super::support::family;
-use crate::cases;
-use crate::ktap::Family;
+use super::support::{device, family};
+use crate::ktap::{Family, TestResult};
+use crate::support::{example, Env};
+use crate::{cases, check};
 
 use self::enable::modes_and_errors;
 use self::pages::{
@@ -54,6 +55,7 @@ pub(crate) const FAMILY: Family = family(
         ring_events,
         jobs_end_in_order,
         buffers_beside_pointers,
+        documented_example,
     ],
 );
 
@@ -61,4 +63,12 @@ fn delay(microseconds: u64) -> compute::Stream {
     let mut stream = compute::Stream::new();
     stream.delay(microseconds);
     stream
+}
+
+/// The job queue of `docs/uapi.md`, as it is printed there.
+fn documented_example(env: &Env) -> TestResult {
+    drop(device(env)?);
+    let text = example::run(env, example::Example::JobQueue)?;
+    check!(text.ends_with(": right\n"), "it says {text:?}");
+    Ok(())
 }
