@@ -217,9 +217,10 @@ impl Window {
         }
         commits.slices.begin(address >> PAGE_SHIFT, monotonic_ns());
         drop(commits);
-        queue.kick();
         // Whoever touches the page from here on finds the MAP ahead of its INVALIDATE.
         drop(alone);
+        // An exit to the host, hence without the lock of the folio.
+        queue.kick();
         count(&range.counters.maps, 1);
         count(&range.counters.entries, 1);
         range.gpu.counters.maps.add(1);
