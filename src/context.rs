@@ -104,8 +104,8 @@ impl Context {
     ///
     /// # Errors
     ///
-    /// [`EBUSY`] if too many jobs of contexts that are gone fill the ring, [`ENOSPC`] if there are no
-    /// more ids, [`ENOMEM`], those of
+    /// [`EBUSY`] if too many jobs of contexts that are gone fill the ring, [`ENOSPC`] if there are
+    /// no more ids, [`ENOMEM`], those of
     /// [`ControlQueue::credit`](crate::transport::control::ControlQueue::credit), that of the host.
     pub(crate) fn new(
         gpu: &Arc<Gpu>,
@@ -155,8 +155,9 @@ impl Context {
         })
     }
 
-    /// Has the host destroy the context and end its jobs, unless that was done before. The fences of
-    /// those that it does not end are signalled when it has answered, or has not done so in time.
+    /// Has the host destroy the context and end its jobs, unless that was done before. The fences
+    /// of those that it does not end are signalled when it has answered, or has not done so in
+    /// time.
     pub(crate) fn destroy(&self) {
         self.gpu.control.close_jobs(&self.jobs);
     }

@@ -58,8 +58,8 @@ struct Attached {
     /// By resource id: the resources to which there are handles, but for user memory, which its
     /// registration attaches.
     opened: RBTree<u32, Opened>,
-    /// The last command that detaches one, as long as it may wait for descriptors. Such commands are
-    /// sent in their order.
+    /// The last command that detaches one, as long as it may wait for descriptors. Such commands
+    /// are sent in their order.
     detach: Option<Arc<Command>>,
 }
 
@@ -96,7 +96,8 @@ impl Attached {
         let Some(context) = &self.context else {
             return;
         };
-        // Without memory for the command the host detaches the resource when it, or the context, goes.
+        // Without memory for the command the host detaches the resource when it, or the context,
+        // goes.
         if let Ok(detach) = context.attachment(resource.shared_id(), false) {
             resource.set_detached();
             self.detach = Some(detach.clone_arc());
@@ -115,8 +116,8 @@ pub(crate) struct Attachments {
 }
 
 impl Attachments {
-    /// Keeps a resource attached to which the file has a handle, until [`Attachments::close`]. Returns
-    /// whether that is to be called: user memory is attached by its registration.
+    /// Keeps a resource attached to which the file has a handle, until [`Attachments::close`].
+    /// Returns whether that is to be called: user memory is attached by its registration.
     pub(crate) fn keep(&self, resource: &HostResource) -> bool {
         match self.attached.lock().opened.get_mut(&resource.id()) {
             Some(opened) => {
@@ -127,8 +128,8 @@ impl Attachments {
         }
     }
 
-    /// A handle to a resource is being closed, or it need not be kept any more: detaches it if this was
-    /// the last time.
+    /// A handle to a resource is being closed, or it need not be kept any more: detaches it if this
+    /// was the last time.
     pub(crate) fn close(&self, resource: &HostResource) {
         let mut guard = self.attached.lock();
         let attached = &mut *guard;

@@ -4,8 +4,8 @@
 //!
 //! # Layers
 //!
-//! A module uses what is in it, and modules of layers with lower numbers, but nothing beside or above
-//! it. `scripts/layers.py`, part of suite `lint`, reads this table and checks that.
+//! A module uses what is in it, and modules of layers with lower numbers, but nothing beside or
+//! above it. `scripts/layers.py`, part of suite `lint`, reads this table and checks that.
 //!
 //! | layer | module | what |
 //! |---|---|---|
@@ -32,21 +32,21 @@
 //! Outer to inner. A lock in one line may be taken while one of a line above is held, never the
 //! other way round.
 //!
-//! 1. `FileData::attached`, then `Svm::revoking` (mutexes, the second killable; the first is held while
-//!    the host creates a context or an address space, the second while INVALIDATE is acknowledged)
-//! 2. `mmap_lock` (the kernel's; held by mmap of a host-visible buffer)
-//!    Inside of it the lock of a folio (the kernel's; held while a page that the device gets alone is
-//!    mapped), in which only 7 and those below are taken
+//! 1. `FileData::attached`, then `Svm::revoking` (mutexes, the second killable; the first is held
+//!    while the host creates a context or an address space, the second while INVALIDATE is
+//!    acknowledged)
+//! 2. `mmap_lock` (the kernel's; held by mmap of a host-visible buffer) Inside of it the lock of a
+//!    folio (the kernel's; held while a page that the device gets alone is mapped), in which only 7
+//!    and those below are taken
 //! 3. `HostMemory::mapping` (mutex; held while a mapping is requested)
 //! 4. `DeviceMappings::live`, `Shared::backing`, `Capsets::cache`, `RangeAllocator::lock`,
 //!    `Space::destroy`, `Bound::registration` (mutexes, one at
 //!    a time; some are held across an allocation, `Shared::backing` also while MAP is answered).
 //!    Inside of them `Mapper::live` (mutex; held while memory is mapped for DMA or unmapped)
 //! 5. `Mirrored::outer` (killable mutex, one at a time; held while pages are faulted in, hence
-//!    outside `mmap_lock`, and while MAP is answered)
-//!    Inside of it `Residents::evicting`, then `Residents::ranges` (a killable mutex and a mutex, one
-//!    each per file; the first is held while INVALIDATE is acknowledged, the second across an
-//!    allocation)
+//!    outside `mmap_lock`, and while MAP is answered) Inside of it `Residents::evicting`, then
+//!    `Residents::ranges` (a killable mutex and a mutex, one each per file; the first is held while
+//!    INVALIDATE is acknowledged, the second across an allocation)
 //! 6. `dma_resv` of the buffers of a job (ww mutexes; held while the job is queued, never across a
 //!    wait for the device)
 //! 7. `NotifierLock::commits` (mutex, one per file; taken by notifier callbacks, hence by memory

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0-only
 
-//! P2: making 64 MiB reachable for a job, by an existing registration and by copying through a blob.
+//! P2: making 64 MiB reachable for a job, by an existing registration and by copying through a
+//! blob.
 
 use std::time::Instant;
 

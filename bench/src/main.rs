@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0-only
 
 //! The measures, taken in the guest: what registering memory costs (P1), what it saves (P2), what
-//! mirroring costs where nothing is used yet (P3), what it saves programs that allocate and free all
-//! the time (P4), how long it delays the kernel (P5), how few memory entries registrations need
+//! mirroring costs where nothing is used yet (P3), what it saves programs that allocate and free
+//! all the time (P4), how long it delays the kernel (P5), how few memory entries registrations need
 //! (P6) and how little memory of the kernel's (P7), how this driver compares with Linux's own (P8),
 //! and what it costs that jobs use pointers of the process, with nothing registered (P9).
 //!

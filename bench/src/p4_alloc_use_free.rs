@@ -2,9 +2,9 @@
 
 //! P4: a program that allocates memory, uses it in a job and frees it, over and over.
 //!
-//! Its runtime either registers the memory for each job, pinned, because what was pinned is not what
-//! the next allocation gets; or has the addresses mirrored, once, and leaves it at that. What a
-//! runtime leaves registered may be
+//! Its runtime either registers the memory for each job, pinned, because what was pinned is not
+//! what the next allocation gets; or has the addresses mirrored, once, and leaves it at that. What
+//! a runtime leaves registered may be
 //!
 //! - a *window*: 1 GiB of addresses around an allocation it has not seen before, registered SPARSE;
 //!   what a job uses of it is prefetched, which costs a call, but little if it is mapped still;

@@ -54,8 +54,8 @@ impl Region {
 }
 
 impl Device {
-    /// Creates a resource that is not a blob. Sizes and handles in `create` are replaced by those of
-    /// the new one.
+    /// Creates a resource that is not a blob. Sizes and handles in `create` are replaced by those
+    /// of the new one.
     ///
     /// # Errors
     ///

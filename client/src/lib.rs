@@ -5,8 +5,8 @@
 //! [`Device`] is one open file of a virtio-gpu render node. On it, [`Blob`] is memory that the
 //! kernel or the host allocates, and [`Registration`] is memory of this process that the device
 //! uses in place, without a copy. [`Exec`] submits a job, [`compute`] writes jobs for the reference
-//! device, and [`Syncobj`] and [`SyncFile`] tell when a job is done. [`AddressSpace`] is a device whose
-//! jobs use every address of this process.
+//! device, and [`Syncobj`] and [`SyncFile`] tell when a job is done. [`AddressSpace`] is a device
+//! whose jobs use every address of this process.
 //!
 //! ```no_run
 //! use virtgpu_client::{compute, Bytes, Device, Exec, Mapping, RegisterOptions};

@@ -122,7 +122,8 @@ fn each_has_its_device(display: &Gpu, compute: &Gpu) -> Result {
     }
 }
 
-/// Adds to memory of this process, again and again until told to stop, once at least; returns how often.
+/// Adds to memory of this process, again and again until told to stop, once at least; returns how
+/// often.
 fn jobs(compute: &Gpu, stop: &AtomicBool) -> Result<u32> {
     let device = Device::open_path(compute.node("renderD")?)?;
     device.context_init_compute(1)?;

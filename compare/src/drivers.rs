@@ -117,14 +117,15 @@ pub(crate) fn rescan(driver: Driver) -> Result {
     Ok(())
 }
 
-/// Writes a line into the kernel's log, so that it shows which test a message or a taint belongs to.
+/// Writes a line into the kernel's log, so that it shows which test a message or a taint belongs
+/// to.
 pub(crate) fn note(text: &str) -> Result {
     let line = format!("virtgpu-compare: {text}, tainted {}\n", tainted()?);
     Ok(fs::write("/dev/kmsg", line)?)
 }
 
-/// Tells `scan-log.sh` whose part of the kernel's log begins. Linux's driver leaves warnings when it is
-/// unloaded while objects of its own are still on their way.
+/// Tells `scan-log.sh` whose part of the kernel's log begins. Linux's driver leaves warnings when
+/// it is unloaded while objects of its own are still on their way.
 pub(crate) fn mark(driver: Driver) -> Result {
     let whose = match driver {
         Driver::Linux => "THEIRS",

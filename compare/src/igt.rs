@@ -15,8 +15,8 @@ const LIMIT: Duration = Duration::from_secs(240);
 /// What a test returns if it has passed, has been skipped, or has failed: its lines say more.
 const STATUSES: &[i32] = &[0, 77, 98];
 
-/// Tests of what the DRM core does for any driver, with time limits of their own that a slow machine
-/// can miss.
+/// Tests of what the DRM core does for any driver, with time limits of their own that a slow
+/// machine can miss.
 const TIMED: &[&str] = &[
     "syncobj_wait",
     "syncobj_timeline",
@@ -25,8 +25,8 @@ const TIMED: &[&str] = &[
 ];
 
 /// A group for each test program, given as `NAME` or `NAME:SUBTESTS`, where SUBTESTS are patterns
-/// with commas between, `!` in front of those that are left out. After `--alone` come those that run
-/// on this driver only.
+/// with commas between, `!` in front of those that are left out. After `--alone` come those that
+/// run on this driver only.
 pub(crate) fn groups(tests: &[String]) -> Vec<Group> {
     let mut alone = false;
     let mut groups = Vec::new();

@@ -8,8 +8,8 @@
 //! of them, with `killed` only those that are killed and those beside them. The report is KTAP:
 //!
 //! - what passes on Linux's driver must pass on this one;
-//! - what passes on neither counts as skipped, with the reason, except that what Linux's driver skips
-//!   must not fail on this one;
+//! - what passes on neither counts as skipped, with the reason, except that what Linux's driver
+//!   skips must not fail on this one;
 //! - a group in which fewer tests pass on Linux's driver than it says is a failure, since it shows
 //!   nothing, or less than it did.
 //!

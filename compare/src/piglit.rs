@@ -32,8 +32,8 @@ impl Test {
     }
 }
 
-/// The shader tests. piglit names tests by their files, so of those that are called the same only the
-/// first is taken.
+/// The shader tests. piglit names tests by their files, so of those that are called the same only
+/// the first is taken.
 pub(crate) fn shader_tests() -> Result<Vec<Test>> {
     let mut paths = Vec::new();
     let folder = format!("{MESA}{FOLDER}");

@@ -33,8 +33,8 @@ impl Cancel {
         self.set.load(Ordering::Acquire)
     }
 
-    /// Waits until `done` returns something, or the flag is set: then there is nothing. It is called
-    /// again after each [`Self::wake`].
+    /// Waits until `done` returns something, or the flag is set: then there is nothing. It is
+    /// called again after each [`Self::wake`].
     pub(crate) fn wait_for<T>(&self, mut done: impl FnMut() -> Option<T>) -> Option<T> {
         let mut guard = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
         while !self.is_set() {

@@ -6,8 +6,9 @@
 //! an array of [`Op`], executed in order on the ring the command names. All integers are
 //! little-endian. A job with a malformed operation is answered with `ERR_INVALID_PARAMETER` and has
 //! no effect. A job that touches what its context may not touch is answered with `ERR_UNSPEC`, and
-//! so is every later job of that context. A context in fault mode has addresses, which operands name
-//! with resource 0; its jobs are answered when they are accepted, and an event tells of their end.
+//! so is every later job of that context. A context in fault mode has addresses, which operands
+//! name with resource 0; its jobs are answered when they are accepted, and an event tells of their
+//! end.
 
 use zerocopy::little_endian::{U32, U64};
 use zerocopy_derive::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};

@@ -2,8 +2,8 @@
 
 //! What the programs share: running cases, test data, comparing pictures.
 //!
-//! A program prints a line for each case, `ok NAME`, `ok NAME RATE a second`, `skip NAME: REASON` or
-//! `not ok NAME: REASON`, which `virtgpu-compare` reads, and returns 1 if a case has failed.
+//! A program prints a line for each case, `ok NAME`, `ok NAME RATE a second`, `skip NAME: REASON`
+//! or `not ok NAME: REASON`, which `virtgpu-compare` reads, and returns 1 if a case has failed.
 
 use std::process::ExitCode;
 
@@ -75,7 +75,8 @@ pub fn from_bytes(bytes: &[u8]) -> Vec<u32> {
         .collect()
 }
 
-/// Red, green, blue and alpha of the picture that the fragment shaders paint, as the bytes of a pixel.
+/// Red, green, blue and alpha of the picture that the fragment shaders paint, as the bytes of a
+/// pixel.
 #[must_use]
 pub fn pattern(x: u32, y: u32) -> [u8; 4] {
     [

@@ -57,8 +57,8 @@ pub(crate) struct Capsets {
 }
 
 impl Capsets {
-    /// Asks the device for its `count` capability sets. Leaves out what it does not tell, tells twice,
-    /// or tells in a way that makes no sense.
+    /// Asks the device for its `count` capability sets. Leaves out what it does not tell, tells
+    /// twice, or tells in a way that makes no sense.
     ///
     /// # Errors
     ///

@@ -82,10 +82,11 @@ pub(crate) struct Counters {
     /// Pages put into quarantine because the device was lost, and those of them that were released.
     pub(crate) quarantined_pages: Counter,
     pub(crate) released_pages: Counter,
-    /// Most words and granules of a table that were looked at while the lock of the tables was held.
+    /// Most words and granules of a table that were looked at while the lock of the tables was
+    /// held.
     pub(crate) longest_look: Counter,
-    /// Spaces that the device was told of, and those of them that were ended. After a reset more may
-    /// have ended than there were.
+    /// Spaces that the device was told of, and those of them that were ended. After a reset more
+    /// may have ended than there were.
     pub(crate) spaces: Counter,
     pub(crate) ended_spaces: Counter,
 }

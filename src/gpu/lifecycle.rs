@@ -201,8 +201,8 @@ impl virtio::Driver for VirtioGpu {
         let registration = this.registration.lock().take();
         let unplugged = registration.map(drm::Registration::unplug);
         this.gpu.transport.stop();
-        // Last those who have mapped memory of the device, as what waits for jobs of this driver ends with
-        // the device.
+        // Last those who have mapped memory of the device, as what waits for jobs of this driver
+        // ends with the device.
         if let Some(unplugged) = unplugged {
             unplugged.revoke();
         }

@@ -83,8 +83,8 @@ pub(crate) struct Gpu {
 }
 
 impl Gpu {
-    /// Whether the device works on copies of guest memory, which are brought up to date by transfers
-    /// only, so that nothing can be shared with it.
+    /// Whether the device works on copies of guest memory, which are brought up to date by
+    /// transfers only, so that nothing can be shared with it.
     pub(crate) fn bounces(&self) -> bool {
         self.mapper.as_ref().is_some_and(|mapper| mapper.bounces())
     }

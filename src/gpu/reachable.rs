@@ -2,10 +2,10 @@
 
 //! What the device can reach, resource by resource, and of which address spaces.
 //!
-//! A mapping ends with the resource, or the context, or with the device, whichever goes first. Files that are still
-//! open when a device is lost or removed keep their resources, but the driver releases what these
-//! hold for the device as soon as the device has been reset. This file knows which resources hold
-//! something; the module of each kind of memory knows what.
+//! A mapping ends with the resource, or the context, or with the device, whichever goes first.
+//! Files that are still open when a device is lost or removed keep their resources, but the driver
+//! releases what these hold for the device as soon as the device has been reset. This file knows
+//! which resources hold something; the module of each kind of memory knows what.
 
 use super::Counters;
 use crate::{
@@ -71,8 +71,8 @@ pub(crate) struct DeviceMappings {
 type Live = Option<RBTree<ReachedBy, Arc<dyn Reachable>>>;
 
 impl DeviceMappings {
-    /// Nothing can be reached, of a device with these counters, for which `mapper` maps memory if it is
-    /// not to see physical addresses.
+    /// Nothing can be reached, of a device with these counters, for which `mapper` maps memory if
+    /// it is not to see physical addresses.
     ///
     /// # Errors
     ///

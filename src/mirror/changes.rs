@@ -2,13 +2,13 @@
 
 //! Which addresses of a process are being changed, and which are being looked up.
 //!
-//! The kernel's own sequence number of an interval notifier tells only whether *anything* in an address
-//! space is being changed, and whoever begins a lookup waits until nothing is. A process that frees
-//! memory on several threads may have that so for seconds. Here a lookup of some addresses waits for
-//! changes of these addresses alone, and only they make it stale.
+//! The kernel's own sequence number of an interval notifier tells only whether *anything* in an
+//! address space is being changed, and whoever begins a lookup waits until nothing is. A process
+//! that frees memory on several threads may have that so for seconds. Here a lookup of some
+//! addresses waits for changes of these addresses alone, and only they make it stale.
 //!
-//! Both lists have a fixed length, since notifier callbacks cannot allocate. For a change that has no place
-//! the caller falls back to the sequence number.
+//! Both lists have a fixed length, since notifier callbacks cannot allocate. For a change that has
+//! no place the caller falls back to the sequence number.
 
 use crate::kapi::mm::ChangeId;
 use core::ops::Range;
@@ -17,8 +17,8 @@ use kernel::prelude::*;
 /// Most changes that have a place at the same time, about one for each thread that frees memory.
 pub(super) const CHANGES: usize = 64;
 
-/// Most lookups at the same time: four times as many as there are threads which serve faults at most.
-/// Prefetches have the same places.
+/// Most lookups at the same time: four times as many as there are threads which serve faults at
+/// most. Prefetches have the same places.
 pub(super) const LOOKS: usize = 32;
 
 struct Change {
@@ -74,8 +74,8 @@ impl Changes {
         }
     }
 
-    /// A change of `addresses` begins, of which [`Changes::end`] will tell the end. Returns whether there is
-    /// a place for it. Lookups that have begun become stale in any case.
+    /// A change of `addresses` begins, of which [`Changes::end`] will tell the end. Returns whether
+    /// there is a place for it. Lookups that have begun become stale in any case.
     pub(super) fn begin(&mut self, id: ChangeId, addresses: Range<usize>) -> bool {
         self.supersede(&addresses);
         // The kernel tells the beginning of a change twice where it takes address 0 for none.
@@ -100,7 +100,8 @@ impl Changes {
         self.changes.clear();
     }
 
-    /// A lookup of `addresses` begins, unless they are being changed, or there are too many lookups.
+    /// A lookup of `addresses` begins, unless they are being changed, or there are too many
+    /// lookups.
     pub(super) fn begin_look(&mut self, addresses: &Range<usize>) -> Option<LookId> {
         let mut changes = self.changes.iter();
         if changes.any(|change| overlap(&change.addresses, addresses)) {

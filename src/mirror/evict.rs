@@ -103,8 +103,8 @@ impl Residents {
     /// Evicts `pages` pages, or as many as there are, of ranges that were last used before `since`:
     /// the least recently used first. Returns how many. Waits for the device.
     ///
-    /// `oldest`, which is empty, gets references to the ranges. They may be the last ones when it is
-    /// dropped, so that it must outlive all locks of the caller.
+    /// `oldest`, which is empty, gets references to the ranges. They may be the last ones when it
+    /// is dropped, so that it must outlive all locks of the caller.
     ///
     /// # Errors
     ///
@@ -133,8 +133,8 @@ impl Residents {
 }
 
 impl MirroredRange {
-    /// Evicts those of the pages `which` that the device reaches, as long as no job uses them. Returns
-    /// their number.
+    /// Evicts those of the pages `which` that the device reaches, as long as no job uses them.
+    /// Returns their number.
     ///
     /// # Errors
     ///
@@ -145,8 +145,8 @@ impl MirroredRange {
         Ok(done)
     }
 
-    /// Revokes those of the pages `which` that the device reaches, granule by granule, as long as no
-    /// job uses them. Returns the number of pages. One thread at a time does this.
+    /// Revokes those of the pages `which` that the device reaches, granule by granule, as long as
+    /// no job uses them. Returns the number of pages. One thread at a time does this.
     ///
     /// # Errors
     ///

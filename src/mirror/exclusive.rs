@@ -126,8 +126,9 @@ impl Space {
     }
 }
 
-/// The end of the slice of the page that `change` is about, if a processor has touched it; the change
-/// is one of a whole address space. May be called by a callback, after [`Invalidation::supersede`].
+/// The end of the slice of the page that `change` is about, if a processor has touched it; the
+/// change is one of a whole address space. May be called by a callback, after
+/// [`Invalidation::supersede`].
 pub(super) fn slice_end(lock: &NotifierLock, change: &Invalidation<'_>) -> Option<SliceEnd> {
     let page = change.first >> PAGE_SHIFT;
     let is_touch = change.change() == Change::Clear && change.last >> PAGE_SHIFT == page;

@@ -147,8 +147,8 @@ impl IntervalHandler for Handler {
 }
 
 impl MirroredRange {
-    /// Whether a callback that must not block cannot do without: the device reaches some of the pages
-    /// `which`, or the lock is not free.
+    /// Whether a callback that must not block cannot do without: the device reaches some of the
+    /// pages `which`, or the lock is not free.
     pub(super) fn would_have_to_wait(&self, which: Range<usize>) -> bool {
         let mut reachable = false;
         let all = self.each_part(which, Having::Reachable, false, |table, part| {
@@ -157,9 +157,9 @@ impl MirroredRange {
         !all || reachable
     }
 
-    /// Marks those of the pages `which` that are about to be invalidated, so that nobody relies on them
-    /// any more; with `gone` the addresses are, too. Pages of a `lost` device go into quarantine.
-    /// Returns what the device may reach of them.
+    /// Marks those of the pages `which` that are about to be invalidated, so that nobody relies on
+    /// them any more; with `gone` the addresses are, too. Pages of a `lost` device go into
+    /// quarantine. Returns what the device may reach of them.
     ///
     /// # Errors
     ///
@@ -257,8 +257,9 @@ impl MirroredRange {
                 dirtied += u64::from(page.writable);
                 if page.writable && !dirty.contains(&page.phys) {
                     // The kernel does not see the device's writes.
-                    // SAFETY: Only the process's pages are in the table. Before one ceases to be that,
-                    // a callback for it is called, which takes the lock, held here, and takes it out.
+                    // SAFETY: Only the process's pages are in the table. Before one ceases to be
+                    // that, a callback for it is called, which takes the lock, held here, and takes
+                    // it out.
                     dirty = unsafe { pages::mark_dirty(page.phys) };
                 }
             });

@@ -89,7 +89,8 @@ use kernel::{
     },
 };
 
-/// Evidence that a file's [`NotifierLock`] is held. It has a size, so that one can be told from another.
+/// Evidence that a file's [`NotifierLock`] is held. It has a size, so that one can be told from
+/// another.
 pub(crate) struct Commits {
     /// Pages that the device has alone since a short time.
     slices: Slices,
@@ -150,8 +151,8 @@ pub(crate) struct Mirrored {
     range: Arc<MirroredRange>,
     /// The process.
     mm: ARef<Mm>,
-    /// Held while pages are looked up, faulted in and mapped, by one thread at a time. `None` before
-    /// the beginning of the registration, and after its end.
+    /// Held while pages are looked up, faulted in and mapped, by one thread at a time. `None`
+    /// before the beginning of the registration, and after its end.
     #[pin]
     outer: KillableMutex<Option<PinnedNotifier>>,
 }
@@ -180,8 +181,8 @@ impl Mirrored {
     ///
     /// # Errors
     ///
-    /// [`ENOSPC`] if the device has no more spaces, [`ENOMEM`], [`EBUSY`], [`ENODEV`], [`EINTR`] on a
-    /// signal, that of the device.
+    /// [`ENOSPC`] if the device has no more spaces, [`ENOMEM`], [`EBUSY`], [`ENODEV`], [`EINTR`] on
+    /// a signal, that of the device.
     pub(crate) fn begin(&self, id: u32, size: u64, addr: usize) -> Result {
         let range = &self.range;
         let mut outer = self.outer.lock()?;

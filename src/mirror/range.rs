@@ -108,7 +108,8 @@ pub(crate) struct MirroredRange {
     pub(super) space: Arc<Space>,
     /// What the device calls the first page in the space, in bytes.
     pub(super) base: u64,
-    /// The jobs that use the range, if they are to end before it is invalidated. Otherwise they stall.
+    /// The jobs that use the range, if they are to end before it is invalidated. Otherwise they
+    /// stall.
     pub(super) jobs: Option<Jobs>,
     /// The lock of `table`.
     pub(super) lock: Arc<NotifierLock>,
@@ -137,8 +138,8 @@ pub(crate) struct MirroredRange {
 }
 
 impl MirroredRange {
-    /// The range that `params` describe, of which nothing is mapped into `space`. Its table is under
-    /// `lock`.
+    /// The range that `params` describe, of which nothing is mapped into `space`. Its table is
+    /// under `lock`.
     ///
     /// # Errors
     ///
@@ -305,8 +306,8 @@ impl MirroredRange {
 }
 
 impl MirroredRange {
-    /// The device has dropped the space: jobs cannot use the range any more. Callbacks send INVALIDATE as
-    /// before, which the device acknowledges for a space that is gone.
+    /// The device has dropped the space: jobs cannot use the range any more. Callbacks send
+    /// INVALIDATE as before, which the device acknowledges for a space that is gone.
     pub(super) fn set_revoked(&self) {
         self.revoked.store(true, Relaxed);
         if let Some(events) = &self.events {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Spaces: what the device sees of a resource without memory entries, or of the memory of a context in
-//! fault mode, page by page.
+//! Spaces: what the device sees of a resource without memory entries, or of the memory of a context
+//! in fault mode, page by page.
 //!
 //! See `docs/protocol.md`. The device enforces what a space allows, which it does not for memory
 //! entries.
@@ -90,8 +90,8 @@ pub(super) fn to_result(response: u32) -> Result {
 }
 
 impl Space {
-    /// A space that the device does not know yet, which it may write only with `write`. Its commands
-    /// take room of `quota`.
+    /// A space that the device does not know yet, which it may write only with `write`. Its
+    /// commands take room of `quota`.
     ///
     /// # Errors
     ///
@@ -153,15 +153,15 @@ impl Space {
         self.max_entries
     }
 
-    /// Entries for which there is room in the file's quota of the ring, however they are spread over
-    /// commands.
+    /// Entries for which there is room in the file's quota of the ring, however they are spread
+    /// over commands.
     pub(crate) fn max_fragments(&self) -> usize {
         (self.queue.quota() / MAP_DESCRIPTORS) * self.max_entries
     }
 
     /// Has the device create the space, of `size` bytes, for what `of` says: a resource that it has
-    /// created without entries, or a context. Waits for the response. `owner` learns what the device
-    /// says of the space.
+    /// created without entries, or a context. Waits for the response. `owner` learns what the
+    /// device says of the space.
     ///
     /// # Errors
     ///
@@ -257,7 +257,8 @@ impl Space {
         self.queue.invalidate(self.id.get(), first, last)
     }
 
-    /// Waits until the device has acknowledged an INVALIDATE, see [`MirrorQueue::wait_invalidated`].
+    /// Waits until the device has acknowledged an INVALIDATE, see
+    /// [`MirrorQueue::wait_invalidated`].
     ///
     /// # Errors
     ///

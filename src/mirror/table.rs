@@ -275,8 +275,8 @@ impl Table {
         self.granules.insert(granule.0);
     }
 
-    /// Calls `with` for each granule that has pages of `which`, with its first page and their place in
-    /// it; counts what it changes.
+    /// Calls `with` for each granule that has pages of `which`, with its first page and their place
+    /// in it; counts what it changes.
     fn each_granule(
         &mut self,
         which: Range<usize>,
@@ -404,8 +404,8 @@ impl Table {
         Some(self.layout.pages_of(*cursor.current().0).start.max(page))
     }
 
-    /// MAP is being sent for pages `from` on, which have a granule, and of which the device reaches no
-    /// others at the same places. What it may have written it may have written for good.
+    /// MAP is being sent for pages `from` on, which have a granule, and of which the device reaches
+    /// no others at the same places. What it may have written it may have written for good.
     pub(super) fn set_mapping(&mut self, from: usize, pages: &[HmmPage], writable: bool) {
         let write = if writable { WRITABLE } else { 0 };
         let mut found = pages.iter();
@@ -418,8 +418,8 @@ impl Table {
         });
     }
 
-    /// MAP is being sent for pages `from` on, which have a granule, with their rights. The device faults
-    /// if it fails, so that nobody relies on its response.
+    /// MAP is being sent for pages `from` on, which have a granule, with their rights. The device
+    /// faults if it fails, so that nobody relies on its response.
     ///
     /// Pages which the device reaches already are the same ones, and no right is taken from it.
     pub(super) fn set_reachable(&mut self, from: usize, pages: &[(HmmPage, Reach)]) {

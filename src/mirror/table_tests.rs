@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What the table says of pages and granules, one function at a time. What happens to them together is
-//! in `table/model.rs`.
+//! What the table says of pages and granules, one function at a time. What happens to them together
+//! is in `table/model.rs`.
 
 use super::table::{
     Having,

@@ -2,15 +2,15 @@
 
 //! Windows: the parts of a process's address space that a device which faults has touched.
 //!
-//! A window is [`WINDOW`] bytes of addresses with a table of their own; [`Windows`] has them all, and
-//! the notifiers. Nothing is asked of the kernel for a window but what a fault asks for, and no job
-//! waits for the response to a MAP: if it fails, the device faults again. So a page that is in the
-//! table as mapped is one for which MAP was sent, and jobs need not be over when it is invalidated:
-//! they stall.
+//! A window is [`WINDOW`] bytes of addresses with a table of their own; [`Windows`] has them all,
+//! and the notifiers. Nothing is asked of the kernel for a window but what a fault asks for, and no
+//! job waits for the response to a MAP: if it fails, the device faults again. So a page that is in
+//! the table as mapped is one for which MAP was sent, and jobs need not be over when it is
+//! invalidated: they stall.
 //!
 //! Several threads may map pages of a window at the same time. They meet under the lock of the
-//! tables only, where each sees by [`Window::committed`] whether another has mapped anything since it
-//! has looked: no right that the device has is ever taken from it but by INVALIDATE.
+//! tables only, where each sees by [`Window::committed`] whether another has mapped anything since
+//! it has looked: no right that the device has is ever taken from it but by INVALIDATE.
 
 use super::{
     range::{
@@ -76,14 +76,15 @@ use kernel::{
 /// Bytes of a window: what glibc's arenas have, which are aligned to that, too.
 pub(crate) const WINDOW: usize = 64 << 20;
 
-/// How often pages are faulted in that are gone again at once, in one lookup: pages may be missing in
-/// several places.
+/// How often pages are faulted in that are gone again at once, in one lookup: pages may be missing
+/// in several places.
 const LOOKS: usize = 8;
 
 /// Most MAP commands for one fault.
 const MAX_COMMANDS: usize = 8;
 
-/// What a fault asks for. All pages are of one granule of the window, and of one area of the process.
+/// What a fault asks for. All pages are of one granule of the window, and of one area of the
+/// process.
 #[derive(Clone, Debug)]
 pub(crate) struct Wanted {
     /// Pages that must be had, or it is an error.
@@ -131,8 +132,8 @@ pub(crate) struct Window {
 }
 
 impl Window {
-    /// A window for `bytes` bytes at `addr`. It is mapped into `space`, at the same address, and its
-    /// table is under `lock`.
+    /// A window for `bytes` bytes at `addr`. It is mapped into `space`, at the same address, and
+    /// its table is under `lock`.
     ///
     /// # Errors
     ///
@@ -199,8 +200,8 @@ impl Window {
         reach[0] >= if write { Reach::Write } else { Reach::Read }
     }
 
-    /// The first page of `which` that the device can reach, also for writing with `write`; its end if
-    /// there is none. They are of one granule.
+    /// The first page of `which` that the device can reach, also for writing with `write`; its end
+    /// if there is none. They are of one granule.
     pub(crate) fn first_reachable(&self, which: Range<usize>, write: bool) -> usize {
         let mut reach = [Reach::Nothing; GRANULE];
         let (start, end) = (which.start, which.end);
@@ -213,14 +214,14 @@ impl Window {
         found.map_or(end, |found| start + found)
     }
 
-    /// Looks up what is wanted, by a thread of the process: what is there, after what is missing of what
-    /// is asked for has been faulted in. If that is possible for the first pages only, `wanted` is cut to
-    /// them. The window is one of `windows`.
+    /// Looks up what is wanted, by a thread of the process: what is there, after what is missing of
+    /// what is asked for has been faulted in. If that is possible for the first pages only,
+    /// `wanted` is cut to them. The window is one of `windows`.
     ///
     /// # Errors
     ///
-    /// Those of [`fault_in`]; [`EBUSY`] if the pages kept changing for `timeout_ms` milliseconds, or were
-    /// gone again at once.
+    /// Those of [`fault_in`]; [`EBUSY`] if the pages kept changing for `timeout_ms` milliseconds,
+    /// or were gone again at once.
     pub(crate) fn look_up<'a>(
         &self,
         windows: &'a Windows,
@@ -311,7 +312,8 @@ impl Window {
     }
 
     /// Has the device map what was looked up and what it does not reach yet, unless the lookup is
-    /// stale, and then resolves fault `resolve.0` as `resolve.1` says. Does not wait for the device.
+    /// stale, and then resolves fault `resolve.0` as `resolve.1` says. Does not wait for the
+    /// device.
     ///
     /// # Errors
     ///
@@ -405,8 +407,8 @@ impl Window {
         }
     }
 
-    /// The MAPs that are missing, by what was mapped at the time that is returned, too; `None` if a page
-    /// that is asked for is just being revoked.
+    /// The MAPs that are missing, by what was mapped at the time that is returned, too; `None` if a
+    /// page that is asked for is just being revoked.
     fn plan(&self, wanted: &Wanted, lookup: &mut Lookup<'_>) -> Result<Option<(u64, Plan)>> {
         let Lookup { pages, around, .. } = lookup;
         let mut reach = KVec::from_elem(Reach::Nothing, around.len(), GFP_KERNEL)?;
@@ -516,8 +518,8 @@ impl Window {
         Ok((entries, taken))
     }
 
-    /// Waits for the responses to MAPs. Where one failed, what it should have mapped is revoked, and
-    /// the device faults again. Returns the [`status`] of the first that failed, or OK.
+    /// Waits for the responses to MAPs. Where one failed, what it should have mapped is revoked,
+    /// and the device faults again. Returns the [`status`] of the first that failed, or OK.
     ///
     /// `revoking` is held by one thread at a time that revokes pages of the space.
     ///
@@ -541,8 +543,8 @@ impl Window {
         Ok(outcome)
     }
 
-    /// Revokes those of the pages `which` that the device reaches, as it has no room for others; returns
-    /// their number. One thread at a time revokes pages of a space.
+    /// Revokes those of the pages `which` that the device reaches, as it has no room for others;
+    /// returns their number. One thread at a time revokes pages of a space.
     ///
     /// # Errors
     ///

@@ -4,14 +4,14 @@
 //!
 //! One interval notifier covers all addresses. Its callbacks send INVALIDATE for what the device
 //! reaches, one for each change, however many windows that is in, and wait for the acknowledgement.
-//! Changes are kept account of from their beginning, which the interval notifier tells, to their end,
-//! which an [`EndNotifier`] tells ([`Changes`]): a lookup waits for changes of its own addresses, and
-//! is made stale by them only.
+//! Changes are kept account of from their beginning, which the interval notifier tells, to their
+//! end, which an [`EndNotifier`] tells ([`Changes`]): a lookup waits for changes of its own
+//! addresses, and is made stale by them only.
 //!
-//! Where that is not possible, the kernel's sequence number takes its place, by which a lookup waits until
-//! nothing in the address space changes: for a change that must not block, since the kernel tells no end
-//! of one that another notifier refuses; for the end of the address space, which has no end; and for
-//! more changes at a time than there are places.
+//! Where that is not possible, the kernel's sequence number takes its place, by which a lookup
+//! waits until nothing in the address space changes: for a change that must not block, since the
+//! kernel tells no end of one that another notifier refuses; for the end of the address space,
+//! which has no end; and for more changes at a time than there are places.
 
 use super::{
     changes::{
@@ -135,8 +135,8 @@ pub(super) struct Look<'a> {
 }
 
 impl Windows {
-    /// Follows the current process's addresses below `end`; its address space is `mm`. The device maps
-    /// them into `space`, at the same addresses, and the tables are under `lock`.
+    /// Follows the current process's addresses below `end`; its address space is `mm`. The device
+    /// maps them into `space`, at the same addresses, and the tables are under `lock`.
     ///
     /// # Errors
     ///
@@ -228,8 +228,8 @@ impl Windows {
         self.shared.tree.lock().closed = true;
     }
 
-    /// The space has ended; on an error of `ended` the device is lost, and may reach the pages until it
-    /// has been reset. The windows were closed, and the space, see [`Space::close`].
+    /// The space has ended; on an error of `ended` the device is lost, and may reach the pages
+    /// until it has been reset. The windows were closed, and the space, see [`Space::close`].
     pub(crate) fn space_ended(&self, ended: Result) {
         self.shared.each(0..self.shared.end, |window, _| {
             let range = window.range();
@@ -240,8 +240,9 @@ impl Windows {
         });
     }
 
-    /// Removes the notifiers, for which it waits until nothing in the address space is being changed: there
-    /// is no bound for that as long as the process lives. After [`Windows::space_ended`].
+    /// Removes the notifiers, for which it waits until nothing in the address space is being
+    /// changed: there is no bound for that as long as the process lives. After
+    /// [`Windows::space_ended`].
     ///
     /// Must not be called with a lock held that a notifier callback takes.
     pub(crate) fn remove_notifiers(&self) {
@@ -265,8 +266,8 @@ impl Windows {
         });
     }
 
-    /// Looks at the pages from `address` on, as many as `pages` has places, when none of them is being
-    /// changed.
+    /// Looks at the pages from `address` on, as many as `pages` has places, when none of them is
+    /// being changed.
     ///
     /// Called by a thread of the process, without a lock that a callback takes. Any signal ends the
     /// wait for changes with `interruptible`.
@@ -332,8 +333,8 @@ fn addresses_of(address: usize, pages: &[HmmPage]) -> Range<usize> {
 }
 
 impl Look<'_> {
-    /// Whether the pages may have changed since. With [`NotifierLock::commits`] held, those that have not
-    /// stay where they are, mapped as they are, until the lock is free.
+    /// Whether the pages may have changed since. With [`NotifierLock::commits`] held, those that
+    /// have not stay where they are, mapped as they are, until the lock is free.
     pub(super) fn is_stale(&self) -> bool {
         let changes = self.windows.shared.changes.lock();
         changes.is_stale(self.id) || self.windows.notifier.is_stale(self.sequence)
@@ -354,8 +355,8 @@ impl Shared {
         Some((*number, window.clone()))
     }
 
-    /// Calls `with` for all windows that have some of `addresses`, and with the pages of the window which
-    /// these are.
+    /// Calls `with` for all windows that have some of `addresses`, and with the pages of the window
+    /// which these are.
     fn each(&self, addresses: Range<usize>, mut with: impl FnMut(&Window, Range<usize>)) {
         let mut number = addresses.start / WINDOW;
         while let Some((at, window)) = self.next(number) {

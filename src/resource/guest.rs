@@ -42,7 +42,8 @@ use kernel::{
 /// Pages whose table `kvmalloc()` still takes.
 const MAX_PAGES: usize = i32::MAX as usize / size_of::<usize>();
 
-/// Creates an object with guest pages, of which the host does not know yet. Returns it with the list of memory entries, and how many these are.
+/// Creates an object with guest pages, of which the host does not know yet. Returns it with the
+/// list of memory entries, and how many these are.
 ///
 /// # Errors
 ///

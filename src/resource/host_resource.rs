@@ -159,8 +159,8 @@ struct Inner {
     unref: Option<ListArc<Command>>,
 }
 
-/// What a buffer is for, for ever: fences of one that others share are waited for, and jobs in fault
-/// mode have none.
+/// What a buffer is for, for ever: fences of one that others share are waited for, and jobs in
+/// fault mode have none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Use {
     /// Others share it.
@@ -389,8 +389,8 @@ impl HostResource {
         matches!(ControlQueue::ended(assign), None | Some(Response::Ok(_)))
     }
 
-    /// Asks the host for a UUID; does not wait for it. Waits for room in the ring for `ms` milliseconds
-    /// at most.
+    /// Asks the host for a UUID; does not wait for it. Waits for room in the ring for `ms`
+    /// milliseconds at most.
     ///
     /// # Errors
     ///
@@ -409,8 +409,8 @@ impl HostResource {
         control.kick();
         let mut inner = self.inner.lock();
         let other = inner.uuid.take();
-        // Of two that were asked for at the same time either will do, as the host has one, but not one
-        // that has failed.
+        // Of two that were asked for at the same time either will do, as the host has one, but not
+        // one that has failed.
         let (uuid, rest) = match other {
             Some(other) if Self::gives_uuid(&other) => (other, sent),
             other => (sent.clone(), other.unwrap_or(sent)),
@@ -435,8 +435,8 @@ impl HostResource {
 
     /// The UUID that the host has given the resource, which is asked again if it has failed before.
     ///
-    /// Waits for the host, killably. The caller may be any driver that shares the buffer: nothing of
-    /// this driver waits for it.
+    /// Waits for the host, killably. The caller may be any driver that shares the buffer: nothing
+    /// of this driver waits for it.
     ///
     /// # Errors
     ///
@@ -508,8 +508,8 @@ impl HostResource {
         let this = &object.host;
         let expect = match this.creation() {
             Some(Response::Ok(_)) => Expect::Success,
-            // The host refused it, or never saw it, or was reset: it does not know the memory, unless
-            // it took that for a resource that it does not have.
+            // The host refused it, or never saw it, or was reset: it does not know the memory,
+            // unless it took that for a resource that it does not have.
             Some(Response::Error(_) | Response::Aborted) => match this.failed_creation() {
                 Some(create) => Expect::SuccessUnlessFailed(create),
                 None => {

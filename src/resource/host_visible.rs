@@ -200,8 +200,8 @@ impl HostMemory {
     ///
     /// # Errors
     ///
-    /// [`EINVAL`] if the host refused, [`ENOSPC`] if the window is full, [`EBUSY`] if the host has not
-    /// answered, [`ERESTARTSYS`] on a fatal signal, [`ENODEV`].
+    /// [`EINVAL`] if the host refused, [`ENOSPC`] if the window is full, [`EBUSY`] if the host has
+    /// not answered, [`ERESTARTSYS`] on a fatal signal, [`ENODEV`].
     pub(super) fn map(&self, object: &Object) -> Result<IoMemory> {
         let gpu = object.gpu();
         gpu.transport.check()?;

@@ -198,10 +198,10 @@ impl Completion for Detached {
 ///
 /// # Errors
 ///
-/// [`EOPNOTSUPP`] if the device has no blobs, sees other addresses than the platform maps, or copies;
-/// [`EINVAL`] for a size that the host does not take; [`ENOMEM`]; [`E2BIG`] if the memory is too
-/// scattered; [`ENOSPC`] if there are no more ids; [`EBUSY`], [`ERESTARTSYS`], [`ENODEV`]; that of
-/// the exporter.
+/// [`EOPNOTSUPP`] if the device has no blobs, sees other addresses than the platform maps, or
+/// copies; [`EINVAL`] for a size that the host does not take; [`ENOMEM`]; [`E2BIG`] if the memory
+/// is too scattered; [`ENOSPC`] if there are no more ids; [`EBUSY`], [`ERESTARTSYS`], [`ENODEV`];
+/// that of the exporter.
 pub(crate) fn import(dev: &Device, buf: &Importable) -> Result<ARef<Object>> {
     let gpu: &Arc<Gpu> = dev;
     if !gpu.features.blob || gpu.bounces() {

@@ -153,7 +153,8 @@ impl Resource {
     ///
     /// # Errors
     ///
-    /// [`EINVAL`] for what cannot be shared, [`EOPNOTSUPP`] for what a job in fault mode has listed, those of [`HostResource::assign_uuid`].
+    /// [`EINVAL`] for what cannot be shared, [`EOPNOTSUPP`] for what a job in fault mode has
+    /// listed, those of [`HostResource::assign_uuid`].
     pub(crate) fn prepare_export(&self) -> Result {
         match &self.kind {
             // The core knows what it has imported, and exports it as the dma-buf that it is.

@@ -131,8 +131,8 @@ impl Userptr {
     }
 }
 
-/// Has the host create the resource of `object`, and attach it to a context, and waits for both. The
-/// commands take room of `quota`.
+/// Has the host create the resource of `object`, and attach it to a context, and waits for both.
+/// The commands take room of `quota`.
 ///
 /// Dropping the object afterwards, whatever the outcome, tells the host to forget it, and waits
 /// until it has.

@@ -43,8 +43,8 @@ const MAX_SYNCOBJS: u32 = 1 << 16;
 /// How long a wait goes on before the device is looked at again.
 const WAIT_SLICE_MS: u32 = 1_000;
 
-/// Waits without a time limit, unless the device is lost. `wait` waits for so many milliseconds at most,
-/// and then fails with [`EBUSY`].
+/// Waits without a time limit, unless the device is lost. `wait` waits for so many milliseconds at
+/// most, and then fails with [`EBUSY`].
 ///
 /// # Errors
 ///

@@ -2,9 +2,9 @@
 
 //! EXECBUFFER of a context in fault mode.
 //!
-//! Such a job may be stalled for any time, so there is no fence that anybody could wait for: the host
-//! responds when it has accepted the job, and programs learn of its end by SVM_WAIT or an event. What
-//! it waits for itself is waited for here, before it is sent.
+//! Such a job may be stalled for any time, so there is no fence that anybody could wait for: the
+//! host responds when it has accepted the job, and programs learn of its end by SVM_WAIT or an
+//! event. What it waits for itself is waited for here, before it is sent.
 
 use super::{
     buffers,

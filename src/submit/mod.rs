@@ -96,8 +96,8 @@ fn fence_event(file: &File, context: &Context, ring: Option<u8>) -> Result<Optio
     }
 }
 
-/// Has other events sent for which there was no room as long as a job had taken it, if the job is not
-/// queued.
+/// Has other events sent for which there was no room as long as a job had taken it, if the job is
+/// not queued.
 struct RoomGivenBack<'a>(Option<&'a File>);
 
 impl Drop for RoomGivenBack<'_> {
@@ -114,10 +114,9 @@ impl Drop for RoomGivenBack<'_> {
 ///
 /// [`EINVAL`] for arguments that make no sense, [`ENOENT`] for a handle that does not exist,
 /// [`EALREADY`](kernel::error::code) for one that is listed twice, [`EFAULT`], [`ENOMEM`] also if
-/// there is no room for an event,
-/// [`ENODEV`], [`EBUSY`], [`ERESTARTSYS`], [`EIO`] if the context is lost; for mirrored memory, what
-/// [`Mirrored::make_ready`] says. That the host refuses or fails the job shows in its fence, as
-/// -EIO.
+/// there is no room for an event, [`ENODEV`], [`EBUSY`], [`ERESTARTSYS`], [`EIO`] if the context is
+/// lost; for mirrored memory, what [`Mirrored::make_ready`] says. That the host refuses or fails
+/// the job shows in its fence, as -EIO.
 pub(crate) fn submit(file: &File, args: &mut ExecBuffer) -> Result {
     let gpu = &file.gpu;
     let known = uapi::EXECBUF_FENCE_FD_IN | uapi::EXECBUF_FENCE_FD_OUT | uapi::EXECBUF_RING_IDX;
@@ -225,8 +224,8 @@ pub(crate) fn submit_inline(file: &File, context: &Arc<Context>, addr: u64, size
     gpu.control.send_fenced(job, fence, credit).map(drop)
 }
 
-/// The command that submits a job of `context` with this payload, and keeps the buffers that the job
-/// uses.
+/// The command that submits a job of `context` with this payload, and keeps the buffers that the
+/// job uses.
 ///
 /// # Errors
 ///

@@ -152,8 +152,9 @@ fn queue(
         let credit = control.credit_patiently(&file.quota, &command)?;
         let reservation = Reservation::lock(&locked)?;
         if let Some(dma) = unsynced(object) {
-            // The memory changes hands as a whole: the device must not have it yet, and gets it before
-            // anybody else. Also for a transfer from the host, which may write parts of it only.
+            // The memory changes hands as a whole: the device must not have it yet, and gets it
+            // before anybody else. Also for a transfer from the host, which may write parts of it
+            // only.
             if !object.is_idle() {
                 continue;
             }
@@ -188,8 +189,8 @@ fn transfer_3d<C: CommandToHost<Fixed = TransferHost3d>>(
 ///
 /// [`ENOENT`] if there is no such buffer, [`EINVAL`] if it is not of two parts, or if `args` name
 /// strides where the host has its own, that of the host if it has refused to create the resource,
-/// [`EIO`] if the context is lost, [`ENOMEM`], [`ENODEV`], [`EBUSY`], [`ERESTARTSYS`]. That the host
-/// refuses the box is not told.
+/// [`EIO`] if the context is lost, [`ENOMEM`], [`ENODEV`], [`EBUSY`], [`ERESTARTSYS`]. That the
+/// host refuses the box is not told.
 pub(crate) fn to_host(file: &File, args: &Transfer) -> Result {
     let object = buffer(file, args)?;
     file.gpu.transport.check()?;

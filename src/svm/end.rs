@@ -4,8 +4,8 @@
 //!
 //! Whoever begins it only marks it: from then on nothing is mapped, no fault is served, and threads
 //! that wait for a page give up. The rest waits for the device, for changes of the process's memory
-//! that are under way, and for the threads, which a debugger may have stopped; so it is done on a queue
-//! of its own, where an address space waits for no other. The file is closed long before.
+//! that are under way, and for the threads, which a debugger may have stopped; so it is done on a
+//! queue of its own, where an address space waits for no other. The file is closed long before.
 
 use super::Svm;
 use crate::{
@@ -47,7 +47,8 @@ impl Svm {
     }
 
     fn end(&self) {
-        // Behind all MAPs, and it resolves all faults. A lost device has the space until it is reset.
+        // Behind all MAPs, and it resolves all faults. A lost device has the space until it is
+        // reset.
         let ended = self.space.destroy();
         self.windows.space_ended(ended);
         if ended.is_ok() {

@@ -3,11 +3,11 @@
 //! Serving a fault: a thread of the process does what the processor would do for an access of its
 //! own, and tells the device the outcome.
 //!
-//! A page is looked up without any lock. Whether the lookup still holds is asked under the lock that
-//! notifier callbacks take, and MAP and the resolution are sent under the same lock. So a callback
-//! comes either before, and the page is looked up again, or after, and its INVALIDATE follows the MAP
-//! in the queue. The resolution does not wait for the response to the MAP: if that fails, the access
-//! faults again.
+//! A page is looked up without any lock. Whether the lookup still holds is asked under the lock
+//! that notifier callbacks take, and MAP and the resolution are sent under the same lock. So a
+//! callback comes either before, and the page is looked up again, or after, and its INVALIDATE
+//! follows the MAP in the queue. The resolution does not wait for the response to the MAP: if that
+//! fails, the access faults again.
 
 mod exclusive;
 
@@ -258,8 +258,8 @@ impl Svm {
         Ok(Ok(area))
     }
 
-    /// What to look up for an access to page `page` of a window, which is in `area`: `pages` pages if
-    /// they are of the same area and granule and not there already, and what is around them.
+    /// What to look up for an access to page `page` of a window, which is in `area`: `pages` pages
+    /// if they are of the same area and granule and not there already, and what is around them.
     fn wanted(
         &self,
         window: &Window,
@@ -301,9 +301,9 @@ impl Svm {
         }
     }
 
-    /// Revokes a quarter of what the device reaches, going round through the address space from where
-    /// it stopped the last time: what a job needs at once is not revoked over and over. Returns the
-    /// number of pages.
+    /// Revokes a quarter of what the device reaches, going round through the address space from
+    /// where it stopped the last time: what a job needs at once is not revoked over and over.
+    /// Returns the number of pages.
     ///
     /// # Errors
     ///
@@ -352,9 +352,9 @@ impl Svm {
         Ok(done)
     }
 
-    /// Makes `which`, addresses of whole pages, reachable for the device, for writing with `write`, by
-    /// the current thread, which is one of the process. Returns how many bytes are, from the first
-    /// on, also on failure.
+    /// Makes `which`, addresses of whole pages, reachable for the device, for writing with `write`,
+    /// by the current thread, which is one of the process. Returns how many bytes are, from the
+    /// first on, also on failure.
     ///
     /// # Errors
     ///

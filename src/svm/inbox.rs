@@ -2,10 +2,10 @@
 
 //! Faults between the interrupt that brings them and the thread that serves them.
 //!
-//! The device has a bounded number of faults that are not resolved, so the places for them are there
-//! before the first one comes, and the interrupt puts the buffer back at once. A thread that has
-//! nothing to do is noted as idle under the same lock; only such a thread is woken, since a wake
-//! would have one that waits for a userfaultfd ask for the same page once more.
+//! The device has a bounded number of faults that are not resolved, so the places for them are
+//! there before the first one comes, and the interrupt puts the buffer back at once. A thread that
+//! has nothing to do is noted as idle under the same lock; only such a thread is woken, since a
+//! wake would have one that waits for a userfaultfd ask for the same page once more.
 
 use super::Svm;
 use crate::{

@@ -2,9 +2,9 @@
 
 //! Jobs of a context in fault mode, from their submission to RING_DONE.
 //!
-//! A job has no fence. It is noted before it is sent, since its end may be reported before the response
-//! that it was accepted has been looked at: the two come through different queues. What a job keeps,
-//! its buffers and an event, is dropped by a worker, as the interrupt must not do that.
+//! A job has no fence. It is noted before it is sent, since its end may be reported before the
+//! response that it was accepted has been looked at: the two come through different queues. What a
+//! job keeps, its buffers and an event, is dropped by a worker, as the interrupt must not do that.
 
 use super::Svm;
 use crate::{
@@ -47,8 +47,8 @@ use kernel::{
     }, //
 };
 
-/// What jobs that are over are dropped on; it lives as long as the module. Not the queue on which address
-/// spaces end, which may wait for a process that is stopped.
+/// What jobs that are over are dropped on; it lives as long as the module. Not the queue on which
+/// address spaces end, which may wait for a process that is stopped.
 pub(crate) static DROPS: ModuleWorkqueue = ModuleWorkqueue::new();
 
 /// Most jobs of an address space that are not over.
@@ -75,8 +75,8 @@ struct Job {
 struct Inner {
     /// Those that are not over, in the order of their numbers. Never grows beyond its capacity.
     running: KVec<Job>,
-    /// Those that are over, and which a worker is to drop. Never grows beyond its capacity, since there
-    /// are no more of both than [`MOST`].
+    /// Those that are over, and which a worker is to drop. Never grows beyond its capacity, since
+    /// there are no more of both than [`MOST`].
     over: KVec<Job>,
     next: u64,
     /// Jobs that were sent, and those of them that are over, by ring.
@@ -241,8 +241,8 @@ impl Jobs {
         )
     }
 
-    /// Notes a job for ring `ring`, which keeps `kept` to its end, and then sends `event`; unless there
-    /// are too many, which gives both back.
+    /// Notes a job for ring `ring`, which keeps `kept` to its end, and then sends `event`; unless
+    /// there are too many, which gives both back.
     ///
     /// # Errors
     ///

@@ -3,18 +3,19 @@
 //! Shared virtual memory: jobs use any pointer of the process.
 //!
 //! A context in fault mode has the whole address space of the process that enabled it. The device
-//! reaches none of it at first. An access to a page that it does not reach stalls; the device sends a
-//! FAULT, a thread of the process looks the page up as if the process had touched it ([`fault`]),
+//! reaches none of it at first. An access to a page that it does not reach stalls; the device sends
+//! a FAULT, a thread of the process looks the page up as if the process had touched it ([`fault`]),
 //! sends MAP for it and resolves the fault. Nothing is pinned, registered or referenced: what the
-//! kernel does to the memory arrives by the notifiers of its windows ([`crate::mirror::Windows`]), which
-//! tell the device before it happens.
+//! kernel does to the memory arrives by the notifiers of its windows ([`crate::mirror::Windows`]),
+//! which tell the device before it happens.
 //!
 //! # What waits for what
 //!
-//! A job that is stalled may stay so for any time: its page may be behind a userfaultfd. So it has no
-//! fence of the kernel. The host responds when it has accepted the job, and says by RING_DONE when the
-//! job is over ([`jobs`]); programs wait by SVM_WAIT ([`wait`]) or read events. Nothing that memory
-//! reclaim waits for depends on a fault: a device acknowledges INVALIDATE whatever is stalled.
+//! A job that is stalled may stay so for any time: its page may be behind a userfaultfd. So it has
+//! no fence of the kernel. The host responds when it has accepted the job, and says by RING_DONE
+//! when the job is over ([`jobs`]); programs wait by SVM_WAIT ([`wait`]) or read events. Nothing
+//! that memory reclaim waits for depends on a fault: a device acknowledges INVALIDATE whatever is
+//! stalled.
 //!
 //! # The end
 //!
@@ -185,8 +186,8 @@ pub(crate) struct Svm {
     cookie: u64,
     /// What the device has touched, and the notifiers.
     windows: Windows,
-    /// Held while pages are revoked because the device has no room or has refused them, and while that
-    /// is acknowledged.
+    /// Held while pages are revoked because the device has no room or has refused them, and while
+    /// that is acknowledged.
     #[pin]
     revoking: KillableMutex<()>,
     /// Faults that are to be served, and who does that. Taken in the interrupt.
@@ -195,8 +196,8 @@ pub(crate) struct Svm {
     /// Protects only itself.
     #[pin]
     streams: SpinLock<Streams>,
-    /// The device has refused a MAP for want of memory: from now on one is confirmed before its fault is
-    /// resolved.
+    /// The device has refused a MAP for want of memory: from now on one is confirmed before its
+    /// fault is resolved.
     scarce: AtomicFlag,
     /// Jobs that are not over.
     jobs: Arc<Jobs>,
@@ -222,12 +223,13 @@ impl_has_work! {
 
 impl Svm {
     /// Puts `context` into fault mode, for the address space of the current process. The tables are
-    /// under `lock`, and commands take room of `quota`. [`Svm::close`] is to be called when the file is
-    /// closed.
+    /// under `lock`, and commands take room of `quota`. [`Svm::close`] is to be called when the
+    /// file is closed.
     ///
     /// # Errors
     ///
-    /// - [`EOPNOTSUPP`] if the device or the kernel cannot do this, or not for this kind of context;
+    /// - [`EOPNOTSUPP`] if the device or the kernel cannot do this, or not for this kind of
+    ///   context;
     /// - [`EBUSY`] if the context ever had jobs, or there are too many threads;
     /// - [`ENOSPC`] if the device has no more spaces;
     /// - [`ERESTARTNOINTR`] if a signal came first;
@@ -255,8 +257,8 @@ impl Svm {
         } = params;
         let inbox = Inbox::new(max_faults)?;
         let jobs = Jobs::new()?;
-        // The first notifier of a process is inserted only if no signal is pending, and the system call
-        // can begin anew.
+        // The first notifier of a process is inserted only if no signal is pending, and the system
+        // call can begin anew.
         let windows = Windows::new(gpu, lock, &space, &mm, end);
         let windows = windows.map_err(|e| if e == EINTR { ERESTARTNOINTR } else { e })?;
         let this = Arc::pin_init(
@@ -323,8 +325,8 @@ impl Svm {
         created
     }
 
-    /// Notes a job for ring `ring`, which keeps `kept` to its end, and then sends `event`. Waits until
-    /// there are few enough.
+    /// Notes a job for ring `ring`, which keeps `kept` to its end, and then sends `event`. Waits
+    /// until there are few enough.
     ///
     /// # Errors
     ///
@@ -389,8 +391,8 @@ impl Svm {
         self.end
     }
 
-    /// The address space is of no use any more: the context takes no more jobs, and the program is told
-    /// why. Only the first reason counts.
+    /// The address space is of no use any more: the context takes no more jobs, and the program is
+    /// told why. Only the first reason counts.
     fn lose(&self, loss: Loss) {
         {
             let mut place = self.loss.lock();

@@ -28,8 +28,8 @@ pub(crate) enum Comparison {
 pub(crate) enum Until {
     /// All jobs that were sent on this ring are over.
     Ring(u32),
-    /// The `u64` at `addr`, as far as `mask` goes, compares with `value` in this way. It is looked at
-    /// whenever a job of the file is over.
+    /// The `u64` at `addr`, as far as `mask` goes, compares with `value` in this way. It is looked
+    /// at whenever a job of the file is over.
     Compares {
         addr: usize,
         value: u64,
@@ -39,8 +39,8 @@ pub(crate) enum Until {
 }
 
 impl Svm {
-    /// Waits until something is so, or until `deadline_ns`, by the monotonic clock; 0 only asks, and a
-    /// negative one is none.
+    /// Waits until something is so, or until `deadline_ns`, by the monotonic clock; 0 only asks,
+    /// and a negative one is none.
     ///
     /// # Errors
     ///

@@ -2,14 +2,14 @@
 
 //! The device as the driver talks to it: its queues, its state, and the workers.
 //!
-//! [`Transport`] owns the three queues that carry something and decides in which [`State`] the device
-//! is. The state is protected by the lock of the control queue, `Control::inner`, because whoever
-//! sends a command looks at it and acts on it at once; whether the device is lost can also be read
-//! without a lock. [`Transport::check`] is for those who need no more than that.
+//! [`Transport`] owns the three queues that carry something and decides in which [`State`] the
+//! device is. The state is protected by the lock of the control queue, `Control::inner`, because
+//! whoever sends a command looks at it and acts on it at once; whether the device is lost can also
+//! be read without a lock. [`Transport::check`] is for those who need no more than that.
 //!
-//! The files beside this one have what happens to all queues at once: the end of a device in `loss`,
-//! its sleep in `suspend`, its interrupts in `interrupt`, and the timer that notices its silence in
-//! `watchdog`.
+//! The files beside this one have what happens to all queues at once: the end of a device in
+//! `loss`, its sleep in `suspend`, its interrupts in `interrupt`, and the timer that notices its
+//! silence in `watchdog`.
 
 use super::{
     control::{
@@ -82,8 +82,8 @@ pub(super) enum State {
 /// How long a device may take.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Timeouts {
-    /// To answer anything while something is to be answered that is not a job, in milliseconds. Waits
-    /// are bounded by it, too.
+    /// To answer anything while something is to be answered that is not a job, in milliseconds.
+    /// Waits are bounded by it, too.
     pub(crate) response_ms: u32,
     /// To end a job, in milliseconds, until its context is lost; 0 for no limit.
     pub(crate) job_ms: u32,

@@ -4,8 +4,8 @@
 //! access is stalled (FAULT) and that a job of a context in fault mode is over (RING_DONE).
 //!
 //! The buffers go back to the device as soon as they are read, in the interrupt. There the owner of
-//! the space takes note of faults and jobs; that a space was dropped is told by a worker. Nothing that
-//! a fence or memory reclaim waits for depends on it.
+//! the space takes note of faults and jobs; that a space was dropped is told by a worker. Nothing
+//! that a fence or memory reclaim waits for depends on it.
 
 use crate::{
     kapi::virtio::{
@@ -95,15 +95,16 @@ pub(crate) trait SpaceOwner: Send + Sync {
         Noted::Refused
     }
 
-    /// What was noted asks for more than the interrupt can do. Called as [`SpaceOwner::space_lost`].
+    /// What was noted asks for more than the interrupt can do. Called as
+    /// [`SpaceOwner::space_lost`].
     fn look(&self) {}
 }
 
 struct Inner {
     /// `None` before the start and after the removal.
     queue: Option<Queue<(), ()>>,
-    /// Spaces that the device has dropped, and those whose owners are to look, for the worker. Neither
-    /// grows beyond its capacity.
+    /// Spaces that the device has dropped, and those whose owners are to look, for the worker.
+    /// Neither grows beyond its capacity.
     lost: KVec<u32>,
     looks: KVec<u32>,
 }

@@ -15,8 +15,8 @@ use kernel::time::{
     Delta, //
 };
 
-/// The longest that a reset is held up, in milliseconds, and how often it is looked whether it still
-/// is to be.
+/// The longest that a reset is held up, in milliseconds, and how often it is looked whether it
+/// still is to be.
 const MAX_HOLD_MS: i64 = 60_000;
 const HOLD_STEP_MS: i64 = 10;
 

@@ -28,14 +28,14 @@ const WATCHDOG_MS: u32 = 1_000;
 const WATCHDOG_MIN_MS: u32 = 10;
 
 impl Transport {
-    /// Has the watchdog look, as soon as that makes sense, unless it is to already. `inner` is what the
-    /// lock of the control queue protects.
+    /// Has the watchdog look, as soon as that makes sense, unless it is to already. `inner` is what
+    /// the lock of the control queue protects.
     pub(super) fn arm_watchdog(self: &Arc<Self>, inner: &mut Inner) {
         // Once the device is stopped no one cancels it, and it must not have the last reference.
         if inner.state == State::Running && !inner.watching {
             inner.watching = true;
-            // Often enough that the device gets the probe well before the time is over, and that no job
-            // has much more than its time.
+            // Often enough that the device gets the probe well before the time is over, and that no
+            // job has much more than its time.
             let limits = [self.timeouts.response_ms, self.timeouts.job_ms];
             let limits = limits.into_iter().filter(|limit| *limit != 0);
             let delay = limits.fold(WATCHDOG_MS, |delay, limit| delay.min(limit / 4));

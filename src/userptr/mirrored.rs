@@ -49,8 +49,8 @@ use kernel::{
     },
 };
 
-/// Registers mirrored memory; returns the object, without handle, and what makes it usable. Touches none
-/// of the memory.
+/// Registers mirrored memory; returns the object, without handle, and what makes it usable. Touches
+/// none of the memory.
 ///
 /// # Errors
 ///

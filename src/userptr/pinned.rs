@@ -78,8 +78,8 @@ fn pin(params: &Params, enforced: bool) -> Result<Pinned> {
 /// # Errors
 ///
 /// Those of [`Pins`] and [`PinnedVm`], [`E2BIG`] if the memory is too scattered for one command,
-/// those of [`Releases::wait_for_room`](crate::resource::releases::Releases::wait_for_room), and that
-/// of the host.
+/// those of [`Releases::wait_for_room`](crate::resource::releases::Releases::wait_for_room), and
+/// that of the host.
 pub(crate) fn register(
     dev: &Device,
     file: &File,

@@ -313,8 +313,8 @@ fn works(device: &Device, image: &Image<'_>, size: usize, seed: u64) -> TestResu
     Ok(())
 }
 
-/// The pool of bounce buffers is for everybody. One who takes all that may be taken keeps others from
-/// nothing but buffers, and has it given back.
+/// The pool of bounce buffers is for everybody. One who takes all that may be taken keeps others
+/// from nothing but buffers, and has it given back.
 fn more_than_the_pool(env: &Env) -> TestResult {
     const STEP: u32 = 4 << 20;
     check_platform()?;
@@ -362,8 +362,8 @@ fn more_than_the_pool(env: &Env) -> TestResult {
     works(&greedy, &again, STEP as usize, 3)
 }
 
-/// Long jobs that wait for one that takes its time have a part of the pool, for each file, and whoever
-/// has more of them waits. Others go on.
+/// Long jobs that wait for one that takes its time have a part of the pool, for each file, and
+/// whoever has more of them waits. Others go on.
 fn jobs_leave_room(env: &Env) -> TestResult {
     check_platform()?;
     let mut long = compute::Stream::new();

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0-only
 
-//! Clients that queue jobs behind one that takes longer than a test, until they have to wait for room.
+//! Clients that queue jobs behind one that takes longer than a test, until they have to wait for
+//! room.
 
 use std::sync::atomic::Ordering;
 
@@ -47,7 +48,8 @@ impl Greedy {
             .collect()
     }
 
-    /// Waits until each of them waits for room, or has failed. Returns how many jobs each has queued.
+    /// Waits until each of them waits for room, or has failed. Returns how many jobs each has
+    /// queued.
     pub(crate) fn wait(&self) -> TestResult<Vec<u64>> {
         let mut before = Vec::new();
         let blocked = eventually(job::LIMIT, || {

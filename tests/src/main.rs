@@ -2,11 +2,12 @@
 
 //! The guest tests: one program, so that it can be one file of a guest image.
 //!
-//! `virtgpu-tests list` prints one family a line, with tabs between: name, kernel (`any` or `debug`),
-//! driver (`ours`, `c` or `both`), arguments for the device, parameters of the module. `virtgpu-tests run FAMILY… [--filter TEXT]` runs
-//! families (of them only the cases whose `family.case` contains TEXT, or one of several with commas
-//! between) and reports in KTAP; `all` stands for those that need no arguments for the device.
-//! `VIRTGPU_TESTS_SCALE=N` (percent) shortens the loops that say so in their output.
+//! `virtgpu-tests list` prints one family a line, with tabs between: name, kernel (`any` or
+//! `debug`), driver (`ours`, `c` or `both`), arguments for the device, parameters of the module.
+//! `virtgpu-tests run FAMILY… [--filter TEXT]` runs families (of them only the cases whose
+//! `family.case` contains TEXT, or one of several with commas between) and reports in KTAP; `all`
+//! stands for those that need no arguments for the device. `VIRTGPU_TESTS_SCALE=N` (percent)
+//! shortens the loops that say so in their output.
 
 mod bad_input;
 mod bad_memory;

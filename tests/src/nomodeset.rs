@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0-only
 
-//! Whether the module loads, as `nomodeset` on the kernel's command line and its parameter `modeset`
-//! have it. One guest has that command line, and its module is loaded with `modeset=1`.
+//! Whether the module loads, as `nomodeset` on the kernel's command line and its parameter
+//! `modeset` have it. One guest has that command line, and its module is loaded with `modeset=1`.
 
 use std::ffi::CStr;
 use std::fs;

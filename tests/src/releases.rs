@@ -136,9 +136,9 @@ fn closed_faster_than_released(env: &Env) -> TestResult {
     Ok(())
 }
 
-/// Leaves the end of registrations to jobs, while changes of other memory of the process are under way
-/// for 12 seconds and more, as each has to wait for a job of a file of its own: as long as there is
-/// one, the kernel removes no notifier of the process. Says so when that has begun.
+/// Leaves the end of registrations to jobs, while changes of other memory of the process are under
+/// way for 12 seconds and more, as each has to wait for a job of a file of its own: as long as
+/// there is one, the kernel removes no notifier of the process. Says so when that has begun.
 fn hold_notifiers(env: &Env, mut ready: UnixStream) -> TestResult {
     const CHANGES: usize = 9;
     const REGISTRATIONS: usize = 4;
@@ -186,8 +186,8 @@ fn hold_notifiers(env: &Env, mut ready: UnixStream) -> TestResult {
     })
 }
 
-/// A process whose notifiers cannot be removed holds up neither what others release, nor the loss of
-/// the device and the end of the driver.
+/// A process whose notifiers cannot be removed holds up neither what others release, nor the loss
+/// of the device and the end of the driver.
 fn held_by_another_process(env: &Env) -> TestResult {
     const LIMIT: Duration = Duration::from_secs(5);
 

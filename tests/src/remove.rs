@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0-only
 
-//! The driver leaves the device: unbinding, removing the PCI device, unloading the module; with files
-//! open, jobs in flight and threads waiting. Afterwards the device is bound again and works.
+//! The driver leaves the device: unbinding, removing the PCI device, unloading the module; with
+//! files open, jobs in flight and threads waiting. Afterwards the device is bound again and works.
 
 use std::fs;
 use std::time::{Duration, Instant};

@@ -48,8 +48,8 @@ impl Driver {
         }
     }
 
-    /// Unloads it, if it is there. `scan-log.sh` is told when that is Linux's driver, which warns at that
-    /// time of what it has not released.
+    /// Unloads it, if it is there. `scan-log.sh` is told when that is Linux's driver, which warns
+    /// at that time of what it has not released.
     pub(super) fn unload(self) -> Result {
         if self != Self::Linux || !self.is_loaded() {
             return self.delete();

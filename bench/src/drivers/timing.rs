@@ -15,8 +15,8 @@ pub(super) struct Number {
     pub(super) nanoseconds: f64,
 }
 
-/// The median of what `run` returns, nanoseconds. It runs a tenth as often before that, as the first
-/// of everything is different.
+/// The median of what `run` returns, nanoseconds. It runs a tenth as often before that, as the
+/// first of everything is different.
 pub(super) fn median(times: u32, mut run: impl FnMut() -> Result<f64>) -> Result<f64> {
     for _ in 0..times.div_ceil(10) {
         run()?;
@@ -35,8 +35,8 @@ pub(super) fn timed(run: impl FnOnce() -> Result) -> Result<f64> {
     Ok(since(start))
 }
 
-/// What one of `run` takes, in nanoseconds, if there are `size` of them and the device has seen the last
-/// one when `settle` returns.
+/// What one of `run` takes, in nanoseconds, if there are `size` of them and the device has seen the
+/// last one when `settle` returns.
 pub(super) fn batch(
     size: u32,
     mut run: impl FnMut() -> Result,
@@ -55,8 +55,8 @@ const WAITER: usize = 0;
 /// The processor of who looks at memory all the time.
 const WATCHER: usize = 1;
 
-/// Nanoseconds from the moment at which another processor sees that `written` is true, to the return of
-/// `wait`; 0 if the other one was late, because the host did not let it run.
+/// Nanoseconds from the moment at which another processor sees that `written` is true, to the
+/// return of `wait`; 0 if the other one was late, because the host did not let it run.
 pub(super) fn woken_after(
     written: impl Fn() -> bool + Sync,
     wait: impl FnOnce() -> Result,

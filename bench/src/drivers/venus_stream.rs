@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0-only
 
-//! The few commands of Vulkan that are needed to get answers and a queue, as venus has them on the wire:
-//! numbers are little-endian and packed, a pointer is a u64 that is 0 or 1 and what it points to, an
-//! array is its length as a u64 and its elements.
+//! The few commands of Vulkan that are needed to get answers and a queue, as venus has them on the
+//! wire: numbers are little-endian and packed, a pointer is a u64 that is 0 or 1 and what it points
+//! to, an array is its length as a u64 and its elements.
 //!
 //! The names of commands and structures are those of Vulkan and of its extension
 //! `VK_MESA_venus_protocol`.
@@ -47,8 +47,8 @@ mod object {
 pub(super) struct Stream(Vec<u8>);
 
 impl Stream {
-    /// Where in the answer to [`Stream::version`] the version is: behind the command, the result and a
-    /// pointer.
+    /// Where in the answer to [`Stream::version`] the version is: behind the command, the result
+    /// and a pointer.
     pub(super) const VERSION_AT: usize = 4 + 4 + 8;
     /// With what the answer to [`Stream::bind_queue`] starts, if all of it went well.
     pub(super) const LAST_OF_BIND_QUEUE: u32 = command::GET_DEVICE_QUEUE2;

@@ -128,7 +128,8 @@ impl<'d> Copies<'d> {
     }
 }
 
-/// A job that copies the first `size` bytes of a buffer to its guest memory: `VIRGL_CCMD_TRANSFER3D`.
+/// A job that copies the first `size` bytes of a buffer to its guest memory:
+/// `VIRGL_CCMD_TRANSFER3D`.
 fn copy_from_host(resource: u32, size: u32) -> Vec<u8> {
     const TRANSFER3D: u32 = 43;
     const FROM_HOST: u32 = 2;

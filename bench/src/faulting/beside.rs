@@ -43,7 +43,8 @@ impl Other {
         }
     }
 
-    /// Whether it is to have faults; how often it has had its turn of them; whether it has none now.
+    /// Whether it is to have faults; how often it has had its turn of them; whether it has none
+    /// now.
     fn words(&self) -> [&AtomicU32; 3] {
         let words = self.words.as_ptr().cast::<AtomicU32>();
         // SAFETY: The mapping is larger than that, lives as long, and both processes use it so.

@@ -2,9 +2,9 @@
 
 //! Facts about the C headers, checked by a C compiler.
 //!
-//! The kernel's headers are those in `$VIRTGPU_KERNEL_HEADERS` (the `include/uapi` of a kernel tree,
-//! or the `include` of an installed set), else the system's. What older system headers lack is
-//! skipped, and said so; with `$VIRTGPU_KERNEL_HEADERS` nothing may be missing. A system without
+//! The kernel's headers are those in `$VIRTGPU_KERNEL_HEADERS` (the `include/uapi` of a kernel
+//! tree, or the `include` of an installed set), else the system's. What older system headers lack
+//! is skipped, and said so; with `$VIRTGPU_KERNEL_HEADERS` nothing may be missing. A system without
 //! `<drm/drm.h>` skips everything.
 
 use std::fmt::Write as _;

@@ -6,8 +6,8 @@
 //! touches, before anything is executed; `exec` executes it, with its operands from `operand` and
 //! matrix products from `gemm`. Nothing here locks anything: a worker executes a job while the
 //! guest and other workers write the same memory, and while pages of a space come and go. An access
-//! that is not possible is a [`Failure`], which costs the job its context; in the address space of a
-//! context it may wait until it is possible ([`Addresses`]).
+//! that is not possible is a [`Failure`], which costs the job its context; in the address space of
+//! a context it may wait until it is possible ([`Addresses`]).
 
 mod exec;
 mod gemm;

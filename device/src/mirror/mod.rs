@@ -4,9 +4,9 @@
 //!
 //! A space belongs to a resource that was created without memory, or is the address space of a
 //! context. What is mapped in it is mapped in this process too, at the addresses of an `Area`, and
-//! that is all that jobs get to see of it: they take no lock, and find out by a fault that something
-//! is not there (any more). In the space of a resource that ends the job; in that of a context it
-//! stalls it (`stall`).
+//! that is all that jobs get to see of it: they take no lock, and find out by a fault that
+//! something is not there (any more). In the space of a resource that ends the job; in that of a
+//! context it stalls it (`stall`).
 //!
 //! Whoever serves the mirror queue takes the lock of the table, which is held for system calls of
 //! this process and nothing else, least of all while a job or the guest is waited for. Threads that

@@ -159,8 +159,8 @@ pub struct RunArgs {
     pub adversary_on: Vec<u32>,
 
     /// Mistreat only requests of contexts whose debug name begins with PREFIX, those that name a
-    /// resource that such a context created or attached, and commands of the mirror queue that name a
-    /// space of such a context or of its resources.
+    /// resource that such a context created or attached, and commands of the mirror queue that name
+    /// a space of such a context or of its resources.
     #[arg(long, value_name = "PREFIX", help_heading = "Misbehaviour")]
     pub adversary_context: Option<String>,
 

@@ -120,7 +120,8 @@ impl EventRing {
         let Some(vring) = inner.vring.clone() else {
             return;
         };
-        // A ring that is filled as fast as it is emptied, with buffers that are too short, ends, too.
+        // A ring that is filled as fast as it is emptied, with buffers that are too short, ends,
+        // too.
         let mut left = 2 * usize::from(vring.get_ref().get_queue().size());
         while let Some(record) = inner.state.front() {
             let memory = self.memory.memory();

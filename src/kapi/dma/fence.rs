@@ -69,8 +69,8 @@ impl Fence {
 
     /// Whether the fence still refers to functions of the module that made it.
     fn needs_module(&self) -> bool {
-        // SAFETY: By the type invariant the fence is valid. The pointer is only compared, and may be
-        // cleared meanwhile.
+        // SAFETY: By the type invariant the fence is valid. The pointer is only compared, and may
+        // be cleared meanwhile.
         unsafe { !(&raw const (*self.as_raw()).ops).read_volatile().is_null() }
     }
 
@@ -132,8 +132,9 @@ impl<T: TimelineNames> Ops<T> {
 
 /// A fence that only its maker knows, without a place in its timeline.
 ///
-/// Who compares two fences reads their numbers, so a fence must have its own before anybody else sees
-/// it. There is no way to a [`Fence`] but [`UnpublishedFence::publish`], which takes the number:
+/// Who compares two fences reads their numbers, so a fence must have its own before anybody else
+/// sees it. There is no way to a [`Fence`] but [`UnpublishedFence::publish`], which takes the
+/// number:
 ///
 /// ```compile_fail,E0382
 /// fn publish_twice(unpublished: UnpublishedFence) {
@@ -175,8 +176,8 @@ impl UnpublishedFence {
         Ok(Self { fence })
     }
 
-    /// Gives the fence its place in its timeline. Returns the promise to signal it, and the fence, to
-    /// hand on to those who wait. Does not sleep.
+    /// Gives the fence its place in its timeline. Returns the promise to signal it, and the fence,
+    /// to hand on to those who wait. Does not sleep.
     ///
     /// Numbers must ascend in a timeline, in the order in which its fences are signalled.
     pub(crate) fn publish(self, seqno: u64) -> (DriverFence, ARef<Fence>) {

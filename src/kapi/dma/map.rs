@@ -7,8 +7,8 @@
 //! platform translates them in another way, and what was mapped before must not be touched.
 //!
 //! Where a device cannot reach all memory, or must not, as in an encrypted guest, the platform
-//! *bounces*: the device works on a copy, in a pool of all devices, which is brought up to date when
-//! the driver says so.
+//! *bounces*: the device works on a copy, in a pool of all devices, which is brought up to date
+//! when the driver says so.
 //!
 //! C headers: [`include/linux/dma-mapping.h`](srctree/include/linux/dma-mapping.h),
 //! [`include/linux/swiotlb.h`](srctree/include/linux/swiotlb.h)
@@ -77,8 +77,8 @@ struct Mapped {
 struct Table {
     pieces: KVVec<Piece>,
     write: bool,
-    /// The binding has ended. Who finds that it has not, in an RCU read-side critical section, finds
-    /// what is mapped mapped until the section ends.
+    /// The binding has ended. Who finds that it has not, in an RCU read-side critical section,
+    /// finds what is mapped mapped until the section ends.
     ended: AtomicFlag,
 }
 
@@ -130,8 +130,8 @@ impl Mapper {
         self.bounces
     }
 
-    /// Unmaps everything, and maps nothing any more. The device should have been reset: it may go on
-    /// using the addresses.
+    /// Unmaps everything, and maps nothing any more. The device should have been reset: it may go
+    /// on using the addresses.
     ///
     /// Sleeps.
     pub(crate) fn end(&self) {
@@ -168,8 +168,8 @@ impl Mapper {
         (pool != 0).then_some(pool)
     }
 
-    /// Bytes that may be mapped: where the platform bounces, a part of the pool is left for messages
-    /// and for other devices.
+    /// Bytes that may be mapped: where the platform bounces, a part of the pool is left for
+    /// messages and for other devices.
     fn room(&self) -> usize {
         self.pool().map_or(usize::MAX, |pool| pool - pool / 4)
     }
@@ -253,8 +253,8 @@ impl DmaMap {
     ///
     /// # Errors
     ///
-    /// [`ENOMEM`], also if the pool of a platform that bounces is full; [`ENODEV`] if the driver has
-    /// been unbound; those of `runs`.
+    /// [`ENOMEM`], also if the pool of a platform that bounces is full; [`ENODEV`] if the driver
+    /// has been unbound; those of `runs`.
     ///
     /// # Safety
     ///
@@ -351,13 +351,14 @@ impl DmaMap {
     /// Lets the device see what the CPU has written. Does not sleep.
     pub(crate) fn sync_for_device(&self) {
         self.for_each_mapped(|addr, len| {
-            // SAFETY: `for_each_mapped` passes what is mapped, so the device is bound, and the memory
-            // is there.
+            // SAFETY: `for_each_mapped` passes what is mapped, so the device is bound, and the
+            // memory is there.
             unsafe { bindings::kapi_dma_sync_for_device(self.mapper.as_raw(), addr, len) }
         });
     }
 
-    /// Lets the CPU see what the device has written. Called in any context, also in hard interrupts.
+    /// Lets the CPU see what the device has written. Called in any context, also in hard
+    /// interrupts.
     pub(crate) fn sync_for_cpu(&self) {
         if !self.table.write {
             return;

@@ -40,8 +40,8 @@ impl PendingSyncFile {
         // SAFETY: The fence is valid; the file takes a reference of its own.
         let sync_file = unsafe { bindings::sync_file_create(fence.as_raw()) };
         let sync_file = NonNull::new(sync_file).ok_or(ENOMEM)?;
-        // SAFETY: A new `sync_file` has a valid file with one reference, which is ours. It was never
-        // in a descriptor table, so no thread uses its position.
+        // SAFETY: A new `sync_file` has a valid file with one reference, which is ours. It was
+        // never in a descriptor table, so no thread uses its position.
         let file = unsafe {
             let file = NonNull::new((*sync_file.as_ptr()).file).ok_or(ENOMEM)?;
             ARef::from_raw(file.cast())

@@ -319,7 +319,8 @@ impl<T: Driver> Registration<T> {
         Ok(Self(dev))
     }
 
-    /// Takes the nodes away, and ends all mappings of programs; open files stay, and get [`ENODEV`].
+    /// Takes the nodes away, and ends all mappings of programs; open files stay, and get
+    /// [`ENODEV`].
     pub(crate) fn unplug(self) -> Unplugged<T> {
         let dev = self.0.clone();
         drop(self);
@@ -347,8 +348,8 @@ impl<T: Driver> Unplugged<T> {
     /// Revokes the memory of I/O objects from other devices that have mapped it, and returns when
     /// they have let go of it.
     ///
-    /// Waits for all fences of such objects, so that those of this device must be signalled in the end
-    /// whatever becomes of it.
+    /// Waits for all fences of such objects, so that those of this device must be signalled in the
+    /// end whatever becomes of it.
     pub(crate) fn revoke(self) {
         // SAFETY: By the type invariant of a device it is valid, and has a parent.
         let parent: &device::Device = unsafe { device::Device::from_raw((*self.0.as_raw()).dev) };

@@ -4,8 +4,8 @@
 //!
 //! A file has room for a few kilobytes of events that have not been read. An event takes its room
 //! when it is sent; where there is none, the sender gets the event back, and is told by
-//! [`Driver::events_read`](super::Driver::events_read) when to try again. Or it takes it ahead, as a
-//! [`ReservedEvent`], which can be sent anywhere.
+//! [`Driver::events_read`](super::Driver::events_read) when to try again. Or it takes it ahead, as
+//! a [`ReservedEvent`], which can be sent anywhere.
 //!
 //! # Examples
 //!
@@ -287,8 +287,8 @@ impl<P: Payload> BlankEvent<P> {
         if self.reserved.sent.xchg(true, Full) {
             return;
         }
-        // SAFETY: The node is a `Node<P>`, and nobody uses it before it is sent, which only who has set
-        // `sent` does; the rest is as in `ReservedEvent::send`.
+        // SAFETY: The node is a `Node<P>`, and nobody uses it before it is sent, which only who has
+        // set `sent` does; the rest is as in `ReservedEvent::send`.
         unsafe {
             fill(self.reserved.pending.cast::<Node<P>>().as_ptr(), payload);
             bindings::drm_send_event(self.reserved.dev.as_ptr(), self.reserved.pending.as_ptr());

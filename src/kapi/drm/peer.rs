@@ -2,10 +2,10 @@
 
 //! Memory of a device that other devices have mapped.
 //!
-//! Who imports the dma-buf of an I/O object maps addresses on the bus. When the driver leaves the device,
-//! the bus may give them to another device. So the memory is revoked from all importers then, as
-//! `dma_buf_invalidate_mappings()` describes it: they are told, what they have begun ends, and they
-//! unmap it.
+//! Who imports the dma-buf of an I/O object maps addresses on the bus. When the driver leaves the
+//! device, the bus may give them to another device. So the memory is revoked from all importers
+//! then, as `dma_buf_invalidate_mappings()` describes it: they are told, what they have begun ends,
+//! and they unmap it.
 //!
 //! C header: [`include/linux/dma-buf.h`](srctree/include/linux/dma-buf.h)
 
@@ -63,8 +63,8 @@ impl PeerMappings {
     ///
     /// # Safety
     ///
-    /// `attach` is an attachment to the dma-buf of an I/O object of the device, whose reservation is
-    /// locked. It is not detached before [`PeerMappings::unmap`].
+    /// `attach` is an attachment to the dma-buf of an I/O object of the device, whose reservation
+    /// is locked. It is not detached before [`PeerMappings::unmap`].
     pub(super) unsafe fn map(
         &self,
         attach: *mut bindings::dma_buf_attachment,
@@ -123,8 +123,8 @@ impl PeerMappings {
         let mapped = self.mapped.lock();
         let cursor = mapped.cursor_front()?;
         let buf = *cursor.current().0 as *mut bindings::dma_buf;
-        // SAFETY: Who has mapped it has a reference, and does not put it before `unmap`, which takes the
-        // lock.
+        // SAFETY: Who has mapped it has a reference, and does not put it before `unmap`, which
+        // takes the lock.
         unsafe { bindings::kapi_get_dma_buf(buf) };
         Some(buf)
     }
@@ -132,7 +132,8 @@ impl PeerMappings {
     /// Revokes the memory from all who have mapped it, and returns when they have unmapped it: they
     /// do so soon, but there is no limit. `dev` is named if it takes long.
     ///
-    /// Waits for all fences of the dma-bufs. The device is unplugged, so that there are no new mappings.
+    /// Waits for all fences of the dma-bufs. The device is unplugged, so that there are no new
+    /// mappings.
     pub(super) fn revoke(&self, dev: &device::Device) {
         let tell = || {
             dev_warn!(
@@ -141,8 +142,8 @@ impl PeerMappings {
             );
         };
         while let Some(buf) = self.any() {
-            // SAFETY: There is a reference. The reservation is locked without a context, which cannot
-            // fail.
+            // SAFETY: There is a reference. The reservation is locked without a context, which
+            // cannot fail.
             unsafe {
                 let resv = (*buf).resv;
                 let any = bindings::dma_resv_usage_DMA_RESV_USAGE_BOOKKEEP;

@@ -2,9 +2,9 @@
 
 //! Sharing objects with other drivers, through dma-bufs.
 //!
-//! Objects of a driver are exported with operations of its own, [`DmaBufOps`], by which it knows them
-//! again. They are those of virtio drivers, of which other virtio drivers may ask under which UUID
-//! the host knows the object.
+//! Objects of a driver are exported with operations of its own, [`DmaBufOps`], by which it knows
+//! them again. They are those of virtio drivers, of which other virtio drivers may ask under which
+//! UUID the host knows the object.
 //!
 //! A dma-buf of another driver is an [`Importable`]; the driver attaches to it, and maps it. An
 //! exporter that can move or revoke its memory is asked to leave it where it is as long as it is
@@ -203,8 +203,8 @@ pub(super) unsafe fn export<D: Driver>(
     flags: c_int,
 ) -> *mut bindings::dma_buf {
     // SAFETY: By the requirements of this function. The function takes the references that
-    // `drm_gem_dmabuf_release()` puts, and lets unplugging the device find what maps the dma-buf. That
-    // virtio drivers recognize it is due to its operations alone.
+    // `drm_gem_dmabuf_release()` puts, and lets unplugging the device find what maps the dma-buf.
+    // That virtio drivers recognize it is due to its operations alone.
     unsafe {
         let mut info = bindings::dma_buf_export_info {
             exp_name: D::INFO.name.as_char_ptr(),
@@ -286,8 +286,8 @@ impl Importable {
         importer: Arc<dyn Importer>,
     ) -> Result<Arc<Attachment>> {
         let importer = KBox::new(importer, GFP_KERNEL)?;
-        // SAFETY: The device and the dma-buf are valid. What is passed to the callback lives as long
-        // as the attachment. The dma-buf gets one more reference, which is the attachment's.
+        // SAFETY: The device and the dma-buf are valid. What is passed to the callback lives as
+        // long as the attachment. The dma-buf gets one more reference, which is the attachment's.
         unsafe {
             let parent = (*dev.as_raw()).dev;
             if physical && !bindings::kapi_dma_is_physical(parent) {

@@ -24,8 +24,8 @@ use kernel::{
 ///
 /// # Invariants
 ///
-/// `raw` are the GEM objects of `objects`. All reservations are locked with `context`, and have room
-/// for a fence.
+/// `raw` are the GEM objects of `objects`. All reservations are locked with `context`, and have
+/// room for a fence.
 pub(crate) struct Reservation<'a, O: DriverObject> {
     objects: &'a [ARef<Object<O>>],
     raw: KVVec<*mut bindings::drm_gem_object>,

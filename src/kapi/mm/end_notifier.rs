@@ -2,9 +2,10 @@
 
 //! Notifications that a change to a process's page tables is over.
 //!
-//! An [`IntervalNotifier`](super::IntervalNotifier) is told of the beginning of a change only; the kernel
-//! keeps to itself which changes are under way, and says no more than whether there are any in the whole
-//! address space. A driver that wants to wait for those of some addresses needs the end of each.
+//! An [`IntervalNotifier`](super::IntervalNotifier) is told of the beginning of a change only; the
+//! kernel keeps to itself which changes are under way, and says no more than whether there are any
+//! in the whole address space. A driver that wants to wait for those of some addresses needs the
+//! end of each.
 //!
 //! C header: [`include/linux/mmu_notifier.h`](srctree/include/linux/mmu_notifier.h)
 
@@ -28,19 +29,20 @@ use kernel::{
 
 /// The driver's side of an [`EndNotifier`].
 pub(crate) trait EndHandler: Send + Sync {
-    /// A change is over that was allowed to block. It may be one of which the driver knows nothing: at
-    /// other addresses, or begun before the notifier was registered.
+    /// A change is over that was allowed to block. It may be one of which the driver knows nothing:
+    /// at other addresses, or begun before the notifier was registered.
     ///
-    /// No end is told of a change that an interval notifier has refused, nor of one that is under way when
-    /// the notifier is removed, nor of the end of the address space and what comes after it.
+    /// No end is told of a change that an interval notifier has refused, nor of one that is under
+    /// way when the notifier is removed, nor of the end of the address space and what comes after
+    /// it.
     ///
     /// Runs in whatever has changed the page tables, possibly in memory reclaim, and must neither
     /// allocate nor wait.
     fn ended(&self, change: ChangeId);
 }
 
-/// A notifier of the end of all changes to an address space, which is called for as long as this lives,
-/// or until it is removed.
+/// A notifier of the end of all changes to an address space, which is called for as long as this
+/// lives, or until it is removed.
 ///
 /// Dropping it waits for callbacks that are running; it must not be dropped by a callback, nor with
 /// a lock held that a callback takes.
@@ -92,8 +94,8 @@ impl<H: EndHandler> EndNotifier<H> {
             // Callbacks use it, so that the registration comes last.
             handler,
             raw <- Opaque::try_ffi_init(|slot: *mut bindings::mmu_notifier| {
-                // SAFETY: The slot is pinned memory that is valid for writes, and `mm` is valid. The table
-                // is static. What the callback uses was initialized before.
+                // SAFETY: The slot is pinned memory that is valid for writes, and `mm` is valid.
+                // The table is static. What the callback uses was initialized before.
                 to_result(unsafe {
                     slot.write(pin_init::zeroed());
                     (*slot).ops = const { &Ops::<H>::OPS };
@@ -103,13 +105,14 @@ impl<H: EndHandler> EndNotifier<H> {
         }? Error)
     }
 
-    /// Removes the notifier, unless that was done: waits for callbacks that are running, after which
-    /// none is called.
+    /// Removes the notifier, unless that was done: waits for callbacks that are running, after
+    /// which none is called.
     ///
     /// As a drop, this must not be done by a callback, nor with a lock held that a callback takes.
     pub(crate) fn remove(&self) {
         if !self.removed.xchg(true, Full) {
-            // SAFETY: By the type invariant the notifier is registered for `mm`, and this is who removes it.
+            // SAFETY: By the type invariant the notifier is registered for `mm`, and this is who
+            // removes it.
             unsafe { bindings::mmu_notifier_unregister(self.raw.get(), self.mm.as_raw()) }
         }
     }
@@ -123,8 +126,8 @@ impl<H: EndHandler> EndNotifier<H> {
             return;
         }
         let raw: *mut Opaque<bindings::mmu_notifier> = raw.cast();
-        // SAFETY: The core calls with a notifier that is registered, which is part of an `EndNotifier<H>`;
-        // removing waits for callbacks.
+        // SAFETY: The core calls with a notifier that is registered, which is part of an
+        // `EndNotifier<H>`; removing waits for callbacks.
         let this: &Self = unsafe { &*container_of!(raw, Self, raw) };
         this.handler.ended(ChangeId::of(range));
     }

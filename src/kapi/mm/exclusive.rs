@@ -60,9 +60,10 @@ impl ExclusivePage {
     ///
     /// # Errors
     ///
-    /// - [`EOPNOTSUPP`] if it is no anonymous memory, or of huge pages of a pool, or if the kernel cannot do
-    ///   this at all;
-    /// - [`EFAULT`] if nothing is there that the process can write, or only a userfaultfd could give it;
+    /// - [`EOPNOTSUPP`] if it is no anonymous memory, or of huge pages of a pool, or if the kernel
+    ///   cannot do this at all;
+    /// - [`EFAULT`] if nothing is there that the process can write, or only a userfaultfd could
+    ///   give it;
     /// - `EHWPOISON` if it is broken;
     /// - [`ENOMEM`], [`EINTR`] on a fatal signal.
     pub(crate) fn take(addr: usize, owner: Owner) -> Result<Self> {

@@ -92,8 +92,8 @@ impl<H: IntervalHandler> IntervalNotifier<H> {
         Ok(Sequence(sequence))
     }
 
-    /// As [`IntervalNotifier::fault`], but says only what is there anyway: faults nothing in, and leaves
-    /// pages that are not there invalid.
+    /// As [`IntervalNotifier::fault`], but says only what is there anyway: faults nothing in, and
+    /// leaves pages that are not there invalid.
     ///
     /// # Errors
     ///
@@ -125,7 +125,8 @@ impl<H: IntervalHandler> IntervalNotifier<H> {
     ///
     /// # Errors
     ///
-    /// [`EINVAL`] if they are not in the interval, or the current process has another address space.
+    /// [`EINVAL`] if they are not in the interval, or the current process has another address
+    /// space.
     fn bounds(&self, offset: usize, pages: usize) -> Result<(usize, usize)> {
         let bytes = pages << PAGE_SHIFT;
         let inside = offset
@@ -239,8 +240,8 @@ impl Area {
     }
 }
 
-/// Faults in pages of the current process, `pages` from address `addr` on, for writing with `write`.
-/// Returns how many, from the first on. They may go at once; nothing holds them.
+/// Faults in pages of the current process, `pages` from address `addr` on, for writing with
+/// `write`. Returns how many, from the first on. They may go at once; nothing holds them.
 ///
 /// Waits, as for a userfaultfd, end on a fatal signal, or on any with `interruptible`.
 ///

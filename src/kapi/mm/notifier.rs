@@ -309,9 +309,9 @@ impl<H: IntervalHandler> IntervalNotifier<H> {
         }? Error)
     }
 
-    /// Removes the notifier, unless that was done: waits for callbacks that are running, after which
-    /// none is called. What is looked up from then on never becomes stale, and only the caller can
-    /// see to it that it is not used.
+    /// Removes the notifier, unless that was done: waits for callbacks that are running, after
+    /// which none is called. What is looked up from then on never becomes stale, and only the
+    /// caller can see to it that it is not used.
     ///
     /// As a drop, this must not be done by a callback, nor with a lock held that a callback takes.
     pub(crate) fn remove(&self) {

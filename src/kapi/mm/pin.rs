@@ -205,8 +205,9 @@ impl Pins {
         Ok(this)
     }
 
-    /// Adds runs whose pages are pinned; unpins them if they cannot be remembered. Only the first may
-    /// become one with the last of before; the pieces of one call are merged as its source does.
+    /// Adds runs whose pages are pinned; unpins them if they cannot be remembered. Only the first
+    /// may become one with the last of before; the pieces of one call are merged as its source
+    /// does.
     fn take(&mut self, runs: &[Run]) -> Result {
         // INVARIANT: The pages of the new runs are pinned.
         let rest = match (self.runs.last_mut(), runs.split_first()) {

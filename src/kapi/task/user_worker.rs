@@ -3,8 +3,8 @@
 //! Threads of the kernel that are threads of the current process.
 //!
 //! What such a thread does is done in the process's name: it has its address space, its time and
-//! memory count as the process's, it ends when the process ends or calls exec, and it can be stopped
-//! and frozen as the others can. A worker of a workqueue has none of this.
+//! memory count as the process's, it ends when the process ends or calls exec, and it can be
+//! stopped and frozen as the others can. A worker of a workqueue has none of this.
 //!
 //! # The end
 //!
@@ -41,19 +41,20 @@ pub(crate) const HAS_USER_WORKERS: bool = cfg!(CONFIG_VHOST_TASK);
 
 /// What a thread does.
 pub(crate) trait UserWork: Send + Sync + 'static {
-    /// Whether there is something to do. If not, the thread sleeps until it is woken. Must not sleep.
+    /// Whether there is something to do. If not, the thread sleeps until it is woken. Must not
+    /// sleep.
     fn is_due(&self) -> bool;
 
-    /// Does one thing, in the context of the process; may sleep. Called by the thread as long as there
-    /// is something to do. Between two calls the thread can be stopped, frozen and traced.
+    /// Does one thing, in the context of the process; may sleep. Called by the thread as long as
+    /// there is something to do. Between two calls the thread can be stopped, frozen and traced.
     fn run(&self);
 
     /// The process is being killed, calls exec or dumps core, and the thread ends. Called by the
-    /// thread, unless its [`UserWorker`] is being dropped; not by all threads of a process if those of
-    /// others are.
+    /// thread, unless its [`UserWorker`] is being dropped; not by all threads of a process if those
+    /// of others are.
     ///
-    /// May sleep, but no wait ends because the process is killed. Must not drop a worker, nor wait for
-    /// one who does.
+    /// May sleep, but no wait ends because the process is killed. Must not drop a worker, nor wait
+    /// for one who does.
     fn killed(&self);
 }
 
@@ -104,7 +105,8 @@ impl<W: UserWork> UserWorker<W> {
             GFP_KERNEL,
         )?;
         let data = Arc::as_ptr(&context).cast_mut().cast();
-        // SAFETY: `data` is a `Context<W>`, which lives until the task is stopped; the name is copied.
+        // SAFETY: `data` is a `Context<W>`, which lives until the task is stopped; the name is
+        // copied.
         let raw = from_err_ptr(unsafe {
             bindings::kapi_vhost_task_create(
                 Some(Self::work_callback),

@@ -39,8 +39,8 @@ struct Queues {
 /// It owns the device's queues. When the driver is unbound, when its probe fails and when the
 /// machine goes to sleep the bus resets the device, takes the queues down and drops the messages
 /// that are still in them, whatever the driver has kept: a [`Queue`](super::Queue) of queues that
-/// are gone refuses messages and has none. What the driver has mapped for the device is unmapped when
-/// the driver is unbound or its probe fails.
+/// are gone refuses messages and has none. What the driver has mapped for the device is unmapped
+/// when the driver is unbound or its probe fails.
 ///
 /// Drivers may keep references for as long as they like.
 #[pin_data]
@@ -100,8 +100,8 @@ impl Binding {
         self.max_piece
     }
 
-    /// Bytes that all messages in the queues may have, as [`Message::bytes`] counts them, if that is
-    /// limited: where the platform shows the device copies, all devices have one pool of them.
+    /// Bytes that all messages in the queues may have, as [`Message::bytes`] counts them, if that
+    /// is limited: where the platform shows the device copies, all devices have one pool of them.
     ///
     /// [`Message::bytes`]: super::Message::bytes
     pub(crate) fn message_room(&self) -> Option<usize> {

@@ -88,8 +88,8 @@ impl Device<device::Core<'_>> {
 
 /// The configuration space of a device that is being probed.
 ///
-/// A transport takes the driver's word for how long it is: virtio-pci stops the machine when a driver
-/// reads beyond what the device has. So all reads of the probe go through this.
+/// A transport takes the driver's word for how long it is: virtio-pci stops the machine when a
+/// driver reads beyond what the device has. So all reads of the probe go through this.
 ///
 /// # Invariants
 ///
@@ -132,8 +132,8 @@ impl ConfigSpace<'_> {
 /// Bytes of PCI configuration where capabilities can be.
 const PCI_CONFIG_LEN: usize = 256;
 
-/// Bytes of the device-specific configuration, as the capabilities in a function's PCI configuration
-/// say; 0 if there is none. The virtio core maps a page at most.
+/// Bytes of the device-specific configuration, as the capabilities in a function's PCI
+/// configuration say; 0 if there is none. The virtio core maps a page at most.
 fn pci_config_len(space: &[u8; PCI_CONFIG_LEN]) -> usize {
     const STATUS: usize = 0x06;
     const STATUS_CAP_LIST: u8 = 0x10;

@@ -42,8 +42,8 @@ pub(crate) struct Pieces {
 }
 
 impl Pieces {
-    /// At most `count` pieces of at most `len` bytes, as [`Binding::max_piece`] has it; no less than
-    /// [`CHUNK_MIN`].
+    /// At most `count` pieces of at most `len` bytes, as [`Binding::max_piece`] has it; no less
+    /// than [`CHUNK_MIN`].
     ///
     /// [`Binding::max_piece`]: super::Binding::max_piece
     pub(crate) const fn new(count: usize, len: usize) -> Self {
@@ -67,8 +67,9 @@ impl Pieces {
 
 /// Bytes in a few physically contiguous pieces.
 ///
-/// Large pieces are taken if they are there for the asking. If not, pieces are as small as their number
-/// allows, down to a page, and for those memory is reclaimed: what is low but can be reclaimed suffices.
+/// Large pieces are taken if they are there for the asking. If not, pieces are as small as their
+/// number allows, down to a page, and for those memory is reclaimed: what is low but can be
+/// reclaimed suffices.
 ///
 /// # Invariants
 ///
@@ -198,8 +199,8 @@ impl Chunks {
         self.pieces.iter().map(|piece| piece.as_slice())
     }
 
-    /// Addresses and lengths of the pieces: the device may write them at any time, so there must not
-    /// be a reference to their bytes.
+    /// Addresses and lengths of the pieces: the device may write them at any time, so there must
+    /// not be a reference to their bytes.
     fn raw_pieces(&self) -> impl Iterator<Item = (*const u8, usize)> + '_ {
         self.pieces
             .iter()
@@ -260,8 +261,8 @@ impl_list_item! {
     impl{S, O} ListItem<0> for Message<S, O> { using ListLinks { self.links }; }
 }
 
-// SAFETY: By the type invariant `request`, `sg` and `owned` are accessed by one owner at a time, and
-// `response` is read byte by byte with volatile accesses.
+// SAFETY: By the type invariant `request`, `sg` and `owned` are accessed by one owner at a time,
+// and `response` is read byte by byte with volatile accesses.
 unsafe impl<S: Send, O: Send> Send for Message<S, O> {}
 
 // SAFETY: As above; the other fields are only read through a shared reference.

@@ -72,8 +72,8 @@ struct Virtqueue {
 ///
 /// - `state` only grows. Whoever looks at it and acts upon it does both in one RCU read-side
 ///   critical section, and a grace period passes before what the new state forbids is relied on.
-/// - Until `state` is [`GONE`] the queues are valid, and `priv` of their device is the reference that
-///   `drop_handler` drops.
+/// - Until `state` is [`GONE`] the queues are valid, and `priv` of their device is the reference
+///   that `drop_handler` drops.
 /// - Every token in them is a `ListArc` of a [`Message`] turned into a raw pointer.
 pub(super) struct QueueSet {
     state: Atomic<u32>,
@@ -327,8 +327,8 @@ impl NewQueue {
     }
 }
 
-/// Whether there is memory for the table of a message of so many parts, now: the core allocates it in
-/// the same way right afterwards.
+/// Whether there is memory for the table of a message of so many parts, now: the core allocates it
+/// in the same way right afterwards.
 fn has_memory_for_table(parts: usize) -> bool {
     /// Bytes that the core allocates for each: the descriptor, and what it has to remember of it.
     const ENTRY: usize = 16 + 16;
@@ -336,8 +336,8 @@ fn has_memory_for_table(parts: usize) -> bool {
     KVec::<u8>::with_capacity(parts * ENTRY, GFP_ATOMIC | __GFP_NOWARN).is_ok()
 }
 
-/// Whether a message of so many parts can be added where `free` descriptors are free, of which it may
-/// take `most`.
+/// Whether a message of so many parts can be added where `free` descriptors are free, of which it
+/// may take `most`.
 fn has_room(parts: usize, most: usize, free: usize, has_table: impl FnOnce() -> bool) -> bool {
     parts <= most.min(free) || (free > 0 && has_table())
 }
@@ -399,8 +399,8 @@ impl<S: Send + Sync, O: Send> Queue<S, O> {
     /// Hands a message to the device; [`Queue::kick_prepare`] makes it visible. It may take `most`
     /// descriptors of those that are free.
     ///
-    /// Returns how many descriptors it takes: at most [`Message::descriptors`], one where the device
-    /// has indirect ones and there is memory for a table. Does not sleep.
+    /// Returns how many descriptors it takes: at most [`Message::descriptors`], one where the
+    /// device has indirect ones and there is memory for a table. Does not sleep.
     ///
     /// # Errors
     ///
@@ -421,8 +421,9 @@ impl<S: Send + Sync, O: Send> Queue<S, O> {
         let free = || unsafe { (*self.vq.as_ptr()).num_free as usize };
         let free_before = free();
         let parts = message.descriptors();
-        // The core does not know of `most`. Without memory for a table it takes a descriptor for each
-        // part; and if these are not there, it notifies the device at once, under the caller's locks.
+        // The core does not know of `most`. Without memory for a table it takes a descriptor for
+        // each part; and if these are not there, it notifies the device at once, under the caller's
+        // locks.
         let has_table = || self.indirect && has_memory_for_table(parts);
         if !has_room(parts, most, free_before, has_table) {
             return Err((message, ENOSPC));
@@ -500,7 +501,8 @@ impl<S: Send + Sync, O: Send> Queue<S, O> {
     /// Stops callbacks, if possible; they may come nevertheless.
     pub(crate) fn disable_callback(&mut self) {
         if let Some(_guard) = self.set.enter(LIVE, RESET) {
-            // SAFETY: The queue is valid as long as the guard lives, and `&mut self` excludes others.
+            // SAFETY: The queue is valid as long as the guard lives, and `&mut self` excludes
+            // others.
             unsafe { bindings::virtqueue_disable_cb(self.vq.as_ptr()) }
         }
     }
@@ -510,7 +512,8 @@ impl<S: Send + Sync, O: Send> Queue<S, O> {
     #[must_use]
     pub(crate) fn enable_callback(&mut self) -> bool {
         match self.set.enter(LIVE, RESET) {
-            // SAFETY: The queue is valid as long as the guard lives, and `&mut self` excludes others.
+            // SAFETY: The queue is valid as long as the guard lives, and `&mut self` excludes
+            // others.
             Some(_guard) => unsafe { bindings::virtqueue_enable_cb(self.vq.as_ptr()) },
             None => true,
         }
@@ -521,7 +524,8 @@ impl<S: Send + Sync, O: Send> Queue<S, O> {
     #[must_use]
     pub(crate) fn enable_callback_delayed(&mut self) -> bool {
         match self.set.enter(LIVE, RESET) {
-            // SAFETY: The queue is valid as long as the guard lives, and `&mut self` excludes others.
+            // SAFETY: The queue is valid as long as the guard lives, and `&mut self` excludes
+            // others.
             Some(_guard) => unsafe { bindings::virtqueue_enable_cb_delayed(self.vq.as_ptr()) },
             None => true,
         }
@@ -541,8 +545,8 @@ impl<S: Send + Sync, O: Send> Queue<S, O> {
     /// There is none until the device has been reset: until then it may write into the message.
     pub(crate) fn detach_unused(&mut self) -> Option<ListArc<Message<S, O>>> {
         let _guard = self.set.enter(RESET, RESET)?;
-        // SAFETY: The queue is valid as long as the guard lives, and `&mut self` excludes others. The
-        // device has been reset.
+        // SAFETY: The queue is valid as long as the guard lives, and `&mut self` excludes others.
+        // The device has been reset.
         let token = unsafe { bindings::virtqueue_detach_unused_buf(self.vq.as_ptr()) };
         if token.is_null() {
             return None;

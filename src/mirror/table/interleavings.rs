@@ -2,9 +2,9 @@
 
 //! Every order in which so many things can happen to a small registration ([`super::model`]).
 //!
-//! States are gone over breadth first and each only once, so that orders which lead to the same state
-//! are one from there on. What is found to be wrong is printed with the shortest way that leads there.
-//! Beside that there are some long ways, at random.
+//! States are gone over breadth first and each only once, so that orders which lead to the same
+//! state are one from there on. What is found to be wrong is printed with the shortest way that
+//! leads there. Beside that there are some long ways, at random.
 
 use super::model::{
     Check,

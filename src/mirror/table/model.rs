@@ -9,9 +9,9 @@
 //! of `populate.rs`, `invalidate.rs`, `evict.rs`, `range.rs` and EXECBUFFER; who changes these
 //! changes them here.
 //!
-//! Left out are holds of the lock between which nothing can come that could not come before or after
-//! as well: the callback moves the sequence on and marks the first granule in one step, and it looks at
-//! the jobs in the step in which it marks the last one.
+//! Left out are holds of the lock between which nothing can come that could not come before or
+//! after as well: the callback moves the sequence on and marks the first granule in one step, and
+//! it looks at the jobs in the step in which it marks the last one.
 
 mod change;
 mod check;

@@ -73,8 +73,8 @@ pub(crate) struct Shared {
     /// What the device answered: a [`response`], or [`PENDING`], [`ABORTED`] or [`INVALID`].
     /// Validated once, because the device can change its response afterwards.
     pub(super) status: Atomic<u32>,
-    /// When a job must have ended, 0 for no limit or if its time has not begun, or another command must
-    /// have been answered, as in [`Transport::now`]. Changed under the control queue's lock.
+    /// When a job must have ended, 0 for no limit or if its time has not begun, or another command
+    /// must have been answered, as in [`Transport::now`]. Changed under the control queue's lock.
     pub(super) deadline: Atomic<i64>,
     /// Whose job it is, if it is one.
     pub(super) job: Option<JobOf>,
@@ -132,11 +132,11 @@ pub(crate) struct JobContext {
     lost: AtomicFlag,
     /// When the file was closed, as in [`Transport::now`]; 0 before.
     closed_at: Atomic<i64>,
-    /// Until when the host may go on with the context's jobs, as in [`Transport::now`]; 0 as long as the
-    /// host was not asked to destroy the context.
+    /// Until when the host may go on with the context's jobs, as in [`Transport::now`]; 0 as long
+    /// as the host was not asked to destroy the context.
     ends_by: Atomic<i64>,
-    /// Has the host destroy the context, and end its jobs; made with the context, so that this needs no
-    /// memory. `None` before the host has the context. Protects only itself; taken once.
+    /// Has the host destroy the context, and end its jobs; made with the context, so that this
+    /// needs no memory. `None` before the host has the context. Protects only itself; taken once.
     #[pin]
     destroy: SpinLock<Option<ListArc<Command>>>,
 }
@@ -167,8 +167,8 @@ impl JobContext {
         let _ = self.destroy.lock().replace(destroy);
     }
 
-    /// The command that has the host destroy the context, unless it was taken before. The host may go on
-    /// with the context's jobs until `ends_by`.
+    /// The command that has the host destroy the context, unless it was taken before. The host may
+    /// go on with the context's jobs until `ends_by`.
     pub(super) fn take_destroy(&self, ends_by: i64) -> Option<ListArc<Command>> {
         let mut destroy = self.destroy.lock();
         if destroy.is_some() {
@@ -181,14 +181,15 @@ impl JobContext {
         self.ends_by.store(ends_by, Relaxed);
     }
 
-    /// Until when the host may go on with the context's jobs, if it was asked to destroy the context.
+    /// Until when the host may go on with the context's jobs, if it was asked to destroy the
+    /// context.
     pub(super) fn ends_by(&self) -> Option<i64> {
         let at = self.ends_by.load(Relaxed);
         (at != 0).then_some(at)
     }
 
-    /// Whether a job for a context in fault mode, or for one that is not, as `fault_mode` says, can be
-    /// sent now; remembers that one was. Called with the control queue's lock held.
+    /// Whether a job for a context in fault mode, or for one that is not, as `fault_mode` says, can
+    /// be sent now; remembers that one was. Called with the control queue's lock held.
     pub(super) fn takes_job(&self, fault_mode: bool) -> bool {
         if self.fault_mode.load(Relaxed) != fault_mode {
             return false;
@@ -197,8 +198,8 @@ impl JobContext {
         true
     }
 
-    /// Has the context take only jobs for fault mode, or only others. Returns whether that was possible:
-    /// it is not if there ever was a job. Called with the control queue's lock held.
+    /// Has the context take only jobs for fault mode, or only others. Returns whether that was
+    /// possible: it is not if there ever was a job. Called with the control queue's lock held.
     pub(super) fn set_fault_mode(&self, fault_mode: bool) -> bool {
         let possible = !self.had_jobs.load(Relaxed);
         if possible {
@@ -365,8 +366,8 @@ impl Response {
     }
 }
 
-/// How a command of kind `C` is made; [`ControlQueue::add`](super::ControlQueue::add) and its siblings
-/// send it.
+/// How a command of kind `C` is made; [`ControlQueue::add`](super::ControlQueue::add) and its
+/// siblings send it.
 pub(crate) struct Request<'a, C> {
     /// Type and context; fence and ring are added on sending.
     header: Header,
@@ -429,8 +430,8 @@ impl<'a, C: CommandToHost> Request<'a, C> {
         self.job = Some(job);
     }
 
-    /// Names the resource or context that the command is about, whose id is not used again before it is
-    /// answered.
+    /// Names the resource or context that the command is about, whose id is not used again before
+    /// it is answered.
     pub(crate) fn about(&mut self, id: &Arc<Id>) {
         self.id = Some(id.clone());
     }

@@ -2,10 +2,10 @@
 
 //! What becomes of commands when the device is lost, reset or gone.
 //!
-//! Commands that the device does not have yet are held when it is lost, so that what they hold stays
-//! until the reset; then they and those in the ring are aborted. [`Transport`](super::Transport)
-//! decides when, and calls this under the lock of the queue or after the reset, when no interrupt
-//! adds to the lists any more.
+//! Commands that the device does not have yet are held when it is lost, so that what they hold
+//! stays until the reset; then they and those in the ring are aborted.
+//! [`Transport`](super::Transport) decides when, and calls this under the lock of the queue or
+//! after the reset, when no interrupt adds to the lists any more.
 
 use super::{
     command::{
@@ -79,8 +79,8 @@ impl Control {
         unanswered
     }
 
-    /// Aborts commands that the device never answered, and never will: signals their fences and wakes
-    /// their waiters. All fences before anything that may wait for others.
+    /// Aborts commands that the device never answered, and never will: signals their fences and
+    /// wakes their waiters. All fences before anything that may wait for others.
     pub(in crate::transport) fn abort_all(&self, mut unanswered: List<Command>) -> List<Command> {
         let mut aborted = List::new();
         {
@@ -113,7 +113,8 @@ impl Control {
         }
     }
 
-    /// Signals the fences of the commands that the device has, with an error. It may still have them.
+    /// Signals the fences of the commands that the device has, with an error. It may still have
+    /// them.
     pub(in crate::transport) fn fail_fences(&self) {
         let places = self.inner.lock().in_flight.len();
         for index in 0..places {

@@ -2,9 +2,9 @@
 
 //! The control queue: requests, responses and fences.
 //!
-//! It sends commands as long as the device runs. That the device is lost, reset, or asleep is decided
-//! by [`super::Transport`], under the lock of this queue: a command is sent in one state or held in
-//! another, never between two.
+//! It sends commands as long as the device runs. That the device is lost, reset, or asleep is
+//! decided by [`super::Transport`], under the lock of this queue: a command is sent in one state or
+//! held in another, never between two.
 //!
 //! # The path of a command
 //!
@@ -236,8 +236,9 @@ impl Control {
         })
     }
 
-    /// Takes the queues of a device that is being probed, and has commands sent from now on. A command
-    /// takes one descriptor with `indirect`; if bytes are limited, `bytes` are for what is in the ring.
+    /// Takes the queues of a device that is being probed, and has commands sent from now on. A
+    /// command takes one descriptor with `indirect`; if bytes are limited, `bytes` are for what is
+    /// in the ring.
     ///
     /// # Errors
     ///
@@ -306,8 +307,8 @@ impl ControlQueue {
     ///
     /// # Errors
     ///
-    /// [`ENODEV`] if the device is lost, [`ENOMEM`] if its memory cannot be mapped for the device. The
-    /// command then is dropped unseen by the device.
+    /// [`ENODEV`] if the device is lost, [`ENOMEM`] if its memory cannot be mapped for the device.
+    /// The command then is dropped unseen by the device.
     pub(crate) fn send(
         &self,
         command: ListArc<Command>,
@@ -317,8 +318,8 @@ impl ControlQueue {
         sent.map(|((), notification)| notification)
     }
 
-    /// As [`ControlQueue::send`] for one of several commands; [`ControlQueue::kick`] tells the device of
-    /// all.
+    /// As [`ControlQueue::send`] for one of several commands; [`ControlQueue::kick`] tells the
+    /// device of all.
     ///
     /// # Errors
     ///
@@ -352,8 +353,8 @@ impl ControlQueue {
         self.wait_sent(&reference)
     }
 
-    /// As [`ControlQueue::send`]; `fence` is signalled when the response comes. It gets its number here,
-    /// so that numbers ascend in each timeline, and only then others can have it.
+    /// As [`ControlQueue::send`]; `fence` is signalled when the response comes. It gets its number
+    /// here, so that numbers ascend in each timeline, and only then others can have it.
     ///
     /// # Errors
     ///
@@ -372,9 +373,9 @@ impl ControlQueue {
         self.add_and(command, credit, publish, |queue| queue.kick_prepare())
     }
 
-    /// As [`ControlQueue::send`], for a job of a context in fault mode, which the device answers when it
-    /// has accepted it. `publish` gets the fence id by which the device will tell of the job's end; it is
-    /// called with the queue's lock held, also if the job is not sent after all.
+    /// As [`ControlQueue::send`], for a job of a context in fault mode, which the device answers
+    /// when it has accepted it. `publish` gets the fence id by which the device will tell of the
+    /// job's end; it is called with the queue's lock held, also if the job is not sent after all.
     ///
     /// # Errors
     ///
@@ -406,8 +407,8 @@ impl ControlQueue {
         }
     }
 
-    /// Puts a command into the ring, and does `then` before others can add to it. `publish` gets the
-    /// command's number; what it returns is dropped if the command is.
+    /// Puts a command into the ring, and does `then` before others can add to it. `publish` gets
+    /// the command's number; what it returns is dropped if the command is.
     fn add_and<R>(
         &self,
         command: ListArc<Command>,
@@ -428,8 +429,8 @@ impl ControlQueue {
             }
             Err((mut command, e)) => {
                 self.return_slots(&mut inner, &mut command);
-                // Others may have the room. What waits for descriptors is the watchdog's: the caller
-                // may hold locks, under which the device must not be notified.
+                // Others may have the room. What waits for descriptors is the watchdog's: the
+                // caller may hold locks, under which the device must not be notified.
                 self.room.serve(&mut inner.line);
                 if !inner.pending.is_empty() || !inner.backlog.is_empty() {
                     self.transport.arm_watchdog(&mut inner);
@@ -442,8 +443,8 @@ impl ControlQueue {
         }
     }
 
-    /// Gives a command its numbers and puts it into the ring, or behind those that wait for it. Either
-    /// way it is sent.
+    /// Gives a command its numbers and puts it into the ring, or behind those that wait for it.
+    /// Either way it is sent.
     fn accept<R>(
         &self,
         inner: &mut Inner,
@@ -597,8 +598,8 @@ impl ControlQueue {
         }
     }
 
-    /// Sends what waits for descriptors, as far as there are any, and gives others room. Returns what
-    /// is left to do when the lock is dropped.
+    /// Sends what waits for descriptors, as far as there are any, and gives others room. Returns
+    /// what is left to do when the lock is dropped.
     fn go_on(&self, inner: &mut Inner) -> Option<Notification> {
         if inner.state != State::Running {
             return None;

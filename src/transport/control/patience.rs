@@ -22,13 +22,15 @@
 //! - **The device** is lost when it has answered nothing at all for as long as the time limit,
 //!   although there is something to answer besides jobs, and no job runs that could be in the way.
 //!
-//! A host may go on with jobs of a context that it was asked to destroy, or have forgotten them. For eight
-//! times the limit of a job or the time of an answer, whichever is longer, from the question and again
-//! from the answer, they are in the way of others, unless a later job on the common timeline has
-//! succeeded. The device is not lost before the end of that, nor before it has answered CTX_DESTROY.
+//! A host may go on with jobs of a context that it was asked to destroy, or have forgotten them.
+//! For eight times the limit of a job or the time of an answer, whichever is longer, from the
+//! question and again from the answer, they are in the way of others, unless a later job on the
+//! common timeline has succeeded. The device is not lost before the end of that, nor before it has
+//! answered CTX_DESTROY.
 //!
-//! In the middle of the time in which a device answers nothing the watchdog sends a command of its own, which every device answers.
-//! So one command that the host never answers is not taken for the death of the device.
+//! In the middle of the time in which a device answers nothing the watchdog sends a command of its
+//! own, which every device answers. So one command that the host never answers is not taken for the
+//! death of the device.
 //!
 //! The queue for invalidations has limits of its own, since memory management waits for it.
 
@@ -80,8 +82,8 @@ impl ControlQueue {
     ///
     /// # Errors
     ///
-    /// [`ENODEV`] if the device is lost, [`EBUSY`] when the time is over. The device may still know of
-    /// everything in the command.
+    /// [`ENODEV`] if the device is lost, [`EBUSY`] when the time is over. The device may still know
+    /// of everything in the command.
     pub(crate) fn wait(&self, command: &Command) -> Result<Response> {
         let done = || Self::answered(command) || self.transport.is_lost();
         let wait = &command.shared.wait;
@@ -109,13 +111,13 @@ impl ControlQueue {
         command.shared.deadline.load(Relaxed) != 0 || Self::answered(command)
     }
 
-    /// Waits until a command that waits behind others is in the ring, killably and not longer than the
-    /// time limit.
+    /// Waits until a command that waits behind others is in the ring, killably and not longer than
+    /// the time limit.
     ///
     /// # Errors
     ///
-    /// [`ENODEV`] if the device is lost, [`EBUSY`] when the time is over, [`ERESTARTSYS`] on a fatal
-    /// signal.
+    /// [`ENODEV`] if the device is lost, [`EBUSY`] when the time is over, [`ERESTARTSYS`] on a
+    /// fatal signal.
     pub(super) fn wait_sent(&self, command: &Command) -> Result {
         let sent = || Self::is_sent(command) || self.transport.is_lost();
         let wait = &command.shared.wait;
@@ -147,8 +149,8 @@ impl ControlQueue {
     ///
     /// # Errors
     ///
-    /// [`ENOMEM`], those of [`ControlQueue::credit`], [`ControlQueue::add`] and [`ControlQueue::wait_killable`], and
-    /// that of the response.
+    /// [`ENOMEM`], those of [`ControlQueue::credit`], [`ControlQueue::add`] and
+    /// [`ControlQueue::wait_killable`], and that of the response.
     pub(crate) fn call<C: CommandToHost>(
         &self,
         quota: &Arc<RingQuota>,
@@ -166,8 +168,8 @@ impl ControlQueue {
     ///
     /// # Errors
     ///
-    /// As [`ControlQueue::credit`]; [`EBUSY`] if no job runs, and the device has answered nothing for the
-    /// time limit.
+    /// As [`ControlQueue::credit`]; [`EBUSY`] if no job runs, and the device has answered nothing
+    /// for the time limit.
     pub(crate) fn credit_patiently(
         &self,
         quota: &Arc<RingQuota>,
@@ -203,8 +205,8 @@ impl ControlQueue {
         Self::overdue(&self.inner.lock(), now).any(|command| command.shared.destroys.is_none())
     }
 
-    /// Fails if jobs of contexts that are gone, and commands that were not answered in time, fill so
-    /// much of the ring that others must be kept from adding to it.
+    /// Fails if jobs of contexts that are gone, and commands that were not answered in time, fill
+    /// so much of the ring that others must be kept from adding to it.
     ///
     /// # Errors
     ///
@@ -222,8 +224,8 @@ impl ControlQueue {
     }
 }
 
-/// How many times the time limit of jobs or answers a job may be in the way of others after the end of
-/// its context.
+/// How many times the time limit of jobs or answers a job may be in the way of others after the end
+/// of its context.
 const ENDING_LIMITS: i64 = 8;
 
 /// As long as this is there, the watchdog finds out whether the device answers anything.
@@ -254,8 +256,8 @@ impl ControlQueue {
         })
     }
 
-    /// The jobs that others may wait for: those of contexts that the host is to keep, and for some time
-    /// those of others, unless one behind them has succeeded.
+    /// The jobs that others may wait for: those of contexts that the host is to keep, and for some
+    /// time those of others, unless one behind them has succeeded.
     fn jobs_at_host(inner: &Inner, now: i64) -> impl Iterator<Item = (&Arc<Command>, &JobOf)> {
         inner.in_flight.iter().flatten().filter_map(move |command| {
             let (shared, job) = (&command.shared, command.shared.job.as_ref()?);
@@ -279,8 +281,8 @@ impl ControlQueue {
         self.cancel_jobs_where(|job| Arc::ptr_eq(&job.of, of));
     }
 
-    /// The file of a context is closed: the host is asked to destroy it. The jobs that the host has by
-    /// then have so long to end as if they began now, and the time of grace.
+    /// The file of a context is closed: the host is asked to destroy it. The jobs that the host has
+    /// by then have so long to end as if they began now, and the time of grace.
     pub(crate) fn close_jobs(&self, of: &JobContext) {
         of.set_closed(self.transport.now());
         self.transport.arm_watchdog(&mut self.inner.lock());
@@ -294,7 +296,8 @@ impl ControlQueue {
         }
     }
 
-    /// Until when jobs may be in the way of others whose context ends now, as in [`Transport::now`].
+    /// Until when jobs may be in the way of others whose context ends now, as in
+    /// [`Transport::now`].
     fn ends_by(&self) -> i64 {
         let limit = self
             .transport
@@ -318,8 +321,8 @@ impl ControlQueue {
         Self::running_jobs(inner).any(|(_, job)| job.of.closed_at().is_some())
     }
 
-    /// Cancels the jobs of files that were closed long ago, although the host has not said that it has
-    /// destroyed their contexts: whoever waits for their fences cannot know of that.
+    /// Cancels the jobs of files that were closed long ago, although the host has not said that it
+    /// has destroyed their contexts: whoever waits for their fences cannot know of that.
     fn cancel_closed(&self) {
         let before = self.transport.now() - self.closing_limit();
         let next = || {
@@ -377,8 +380,8 @@ impl ControlQueue {
             .min()
     }
 
-    /// A job whose time is over. The time of a job begins when the watchdog first finds it in the ring,
-    /// and waiting for no other context's job; it begins anew when it waits again.
+    /// A job whose time is over. The time of a job begins when the watchdog first finds it in the
+    /// ring, and waiting for no other context's job; it begins anew when it waits again.
     fn find_overdue_job<'a>(&self, inner: &'a Inner, now: i64) -> Option<&'a Arc<Command>> {
         let first = Self::first_on_common_timeline(inner, now, None);
         let first_of_another = first
@@ -466,8 +469,9 @@ impl ControlQueue {
         }
     }
 
-    /// The probe was to be sent. The device counts as asked when the ring has the probe, or any other
-    /// command that is no job: what is not there for want of memory is no fault of the device's.
+    /// The probe was to be sent. The device counts as asked when the ring has the probe, or any
+    /// other command that is no job: what is not there for want of memory is no fault of the
+    /// device's.
     fn note_asked(inner: &mut Inner, now: i64) {
         let pending = inner.pending.iter();
         let pending = pending.filter(|command| command.shared.job.is_none());

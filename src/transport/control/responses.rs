@@ -54,8 +54,8 @@ enum Validated {
     Is(u32),
     /// It was refused in this way, but what it undoes was not answered yet, and may still be done.
     TooEarly(u32),
-    /// It was refused, and nothing says whether what it undoes was done: only a reset tells that the
-    /// device is done with what the command holds.
+    /// It was refused, and nothing says whether what it undoes was done: only a reset tells that
+    /// the device is done with what the command holds.
     InDoubt,
     /// Nothing that the device says can be trusted any more.
     Broken,
@@ -203,8 +203,8 @@ impl ControlQueue {
         }
     }
 
-    /// Whether a command undoes something of the resource `id`, so that its place among the others that
-    /// do matters: the host takes a resource out of the window before it forgets it.
+    /// Whether a command undoes something of the resource `id`, so that its place among the others
+    /// that do matters: the host takes a resource out of the window before it forgets it.
     fn undoes_of(command: &mut ListArc<Command>, id: &Arc<Id>) -> bool {
         let owned = Message::owned(command);
         let same = owned
@@ -214,8 +214,8 @@ impl ControlQueue {
         same && !matches!(owned.expect, Expect::Anything)
     }
 
-    /// A command that undoes something of the resource `id` was refused too early. Others that were to
-    /// follow it, and were not sent yet, follow it still.
+    /// A command that undoes something of the resource `id` was refused too early. Others that were
+    /// to follow it, and were not sent yet, follow it still.
     fn keep_order(inner: &mut Inner, id: Option<&Arc<Id>>) {
         let Some(id) = id else {
             return;
@@ -250,8 +250,8 @@ impl ControlQueue {
     /// Deals with the commands that undo things of the resource that `answered` is about, and were
     /// refused too early: `answered` was answered now.
     ///
-    /// If it has failed, so may what undoes it, which is over then. Otherwise that is sent again, before
-    /// all that was not sent yet, in the order in which it was sent first.
+    /// If it has failed, so may what undoes it, which is over then. Otherwise that is sent again,
+    /// before all that was not sent yet, in the order in which it was sent first.
     fn look_at_early(inner: &mut Inner, answered: &Command, done: &mut List<Command>) {
         let mut early = core::mem::replace(&mut inner.early, List::new());
         let undoes = |command: &mut ListArc<Command>| match &Message::owned(command).expect {

@@ -8,8 +8,8 @@
 //! interrupt. One command is one descriptor, and the used entry is the whole answer.
 //!
 //! Who waits is woken for what it waits for, and not for what others do: there are places for each
-//! command that is on its way and for each who wants room ([`room`]), although not one of its own for
-//! each.
+//! command that is on its way and for each who wants room ([`room`]), although not one of its own
+//! for each.
 //!
 //! How a device ends is the transport's matter; see `transport::loss`.
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The mirror queue as a file uses it: credits, commands, and waits for what the device says to them.
+//! The mirror queue as a file uses it: credits, commands, and waits for what the device says to
+//! them.
 
 use super::{
     message,
@@ -257,9 +258,9 @@ impl MirrorQueue {
     ///
     /// # Errors
     ///
-    /// [`ENODEV`] if the device is lost, [`ERESTARTSYS`] on a fatal signal, [`ENOMEM`], [`E2BIG`] if
-    /// `slots` is more than a file's quota, [`EBUSY`] if the device has not done anything for a whole
-    /// time-out, or nothing of this file's where only its own quota is in the way.
+    /// [`ENODEV`] if the device is lost, [`ERESTARTSYS`] on a fatal signal, [`ENOMEM`], [`E2BIG`]
+    /// if `slots` is more than a file's quota, [`EBUSY`] if the device has not done anything for a
+    /// whole time-out, or nothing of this file's where only its own quota is in the way.
     pub(crate) fn credit(&self, slots: usize) -> Result<MirrorCredit> {
         let mirror = self.mirror();
         let credit = || MirrorCredit {
@@ -316,8 +317,8 @@ impl MirrorQueue {
         Ok(())
     }
 
-    /// As [`MirrorQueue::add`] for one of several commands; [`MirrorQueue::kick`] tells the device of
-    /// all.
+    /// As [`MirrorQueue::add`] for one of several commands; [`MirrorQueue::kick`] tells the device
+    /// of all.
     ///
     /// # Errors
     ///
@@ -334,8 +335,8 @@ impl MirrorQueue {
         self.put(command)
     }
 
-    /// Tells the device of what was put into the ring. To be called without locks, as this is an exit
-    /// to the host.
+    /// Tells the device of what was put into the ring. To be called without locks, as this is an
+    /// exit to the host.
     pub(crate) fn kick(&self) {
         drop(self.kick_prepare());
     }
@@ -407,8 +408,8 @@ impl MirrorQueue {
         }
     }
 
-    /// Sends INVALIDATE for bytes `first` to `last` of a space. Does not sleep, allocates nothing. The
-    /// device is told when the caller drops the notification, after its locks.
+    /// Sends INVALIDATE for bytes `first` to `last` of a space. Does not sleep, allocates nothing.
+    /// The device is told when the caller drops the notification, after its locks.
     pub(crate) fn post_invalidate(&self, space_id: u32, first: u64, last: u64) -> Posted {
         let request = Invalidate {
             hdr: Header::new(command::INVALIDATE, space_id),

@@ -3,7 +3,8 @@
 //! Room in the ring for MAP and SPACE_CREATE, and who gets it.
 //!
 //! INVALIDATE, on which memory reclaim waits, is served after all that is in the ring before it. So
-//! that one client's MAPs cannot delay it by a whole ring, a file has a quota, a quarter of the room.
+//! that one client's MAPs cannot delay it by a whole ring, a file has a quota, a quarter of the
+//! room.
 //!
 //! Who finds no room waits in line with the others of the same file, and files have their turns,
 //! one request at a time. A file whose quota does not allow its next request has no turn until it
@@ -196,15 +197,15 @@ impl Room {
 
 /// Who gets room.
 impl Inner {
-    /// Descriptors that are free for files: not those that INVALIDATEs wait for. All that are on their
-    /// way or wait for one have no more than their places.
+    /// Descriptors that are free for files: not those that INVALIDATEs wait for. All that are on
+    /// their way or wait for one have no more than their places.
     fn left(&self) -> usize {
         let claimed = self.invalidates_waiting.min(self.free_places.len());
         self.room.free.saturating_sub(claimed)
     }
 
-    /// Changes whenever the device does something that those who wait in `quota`'s line profit from:
-    /// anything, unless nothing but what the file itself has in the ring is in their way.
+    /// Changes whenever the device does something that those who wait in `quota`'s line profit
+    /// from: anything, unless nothing but what the file itself has in the ring is in their way.
     pub(super) fn progress(&mut self, quota: &MirrorQuota) -> (bool, u64) {
         let (most, used) = (self.room.most(), self.used);
         let line = quota.line.access_mut(self);
@@ -279,8 +280,8 @@ impl Inner {
         }
     }
 
-    /// Gives out what is free, and adds the places of those who got something to `granted`, which is a
-    /// set of places of [`Mirror::room`].
+    /// Gives out what is free, and adds the places of those who got something to `granted`, which
+    /// is a set of places of [`Mirror::room`].
     pub(super) fn grant(&mut self, granted: &mut u128) {
         while let Some(quota) = self.room.turns.pop_front() {
             let (free, most) = (self.left(), self.room.most());

@@ -141,8 +141,8 @@ const KINDS: [Pages; 2] = [Pages::Base, Pages::Huge];
 /// A child that writes to its copies, and ends.
 pub(super) fn fork_once(place: &Place, number: u64) -> TestResult {
     let start = place.as_ptr();
-    // SAFETY: The child of a process with threads may call little; this one writes to its memory and
-    // ends.
+    // SAFETY: The child of a process with threads may call little; this one writes to its memory
+    // and ends.
     let pid = unsafe { libc::fork() };
     if pid == 0 {
         for page in (0..place.len() / PAGE).filter(|page| *page as u64 % 3 == number % 3) {

@@ -491,7 +491,8 @@ fn open_files_and_unloading(env: &Env) -> TestResult {
     Ok(())
 }
 
-/// However much of a process's memory goes at once, others of the same file wait for a part of it only.
+/// However much of a process's memory goes at once, others of the same file wait for a part of it
+/// only.
 fn lock_is_not_kept(env: &Env) -> TestResult {
     const SPACE: usize = 64 << 30;
     const MAPPED: usize = 4 << 30;

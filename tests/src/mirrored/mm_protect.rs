@@ -70,8 +70,8 @@ fn no_access(env: &Env) -> TestResult {
     })
 }
 
-/// Rights of a part count for all of a registration. (Splitting a mapping, the kernel takes the whole
-/// huge page around it away, so that how much the device loses is not for us to say.)
+/// Rights of a part count for all of a registration. (Splitting a mapping, the kernel takes the
+/// whole huge page around it away, so that how much the device loses is not for us to say.)
 fn one_page(env: &Env, prot: i32, error: Errno) -> TestResult {
     let device = open(env)?;
     let place = Place::base(HUGE)?;

@@ -147,8 +147,8 @@ impl Halves {
         }
     }
 
-    /// Runs jobs; each is refused, or finds one number in all of a half, which was there while it was
-    /// on its way.
+    /// Runs jobs; each is refused, or finds one number in all of a half, which was there while it
+    /// was on its way.
     fn read(&self, mirror: &Mirror<'_>) -> TestResult<[u64; 3]> {
         let mut counts = [0, 0, 0];
         let reading = mirror.reading_words();

@@ -15,7 +15,8 @@ use crate::check;
 use crate::ktap::{Outcome, TestResult};
 use crate::support::{raced, ROUNDS};
 
-/// Disturbances of a job. Without an end to them it would be refused on a slow machine, after a second.
+/// Disturbances of a job. Without an end to them it would be refused on a slow machine, after a
+/// second.
 const BURST: u64 = 64;
 /// Jobs that must have met a disturbance, and that must have got through at the first try.
 const WON: u64 = ROUNDS / 5;
@@ -63,8 +64,8 @@ pub(crate) struct Outcomes {
 }
 
 impl Outcomes {
-    /// Fails unless there were enough disturbances, some of them during jobs, and jobs got through in
-    /// spite of them.
+    /// Fails unless there were enough disturbances, some of them during jobs, and jobs got through
+    /// in spite of them.
     pub(crate) fn was_a_race(&self) -> TestResult {
         let Self {
             disturbances,
@@ -167,8 +168,8 @@ impl Race {
         );
     }
 
-    /// Whether more jobs are to come after `done` of them: until there were `jobs`, enough disturbances,
-    /// and enough jobs that were not refused, unless the thread has failed.
+    /// Whether more jobs are to come after `done` of them: until there were `jobs`, enough
+    /// disturbances, and enough jobs that were not refused, unless the thread has failed.
     pub(crate) fn goes_on(&self, done: u64, jobs: u64) -> bool {
         let state = self.state.lock().expect("no panic");
         let won = state.jobs - state.busy;

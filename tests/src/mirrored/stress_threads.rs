@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0-only
 
-//! Threads of a process that change its address space, have the kernel move its pages, and run jobs,
-//! all at the same time, so that each meets the others in the middle of what they do.
+//! Threads of a process that change its address space, have the kernel move its pages, and run
+//! jobs, all at the same time, so that each meets the others in the middle of what they do.
 //!
-//! A process has three areas of memory, each with a thread for its jobs and a model of what is in it:
-//! small pages that this thread maps and unmaps, too; a huge page; and pages that another thread
-//! replaces meanwhile, where the model says between which two versions what a job has seen must be. One
-//! more thread does to all of them what leaves the content alone.
+//! A process has three areas of memory, each with a thread for its jobs and a model of what is in
+//! it: small pages that this thread maps and unmaps, too; a huge page; and pages that another
+//! thread replaces meanwhile, where the model says between which two versions what a job has seen
+//! must be. One more thread does to all of them what leaves the content alone.
 
 use std::fs;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
@@ -82,8 +82,8 @@ impl Area {
         }
     }
 
-    /// Runs a job to its end, again if it is refused because memory keeps changing. Returns how it has
-    /// ended at last, and which events this time has met.
+    /// Runs a job to its end, again if it is refused because memory keeps changing. Returns how it
+    /// has ended at last, and which events this time has met.
     fn job(
         &self,
         turns: &Turns,
@@ -132,8 +132,8 @@ fn happen(areas: &[&Area], kind: Event, event: impl FnOnce() -> TestResult<bool>
     Ok(())
 }
 
-/// What the threads agree by: events come in bursts, of which none begins before another job does, so
-/// that jobs get through.
+/// What the threads agree by: events come in bursts, of which none begins before another job does,
+/// so that jobs get through.
 #[derive(Default)]
 struct Turns {
     jobs: Mutex<u64>,
@@ -238,8 +238,8 @@ struct Version {
 
 /// Pages that one thread replaces while jobs of another one use them.
 ///
-/// Each page begins with the version of its part. Pages of the first part are never thrown away: they are
-/// moved to where what jobs have added to them can be counted.
+/// Each page begins with the version of its part. Pages of the first part are never thrown away:
+/// they are moved to where what jobs have added to them can be counted.
 struct Zone {
     area: Area,
     parts: [Version; 2],
@@ -267,7 +267,8 @@ impl Zone {
         Ok(zone)
     }
 
-    /// Has `change` put empty pages in the place of those of a part, and makes them the next version.
+    /// Has `change` put empty pages in the place of those of a part, and makes them the next
+    /// version.
     fn replace(&self, part: usize, change: impl FnOnce() -> TestResult) -> TestResult {
         let version = &self.parts[part];
         let next = version.latest.fetch_add(1, SeqCst) + 1;

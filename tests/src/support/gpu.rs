@@ -153,8 +153,8 @@ pub(crate) fn load(file: &Path) -> std::io::Result<()> {
     load_with(file, c"")
 }
 
-/// finit_module(2), with the parameters in VIRTGPU_MODULE_ARGS, too: those that the guest's module is
-/// to keep.
+/// finit_module(2), with the parameters in VIRTGPU_MODULE_ARGS, too: those that the guest's module
+/// is to keep.
 pub(crate) fn load_with(file: &Path, parameters: &CStr) -> std::io::Result<()> {
     let kept = std::env::var("VIRTGPU_MODULE_ARGS").unwrap_or_default();
     let parameters = cstring(&format!("{kept} {}", parameters.to_string_lossy()));

@@ -21,8 +21,8 @@ pub(crate) fn run(device: &Device, stream: &compute::Stream, handles: &[u32]) ->
     Ok(())
 }
 
-/// Memory that CPU and device see at the same time: of the guest, or of the host where the device sees
-/// copies of the guest's.
+/// Memory that CPU and device see at the same time: of the guest, or of the host where the device
+/// sees copies of the guest's.
 pub(crate) fn shared_blob(device: &Device, size: usize) -> TestResult<Blob<'_>> {
     match device.create_blob(&BlobOptions::guest(size as u64)) {
         Err(Errno::OPNOTSUPP) => Ok(device.create_blob(&BlobOptions::host3d(size as u64, 1))?),

@@ -102,8 +102,8 @@ pub(crate) mod block {
 
     const ROOT: &str = "/sys/devices/system/memory";
 
-    /// Numbers and frames of the blocks that can be taken offline: their zone is one for movable pages only,
-    /// and they have no holes. (The end of the memory below 4 GiB is the firmware's.)
+    /// Numbers and frames of the blocks that can be taken offline: their zone is one for movable
+    /// pages only, and they have no holes. (The end of the memory below 4 GiB is the firmware's.)
     pub(crate) fn movable() -> TestResult<Vec<(u64, Range<u64>)>> {
         let Ok(size) = fs::read_to_string(format!("{ROOT}/block_size_bytes")) else {
             return Ok(Vec::new());

@@ -101,7 +101,8 @@ impl Place {
         Self::reserve_at(pages, length, HUGE)
     }
 
-    /// The same, from a multiple of `alignment` on, which is a power of two and at least a huge page.
+    /// The same, from a multiple of `alignment` on, which is a power of two and at least a huge
+    /// page.
     pub(crate) fn reserve_at(pages: Pages, length: usize, alignment: usize) -> TestResult<Self> {
         let reserved_length = length.next_multiple_of(HUGE) + HUGE + alignment;
         let at = NEXT.fetch_add(reserved_length, Ordering::Relaxed);

@@ -104,8 +104,8 @@ pub(crate) fn drain_pages() -> TestResult {
     Ok(fs::write("/proc/sys/vm/drop_caches", "1")?)
 }
 
-/// The fewest memory entries that `length` bytes at `address`, less than 4 GiB, need: one for each page
-/// that is not behind the one before it. Written without a look at the code that makes them.
+/// The fewest memory entries that `length` bytes at `address`, less than 4 GiB, need: one for each
+/// page that is not behind the one before it. Written without a look at the code that makes them.
 pub(crate) fn minimal_runs(address: usize, length: usize) -> TestResult<u64> {
     let frames: Option<Vec<u64>> = frames(address, length / PAGE)?.into_iter().collect();
     let frames = frames.ok_or_else(|| Outcome::Fail("a page is not present".into()))?;

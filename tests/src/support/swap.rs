@@ -63,8 +63,8 @@ fn ramdisk() -> Option<&'static str> {
 /// Sends all pages of `memory` to swap. Pages that somebody holds would stay.
 ///
 /// MADV_PAGEOUT leaves a page alone that is not in the kernel's lists yet. A CPU puts pages there a
-/// batch at a time, those that it has faulted in last may stay with it for ever, and the advice empties
-/// the batches of the CPU only that it is given on.
+/// batch at a time, those that it has faulted in last may stay with it for ever, and the advice
+/// empties the batches of the CPU only that it is given on.
 pub(crate) fn page_out(memory: &impl Memory) -> TestResult {
     let (start, length) = (memory.as_ptr(), memory.len());
     let resident = || -> TestResult<usize> {

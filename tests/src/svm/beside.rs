@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0-only
 
 //! Faults while the process's memory is being changed, which may take long: for as long as a job of
-//! another file may use mirrored memory that is taken. A fault waits for changes of its own page only.
+//! another file may use mirrored memory that is taken. A fault waits for changes of its own page
+//! only.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -29,8 +30,8 @@ pub(crate) const FAMILY: Family = family(
 /// Memory of a job that does not end before its gate is opened.
 const SIZE: usize = 4 * PAGE;
 
-/// Calls `test` in the middle of MADV_DONTNEED of the start of `place`, which waits for a job that does so until the
-/// gate is opened. Then that job must not be over.
+/// Calls `test` in the middle of MADV_DONTNEED of the start of `place`, which waits for a job that
+/// does so until the gate is opened. Then that job must not be over.
 fn in_the_middle_of_a_change(
     device: &Device,
     place: &Place,
@@ -119,8 +120,8 @@ fn used_and_changed(env: &Env, offset: usize) -> TestResult {
     })
 }
 
-/// More threads change memory than the driver keeps account of: what a job touches is right at every
-/// moment all the same.
+/// More threads change memory than the driver keeps account of: what a job touches is right at
+/// every moment all the same.
 fn more_changes_than_places(env: &Env) -> TestResult {
     const THREADS: usize = 24;
     let svm = open(env)?;

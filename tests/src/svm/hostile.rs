@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0-only
 
-//! A device that misbehaves towards a context in fault mode. What no device may say costs the device,
-//! and everything ends; what is only of no use costs that context, and others notice nothing. Memory
-//! stays right, and nothing is kept in the end.
+//! A device that misbehaves towards a context in fault mode. What no device may say costs the
+//! device, and everything ends; what is only of no use costs that context, and others notice
+//! nothing. Memory stays right, and nothing is kept in the end.
 //!
 //! The device aims at contexts of one name, so that the others here are treated well.
 
@@ -224,7 +224,8 @@ fn ended_by_the_device(what: &str, svm: &Svm) -> TestResult {
     Ok(())
 }
 
-/// The device has been reset, and has nothing any more: no page is kept for it, no space is counted.
+/// The device has been reset, and has nothing any more: no page is kept for it, no space is
+/// counted.
 fn nothing_is_kept(env: &Env) -> TestResult {
     let mut last = Ok((u64::MAX, u64::MAX));
     let none = eventually(LIMIT, || {
@@ -336,8 +337,8 @@ fn ends_by_two_jobs(env: &Env) -> TestResult {
     })
 }
 
-/// The device is lost while threads serve faults: whether their jobs come to an end or not, nothing is
-/// written in part that a job has said is done.
+/// The device is lost while threads serve faults: whether their jobs come to an end or not, nothing
+/// is written in part that a job has said is done.
 fn ends_while_served(env: &Env) -> TestResult {
     impatient(env)?;
     let victim = victim(env)?;
@@ -377,8 +378,8 @@ fn ends_while_served(env: &Env) -> TestResult {
     nothing_is_kept(env)
 }
 
-/// The process of the device ends instead of taking note of a resolution. That is noticed by who takes
-/// memory back, and then all ends.
+/// The process of the device ends instead of taking note of a resolution. That is noticed by who
+/// takes memory back, and then all ends.
 fn gone_in_a_fault(env: &Env) -> TestResult {
     let (victim, other) = (victim(env)?, open(env)?);
     let (silent, used) = (Silent::new()?, Place::base(SIZE)?);

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0-only
 
-//! Shared virtual memory: jobs use any pointer of the process. Whatever a CPU access could do at that
-//! address, the device's can do, too, and what would be refused to a CPU costs that context alone.
+//! Shared virtual memory: jobs use any pointer of the process. Whatever a CPU access could do at
+//! that address, the device's can do, too, and what would be refused to a CPU costs that context
+//! alone.
 
 mod bad;
 mod basic;

@@ -272,7 +272,8 @@ fn buffer_not_listed(env: &Env) -> TestResult {
     others_work(env, "a buffer that was not listed")
 }
 
-/// Jobs with fences, on rings of the same number and with memory of the same process, wait for nobody.
+/// Jobs with fences, on rings of the same number and with memory of the same process, wait for
+/// nobody.
 fn fence_job_beside_stall(env: &Env) -> TestResult {
     let (svm, fenced) = (open(env)?, device(env)?);
     let (stalled, place) = (Place::base(4 * PAGE)?, Place::base(4 * PAGE)?);

@@ -24,8 +24,8 @@ pub(crate) const FAMILY: Family = family(
     ],
 );
 
-/// Jobs of all rings touch the same untouched pages at the same time: each page is faulted in once, and
-/// no addition is lost.
+/// Jobs of all rings touch the same untouched pages at the same time: each page is faulted in once,
+/// and no addition is lost.
 fn same_page_one_fault(env: &Env) -> TestResult {
     let svm = open_with(env, USUAL.exact())?;
     let rounds = env.iterations(50);
@@ -66,8 +66,8 @@ fn same_page_one_fault(env: &Env) -> TestResult {
     Ok(())
 }
 
-/// Jobs on each ring add 1 to random words, while the memory is moved, forked, paged out and protected;
-/// every addition arrives.
+/// Jobs on each ring add 1 to random words, while the memory is moved, forked, paged out and
+/// protected; every addition arrives.
 fn rings_random(env: &Env) -> TestResult {
     const PARTS: usize = RINGS as usize;
     let svm = open(env)?;
@@ -178,11 +178,11 @@ fn first_touch_from_all_rings(env: &Env) -> TestResult {
 /// Untouched memory of a job in [`two_processes_fair`].
 const SHARE: usize = 16 * PAGE;
 
-/// A process that faults without an end, on all rings and with all the threads that there can be, leaves
-/// one with a ring its share, and that one leaves the other the rest.
+/// A process that faults without an end, on all rings and with all the threads that there can be,
+/// leaves one with a ring its share, and that one leaves the other the rest.
 fn two_processes_fair(env: &Env) -> TestResult {
-    /// How many times as many jobs either may have. The one has four jobs on the way for the other's
-    /// one, and four times as many threads.
+    /// How many times as many jobs either may have. The one has four jobs on the way for the
+    /// other's one, and four times as many threads.
     const MOST: u64 = 16;
     drop(device(env)?);
     let flag = Place::reserve(Pages::Base, PAGE)?;

@@ -287,8 +287,8 @@ impl Svm {
         Ok(())
     }
 
-    /// Runs `event` with all of `place` read by the device before: it must be told, and lose at least
-    /// `bytes`.
+    /// Runs `event` with all of `place` read by the device before: it must be told, and lose at
+    /// least `bytes`.
     pub(crate) fn loses<T>(
         &self,
         what: &str,

@@ -126,8 +126,8 @@ impl Adversary {
         self.attack(command)
     }
 
-    /// What happens to the next command of the mirror queue, which is `command` and names a space of
-    /// the context that `client` says, if it names one that exists.
+    /// What happens to the next command of the mirror queue, which is `command` and names a space
+    /// of the context that `client` says, if it names one that exists.
     pub(crate) fn attack_command(
         &self,
         command: u32,

@@ -2,9 +2,9 @@
 
 //! Draws and computes with OpenGL ES, without a window, and compares every pixel and word.
 //!
-//! `virtgpu-gles endless` draws until the device is gone, `virtgpu-gles busy` draws more at a time and
-//! does not look at it. `virtgpu-gles together` lets the reference
-//! device compute in memory of this process, too, while OpenGL draws.
+//! `virtgpu-gles endless` draws until the device is gone, `virtgpu-gles busy` draws more at a time
+//! and does not look at it. `virtgpu-gles together` lets the reference device compute in memory of
+//! this process, too, while OpenGL draws.
 
 mod cases;
 mod context;

@@ -199,8 +199,8 @@ fn picture(device: &Device) -> Result {
     Ok(Done::Passed)
 }
 
-/// Draws frames of a moving picture, one after the other, as long as they are right and `goes_on` says
-/// so of the number of the next one.
+/// Draws frames of a moving picture, one after the other, as long as they are right and `goes_on`
+/// says so of the number of the next one.
 fn draw(device: &Device, goes_on: impl Fn(u32) -> bool) -> Result<()> {
     let picture = Picture::new(device)?;
     for frame in (0..).take_while(|frame| goes_on(*frame)) {
@@ -299,7 +299,8 @@ pub(crate) fn endless(device: &Device) -> Result<()> {
     })
 }
 
-/// Submits commands, with a fence that becomes a sync file; `None` for one that is signalled already.
+/// Submits commands, with a fence that becomes a sync file; `None` for one that is signalled
+/// already.
 fn submit_with_file(
     device: &Device,
     files: &ash::khr::external_fence_fd::Device,
@@ -321,8 +322,8 @@ fn submit_with_file(
     Ok((fd >= 0).then(|| unsafe { OwnedFd::from_raw_fd(fd) }))
 }
 
-/// Has the device paint many pictures at a time, and waits for each time in the kernel. Says so when it
-/// has work.
+/// Has the device paint many pictures at a time, and waits for each time in the kernel. Says so
+/// when it has work.
 pub(crate) fn busy(device: &Device) -> Result<()> {
     const AT_ONCE: u32 = 100;
     let files = device.fence_fd.as_ref();

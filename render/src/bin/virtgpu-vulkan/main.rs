@@ -2,8 +2,8 @@
 
 //! Computes and draws with Vulkan, without a window, and compares every word and pixel.
 //!
-//! `virtgpu-vulkan endless` draws until a picture is wrong, `virtgpu-vulkan busy` has the device do much
-//! at a time, each time with a fence of the kernel, and does not look at it.
+//! `virtgpu-vulkan endless` draws until a picture is wrong, `virtgpu-vulkan busy` has the device do
+//! much at a time, each time with a fence of the kernel, and does not look at it.
 
 mod cases;
 mod device;

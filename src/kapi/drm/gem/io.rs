@@ -73,8 +73,8 @@ impl<O: DriverObject> Object<O> {
     /// [`ENOMEM`].
     pub(crate) fn new_io(dev: &Device<O::Driver>, size: usize, data: O) -> Result<ARef<Self>> {
         let object = Self::new_without_memory(dev, Kind::Io, size, None, data)?;
-        // Before anything can be mapped: areas are told apart from the offset when a page of them is
-        // touched, and must all have been made with the same one.
+        // Before anything can be mapped: areas are told apart from the offset when a page of them
+        // is touched, and must all have been made with the same one.
         object.mmap_offset()?;
         Ok(object)
     }
@@ -116,8 +116,8 @@ impl<O: DriverObject> Object<O> {
     /// Not done by mmap itself: unplugging ends what it finds mapped in the areas that it finds. An
     /// area is not to be found before its mmap is over, but does not fault before that either.
     extern "C" fn io_fault_callback(vmf: *mut bindings::vm_fault) -> bindings::vm_fault_t {
-        // SAFETY: The core calls with an area of an I/O object, which it keeps and whose address is its
-        // private data.
+        // SAFETY: The core calls with an area of an I/O object, which it keeps and whose address is
+        // its private data.
         let obj = unsafe {
             let vma = (*vmf).__bindgen_anon_1.vma;
             Self::from_raw((*vma).vm_private_data.cast())
@@ -125,9 +125,9 @@ impl<O: DriverObject> Object<O> {
         let Some(_entered) = obj.dev.enter() else {
             return bindings::vm_fault_reason_VM_FAULT_SIGBUS;
         };
-        // SAFETY: `io_mmap_callback` has prepared the area, has checked that the memory is as long as
-        // it, and has stored the address, which does not change. The object has not given the memory
-        // up, since the area has a reference.
+        // SAFETY: `io_mmap_callback` has prepared the area, has checked that the memory is as long
+        // as it, and has stored the address, which does not change. The object has not given the
+        // memory up, since the area has a reference.
         unsafe { bindings::kapi_vm_io_fault(vmf, obj.as_raw(), obj.io_base.load(Relaxed)) }
     }
 }

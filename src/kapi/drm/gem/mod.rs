@@ -139,7 +139,8 @@ pub(super) enum Kind {
 pub(crate) struct Object<O: DriverObject> {
     base: Opaque<bindings::drm_gem_shmem_object>,
     kind: Kind,
-    /// Physical address of an I/O object's memory, set before the object is mapped for the first time.
+    /// Physical address of an I/O object's memory, set before the object is mapped for the first
+    /// time.
     io_base: Atomic<u64>,
     /// The pages are pinned, once, until the object is released.
     pinned: AtomicFlag,
@@ -205,8 +206,8 @@ impl<O: DriverObject> Object<O> {
     ) -> Result<ARef<Self>> {
         let raw = Self::allocate(dev, Kind::Private, data)?;
         // INVARIANT: The object is initialized here.
-        // SAFETY: As in `new_without_memory`. Attachment and reservation live as long as the object,
-        // which keeps them.
+        // SAFETY: As in `new_without_memory`. Attachment and reservation live as long as the
+        // object, which keeps them.
         unsafe {
             let object: *mut bindings::drm_gem_object = raw.as_ptr().cast();
             (*object).resv = attachment.reservation();

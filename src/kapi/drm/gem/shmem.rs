@@ -151,8 +151,8 @@ impl<O: DriverObject> Object<O> {
         Ok(())
     }
 
-    /// Maps the memory of a shmem object for the device, until the object is released or the driver is
-    /// unbound. To be done once.
+    /// Maps the memory of a shmem object for the device, until the object is released or the driver
+    /// is unbound. To be done once.
     ///
     /// # Errors
     ///

@@ -72,8 +72,8 @@ pub(super) type Place = (usize, u64);
 
 /// Who waits for room.
 ///
-/// A quota with waiters is in `turns`, unless it has its quarter of the ring. Either list may also have
-/// quotas for which that is not so any more.
+/// A quota with waiters is in `turns`, unless it has its quarter of the ring. Either list may also
+/// have quotas for which that is not so any more.
 pub(in crate::transport::control) struct Line {
     pub(super) waiters: RBTree<Place, Arc<Waiter>>,
     /// How many.

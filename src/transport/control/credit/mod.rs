@@ -206,7 +206,8 @@ impl ControlQueue {
         self.credit_while(quota, commands, ms, || false)
     }
 
-    /// As [`ControlQueue::credit_within`]; when the time is over, `goes_on` says whether to wait again.
+    /// As [`ControlQueue::credit_within`]; when the time is over, `goes_on` says whether to wait
+    /// again.
     ///
     /// # Errors
     ///

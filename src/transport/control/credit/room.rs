@@ -94,8 +94,8 @@ impl Room {
         }
     }
 
-    /// The ring is empty, and has `size` descriptors; `bytes`, if that is limited, are for what is in
-    /// it.
+    /// The ring is empty, and has `size` descriptors; `bytes`, if that is limited, are for what is
+    /// in it.
     pub(in crate::transport::control) fn start(
         &self,
         size: usize,

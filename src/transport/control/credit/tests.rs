@@ -281,8 +281,8 @@ mod tests {
         Ok(())
     }
 
-    /// What was kept for a file with nothing in the ring does not grow by what its command took from
-    /// others.
+    /// What was kept for a file with nothing in the ring does not grow by what its command took
+    /// from others.
     #[test]
     fn overdrawn_by_the_first() -> Result {
         let mut ring = Ring::new();

@@ -224,7 +224,8 @@ impl Maker<'_> {
 
 impl Call {
     /// Keeps lists of syncobjs short. The DRM core allocates room for as many as there are said to
-    /// be, and asks the page allocator for more than it can ever have. Returns whether this has any.
+    /// be, and asks the page allocator for more than it can ever have. Returns whether this has
+    /// any.
     pub(crate) fn shorten(&mut self) -> bool {
         const MOST: u32 = 0x1000;
         let at = match self.nr {

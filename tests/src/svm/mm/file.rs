@@ -15,8 +15,8 @@ use crate::support::{ext4, procfs, Env, HUGE, PAGE};
 use crate::svm::support::{bad_address, open, open_with, End, Svm, USUAL};
 use crate::{check_eq, skip};
 
-/// Pages of a file that the device has only read need not be written anywhere, although the process may
-/// write them without a fault.
+/// Pages of a file that the device has only read need not be written anywhere, although the process
+/// may write them without a fault.
 pub(super) fn reading_dirties_no_file(env: &Env) -> TestResult {
     let svm = open_with(env, USUAL.exact())?;
     let memfd = Memfd::new(SIZE as u64)?;

@@ -83,8 +83,8 @@ pub(super) fn replaced_while_the_device_writes(env: &Env) -> TestResult {
     svm.coherent_all_over("in the end", &place)
 }
 
-/// Memory is replaced when a fault on it has just been resolved. The device's write is in the old memory
-/// before that is gone, or in the new one.
+/// Memory is replaced when a fault on it has just been resolved. The device's write is in the old
+/// memory before that is gone, or in the new one.
 pub(super) fn replaced_when_just_mapped(env: &Env) -> TestResult {
     let svm = open_with(env, USUAL.exact())?;
     let place = Place::reserve(Pages::Base, PAGE)?;
