@@ -35,6 +35,10 @@ links)
 	python3 scripts/links.py --self-test
 	python3 scripts/links.py
 	;;
+prose)
+	python3 scripts/prose.py --self-test
+	python3 scripts/prose.py
+	;;
 checkpatch)
 	# FILE_PATH_CHANGES: MAINTAINERS is the kernel's. BIT_MACRO: there is no
 	# BIT() in headers for userspace, and these are most of what is looked at.
@@ -84,7 +88,7 @@ shell)
 	shellcheck -x -S warning -P scripts scripts/*.sh scripts/in-root .ci/run
 	;;
 *)
-	echo "usage: lint.sh rustfmt-module|rustfmt-workspace|clippy-module|clippy-workspace|layers|links|checkpatch|kconfig|compile-fail|shell" >&2
+	echo "usage: lint.sh rustfmt-module|rustfmt-workspace|clippy-module|clippy-workspace|layers|links|prose|checkpatch|kconfig|compile-fail|shell" >&2
 	exit 1
 	;;
 esac
