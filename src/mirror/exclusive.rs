@@ -165,7 +165,7 @@ impl Window {
         let page = lookup.around.start;
         let (found, _) = *lookup.pages.first().ok_or(EINVAL)?;
         let address = self.start() + (page << PAGE_SHIFT);
-        // All that allocates or waits for the device comes before the folio is locked.
+        // All that allocates comes before the folio is locked.
         let mut resolution = match resolve {
             Some((id, how)) => Some(MirrorQueue::fault_resolve(range.space.id(), id, how)?),
             None => None,
@@ -179,9 +179,18 @@ impl Window {
         let mut sent = KVec::with_capacity(1, GFP_KERNEL)?;
         sent.push((command.clone_arc(), page..page + 1), GFP_KERNEL)?;
         let slots = command.descriptors() + usize::from(resolution.is_some());
-        let mut credit = queue.credit(slots)?;
 
+        if lookup.look.is_stale() {
+            return Ok(Committed::Stale);
+        }
         let alone = ExclusivePage::take(address, range.space.owner())?;
+        // Not ahead of that, which may wait for a file system, and room is others', too. Nor is
+        // it waited for with the folio locked.
+        let Some(mut credit) = queue.try_credit(slots)? else {
+            drop(alone);
+            drop(queue.credit(slots)?);
+            return Ok(Committed::Stale);
+        };
         let mut commits = range.lock.commits.lock();
         if range.space.is_closed(&commits) {
             return Ok(Committed::Closed);

@@ -203,6 +203,15 @@ impl Window {
     /// The first page of `which` that the device can reach, also for writing with `write`; its end
     /// if there is none. They are of one granule.
     pub(crate) fn first_reachable(&self, which: Range<usize>, write: bool) -> usize {
+        self.first(which, write, true)
+    }
+
+    /// The first page of `which` that it cannot reach so, or its end.
+    pub(crate) fn reachable_end(&self, which: Range<usize>, write: bool) -> usize {
+        self.first(which, write, false)
+    }
+
+    fn first(&self, which: Range<usize>, write: bool, reachable: bool) -> usize {
         let mut reach = [Reach::Nothing; GRANULE];
         let (start, end) = (which.start, which.end);
         let Some(places) = reach.get_mut(..end - start) else {
@@ -210,7 +219,8 @@ impl Window {
         };
         self.range.with_table(|table| table.reach(which, places));
         let least = if write { Reach::Write } else { Reach::Read };
-        let found = places.iter().position(|&reach| reach >= least);
+        let is_it = |&reach: &Reach| (reach >= least) == reachable;
+        let found = places.iter().position(is_it);
         found.map_or(end, |found| start + found)
     }
 
@@ -239,20 +249,20 @@ impl Window {
         let mut pages = KVec::from_elem(HmmPage::default(), around.len(), GFP_KERNEL)?;
         let mut tries = 0;
         let look = loop {
-            let start = self.start + (around.start << PAGE_SHIFT);
-            let look = match around == ask {
-                true => None,
-                false => windows.try_look(start, &mut pages, timeout_ms)?,
-            };
-            let look = match look {
-                Some(look) => look,
-                // What is around it is not worth a wait.
-                None => {
-                    *around = ask.clone();
-                    pages.truncate(around.len());
-                    let start = self.start + (around.start << PAGE_SHIFT);
-                    windows.look(start, &mut pages, *interruptible, timeout_ms)?
+            let look = loop {
+                let start = self.start + (around.start << PAGE_SHIFT);
+                if around.len() == 1 {
+                    break windows.look(start, &mut pages, *interruptible, timeout_ms)?;
                 }
+                if let Some(look) = windows.try_look(start, &mut pages, timeout_ms)? {
+                    break look;
+                }
+                // More than the first page is not worth a wait.
+                if around == ask {
+                    ask.end = ask.start + 1;
+                }
+                *around = ask.clone();
+                pages.truncate(around.len());
             };
             let is_missing = |page: &HmmPage| !page.is_valid() || *write && !page.is_writable();
             let asked = ask.start - around.start..ask.end - around.start;

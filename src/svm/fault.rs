@@ -153,35 +153,32 @@ impl Svm {
             window => window?,
         };
         let page = (address - window.start()) >> PAGE_SHIFT;
-        if window.is_reachable(page, write) {
-            self.counts.coalesced.fetch_add(1, Relaxed);
-            return Ok(Outcome::Resolve(resolution::OK));
-        }
         let global_page = address >> PAGE_SHIFT;
-        let mut pages = if self.exact {
-            1
-        } else {
-            self.streams.lock().pages(fault.stream, global_page)
-        };
+        let pages = self.streams.lock().pages(fault.stream, global_page);
         let mut deadline = Deadline::new();
         let mut memory_tries = 0;
-        // What is around the page changes so often that it costs the page.
+        // More than the page has cost the page.
         let mut narrow = self.exact;
         loop {
             let timeout = deadline.next_try_ms()?;
+            if window.is_reachable(page, write) {
+                self.counts.coalesced.fetch_add(1, Relaxed);
+                return Ok(Outcome::Resolve(resolution::OK));
+            }
             let area = match self.area(address, write)? {
                 Ok(area) => area,
                 Err(Refusal(reason)) => return Ok(Outcome::Refuse(reason)),
             };
-            let mut wanted = self.wanted(&window, &area, page, write, pages);
-            if narrow {
-                wanted.around = wanted.ask.clone();
-            }
+            let mut wanted = if narrow {
+                Self::wanted_alone(&area, page, write)
+            } else {
+                self.wanted(&window, &area, page, write, pages)
+            };
             let mut lookup = match window.look_up(&self.windows, &mut wanted, timeout) {
                 Ok(lookup) => lookup,
                 // Which of them it is about is to be known.
-                Err(e) if pages > 1 && (e == EFAULT || e == EPERM || e == ENOMEM) => {
-                    pages = 1;
+                Err(e) if !narrow && (e == EFAULT || e == EPERM || e == ENOMEM || e == EBUSY) => {
+                    narrow = true;
                     continue;
                 }
                 Err(e) if e == ENOMEM && memory_tries < MEMORY_TRIES => {
@@ -215,7 +212,7 @@ impl Svm {
                 Committed::Sent(sent) => sent,
                 Committed::Closed => return Ok(Outcome::Closed),
                 Committed::Stale => {
-                    (pages, narrow) = (1, true);
+                    narrow = true;
                     continue;
                 }
             };
@@ -238,8 +235,8 @@ impl Svm {
                 status::NO_MEMORY if self.make_room()? > 0 => continue,
                 status::NO_MEMORY => return Ok(Outcome::Refuse(svm_reason::NO_MEMORY)),
                 // Not this page, or not in this company.
-                _ if pages == 1 => return Ok(Outcome::Refuse(svm_reason::BAD_ADDRESS)),
-                _ => pages = 1,
+                _ if narrow => return Ok(Outcome::Refuse(svm_reason::BAD_ADDRESS)),
+                _ => narrow = true,
             }
         }
     }
@@ -256,6 +253,18 @@ impl Svm {
             return Ok(Err(Refusal(svm_reason::BAD_ACCESS)));
         }
         Ok(Ok(area))
+    }
+
+    /// What to look up for an access to page `page` of a window, which is in `area`: nothing else.
+    fn wanted_alone(area: &Area, page: usize, write: bool) -> Wanted {
+        Wanted {
+            ask: page..page + 1,
+            around: page..page + 1,
+            write,
+            eager: area.is_private_anonymous() && area.may_write(),
+            read_only: !area.may_write(),
+            interruptible: true,
+        }
     }
 
     /// What to look up for an access to page `page` of a window, which is in `area`: `pages` pages
@@ -276,7 +285,7 @@ impl Svm {
         let pages = if scarce {
             // More would cost the device what it needs for the next access of the same job.
             pages.min(SCARCE_PAGES)
-        } else if self.exact || area.is_random() || area.has_userfaultfd() {
+        } else if area.is_random() || area.has_userfaultfd() {
             // Whoever serves a userfaultfd is asked for what was touched.
             1
         } else if !write && area.is_anonymous() {
@@ -294,10 +303,7 @@ impl Svm {
         Wanted {
             around: if scarce { ask.clone() } else { around },
             ask,
-            write,
-            eager: area.is_private_anonymous() && area.may_write(),
-            read_only: !area.may_write(),
-            interruptible: true,
+            ..Self::wanted_alone(area, page, write)
         }
     }
 
@@ -409,7 +415,7 @@ impl Svm {
             };
             let mut lookup = match window.look_up(&self.windows, &mut wanted, timeout) {
                 Ok(lookup) => lookup,
-                Err(e) if pages > 1 && (e == EFAULT || e == EPERM || e == ENOMEM) => {
+                Err(e) if pages > 1 && (e == EFAULT || e == EPERM || e == ENOMEM || e == EBUSY) => {
                     pages = 1;
                     continue;
                 }
@@ -428,10 +434,13 @@ impl Svm {
             };
             match window.confirm(&sent, &self.revoking)? {
                 status::OK => {
-                    self.counts
-                        .pages
-                        .fetch_add(wanted.ask.len() as u64, Relaxed);
-                    return Ok(window.start() + (wanted.ask.end << PAGE_SHIFT));
+                    // There may not have been enough commands for all. The first page was among
+                    // them, even if it was revoked meanwhile.
+                    let end = window
+                        .reachable_end(wanted.ask.clone(), write)
+                        .max(page + 1);
+                    self.counts.pages.fetch_add((end - page) as u64, Relaxed);
+                    return Ok(window.start() + (end << PAGE_SHIFT));
                 }
                 status::NO_MEMORY if self.make_room()? > 0 => continue,
                 status::NO_MEMORY => return Err(ENOMEM),

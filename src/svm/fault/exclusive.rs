@@ -47,14 +47,15 @@ impl Svm {
             window => window?,
         };
         let page = (address - window.start()) >> PAGE_SHIFT;
-        if window.is_exclusive(page) {
-            self.counts.coalesced.fetch_add(1, Relaxed);
-            return Ok(Outcome::Resolve(resolution::OK));
-        }
         let mut deadline = Deadline::new();
         let mut memory_tries = 0;
         loop {
             let timeout = deadline.next_try_ms()?;
+            // Another thread may have got it meanwhile, from which it is not to be taken again.
+            if window.is_exclusive(page) {
+                self.counts.coalesced.fetch_add(1, Relaxed);
+                return Ok(Outcome::Resolve(resolution::OK));
+            }
             let area = match self.area(address, true)? {
                 Ok(area) => area,
                 Err(Refusal(reason)) => return Ok(Outcome::Refuse(reason)),

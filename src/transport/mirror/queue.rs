@@ -252,6 +252,31 @@ impl MirrorQueue {
         message(request.as_bytes(), payload, true)
     }
 
+    /// Takes room for commands that take `slots` descriptors in all, if there is any now. Does not
+    /// sleep.
+    ///
+    /// # Errors
+    ///
+    /// [`ENODEV`] if the device is lost, [`E2BIG`] if `slots` is more than a file's quota.
+    pub(crate) fn try_credit(&self, slots: usize) -> Result<Option<MirrorCredit>> {
+        let mut inner = self.mirror().inner.lock();
+        if slots > inner.room.most() {
+            return Err(E2BIG);
+        }
+        self.transport.check()?;
+        let has_room = inner.take(&self.quota, slots);
+        drop(inner);
+        Ok(has_room.then(|| self.granted(slots)))
+    }
+
+    /// The room that was taken.
+    fn granted(&self, slots: usize) -> MirrorCredit {
+        MirrorCredit {
+            queue: self.clone(),
+            slots,
+        }
+    }
+
     /// Waits for room for commands that take `slots` descriptors in all.
     ///
     /// Must be called before any lock is taken that a notifier callback takes.
@@ -262,22 +287,10 @@ impl MirrorQueue {
     /// if `slots` is more than a file's quota, [`EBUSY`] if the device has not done anything for a
     /// whole time-out, or nothing of this file's where only its own quota is in the way.
     pub(crate) fn credit(&self, slots: usize) -> Result<MirrorCredit> {
-        let mirror = self.mirror();
-        let credit = || MirrorCredit {
-            queue: self.clone(),
-            slots,
-        };
-        {
-            let mut inner = mirror.inner.lock();
-            if slots > inner.room.most() {
-                return Err(E2BIG);
-            }
-            self.transport.check()?;
-            if inner.take(&self.quota, slots) {
-                drop(inner);
-                return Ok(credit());
-            }
+        if let Some(credit) = self.try_credit(slots)? {
+            return Ok(credit);
         }
+        let mirror = self.mirror();
         let new = NewWaiter::new(slots)?;
         let waiter = new.waiter().clone();
         let (number, mut before) = mirror.change(|inner, woken| {
@@ -300,7 +313,7 @@ impl MirrorQueue {
         }
         // At the last moment, perhaps.
         if waiter.is_granted() {
-            return Ok(credit());
+            return Ok(self.granted(slots));
         }
         outcome?;
         Err(ENODEV)

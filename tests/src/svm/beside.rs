@@ -6,7 +6,7 @@
 
 use std::sync::atomic::{AtomicI32, Ordering};
 
-use virtgpu_client::{compute, Bytes, Deadline, Device, Errno, SyncStatus};
+use virtgpu_client::{compute, Bytes, Deadline, Device, Errno, Memory, SyncStatus};
 
 use super::support::{at, family, open, End, Svm};
 use crate::ktap::{Family, TestResult};
@@ -20,7 +20,9 @@ pub(crate) const FAMILY: Family = family(
     "svm_beside",
     cases![
         another_change: 200,
-        the_page_beside_it: 200,
+        the_page_behind_it: 200,
+        the_page_before_it: 200,
+        the_page_before_it_in_a_file: 200,
         its_own_change: 200,
         the_end_of_its_own_change: 200,
         more_changes_than_places: 300,
@@ -30,21 +32,22 @@ pub(crate) const FAMILY: Family = family(
 /// Memory of a job that does not end before its gate is opened.
 const SIZE: usize = 4 * PAGE;
 
-/// Calls `test` in the middle of MADV_DONTNEED of the start of `place`, which waits for a job that
-/// does so until the gate is opened. Then that job must not be over.
+/// Calls `test` in the middle of MADV_DONTNEED of [`SIZE`] bytes of `place` from `offset` on, which
+/// waits for a job that does so until the gate is opened. Then that job must not be over.
 fn in_the_middle_of_a_change(
     device: &Device,
     place: &Place,
+    offset: usize,
     test: impl FnOnce() -> TestResult,
 ) -> TestResult {
-    let mirror = Mirror::part(device, place, 0, SIZE, WHOLE)?;
+    let mirror = Mirror::part(device, place, offset, SIZE, WHOLE)?;
     let gate = Gate::new(device)?;
     mirror.fill(0)?;
     let fence = gate.submit(0, &mirror, 0)?;
-    running(place, 0)?;
+    running(place, offset)?;
     waits(
         "MADV_DONTNEED",
-        || place.advise(0, SIZE, libc::MADV_DONTNEED),
+        || place.advise(offset, SIZE, libc::MADV_DONTNEED),
         || {
             test()?;
             check_eq!(
@@ -64,7 +67,7 @@ fn another_change(env: &Env) -> TestResult {
         let (device, svm) = (open_mirrored(env)?, open(env)?);
         let (place, elsewhere) = (Place::base(SIZE)?, Place::base(SIZE)?);
         let adding = Svm::adding(&elsewhere);
-        in_the_middle_of_a_change(&device, &place, || svm.run("beside a change", &adding))?;
+        in_the_middle_of_a_change(&device, &place, 0, || svm.run("beside a change", &adding))?;
         check_eq!(elsewhere.read_u32(0), 1, "what the job has added");
         svm.coherent_all_over("afterwards", &place)
     })
@@ -72,15 +75,41 @@ fn another_change(env: &Env) -> TestResult {
 
 /// Nor does the page next to what is being changed, in the same huge page of addresses, although
 /// usually all that is there is mapped together.
-fn the_page_beside_it(env: &Env) -> TestResult {
+fn the_page_behind_it(env: &Env) -> TestResult {
+    used_beside_a_change(env, SIZE, |_| Ok(()))
+}
+
+/// Nor the page before it, by which the pages that are changed would be mapped ahead.
+fn the_page_before_it(env: &Env) -> TestResult {
+    used_beside_a_change(env, 0, |_| Ok(()))
+}
+
+/// The same where a program says that it will use all in order.
+fn the_page_before_it_in_a_file(env: &Env) -> TestResult {
+    used_beside_a_change(env, 0, |place| {
+        place.advise(0, place.len(), libc::MADV_SEQUENTIAL)
+    })
+}
+
+/// A job writes to the page at `offset` of memory, of which [`SIZE`] bytes next to that page are
+/// being changed.
+fn used_beside_a_change(
+    env: &Env,
+    offset: usize,
+    prepare: impl Fn(&Place) -> TestResult,
+) -> TestResult {
     patient(env, || {
         let (device, svm) = (open_mirrored(env)?, open(env)?);
-        let whole = Place::base(2 * SIZE)?;
+        let place = Place::base(2 * SIZE)?;
+        prepare(&place)?;
+        let changed = if offset == 0 { PAGE } else { 0 };
         let mut stream = compute::Stream::new();
-        stream.add_u32(at(whole.address(SIZE)), 4, 1);
-        in_the_middle_of_a_change(&device, &whole, || svm.run("beside a change", &stream))?;
-        check_eq!(whole.read_u32(SIZE), 1, "what the job has added");
-        svm.agrees("afterwards", &whole)
+        stream.add_u32(at(place.address(offset)), 4, 1);
+        in_the_middle_of_a_change(&device, &place, changed, || {
+            svm.run("beside a change", &stream)
+        })?;
+        check_eq!(place.read_u32(offset), 1, "what the job has added");
+        svm.agrees("afterwards", &place)
     })
 }
 
@@ -102,7 +131,7 @@ fn used_and_changed(env: &Env, offset: usize) -> TestResult {
         let mut stream = compute::Stream::new();
         stream.add_u32(at(place.address(offset)), PAGE as u64, 1);
         let adding = Svm::adding(&elsewhere);
-        in_the_middle_of_a_change(&device, &place, || {
+        in_the_middle_of_a_change(&device, &place, 0, || {
             svm.submit(0, &stream)?;
             // Twenty times what it would take.
             for _ in 0..20 {
