@@ -103,12 +103,12 @@ fn used_beside_a_change(
         let place = Place::base(2 * SIZE)?;
         prepare(&place)?;
         let changed = if offset == 0 { PAGE } else { 0 };
-        let mut stream = compute::Stream::new();
-        stream.add_u32(at(place.address(offset)), 4, 1);
+        // A write at once: a read would be followed by a fault of the page alone.
+        let writing = Svm::writing(place.address(offset), 7);
         in_the_middle_of_a_change(&device, &place, changed, || {
-            svm.run("beside a change", &stream)
+            svm.run("beside a change", &writing)
         })?;
-        check_eq!(place.read_u32(offset), 1, "what the job has added");
+        check_eq!(place.read_u64(offset), 7, "what the job has written");
         svm.agrees("afterwards", &place)
     })
 }
