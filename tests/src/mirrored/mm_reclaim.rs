@@ -338,7 +338,7 @@ fn killed_for_want_of_memory(env: &Env) -> TestResult {
                 }
             })
         })?;
-        child.is_killed()?;
+        child.join_killed()?;
         check_eq!(
             group.number("memory.events", "oom_kill ")?,
             1,

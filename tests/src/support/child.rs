@@ -107,7 +107,7 @@ impl Child {
     }
 
     /// Waits for its end, which must be by SIGKILL.
-    pub(crate) fn is_killed(self) -> TestResult {
+    pub(crate) fn join_killed(self) -> TestResult {
         let status = reap(self.pid)?;
         check!(
             libc::WIFSIGNALED(status) && libc::WTERMSIG(status) == libc::SIGKILL,

@@ -84,14 +84,12 @@ impl Pieces {
 impl Disturbance {
     /// Reports it, and what the driver has counted meanwhile, none of which may be 0.
     pub(crate) fn report(&self, report: &mut Report, driver: &[(u64, &str)]) {
-        let counts: String = driver
-            .iter()
-            .map(|(count, name)| format!(", {count} {name}"))
-            .collect();
-        report.say(&format!(
-            "  meanwhile {} pages were swapped out, {} were moved{counts}",
-            self.swapped, self.migrated
-        ));
+        let mut counts = vec![
+            format!("{} pages were swapped out", self.swapped),
+            format!("{} were moved", self.migrated),
+        ];
+        counts.extend(driver.iter().map(|(count, name)| format!("{count} {name}")));
+        report.say(&format!("  meanwhile {}", counts.join(", ")));
         let happened = self.swapped > 0
             && (self.migrated > 0 || !self.nodes)
             && driver.iter().all(|(count, _)| *count > 0);

@@ -118,7 +118,9 @@ pub(super) fn memcg_oom_ends(env: &Env) -> TestResult {
             own.fill(&large, 1)?;
             Err(Outcome::Fail("there was memory for all of it".into()))
         })?;
-        bounded("the end of a process without memory", || child.is_killed())?;
+        bounded("the end of a process without memory", || {
+            child.join_killed()
+        })?;
         check_eq!(
             group.number("memory.events", "oom_kill ")?,
             1,
