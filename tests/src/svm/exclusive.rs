@@ -499,11 +499,14 @@ fn swap_twice_the_limit(env: &Env) -> TestResult {
             let svm = open(env)?;
             let place = Place::base(2 * LIMIT)?;
             for _ in 0..2 {
-                let mut stream = compute::Stream::new();
-                for offset in (0..place.len()).step_by(2 * PAGE) {
-                    stream.atomic_add(at(place.address(offset)), 1, 1);
+                // Each access is a fault, and a job has a minute.
+                for part in (0..place.len()).step_by(LIMIT / 4) {
+                    let mut stream = compute::Stream::new();
+                    for offset in (part..part + LIMIT / 4).step_by(2 * PAGE) {
+                        stream.atomic_add(at(place.address(offset)), 1, 1);
+                    }
+                    svm.run("counting", &stream)?;
                 }
-                svm.run("counting", &stream)?;
             }
             let hits = group.number("memory.events", "max ")?;
             check!(hits > 0, "the limit was never hit");
