@@ -44,7 +44,7 @@
 //!    a time; some are held across an allocation, `Shared::backing` also while MAP is answered).
 //!    Inside of them `Mapper::live` (mutex; held while memory is mapped for DMA or unmapped)
 //! 5. `Mirrored::outer` (killable mutex, one at a time; held while pages are faulted in, hence
-//!    outside `mmap_lock`, and while MAP is answered) Inside of it `Residents::evicting`, then
+//!    outside `mmap_lock`, and while MAP is answered). Inside of it `Residents::evicting`, then
 //!    `Residents::ranges` (a killable mutex and a mutex, one each per file; the first is held while
 //!    INVALIDATE is acknowledged, the second across an allocation)
 //! 6. `dma_resv` of the buffers of a job (ww mutexes; held while the job is queued, never across a

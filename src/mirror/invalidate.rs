@@ -157,7 +157,7 @@ impl MirroredRange {
         !all || reachable
     }
 
-    /// Marks those of the pages `which` that are about to be invalidated, so that nobody relies on
+    /// Marks those of the pages `which` that are about to be invalidated, so that no one relies on
     /// them any more; with `gone` the addresses are, too. Pages of a `lost` device go into
     /// quarantine. Returns what the device may reach of them.
     ///

@@ -74,7 +74,7 @@ pub(super) enum Reach {
     Read,
     /// It may read and write.
     Write,
-    /// It may read and write, and nobody else does.
+    /// It may read and write, and no one else does.
     Exclusive,
 }
 
@@ -419,7 +419,7 @@ impl Table {
     }
 
     /// MAP is being sent for pages `from` on, which have a granule, with their rights. The device
-    /// faults if it fails, so that nobody relies on its response.
+    /// faults if it fails, so that no one relies on its response.
     ///
     /// Pages which the device reaches already are the same ones, and no right is taken from it.
     pub(super) fn set_reachable(&mut self, from: usize, pages: &[(HmmPage, Reach)]) {

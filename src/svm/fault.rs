@@ -23,6 +23,7 @@ use crate::{
     mirror::{
         Committed,
         Deadline,
+        Sent,
         Wanted,
         Window,
         WINDOW, //
@@ -193,15 +194,9 @@ impl Svm {
                 Ok(_) => continue,
                 Err(Refusal(reason)) => return Ok(Outcome::Refuse(reason)),
             }
-            let scarce = self.scarce.load(Relaxed);
-            let resolve = (!scarce).then_some((fault.id, resolution::OK));
-            if resolve.is_some() {
-                self.forget_fault(fault.id);
-            }
-            let committed = window.commit(&wanted, &mut lookup, resolve);
-            if resolve.is_some() && !matches!(committed, Ok(Committed::Sent(_))) {
-                self.remember_fault(fault.id);
-            }
+            let (resolved, committed) = self.commit_and_resolve(fault, |resolve| {
+                window.commit(&wanted, &mut lookup, resolve)
+            });
             let committed = match committed {
                 // For the commands, not for what was touched.
                 Err(e) if e == ENOMEM => return Ok(Outcome::Resolve(resolution::RETRY)),
@@ -222,23 +217,56 @@ impl Svm {
             self.streams
                 .lock()
                 .mapped(fault.stream, global_page, wanted.ask.len());
-            let outcome = window.confirm(&sent, &self.revoking);
-            if !scarce {
-                // Whatever it is: the fault is resolved. If the MAP has failed, there is another.
-                if matches!(outcome, Ok(response) if response != status::OK) {
-                    self.scarce.store(true, Relaxed);
-                }
-                return Ok(Outcome::Resolved);
-            }
-            match outcome? {
-                status::OK => return Ok(Outcome::Resolve(resolution::OK)),
-                status::NO_MEMORY if self.make_room()? > 0 => continue,
-                status::NO_MEMORY => return Ok(Outcome::Refuse(svm_reason::NO_MEMORY)),
-                // Not this page, or not in this company.
-                _ if narrow => return Ok(Outcome::Refuse(svm_reason::BAD_ADDRESS)),
-                _ => narrow = true,
+            match self.outcome(&window, &sent, resolved, narrow)? {
+                Some(outcome) => return Ok(outcome),
+                None => narrow = true,
             }
         }
+    }
+
+    /// Calls `commit` with the resolution of `fault`, if that is to be sent along with the MAP.
+    /// Returns whether it is, and what became of it.
+    fn commit_and_resolve(
+        &self,
+        fault: &Fault,
+        commit: impl FnOnce(Option<(u64, u32)>) -> Result<Committed>,
+    ) -> (bool, Result<Committed>) {
+        let resolved = !self.scarce.load(Relaxed);
+        if resolved {
+            self.forget_fault(fault.id);
+        }
+        let committed = commit(resolved.then_some((fault.id, resolution::OK)));
+        if resolved && !matches!(committed, Ok(Committed::Sent(_))) {
+            self.remember_fault(fault.id);
+        }
+        (resolved, committed)
+    }
+
+    /// How a fault ends for which `sent` was sent, and with it the resolution if it is `resolved`;
+    /// `None` if it is to be tried again. The page was looked up `alone`, or in company.
+    fn outcome(
+        &self,
+        window: &Window,
+        sent: &Sent,
+        resolved: bool,
+        alone: bool,
+    ) -> Result<Option<Outcome>> {
+        let response = window.confirm(sent, &self.revoking);
+        if resolved {
+            // Whatever it is. If the MAP has failed, there is another fault.
+            if matches!(response, Ok(response) if response != status::OK) {
+                self.scarce.store(true, Relaxed);
+            }
+            return Ok(Some(Outcome::Resolved));
+        }
+        Ok(Some(match response? {
+            status::OK => Outcome::Resolve(resolution::OK),
+            status::NO_MEMORY if self.make_room()? > 0 => return Ok(None),
+            status::NO_MEMORY => Outcome::Refuse(svm_reason::NO_MEMORY),
+            // Not this page, or not in this company.
+            _ if alone => Outcome::Refuse(svm_reason::BAD_ADDRESS),
+            _ => return Ok(None),
+        }))
     }
 
     /// The area around an address, if the process may read it, or write it with `write`.

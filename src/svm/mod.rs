@@ -20,7 +20,7 @@
 //! # The end
 //!
 //! An address space ends with its file, with its process, or with the device, whichever comes first
-//! ([`end`]). The threads end last, on a queue for which nobody waits, since one that waits for a
+//! ([`end`]). The threads end last, on a queue for which no one waits, since one that waits for a
 //! process that is stopped ends when that goes on.
 
 mod end;
@@ -305,7 +305,7 @@ impl Svm {
         self.context.set_fault_mode(true)?;
         let created = self.create_space();
         if created.is_err() {
-            // Nobody has sent a job, as that takes what is returned.
+            // No one has sent a job, as that takes what is returned.
             let _ = self.context.set_fault_mode(false);
         }
         created

@@ -95,7 +95,7 @@ impl Other {
 impl Drop for Other {
     fn drop(&mut self) {
         if self.pid > 0 {
-            // SAFETY: Our own child, which nobody else waits for.
+            // SAFETY: Our own child, which no one else waits for.
             unsafe {
                 libc::kill(self.pid, libc::SIGKILL);
                 libc::waitpid(self.pid, std::ptr::null_mut(), 0);

@@ -23,7 +23,7 @@ pub(super) fn open() -> Result<Svm> {
     Svm::open(MOST, SpaceOptions::new())
 }
 
-/// Memory of which a fault gets one page, since nobody says where the next one is.
+/// Memory of which a fault gets one page, since no one says where the next one is.
 pub(super) fn memory() -> Result<Region> {
     let memory = untouched(Kind::Fragmented, SIZE)?;
     advise(&memory, libc::MADV_RANDOM)?;

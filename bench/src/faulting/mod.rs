@@ -39,7 +39,7 @@ pub(crate) fn measure(options: &Options, report: &mut Report) -> Result {
 /// A context whose jobs use all memory of this process.
 struct Svm {
     space: AddressSpace,
-    /// Where jobs put what nobody looks at.
+    /// Where jobs put what no one looks at.
     sink: Mapping,
 }
 
@@ -104,7 +104,7 @@ impl Svm {
 /// Has the device lose the pages of a range, which stay where they are.
 fn revoke(memory: &impl Memory) -> Result {
     for protection in [libc::PROT_READ, libc::PROT_READ | libc::PROT_WRITE] {
-        // SAFETY: The range is ours, and nobody writes to it meanwhile.
+        // SAFETY: The range is ours, and no one writes to it meanwhile.
         let result = unsafe { libc::mprotect(memory.as_ptr().cast(), memory.len(), protection) };
         if result != 0 {
             return Err(std::io::Error::last_os_error().into());

@@ -127,7 +127,7 @@ fn per_window(options: &Options) -> Result<(Sample, Sample)> {
 /// A page of a mapping.
 struct Page(*mut u8);
 
-// SAFETY: The mapping lives for longer, and nobody else uses it.
+// SAFETY: The mapping lives for longer, and no one else uses it.
 unsafe impl Memory for Page {
     fn as_ptr(&self) -> *mut u8 {
         self.0

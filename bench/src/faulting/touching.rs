@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0-only
 
-//! Memory that nobody has touched yet: a job fills it, by faults and after SVM_PREFETCH.
+//! Memory that no one has touched yet: a job fills it, by faults and after SVM_PREFETCH.
 
 use std::time::Instant;
 

@@ -287,7 +287,7 @@ impl<P: Payload> BlankEvent<P> {
         if self.reserved.sent.xchg(true, Full) {
             return;
         }
-        // SAFETY: The node is a `Node<P>`, and nobody uses it before it is sent, which only who has
+        // SAFETY: The node is a `Node<P>`, and no one uses it before it is sent, which only who has
         // set `sent` does; the rest is as in `ReservedEvent::send`.
         unsafe {
             fill(self.reserved.pending.cast::<Node<P>>().as_ptr(), payload);

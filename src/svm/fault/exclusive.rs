@@ -21,11 +21,8 @@ use crate::{
         Wanted, //
     },
     protocol::{
-        mirror::{
-            resolution,
-            status, //
-        },
-        uapi::svm_reason,
+        mirror::resolution,
+        uapi::svm_reason, //
     },
     transport::event::Fault,
 };
@@ -80,21 +77,16 @@ impl Svm {
                 }
                 Err(e) => return Err(e),
             };
-            let scarce = self.scarce.load(Relaxed);
-            let resolve = (!scarce).then_some((fault.id, resolution::OK));
-            if resolve.is_some() {
-                self.forget_fault(fault.id);
-            }
-            // Ahead: the job may be over before this thread goes on.
-            self.counts.exclusive.fetch_add(1, Relaxed);
-            let committed = window.commit_exclusive(&lookup, resolve);
-            if !matches!(committed, Ok(Committed::Sent(_))) {
-                self.counts.exclusive.fetch_sub(1, Relaxed);
-            }
+            let (resolved, committed) = self.commit_and_resolve(fault, |resolve| {
+                // Ahead: the job may be over before this thread goes on.
+                self.counts.exclusive.fetch_add(1, Relaxed);
+                let committed = window.commit_exclusive(&lookup, resolve);
+                if !matches!(committed, Ok(Committed::Sent(_))) {
+                    self.counts.exclusive.fetch_sub(1, Relaxed);
+                }
+                committed
+            });
             drop(lookup);
-            if resolve.is_some() && !matches!(committed, Ok(Committed::Sent(_))) {
-                self.remember_fault(fault.id);
-            }
             let sent = match committed {
                 Ok(Committed::Sent(sent)) => sent,
                 Ok(Committed::Closed) => return Ok(Outcome::Closed),
@@ -106,19 +98,8 @@ impl Svm {
                 Err(e) => return Err(e),
             };
             self.counts.pages.fetch_add(1, Relaxed);
-            let outcome = window.confirm(&sent, &self.revoking);
-            if !scarce {
-                // As for other faults: it is resolved, and if the MAP has failed, there is another.
-                if matches!(outcome, Ok(response) if response != status::OK) {
-                    self.scarce.store(true, Relaxed);
-                }
-                return Ok(Outcome::Resolved);
-            }
-            match outcome? {
-                status::OK => return Ok(Outcome::Resolve(resolution::OK)),
-                status::NO_MEMORY if self.make_room()? > 0 => continue,
-                status::NO_MEMORY => return Ok(Outcome::Refuse(svm_reason::NO_MEMORY)),
-                _ => return Ok(Outcome::Refuse(svm_reason::BAD_ADDRESS)),
+            if let Some(outcome) = self.outcome(&window, &sent, resolved, true)? {
+                return Ok(outcome);
             }
         }
     }

@@ -3,7 +3,7 @@
 //! The commands of the control queue, each tied to what it sends and to what the device responds.
 //!
 //! [`Request`](super::Request) is made of one, and [`Sent`](super::Sent) reads the response, so
-//! that nobody says twice how a command succeeds, or reads the response to one as that to another.
+//! that no one says twice how a command succeeds, or reads the response to one as that to another.
 
 use crate::protocol::{
     virtio_gpu::{

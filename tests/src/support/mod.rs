@@ -24,6 +24,7 @@ pub(crate) mod memory;
 pub(crate) mod numa;
 pub(crate) mod pace;
 pub(crate) mod place;
+pub(crate) mod prefetch;
 pub(crate) mod procfs;
 pub(crate) mod program;
 pub(crate) mod raw;

@@ -124,10 +124,10 @@ pub(crate) const FAMILIES: &[Family] = &[
     family(
         "svm_hostile_dead_space",
         "--adversary bad-fault --adversary bad-done --adversary-on SPACE_DESTROY",
-        cases![nobody_notices: 300],
+        cases![spaces_that_are_gone: 300],
     ),
     family(
-        "svm_hostile_fault_of_nobody",
+        "svm_hostile_fault_without_access",
         "--adversary bad-fault --adversary-on MAP --adversary-context silent",
         cases![is_one_more_fault: 300],
     ),
@@ -182,7 +182,7 @@ fn delay(microseconds: u64) -> compute::Stream {
     stream
 }
 
-/// A job that reads a word until that is 1, which nobody makes it.
+/// A job that reads a word until that is 1, which no one makes it.
 fn spinning(place: &Place) -> compute::Stream {
     let mut stream = compute::Stream::new();
     stream.spin_until(at(place.address(0)), 1, 100_000_000);
@@ -413,7 +413,7 @@ fn gone_in_a_fault(env: &Env) -> TestResult {
 }
 
 /// What the device says of spaces that are gone means nothing.
-fn nobody_notices(env: &Env) -> TestResult {
+fn spaces_that_are_gone(env: &Env) -> TestResult {
     let kept = open(env)?;
     let (place, other) = (Place::base(SIZE)?, Place::base(SIZE)?);
     for round in 0..10 {
@@ -456,14 +456,14 @@ fn is_one_more_fault(env: &Env) -> TestResult {
     });
     check!(lost, "a fault at {PAGE:#x} is served");
     victim.is_lost(
-        "a fault of nobody",
+        "a fault without an access",
         bad_address(svm_access::READ, PAGE as u64),
     )?;
     other.coherent_all_over("afterwards", &used)?;
-    others_work(env, "a fault of nobody")
+    others_work(env, "a fault without an access")
 }
 
-/// A job of the victim that never ends, and which costs nobody else anything.
+/// A job of the victim that never ends, and which costs no one else anything.
 struct Endless<'a> {
     env: &'a Env,
     victim: Svm,

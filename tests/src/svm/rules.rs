@@ -273,7 +273,7 @@ fn buffer_not_listed(env: &Env) -> TestResult {
 }
 
 /// Jobs with fences, on rings of the same number and with memory of the same process, wait for
-/// nobody.
+/// no one.
 fn fence_job_beside_stall(env: &Env) -> TestResult {
     let (svm, fenced) = (open(env)?, device(env)?);
     let (stalled, place) = (Place::base(4 * PAGE)?, Place::base(4 * PAGE)?);

@@ -201,7 +201,7 @@ fn stores_are_not_repeated(env: &Env) -> TestResult {
     Ok(())
 }
 
-/// The memory that is asked for goes away, which nobody waits for.
+/// The memory that is asked for goes away, which no one waits for.
 fn munmap(env: &Env) -> TestResult {
     let svm = open(env)?;
     let silent = Silent::new()?;

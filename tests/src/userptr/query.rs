@@ -7,7 +7,7 @@ use virtgpu_client::{Errno, Mapping, Memory, RegisterOptions};
 
 use crate::ktap::TestResult;
 use crate::support::memory::small_pages;
-use crate::support::{raw, Env, PAGE};
+use crate::support::{prefetch, Env, PAGE};
 use crate::{check_eq, check_err};
 
 pub(super) fn query(env: &Env) -> TestResult {
@@ -56,59 +56,7 @@ pub(super) fn prefetch(env: &Env) -> TestResult {
     let device = env.compute()?;
     let memory = small_pages(10 * PAGE)?;
     let userptr = device.register(&memory, RegisterOptions::pinned())?;
-    let page = PAGE as u64;
-    for (offset, length) in [
-        (0, 10 * page),
-        (0, page),
-        (3 * page, 7 * page),
-        (9 * page, page),
-    ] {
-        check_eq!(
-            userptr.prefetch(offset, length)?,
-            length,
-            "bytes done of {length} at {offset}"
-        );
-    }
-    for (offset, length) in [
-        (0, 11 * page),
-        (10 * page, page),
-        (1, page),
-        (0, 100),
-        (!4095, page),
-        (page, !4095),
-    ] {
-        check_err!(
-            userptr.prefetch(offset, length),
-            Errno::INVAL,
-            "{length:#x} bytes at {offset:#x}"
-        );
-    }
-    let mut wrong = uapi::UserptrPrefetch {
-        bo_handle: userptr.handle(),
-        flags: 1,
-        length: page,
-        ..Default::default()
-    };
-    check_err!(
-        raw::call(&device, uapi::nr::USERPTR_PREFETCH, &mut wrong),
-        Errno::INVAL,
-        "flags 1"
-    );
-    wrong.flags = 0;
-    wrong.bo_handle = 12345;
-    check_err!(
-        raw::call(&device, uapi::nr::USERPTR_PREFETCH, &mut wrong),
-        Errno::NOENT,
-        "unknown handle"
-    );
-    let blob = device.create_blob(&virtgpu_client::BlobOptions::guest(page))?;
-    wrong.bo_handle = blob.handle();
-    check_err!(
-        raw::call(&device, uapi::nr::USERPTR_PREFETCH, &mut wrong),
-        Errno::INVAL,
-        "a blob"
-    );
-    Ok(())
+    prefetch::arguments(&device, &userptr)
 }
 
 pub(super) fn prefault_flag(env: &Env) -> TestResult {

@@ -8,7 +8,7 @@ use virtgpu_client::{Bytes, Errno};
 use crate::ktap::TestResult;
 use crate::mirrored::support::{each_kind, on_each_kind, open, Mirror, READ_ONLY, SPARSE, WHOLE};
 use crate::support::place::{Pages, Place};
-use crate::support::{procfs, raw, Env, HUGE, P, PAGE};
+use crate::support::{prefetch, procfs, Env, HUGE, P, PAGE};
 use crate::{check, check_eq, check_err, skip};
 
 /// What was sent between two points, as entries and commands.
@@ -104,38 +104,7 @@ pub(super) fn prefetch_arguments(env: &Env) -> TestResult {
     let place = Place::base(10 * PAGE)?;
     for options in [WHOLE, SPARSE, READ_ONLY] {
         let userptr = device.register(&place, options)?;
-        for (offset, length) in [(0, 10 * P), (0, P), (3 * P, 7 * P), (9 * P, P)] {
-            check_eq!(
-                userptr.prefetch(offset, length)?,
-                length,
-                "bytes done of {length} at {offset}"
-            );
-        }
-        for (offset, length) in [
-            (0, 11 * P),
-            (10 * P, P),
-            (1, P),
-            (0, 100),
-            (!4095, P),
-            (P, !4095),
-        ] {
-            check_err!(
-                userptr.prefetch(offset, length),
-                Errno::INVAL,
-                "{length:#x} bytes at {offset:#x}"
-            );
-        }
-        let mut wrong = uapi::UserptrPrefetch {
-            bo_handle: userptr.handle(),
-            flags: 1,
-            length: P,
-            ..Default::default()
-        };
-        check_err!(
-            raw::call(&device, uapi::nr::USERPTR_PREFETCH, &mut wrong),
-            Errno::INVAL,
-            "flags 1"
-        );
+        prefetch::arguments(&device, &userptr)?;
     }
     Ok(())
 }
