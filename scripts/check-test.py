@@ -46,7 +46,7 @@ def run(guests, run, build):
         if result is not None:
             with open(f"{folder}/result", "w") as f:
                 json.dump(dict(GUEST, **result), f)
-        return 0
+        return 0, 0.0
 
     offered = {n: Family(f"{n}\tany\tours\t--x\t") for n in ("a", "b", "c")}
     text = io.StringIO()

@@ -186,8 +186,15 @@ def cpu_seconds():
     return usage.ru_utime + usage.ru_stime
 
 
+def wait(process):
+    """Waits for a process; returns its exit status and the processor time of all it has started."""
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    return process.returncode, usage.ru_utime + usage.ru_stime
+
+
 def feed(reader, report, suite, command, log, show=None):
-    """Runs a command, reports what its output says, returns its exit status."""
+    """Runs a command, reports what its output says, returns its exit status and processor time."""
     with open(log, "w") as out:
         p = subprocess.Popen(command, cwd=PROJECT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                              stderr=subprocess.STDOUT, text=True, errors="replace")
@@ -198,7 +205,7 @@ def feed(reader, report, suite, command, log, show=None):
                 report.print(line.rstrip("\n"))
             for r in reader.feed(line.rstrip("\n")):
                 report.add(f"{suite}/{r.name}", r.status, r.seconds, r.reason, r.notes)
-        return p.wait()
+        return wait(p)
 
 
 def tail(path, lines=20):
@@ -217,14 +224,16 @@ def run_command(report, suite, run):
     form = run.get("format", "status")
     if form == "status":
         with open(log, "w") as out:
-            status = subprocess.run(["sh", "-c", run["run"]], cwd=PROJECT, stdin=subprocess.DEVNULL,
-                                    stdout=out, stderr=out).returncode
+            status, cpu = wait(subprocess.Popen(["sh", "-c", run["run"]], cwd=PROJECT, stdin=subprocess.DEVNULL,
+                                                stdout=out, stderr=out))
+        report.print(f"# {name}: CPU {cpu:.1f} s")
         report.add(name, "not ok" if status else "ok", time.monotonic() - start,
                    f"exit status {status}, log: {shown}" if status else "", tail(log))
         return
     reader = ktap.Cargo() if form == "cargo" else ktap.Ktap()
     prefix = suite if form == "cargo" else name
-    status = feed(reader, report, prefix, ["sh", "-c", run["run"]], log, run.get("show"))
+    status, cpu = feed(reader, report, prefix, ["sh", "-c", run["run"]], log, run.get("show"))
+    report.print(f"# {name}: {time.monotonic() - start:.1f} s; CPU {cpu:.1f} s")
     for r in reader.finish():
         report.add(f"{name}/{r.name}", r.status, None, r.reason, r.notes)
     if status and not report.failed:
@@ -379,7 +388,7 @@ def guest_once(report, suite, name, run_name, command, show, expected):
     result_file = f"{BUILD}/logs/{run_name}/result"
     if os.path.exists(result_file):
         os.unlink(result_file)
-    status = feed(reader, report, suite, command[:1] + ["--name", run_name] + command[1:], log, show)
+    status, _ = feed(reader, report, suite, command[:1] + ["--name", run_name] + command[1:], log, show)
     for r in reader.finish():
         report.add(f"{name}/{r.name}", r.status, None, r.reason, r.notes)
     reported = {r.name for r in report.results}
