@@ -9,6 +9,7 @@ KDIR ?=
 SUITE ?=
 LIST ?=
 CHANGED ?=
+ALL ?=
 SECONDS ?=
 # A variable of the shell's, too, which it takes from the environment.
 unexport SECONDS
@@ -32,11 +33,11 @@ demo: ## build everything and show a device job on malloc'ed memory
 	@scripts/demo.sh
 
 .PHONY: check
-check: ## all tests; SUITE=name for one suite, LIST=1 names them, CHANGED=1 skips what has passed as it is
+check: ## tests of everything; ALL=1 runs all of them, SUITE=name one suite, LIST=1 names the suites, CHANGED=1 skips what has passed as it is
 ifneq ($(LIST),)
 	@scripts/check.sh --list
 else
-	@VIRTGPU_CHANGED='$(CHANGED)' scripts/check.sh $(SUITE)
+	@VIRTGPU_CHANGED='$(CHANGED)' VIRTGPU_ALL='$(ALL)' scripts/check.sh $(SUITE)
 endif
 
 .PHONY: quick

@@ -127,6 +127,21 @@ def another_seed_is_no_other_input(build):
             and second.names == ["s/g/guest_log_and_unload"] and not second.failed)
 
 
+def every_family_has_its_turn(build):
+    """And what is left out is said, and is no skip that should be expected."""
+    run_of = {}
+    os.environ["VIRTGPU_SHARE"] = "1"
+    for turn, mine in enumerate((["a", "c"], ["b"])):
+        os.environ["VIRTGPU_COMMIT"] = f"0000000{turn}cafe"
+        run_of[turn] = run([(document(*mine), {"cases": [case(f) for f in mine]})], dict(ALL, share=2), build)
+    for name in ("VIRTGPU_SHARE", "VIRTGPU_COMMIT"):
+        del os.environ[name]
+    whole = run([(document("a", "b", "c"), {"cases": [case("a"), case("b"), case("c")]})], dict(ALL, share=2), build)
+    return (not any(r.failed for r in (*run_of.values(), whole)) and "--families=a,c" in run_of[0].commands[0]
+            and "--families=b" in run_of[1].commands[0] and f"skip s/b # {check.OTHERS}" in run_of[0].text
+            and "skip" not in whole.text.replace("0 skipped", ""))
+
+
 def guests_wait_for_their_suites_commands(build):
     begun, first, made = [], threading.Event(), {"b": threading.Event()}
 
@@ -373,7 +388,7 @@ def a_hung_boot_is_no_long_job(build):
 TESTS = [all_in_one_guest, finding_names_its_case, the_rest_runs_in_the_next_guest, no_family_is_lost,
          a_silent_family_fails, status_without_failure_fails, a_pause_does_not_fail, a_pause_hides_no_finding,
          fails_twice, short_pauses_count, no_result_fails, two_hung_boots_fail, unchanged_guests_are_skipped,
-         another_seed_is_no_other_input, guests_wait_for_their_suites_commands,
+         another_seed_is_no_other_input, every_family_has_its_turn, guests_wait_for_their_suites_commands,
          expected_skips_pass, a_new_skip_fails, another_reason_fails, a_skip_that_is_missed_fails,
          only_whole_suites_miss_skips, a_bad_list_of_skips_fails, the_list_of_skips_is_right,
          what_is_expected_must_come, what_cannot_be_listed_fails,

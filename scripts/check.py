@@ -27,6 +27,8 @@ A suite is a file tests/suites/NAME.toml:
   each_device = "REGEX"   # instead: each family that wants a device with arguments
                           # of its own, if they match, on such a device; with `families`, those
   guests = 2              # how many guests share these families
+  share = 3               # of the families every third, others for each commit; all if the suite
+                          # was named, or with VIRTGPU_ALL=1
   first = "…"             # a shell command that prints KTAP, before the families
   expect = "…"            # a shell command here that prints names of tests, one a line;
                           # one that the guest does not report is a failure
@@ -83,6 +85,8 @@ TARGET = BUILD + "/target/x86_64-unknown-linux-gnu/release"
 GUEST_TEST = "/guest_log_and_unload"
 # Why a guest was not started with VIRTGPU_CHANGED.
 UNCHANGED = "nothing that goes into it has changed since it passed"
+# Why a family is left out where `share` says so.
+OTHERS = "it is the turn of others with this commit; ALL=1 runs all"
 
 
 # More than this, and a guest has seen a machine that no user has.
@@ -150,7 +154,7 @@ class Report:
 
     def check_skips(self, suites, text):
         """Compares the skips with those that `text` expects. `suites` are those that were run."""
-        results = [r for r in self.results if not (r.status == "skip" and r.reason == UNCHANGED)]
+        results = [r for r in self.results if not (r.status == "skip" and r.reason in (UNCHANGED, OTHERS))]
         # What fails may have kept others from being skipped, and so may a guest that was left out.
         broken = {r.name.partition("/")[0] for r in self.results if r.status == "not ok" or r not in results}
         try:
@@ -262,6 +266,17 @@ def wanted_families(report, suite, spec, run, kernel, driver):
     return [f for f in wanted if f in offered]
 
 
+def of_this_commit(report, suite, run, wanted):
+    """Those of the families whose turn it is."""
+    share = run.get("share", 1)
+    turn = int(os.environ.get("VIRTGPU_COMMIT", "")[:8] or "0", 16) % share
+    mine = [f for at, f in enumerate(wanted) if at % share == turn]
+    for f in wanted:
+        if f not in mine:
+            report.add(f"{suite}/{f}", "skip", None, OTHERS)
+    return mine
+
+
 def run_guest(report, suite, spec, run):
     """Runs a guest, and those that do what it could not."""
     option = lambda key, default=None: run.get(key, spec.get(key, default))
@@ -270,6 +285,8 @@ def run_guest(report, suite, spec, run):
     job, wanted = run.get("job"), []
     if not job:
         wanted = wanted_families(report, suite, spec, run, kernel, driver)
+        if os.environ.get("VIRTGPU_SHARE"):
+            wanted = of_this_commit(report, suite, run, wanted)
         if not wanted:
             report.add(name, "not ok", None, "no family of virtgpu-tests applies")
             return

@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: GPL-2.0
 # check.sh [SUITE...]: builds what the suites need and runs them; without an
 # argument all but those that say `default = false`. check.sh --list names them.
-# VIRTGPU_CHANGED=1 skips guests that have passed with the same inputs.
+# Without an argument, suites with many guests run a part of their families, others for each commit;
+# VIRTGPU_ALL=1 runs all. VIRTGPU_CHANGED=1 skips guests that have passed with the same inputs.
 # The last line of the output is "N passed, N failed, N skipped".
 . "$(dirname "$0")/lib.sh"
 
@@ -21,6 +22,8 @@ for s in $all; do
 	grep -q '^default *= *false' "$suites_dir/$s.toml" || default="$default $s"
 done
 suites=${*:-$default}
+export VIRTGPU_SHARE=
+[ $# -gt 0 ] || [ -n "${VIRTGPU_ALL:-}" ] || VIRTGPU_SHARE=1
 for s in $suites; do
 	[ -e "$suites_dir/$s.toml" ] || die "no suite '$s'; there are: $(echo $all)"
 done
