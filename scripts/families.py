@@ -26,4 +26,9 @@ def families():
     if not os.path.exists(TESTS):
         return {}
     lines = subprocess.check_output([TESTS, "list"], text=True).splitlines()
-    return {f.name: f for f in map(Family, filter(None, lines))}
+    offered = [Family(line) for line in lines if line]
+    names = [f.name for f in offered]
+    twice = {name for name in names if names.count(name) > 1}
+    if twice:
+        raise ValueError(f"several families of virtgpu-tests are called {', '.join(sorted(twice))}")
+    return {f.name: f for f in offered}

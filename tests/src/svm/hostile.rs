@@ -127,7 +127,7 @@ pub(crate) const FAMILIES: &[Family] = &[
         cases![spaces_that_are_gone: 300],
     ),
     family(
-        "svm_hostile_fault_without_access",
+        "svm_hostile_fault_of_nothing",
         "--adversary bad-fault --adversary-on MAP --adversary-context silent",
         cases![is_one_more_fault: 300],
     ),
