@@ -200,10 +200,15 @@ struct Acceptance {
 impl Completion for Acceptance {
     fn complete(&mut self, response: &Response) {
         let jobs = &self.svm.jobs;
-        if !matches!(response, Response::Ok(_)) {
-            jobs.refuse(self.number);
-            self.svm.look();
-            return;
+        match response {
+            Response::Ok(_) => {}
+            // That ends all jobs, and says why.
+            Response::Aborted => return,
+            _ => {
+                jobs.refuse(self.number);
+                self.svm.look();
+                return;
+            }
         }
         let mut inner = jobs.inner.lock();
         let index = inner.find(self.number);
