@@ -140,7 +140,7 @@ impl MirroredRange {
     ///
     /// As [`MirroredRange::revoke`].
     pub(super) fn evict(&self, which: Range<usize>) -> Result<usize> {
-        let done = self.revoke(which)?;
+        let done = self.revoke(which, check_not_killed)?;
         self.gpu.counters.evicted_pages.add(done as u64);
         Ok(done)
     }
@@ -150,12 +150,17 @@ impl MirroredRange {
     ///
     /// # Errors
     ///
-    /// [`ENODEV`] if the device is lost, [`EINTR`] on a fatal signal.
-    pub(super) fn revoke(&self, which: Range<usize>) -> Result<usize> {
+    /// [`ENODEV`] if the device is lost, and what `proceed` fails with, which is called before each
+    /// granule.
+    pub(super) fn revoke(
+        &self,
+        which: Range<usize>,
+        proceed: impl Fn() -> Result,
+    ) -> Result<usize> {
         let (mut at, mut done) = (which.start, 0);
         while at < which.end {
             // Each granule is a round trip.
-            check_not_killed()?;
+            proceed()?;
             let mut guard = self.lock.commits.lock();
             // Jobs are queued with the lock held.
             if !self.is_idle() {

@@ -150,7 +150,7 @@ impl Window {
     }
 
     /// As [`Window::commit`], for a lookup of one page, for writing: the device gets the page
-    /// alone.
+    /// alone. It is `anonymous`, or of a private mapping of a file.
     ///
     /// # Errors
     ///
@@ -158,6 +158,7 @@ impl Window {
     pub(crate) fn commit_exclusive(
         &self,
         lookup: &Lookup<'_>,
+        anonymous: bool,
         resolve: Option<(u64, u32)>,
     ) -> Result<Committed> {
         let range = self.range();
@@ -180,13 +181,23 @@ impl Window {
         sent.push((command.clone_arc(), page..page + 1), GFP_KERNEL)?;
         let slots = command.descriptors() + usize::from(resolution.is_some());
 
+        // Room is others', too: it is not kept from them while a file system is waited for. Nor is
+        // it waited for with the folio locked.
+        let ahead = if anonymous {
+            Some(queue.credit(slots)?)
+        } else {
+            None
+        };
+        let mut spare = self.missing_granule(page)?;
         if lookup.look.is_stale() {
             return Ok(Committed::Stale);
         }
-        let alone = ExclusivePage::take(address, range.space.owner())?;
-        // Not ahead of that, which may wait for a file system, and room is others', too. Nor is
-        // it waited for with the folio locked.
-        let Some(mut credit) = queue.try_credit(slots)? else {
+        let alone = ExclusivePage::take(address, range.space.owner(), anonymous)?;
+        let credit = match ahead {
+            Some(credit) => Some(credit),
+            None => queue.try_credit(slots)?,
+        };
+        let Some(mut credit) = credit else {
             drop(alone);
             drop(queue.credit(slots)?);
             return Ok(Committed::Stale);
@@ -195,17 +206,24 @@ impl Window {
         if range.space.is_closed(&commits) {
             return Ok(Committed::Closed);
         }
-        let stale = range.look(&mut commits, |table| -> Result<bool> {
+        let refused = range.look(&mut commits, |table| -> Result<Option<Committed>> {
             let mut now = [Reach::Nothing];
             table.reach(page..page + 1, &mut now);
             // Taking the page may have changed it, or split a huge one, as other changes do.
             if lookup.look.is_stale()
-                || !table.has_granule(page)
-                || now[0] == Reach::Ending
                 || alone.phys() != found.phys()
                 || range.gpu.knobs.loses_race()
             {
-                return Ok(true);
+                return Ok(Some(Committed::Stale));
+            }
+            if now[0] == Reach::Ending {
+                return Ok(Some(Committed::Revoking));
+            }
+            if !table.has_granule(page) {
+                match spare.take() {
+                    Some(granule) => table.add(granule),
+                    None => return Ok(Some(Committed::Stale)),
+                }
             }
             // Pages of a lost device may be in quarantine, and must not be replaced.
             range.gpu.transport.check()?;
@@ -216,14 +234,16 @@ impl Window {
             if let Some(resolution) = resolution.take() {
                 queue.put_unkicked(resolution, &mut credit)?;
             }
-            Ok(false)
+            Ok(None)
         })?;
-        if stale {
+        if let Some(refused) = refused {
             drop(commits);
             drop(alone);
-            count(&range.counters.retries, 1);
-            range.gpu.counters.lookup_retries.add(1);
-            return Ok(Committed::Stale);
+            if matches!(refused, Committed::Stale) {
+                count(&range.counters.retries, 1);
+                range.gpu.counters.lookup_retries.add(1);
+            }
+            return Ok(refused);
         }
         commits.slices.begin(address >> PAGE_SHIFT, monotonic_ns());
         drop(commits);

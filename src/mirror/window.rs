@@ -19,6 +19,7 @@ use super::{
         RangeParams, //
     },
     table::{
+        NewGranule,
         Reach,
         Table,
         GRANULE, //
@@ -118,6 +119,8 @@ pub(crate) enum Committed {
     Sent(Sent),
     /// The lookup is stale.
     Stale,
+    /// A page that is asked for is being revoked, by the thread that has the lock for that.
+    Revoking,
     /// The space is about to end.
     Closed,
 }
@@ -170,6 +173,12 @@ impl Window {
     /// First address, in bytes.
     pub(crate) fn start(&self) -> usize {
         self.start
+    }
+
+    /// The addresses of pages.
+    pub(crate) fn addresses(&self, pages: &Range<usize>) -> Range<usize> {
+        let address_of = |page: usize| self.start + (page << PAGE_SHIFT);
+        address_of(pages.start)..address_of(pages.end)
     }
 
     /// Pages.
@@ -231,7 +240,7 @@ impl Window {
     /// # Errors
     ///
     /// Those of [`fault_in`]; [`EBUSY`] if the pages kept changing for `timeout_ms` milliseconds,
-    /// or were gone again at once.
+    /// or were gone again at once, or if the device reaches the first one by now.
     pub(crate) fn look_up<'a>(
         &self,
         windows: &'a Windows,
@@ -245,7 +254,6 @@ impl Window {
             interruptible,
             ..
         } = wanted;
-        self.ensure_granule(ask.start)?;
         let mut pages = KVec::from_elem(HmmPage::default(), around.len(), GFP_KERNEL)?;
         let mut tries = 0;
         let look = loop {
@@ -274,6 +282,16 @@ impl Window {
             drop(look);
             let missing = asked[first..].iter().take_while(|page| is_missing(page));
             let missing = missing.count();
+            // The device has got it meanwhile, alone perhaps: then it would lose it.
+            if self.is_reachable(ask.start + first, *write) {
+                if first == 0 {
+                    return Err(EBUSY);
+                }
+                ask.end = ask.start + first;
+                *around = ask.clone();
+                pages.truncate(around.len());
+                continue;
+            }
             if tries == LOOKS {
                 return Err(EBUSY);
             }
@@ -304,21 +322,12 @@ impl Window {
         })
     }
 
-    fn ensure_granule(&self, page: usize) -> Result {
+    /// Memory for the granule of `page`, if that is not there.
+    pub(super) fn missing_granule(&self, page: usize) -> Result<Option<NewGranule>> {
         if self.range.with_table(|table| table.has_granule(page)) {
-            return Ok(());
+            return Ok(None);
         }
-        let granule = Table::new_granule(self.range.layout, page)?;
-        let mut left = Some(granule);
-        self.range.with_table(|table| {
-            // Another thread may have added it meanwhile.
-            if !table.has_granule(page) {
-                if let Some(granule) = left.take() {
-                    table.add(granule);
-                }
-            }
-        });
-        Ok(())
+        Ok(Some(Table::new_granule(self.range.layout, page)?))
     }
 
     /// Has the device map what was looked up and what it does not reach yet, unless the lookup is
@@ -341,10 +350,15 @@ impl Window {
             Some((id, how)) => Some(MirrorQueue::fault_resolve(range.space.id(), id, how)?),
             None => None,
         };
+        let mut spare = None;
         loop {
             let Some((before, plan)) = self.plan(wanted, lookup)? else {
-                return Ok(Committed::Stale);
+                return Ok(Committed::Revoking);
             };
+            // What is unmapped beside the pages may have it found empty, and freed.
+            if spare.is_none() {
+                spare = self.missing_granule(lookup.around.start)?;
+            }
             let Plan {
                 mut list,
                 sent,
@@ -362,9 +376,14 @@ impl Window {
                 return Ok(Committed::Closed);
             }
             let outcome = range.look(&mut commits, |table| -> Result<Option<Committed>> {
-                let stale = lookup.look.is_stale() || !table.has_granules(&lookup.around);
-                if stale || range.gpu.knobs.loses_race() {
+                if lookup.look.is_stale() || range.gpu.knobs.loses_race() {
                     return Ok(Some(Committed::Stale));
+                }
+                if !table.has_granules(&lookup.around) {
+                    match spare.take() {
+                        Some(granule) => table.add(granule),
+                        None => return Ok(None),
+                    }
                 }
                 // Pages of a lost device may be in quarantine, and must not be replaced.
                 range.gpu.transport.check()?;
@@ -537,20 +556,23 @@ impl Window {
     ///
     /// [`ENODEV`] if the device is lost, [`EINTR`] on a fatal signal.
     pub(crate) fn confirm(&self, sent: &Sent, revoking: &KillableMutex<()>) -> Result<u32> {
-        let mut outcome = status::OK;
+        let mut outcome = Ok(status::OK);
         for (command, which) in &sent.0 {
-            let response = self.range.space.queue().wait(command)?;
-            if response == status::OK {
+            let response = self.range.space.queue().wait(command);
+            if response == Ok(status::OK) {
                 continue;
             }
-            let guard = revoking.lock()?;
-            self.range.revoke(which.clone())?;
+            // Also by a thread that is being killed, which does not wait for the response: the
+            // address space may be that of others, too, and a fault on a page that the table has in
+            // vain is taken for resolved over and over.
+            let guard = revoking.lock_unkillable();
+            self.range.revoke(which.clone(), || Ok(()))?;
             drop(guard);
-            if outcome == status::OK {
+            if outcome == Ok(status::OK) {
                 outcome = response;
             }
         }
-        Ok(outcome)
+        outcome
     }
 
     /// Revokes those of the pages `which` that the device reaches, as it has no room for others;

@@ -10,6 +10,7 @@
 //! fails, the access faults again.
 
 mod exclusive;
+mod prefetch;
 
 use super::{
     Loss,
@@ -41,7 +42,6 @@ use crate::{
         mirror::MirrorQueue, //
     },
 };
-use core::ops::Range;
 use kernel::{
     error::code::EHWPOISON,
     page::{
@@ -189,9 +189,13 @@ impl Svm {
                 Err(e) => return Err(e),
             };
             // What was looked up may be of another area.
+            let looked_up = window.addresses(&wanted.around);
             match self.area(address, write)? {
-                Ok(again) if again == area => {}
-                Ok(_) => continue,
+                Ok(again) if again.is_as(&area, looked_up) => {}
+                Ok(_) => {
+                    narrow = true;
+                    continue;
+                }
                 Err(Refusal(reason)) => return Ok(Outcome::Refuse(reason)),
             }
             let (resolved, committed) = self.commit_and_resolve(fault, |resolve| {
@@ -208,6 +212,10 @@ impl Svm {
                 Committed::Closed => return Ok(Outcome::Closed),
                 Committed::Stale => {
                     narrow = true;
+                    continue;
+                }
+                Committed::Revoking => {
+                    drop(self.revoking.lock()?);
                     continue;
                 }
             };
@@ -384,98 +392,6 @@ impl Svm {
             self.counts.evictions.fetch_add(1, Relaxed);
         }
         Ok(done)
-    }
-
-    /// Makes `which`, addresses of whole pages, reachable for the device, for writing with `write`,
-    /// by the current thread, which is one of the process. Returns how many bytes are, from the
-    /// first on, also on failure.
-    ///
-    /// # Errors
-    ///
-    /// About the first page that is not reachable:
-    ///
-    /// - [`EFAULT`] if there is no memory that a device can use;
-    /// - [`EPERM`] if the process may not access it so;
-    /// - [`EBUSY`] if pages keep changing for a second;
-    /// - [`ENOMEM`], [`ENODEV`], [`EINTR`].
-    pub(crate) fn prefetch(self: &Arc<Self>, which: Range<usize>, write: bool) -> (usize, Result) {
-        let mut at = which.start;
-        while at < which.end {
-            match self.prefetch_part(at..which.end, write) {
-                Ok(end) => at = end,
-                Err(e) => return (at - which.start, Err(e)),
-            }
-        }
-        (at - which.start, Ok(()))
-    }
-
-    /// Makes the first pages of `which` reachable. Returns the end of those that are.
-    fn prefetch_part(self: &Arc<Self>, which: Range<usize>, write: bool) -> Result<usize> {
-        check_not_killed()?;
-        let window = self.windows.window(which.start)?;
-        let page = (which.start - window.start()) >> PAGE_SHIFT;
-        let end = window
-            .granule(page)
-            .end
-            .min((which.end - window.start()) >> PAGE_SHIFT);
-        if window.is_reachable(page, write) {
-            return Ok(which.start + PAGE_SIZE);
-        }
-        let mut deadline = Deadline::new();
-        let mut pages = end - page;
-        loop {
-            let timeout = deadline.next_try_ms()?;
-            let area = match self.area(which.start, write)? {
-                Ok(area) => area,
-                Err(Refusal(svm_reason::BAD_ACCESS)) => return Err(EPERM),
-                Err(_) => return Err(EFAULT),
-            };
-            let area_end = (area.end - window.start()) >> PAGE_SHIFT;
-            let ask_end =
-                window.first_reachable(page + 1..(page + pages).min(area_end).max(page + 1), write);
-            let mut wanted = Wanted {
-                ask: page..ask_end,
-                around: page..ask_end,
-                write,
-                eager: area.is_private_anonymous() && area.may_write(),
-                read_only: !area.may_write(),
-                interruptible: false,
-            };
-            let mut lookup = match window.look_up(&self.windows, &mut wanted, timeout) {
-                Ok(lookup) => lookup,
-                Err(e) if pages > 1 && (e == EFAULT || e == EPERM || e == ENOMEM || e == EBUSY) => {
-                    pages = 1;
-                    continue;
-                }
-                Err(e) => return Err(e),
-            };
-            match self.area(which.start, write)? {
-                Ok(again) if again == area => {}
-                _ => continue,
-            }
-            let committed = window.commit(&wanted, &mut lookup, None)?;
-            drop(lookup);
-            let sent = match committed {
-                Committed::Sent(sent) => sent,
-                Committed::Closed => return Err(EIO),
-                Committed::Stale => continue,
-            };
-            match window.confirm(&sent, &self.revoking)? {
-                status::OK => {
-                    // There may not have been enough commands for all. The first page was among
-                    // them, even if it was revoked meanwhile.
-                    let end = window
-                        .reachable_end(wanted.ask.clone(), write)
-                        .max(page + 1);
-                    self.counts.pages.fetch_add((end - page) as u64, Relaxed);
-                    return Ok(window.start() + (end << PAGE_SHIFT));
-                }
-                status::NO_MEMORY if self.make_room()? > 0 => continue,
-                status::NO_MEMORY => return Err(ENOMEM),
-                _ if pages == 1 => return Err(EFAULT),
-                _ => pages = 1,
-            }
-        }
     }
 }
 

@@ -12,6 +12,7 @@ use crate::kapi::{
     bindings,
     sync, //
 };
+use core::ops::Range;
 use kernel::{
     error::to_result,
     page::PAGE_SHIFT,
@@ -150,7 +151,7 @@ impl<H: IntervalHandler> IntervalNotifier<H> {
 }
 
 /// What is mapped somewhere.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct Area {
     /// First address, and the one behind the last.
     pub(crate) start: usize,
@@ -178,6 +179,13 @@ impl Area {
                 flags: area.flags,
             })),
         }
+    }
+
+    /// Whether all of `addresses` are memory of the same kind and rights in `self` and in `earlier`.
+    /// Areas grow and shrink, and are merged and split, by what is done to their neighbours.
+    pub(crate) fn is_as(&self, earlier: &Self, addresses: Range<usize>) -> bool {
+        let has = |area: &Self| area.start <= addresses.start && addresses.end <= area.end;
+        self.flags == earlier.flags && has(self) && has(earlier)
     }
 
     fn has(&self, flag: bindings::kapi_area_flag) -> bool {

@@ -80,7 +80,7 @@ impl Svm {
             let (resolved, committed) = self.commit_and_resolve(fault, |resolve| {
                 // Ahead: the job may be over before this thread goes on.
                 self.counts.exclusive.fetch_add(1, Relaxed);
-                let committed = window.commit_exclusive(&lookup, resolve);
+                let committed = window.commit_exclusive(&lookup, area.is_anonymous(), resolve);
                 if !matches!(committed, Ok(Committed::Sent(_))) {
                     self.counts.exclusive.fetch_sub(1, Relaxed);
                 }
@@ -91,9 +91,13 @@ impl Svm {
                 Ok(Committed::Sent(sent)) => sent,
                 Ok(Committed::Closed) => return Ok(Outcome::Closed),
                 Ok(Committed::Stale) => continue,
+                Ok(Committed::Revoking) => {
+                    drop(self.revoking.lock()?);
+                    continue;
+                }
                 Err(e) if e == EOPNOTSUPP => return Ok(Outcome::Refuse(svm_reason::NO_ATOMIC)),
                 // What was there is not any more, which the next lookup tells.
-                Err(e) if e == EFAULT => continue,
+                Err(e) if e == EFAULT || e == EAGAIN => continue,
                 Err(e) if e == ENOMEM => return Ok(Outcome::Resolve(resolution::RETRY)),
                 Err(e) => return Err(e),
             };

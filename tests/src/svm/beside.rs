@@ -4,7 +4,7 @@
 //! another file may use mirrored memory that is taken. A fault waits for changes of its own page
 //! only.
 
-use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicUsize, Ordering};
 
 use virtgpu_client::{compute, Bytes, Deadline, Device, Errno, Memory, SyncStatus};
 
@@ -12,7 +12,8 @@ use super::support::{at, family, open, End, Svm};
 use crate::ktap::{Family, TestResult};
 use crate::mirrored::fences::{patient, running, waits, Gate};
 use crate::mirrored::support::{open as open_mirrored, Mirror, WHOLE};
-use crate::support::place::Place;
+use crate::support::debugfs::Knobs;
+use crate::support::place::{Pages, Place, NONE, RW};
 use crate::support::{eventually, job, procfs, Env, PAGE};
 use crate::{cases, check, check_eq};
 
@@ -26,6 +27,8 @@ pub(crate) const FAMILY: Family = family(
         its_own_change: 200,
         the_end_of_its_own_change: 200,
         more_changes_than_places: 300,
+        an_area_that_grows: 200,
+        prefetch_in_an_area_that_grows: 200,
     ],
 );
 
@@ -218,5 +221,70 @@ fn more_changes_than_places(env: &Env) -> TestResult {
             "what the job has added"
         );
         svm.agrees("afterwards", &place)
+    })
+}
+
+/// The area that a page is in grows and shrinks all the time, at its other end.
+fn in_an_area_that_grows(
+    env: &Env,
+    test: impl Fn(&Svm, &Place, usize) -> TestResult,
+) -> TestResult {
+    /// Pages that come and go.
+    const PAGES: usize = 200;
+    let svm = open(env)?;
+    // So that there are some each time between the lookup of a page and its MAP.
+    let knobs = Knobs::open(env)?;
+    knobs.set("delay_map_ms", 20)?;
+    let place = Place::reserve(Pages::Base, (PAGES + 1) * PAGE)?;
+    let last = PAGES * PAGE;
+    place.map(last, PAGE)?;
+    place.write_u64(last, 0);
+    let (stop, changes) = (AtomicBool::new(false), AtomicUsize::new(0));
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(|| -> TestResult {
+            while !stop.load(Ordering::Relaxed) {
+                for page in (0..PAGES).rev() {
+                    place.map_with(page * PAGE, PAGE, RW, libc::MAP_PRIVATE)?;
+                    changes.fetch_add(1, Ordering::Relaxed);
+                }
+                place.map_with(0, last, NONE, libc::MAP_PRIVATE)?;
+            }
+            Ok(())
+        });
+        let work = || -> TestResult {
+            for _ in 0..10 {
+                let before = changes.load(Ordering::Relaxed);
+                place.advise(last, PAGE, libc::MADV_DONTNEED)?;
+                check!(
+                    eventually(job::LIMIT, || changes.load(Ordering::Relaxed) != before),
+                    "the other thread does nothing"
+                );
+                test(&svm, &place, last)?;
+            }
+            Ok(())
+        };
+        let worked = work();
+        stop.store(true, Ordering::Relaxed);
+        thread.join().expect("no panic")?;
+        worked
+    })
+}
+
+/// That is no change of the page, and not waited for.
+fn an_area_that_grows(env: &Env) -> TestResult {
+    in_an_area_that_grows(env, |svm, place, offset| {
+        svm.poke(place.address(offset), 7)?;
+        check_eq!(place.read_u64(offset), 7, "what the job has written");
+        Ok(())
+    })
+}
+
+/// Nor by PREFETCH.
+fn prefetch_in_an_area_that_grows(env: &Env) -> TestResult {
+    in_an_area_that_grows(env, |svm, place, offset| {
+        let address = place.address(offset);
+        let done = svm.space.prefetch_for_writing(address, PAGE as u64)?;
+        check_eq!(done, PAGE as u64, "bytes prefetched");
+        Ok(())
     })
 }

@@ -49,6 +49,12 @@ pub(crate) const FAMILY: Family = Family {
     )
 };
 
+/// The same with little room in the queue of MAPs.
+pub(crate) const CROWDED: Family = Family {
+    device: "--exclusive-atomics --queue-size 64",
+    ..family("svm_exclusive_crowded", cases![beside_prefetches: 300])
+};
+
 /// Bytes of a small test.
 const SIZE: usize = 32 * PAGE;
 
@@ -640,4 +646,59 @@ fn kill_at_random(env: &Env) -> TestResult {
         );
     }
     raced("processes killed", rounds)
+}
+
+/// Pages are given to the device although others want to map something all the time.
+fn beside_prefetches(env: &Env) -> TestResult {
+    const THREADS: usize = 6;
+    const ROUNDS: u64 = 50;
+    let svm = open(env)?;
+    let place = Place::base(PAGE)?;
+    let (stop, prefetched) = (AtomicBool::new(false), AtomicU64::new(0));
+    let others: Vec<_> = (0..THREADS)
+        .map(|_| Place::scattered(128))
+        .collect::<TestResult<_>>()?;
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = others
+            .iter()
+            .map(|other| {
+                let (svm, stop, prefetched) = (&svm, &stop, &prefetched);
+                scope.spawn(move || -> TestResult {
+                    while !stop.load(Ordering::Relaxed) {
+                        other.protect(0, other.len(), READ)?;
+                        other.protect(0, other.len(), RW)?;
+                        let length = other.len() as u64;
+                        let done = svm.space.prefetch_for_writing(other.address(0), length)?;
+                        check_eq!(done, length, "bytes prefetched");
+                        prefetched.fetch_add(1, Ordering::Relaxed);
+                    }
+                    Ok(())
+                })
+            })
+            .collect();
+        let work = || -> TestResult {
+            let start = Instant::now();
+            for round in 1..=ROUNDS {
+                svm.run("counting", &counting(place.address(0), 1))?;
+                check_eq!(
+                    word(&place, 0).fetch_add(1, Ordering::SeqCst),
+                    2 * round - 1,
+                    "our view"
+                );
+            }
+            let others = prefetched.load(Ordering::Relaxed);
+            println!(
+                "# {ROUNDS} rounds, {others} prefetches, {:?}",
+                start.elapsed()
+            );
+            check!(others > ROUNDS, "no one was in the way");
+            Ok(())
+        };
+        let worked = work();
+        stop.store(true, Ordering::Relaxed);
+        for thread in threads {
+            thread.join().expect("no panic")?;
+        }
+        worked
+    })
 }

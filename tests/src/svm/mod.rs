@@ -32,5 +32,6 @@ pub(crate) const FAMILIES: &[Family] = &[
     rules::LOST,
     storm::FAMILY,
     exclusive::FAMILY,
+    exclusive::CROWDED,
     knobs::FAMILY,
 ];

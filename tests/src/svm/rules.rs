@@ -39,8 +39,15 @@ pub(crate) const FAMILY: Family = family(
 pub(crate) const SCARCE: Family = on_device(
     "svm_scarce",
     "--mirror-mappings 600",
-    cases![evicts_and_goes_on: 300, evicts_at_the_end_of_addresses: 300],
+    cases![
+        evicts_and_goes_on: 300,
+        evicts_at_the_end_of_addresses: 300,
+        prefetches_all_the_same: 300,
+    ],
 );
+
+/// Pages of [`in_many_runs`].
+const PAGES: usize = 2000;
 
 /// A device that drops a space when it is to map something.
 pub(crate) const LOST: Family = on_device(
@@ -517,8 +524,29 @@ fn evicts_at_the_end_of_addresses(env: &Env) -> TestResult {
     Ok(())
 }
 
-fn more_than_it_has_room_for(env: &Env, svm: &Svm) -> TestResult {
-    const PAGES: usize = 2000;
+/// PREFETCH of more than there is room for: MAPs that fail while others are on their way.
+fn prefetches_all_the_same(env: &Env) -> TestResult {
+    let svm = open(env)?;
+    let place = in_many_runs()?;
+    let length = place.len() as u64;
+    let done = svm.space.prefetch_for_writing(place.address(0), length)?;
+    check_eq!(done, length, "bytes prefetched");
+    let query = svm.count()?;
+    check!(query.evictions > 0, "nothing was evicted: {query:?}");
+    // What has been evicted is no error, and what has not is there.
+    let last = place.address(place.len() - PAGE);
+    svm.poke(last, 9)?;
+    check_eq!(svm.count()?.faults, query.faults, "faults on the last page");
+    place.write_u64(place.len() - PAGE, 0);
+    svm.run("adding to all of it", &Svm::adding(&place))?;
+    for offset in (0..place.len()).step_by(PAGE) {
+        check_eq!(place.read_u32(offset), 1, "what was added at {offset:#x}");
+    }
+    others_work(env, "a device that is full")
+}
+
+/// Memory in more runs of pages than the device has room for.
+fn in_many_runs() -> TestResult<Place> {
     let place = Place::scattered(PAGES)?;
     let runs = procfs::minimal_runs(place.as_ptr() as usize, place.len())?;
     if runs < 1200 {
@@ -527,10 +555,21 @@ fn more_than_it_has_room_for(env: &Env, svm: &Svm) -> TestResult {
     for offset in (0..place.len()).step_by(PAGE) {
         place.write_u64(offset, 0);
     }
+    Ok(place)
+}
+
+/// A job that adds 1 to the first word of each page, by an operation of its own.
+fn adding_to_each(place: &Place) -> compute::Stream {
     let mut adding = compute::Stream::new();
-    for page in 0..PAGES {
-        adding.add_u32(at(place.address(page * PAGE)), 8, 1);
+    for offset in (0..place.len()).step_by(PAGE) {
+        adding.add_u32(at(place.address(offset)), 8, 1);
     }
+    adding
+}
+
+fn more_than_it_has_room_for(env: &Env, svm: &Svm) -> TestResult {
+    let place = in_many_runs()?;
+    let adding = adding_to_each(&place);
     for _ in 0..3 {
         svm.run("adding to all of it", &adding)?;
     }

@@ -25,7 +25,7 @@ use self::pointers::{
     buffers_beside_pointers, chase_list, first_touch_of_each_kind, globals, lent_slices,
     malloc_all_ops, untouched_malloc, untouched_stack_array,
 };
-use self::prefetch::{prefetch_errors, prefetch_killed, prefetch_partial};
+use self::prefetch::{prefetch_errors, prefetch_in_parts, prefetch_killed, prefetch_partial};
 use self::wait::{
     jobs_end_in_order, ring_events, wait_errors, wait_for_a_value_of_another_ring, wait_ops,
 };
@@ -47,6 +47,7 @@ pub(crate) const FAMILY: Family = family(
         exact_faults_one_page,
         around_stays_in_vma,
         prefetch_partial,
+        prefetch_in_parts,
         prefetch_errors,
         prefetch_killed,
         wait_ops,

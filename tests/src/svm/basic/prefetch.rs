@@ -9,9 +9,9 @@ use virtgpu_client::protocol::uapi;
 use virtgpu_client::{compute, Bytes, Errno, Memory};
 
 use crate::ktap::{Outcome, TestResult};
-use crate::support::place::{Place, NONE, READ};
+use crate::support::place::{Pages, Place, NONE, READ};
 use crate::support::uffd::Uffd;
-use crate::support::{child, eventually, job, raw, Env, PAGE};
+use crate::support::{child, eventually, job, raw, Env, HUGE, PAGE};
 use crate::svm::support::{at, device, open};
 use crate::{check, check_eq, check_err};
 
@@ -71,6 +71,49 @@ pub(super) fn prefetch_partial(env: &Env) -> TestResult {
     let faults = svm.count()?.faults - before;
     check!(faults <= 1, "{faults} faults on what was prefetched");
     svm.coherent_all_over("written after that", &untouched)
+}
+
+/// More than the driver maps at a time, up to a hole.
+pub(super) fn prefetch_in_parts(env: &Env) -> TestResult {
+    let svm = open(env)?;
+    for pages in [Pages::Base, Pages::Huge] {
+        let place = Place::new(pages, 8 * HUGE)?;
+        let hole = 6 * HUGE + 3 * PAGE;
+        place.unmap(hole, PAGE)?;
+        let start = place.address(0);
+        let before = svm.count()?.mapped_bytes;
+        let mut argument = uapi::SvmPrefetch {
+            addr: start,
+            length: place.len() as u64,
+            flags: uapi::SVM_PREFETCH_WRITE,
+            ..Default::default()
+        };
+        check_err!(
+            raw::call(svm.device(), uapi::nr::SVM_PREFETCH, &mut argument),
+            Errno::FAULT,
+            "{}: a range with a hole",
+            pages.name()
+        );
+        check_eq!(argument.done, hole as u64, "bytes before the hole");
+        let after = svm.count()?;
+        check_eq!(
+            after.mapped_bytes - before,
+            hole as u64,
+            "bytes mapped by it"
+        );
+        let mut stream = compute::Stream::new();
+        stream.fill(at(start), hole as u64, 5);
+        svm.run("writing what was prefetched", &stream)?;
+        check_eq!(svm.count()?.faults, after.faults, "faults after it");
+        for offset in (0..hole).step_by(PAGE) {
+            check_eq!(
+                place.read_u64(offset),
+                5,
+                "what the job wrote at {offset:#x}"
+            );
+        }
+    }
+    Ok(())
 }
 
 pub(super) fn prefetch_errors(env: &Env) -> TestResult {

@@ -1,0 +1,234 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Making memory reachable before a job touches it.
+//!
+//! Each page is looked up and mapped as for a fault. While the device carries out a MAP, the pages
+//! of the next one are looked up already. If one fails, what comes after it waits for its outcome.
+
+use super::{
+    Refusal,
+    Svm, //
+};
+use crate::{
+    kapi::task::check_not_killed,
+    mirror::{
+        Committed,
+        Deadline,
+        Sent,
+        Wanted,
+        Window, //
+    },
+    protocol::{
+        mirror::status,
+        uapi::svm_reason, //
+    },
+};
+use core::ops::Range;
+use kernel::{
+    page::PAGE_SHIFT,
+    prelude::*,
+    sync::{
+        atomic::ordering::Relaxed,
+        Arc, //
+    }, //
+};
+
+/// Most parts of a range whose MAPs have no response yet.
+const IN_FLIGHT: usize = 4;
+
+/// Neighbouring pages of a granule, for which MAP was sent.
+struct Part {
+    window: Arc<Window>,
+    sent: Sent,
+    /// Addresses.
+    which: Range<usize>,
+}
+
+/// What was done about the first pages of a range.
+enum Step {
+    /// The device reaches all pages before this address.
+    Reachable(usize),
+    /// They are being mapped.
+    Sent(Part),
+}
+
+impl Svm {
+    /// Makes `which`, addresses of whole pages, reachable for the device, for writing with `write`,
+    /// by the current thread, which is one of the process. Returns how many bytes are, from the
+    /// first on, also on failure.
+    ///
+    /// # Errors
+    ///
+    /// About the first page that is not reachable:
+    ///
+    /// - [`EFAULT`] if there is no memory that a device can use;
+    /// - [`EPERM`] if the process may not access it so;
+    /// - [`EBUSY`] if pages keep changing for a second;
+    /// - [`ENOMEM`], [`ENODEV`], [`EINTR`].
+    pub(crate) fn prefetch(&self, which: Range<usize>, write: bool) -> (usize, Result) {
+        let mut parts = match KVec::with_capacity(IN_FLIGHT, GFP_KERNEL) {
+            Ok(parts) => parts,
+            Err(e) => return (0, Err(e.into())),
+        };
+        let (mut at, mut outcome) = self.prefetch_all(which.clone(), write, &mut parts);
+        // A MAP must not be forgotten: what it has failed to map is not reachable.
+        for part in parts {
+            let confirmed = self.confirm_part(&part);
+            let failed = match confirmed {
+                Ok(status::OK) => continue,
+                // Another call tells why.
+                Ok(_) => EBUSY,
+                Err(e) => e,
+            };
+            if part.which.start < at {
+                (at, outcome) = (part.which.start, Err(failed));
+            }
+        }
+        (at - which.start, outcome)
+    }
+
+    /// As [`Svm::prefetch`], but returns the end of what is reachable, and leaves in `parts` those
+    /// whose MAPs have no response yet, which it takes for reachable.
+    fn prefetch_all(
+        &self,
+        which: Range<usize>,
+        write: bool,
+        parts: &mut KVec<Part>,
+    ) -> (usize, Result) {
+        let mut at = which.start;
+        // Most pages of a part, for want of room; whether the next part is a page, to know which one
+        // the device refuses; and most parts at a time.
+        let (mut most, mut single, mut limit) = (usize::MAX, false, IN_FLIGHT);
+        loop {
+            let full = at == which.end || parts.len() >= limit;
+            let oldest = if full { parts.remove(0).ok() } else { None };
+            let Some(part) = oldest else {
+                if at == which.end {
+                    return (at, Ok(()));
+                }
+                let pages = if single { 1 } else { most };
+                match self.prefetch_part(at..which.end, write, pages) {
+                    Ok(Step::Reachable(end)) => at = end,
+                    Ok(Step::Sent(part)) => {
+                        at = part.which.end;
+                        if let Err(e) = parts.push(part, GFP_KERNEL) {
+                            return (at, Err(e.into()));
+                        }
+                    }
+                    Err(e) => return (at, Err(e)),
+                }
+                continue;
+            };
+            let pages = part.which.len() >> PAGE_SHIFT;
+            match self.confirm_part(&part) {
+                Ok(status::OK) => {
+                    single = false;
+                    if most == usize::MAX {
+                        limit = IN_FLIGHT;
+                    }
+                }
+                Ok(response) => {
+                    // The others may have failed, too, or have what this one lacks.
+                    at = part.which.start;
+                    while let Ok(part) = parts.remove(0) {
+                        if let Err(e) = self.confirm_part(&part) {
+                            return (at, Err(e));
+                        }
+                    }
+                    limit = 1;
+                    match (response, pages) {
+                        (status::NO_MEMORY, _) => {
+                            // There may never be room for as many at a time.
+                            most = pages.div_ceil(2);
+                            match self.make_room() {
+                                Ok(0) if pages == 1 => return (at, Err(ENOMEM)),
+                                Ok(_) => {}
+                                Err(e) => return (at, Err(e)),
+                            }
+                        }
+                        (_, 1) => return (at, Err(EFAULT)),
+                        _ => single = true,
+                    }
+                }
+                Err(e) => return (part.which.start, Err(e)),
+            }
+        }
+    }
+
+    /// The outcome of the MAPs of a part, as [`Window::confirm`] returns it.
+    fn confirm_part(&self, part: &Part) -> Result<u32> {
+        let response = part.window.confirm(&part.sent, &self.revoking)?;
+        if response == status::OK {
+            let pages = part.which.len() >> PAGE_SHIFT;
+            self.counts.pages.fetch_add(pages as u64, Relaxed);
+        }
+        Ok(response)
+    }
+
+    /// Sends MAP for the first pages of `which`, `most` at most.
+    fn prefetch_part(&self, which: Range<usize>, write: bool, most: usize) -> Result<Step> {
+        check_not_killed()?;
+        let window = self.windows.window(which.start)?;
+        let page = (which.start - window.start()) >> PAGE_SHIFT;
+        let end = window
+            .granule(page)
+            .end
+            .min((which.end - window.start()) >> PAGE_SHIFT);
+        let mut deadline = Deadline::new();
+        let mut pages = most.min(end - page);
+        loop {
+            let timeout = deadline.next_try_ms()?;
+            let reachable = window.reachable_end(page..end, write);
+            if reachable > page {
+                return Ok(Step::Reachable(window.addresses(&(page..reachable)).end));
+            }
+            let area = match self.area(which.start, write)? {
+                Ok(area) => area,
+                Err(Refusal(svm_reason::BAD_ACCESS)) => return Err(EPERM),
+                Err(_) => return Err(EFAULT),
+            };
+            let area_end = (area.end - window.start()) >> PAGE_SHIFT;
+            let ask_end =
+                window.first_reachable(page + 1..(page + pages).min(area_end).max(page + 1), write);
+            let mut wanted = Wanted {
+                ask: page..ask_end,
+                around: page..ask_end,
+                interruptible: false,
+                ..Self::wanted_alone(&area, page, write)
+            };
+            let mut lookup = match window.look_up(&self.windows, &mut wanted, timeout) {
+                Ok(lookup) => lookup,
+                Err(e) if pages > 1 && (e == EFAULT || e == EPERM || e == ENOMEM || e == EBUSY) => {
+                    pages = 1;
+                    continue;
+                }
+                Err(e) if e == EBUSY && window.is_reachable(page, write) => continue,
+                Err(e) => return Err(e),
+            };
+            let looked_up = window.addresses(&wanted.around);
+            match self.area(which.start, write)? {
+                Ok(again) if again.is_as(&area, looked_up) => {}
+                _ => continue,
+            }
+            let committed = window.commit(&wanted, &mut lookup, None)?;
+            drop(lookup);
+            let sent = match committed {
+                Committed::Sent(sent) => sent,
+                Committed::Closed => return Err(EIO),
+                Committed::Stale => continue,
+                Committed::Revoking => {
+                    drop(self.revoking.lock()?);
+                    continue;
+                }
+            };
+            // There may not have been enough commands for all. The first page was among them, even
+            // if it was revoked meanwhile.
+            let end = window.reachable_end(wanted.ask, write).max(page + 1);
+            return Ok(Step::Sent(Part {
+                which: window.addresses(&(page..end)),
+                window,
+                sent,
+            }));
+        }
+    }
+}
