@@ -25,7 +25,7 @@ clippy-module)
 	! grep -E '(^|: )(warning|WARNING):' build/module/lint.log
 	;;
 clippy-workspace)
-	cargo clippy --release --workspace --all-targets --locked -- -D warnings
+	cargo clippy --workspace --all-targets --locked -- -D warnings
 	;;
 layers)
 	python3 scripts/layers.py --self-test
