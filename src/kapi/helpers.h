@@ -280,7 +280,7 @@ unsigned long kapi_current_task_size(void);
  * success *folio is locked and carries a reference, and *phys is the page's address.
  */
 int kapi_current_make_exclusive(unsigned long addr, void *owner,
-				bool only_anonymous, struct folio **folio, u64 *phys);
+				struct folio **folio, u64 *phys);
 /* folio_unlock() and folio_put() */
 void kapi_folio_unlock_put(struct folio *folio);
 

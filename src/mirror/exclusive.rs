@@ -150,7 +150,7 @@ impl Window {
     }
 
     /// As [`Window::commit`], for a lookup of one page, for writing: the device gets the page
-    /// alone. It is `anonymous`, or of a private mapping of a file.
+    /// alone.
     ///
     /// # Errors
     ///
@@ -158,7 +158,6 @@ impl Window {
     pub(crate) fn commit_exclusive(
         &self,
         lookup: &Lookup<'_>,
-        anonymous: bool,
         resolve: Option<(u64, u32)>,
     ) -> Result<Committed> {
         let range = self.range();
@@ -181,23 +180,14 @@ impl Window {
         sent.push((command.clone_arc(), page..page + 1), GFP_KERNEL)?;
         let slots = command.descriptors() + usize::from(resolution.is_some());
 
-        // Room is others', too: it is not kept from them while a file system is waited for. Nor is
-        // it waited for with the folio locked.
-        let ahead = if anonymous {
-            Some(queue.credit(slots)?)
-        } else {
-            None
-        };
         let mut spare = self.missing_granule(page)?;
         if lookup.look.is_stale() {
             return Ok(Committed::Stale);
         }
-        let alone = ExclusivePage::take(address, range.space.owner(), anonymous)?;
-        let credit = match ahead {
-            Some(credit) => Some(credit),
-            None => queue.try_credit(slots)?,
-        };
-        let Some(mut credit) = credit else {
+        let alone = ExclusivePage::take(address, range.space.owner())?;
+        // Not ahead of that, which may wait for a file system, or for `mmap_lock` that one has who
+        // does, and room is others', too. Nor is it waited for with the folio locked.
+        let Some(mut credit) = queue.try_credit(slots)? else {
             drop(alone);
             drop(queue.credit(slots)?);
             return Ok(Committed::Stale);

@@ -98,6 +98,8 @@ pub(crate) struct Wanted {
     pub(crate) eager: bool,
     /// It may write nowhere.
     pub(crate) read_only: bool,
+    /// It wants the page alone.
+    pub(crate) alone: bool,
     /// Any signal ends the wait for a page, so that the thread can be stopped.
     pub(crate) interruptible: bool,
 }
@@ -235,22 +237,24 @@ impl Window {
 
     /// Looks up what is wanted, by a thread of the process: what is there, after what is missing of
     /// what is asked for has been faulted in. If that is possible for the first pages only,
-    /// `wanted` is cut to them. The window is one of `windows`.
+    /// `wanted` is cut to them. `None` if the device has got the first one meanwhile, as it wants
+    /// it. The window is one of `windows`.
     ///
     /// # Errors
     ///
     /// Those of [`fault_in`]; [`EBUSY`] if the pages kept changing for `timeout_ms` milliseconds,
-    /// or were gone again at once, or if the device reaches the first one by now.
+    /// or were gone again at once.
     pub(crate) fn look_up<'a>(
         &self,
         windows: &'a Windows,
         wanted: &mut Wanted,
         timeout_ms: u32,
-    ) -> Result<Lookup<'a>> {
+    ) -> Result<Option<Lookup<'a>>> {
         let Wanted {
             ask,
             around,
             write,
+            alone,
             interruptible,
             ..
         } = wanted;
@@ -282,10 +286,15 @@ impl Window {
             drop(look);
             let missing = asked[first..].iter().take_while(|page| is_missing(page));
             let missing = missing.count();
-            // The device has got it meanwhile, alone perhaps: then it would lose it.
-            if self.is_reachable(ask.start + first, *write) {
+            // The device may have got it meanwhile, alone perhaps: then it would lose it.
+            let page = ask.start + first;
+            let has_it = match *alone {
+                true => self.is_exclusive(page),
+                false => self.is_reachable(page, *write),
+            };
+            if has_it {
                 if first == 0 {
-                    return Err(EBUSY);
+                    return Ok(None);
                 }
                 ask.end = ask.start + first;
                 *around = ask.clone();
@@ -315,11 +324,11 @@ impl Window {
             found.push((*page, Reach::Nothing), GFP_KERNEL)?;
         }
         self.range.gpu.knobs.delay_map();
-        Ok(Lookup {
+        Ok(Some(Lookup {
             pages: found,
             around: which,
             look,
-        })
+        }))
     }
 
     /// Memory for the granule of `page`, if that is not there.
@@ -554,25 +563,24 @@ impl Window {
     ///
     /// # Errors
     ///
-    /// [`ENODEV`] if the device is lost, [`EINTR`] on a fatal signal.
+    /// [`ENODEV`] if the device is lost.
     pub(crate) fn confirm(&self, sent: &Sent, revoking: &KillableMutex<()>) -> Result<u32> {
-        let mut outcome = Ok(status::OK);
+        let mut outcome = status::OK;
         for (command, which) in &sent.0 {
-            let response = self.range.space.queue().wait(command);
-            if response == Ok(status::OK) {
+            let response = self.range.space.queue().wait(command)?;
+            if response == status::OK {
                 continue;
             }
-            // Also by a thread that is being killed, which does not wait for the response: the
-            // address space may be that of others, too, and a fault on a page that the table has in
-            // vain is taken for resolved over and over.
+            // Also by a thread that is being killed: the address space may be that of others, too,
+            // and a fault on a page that the table has in vain is taken for resolved over and over.
             let guard = revoking.lock_unkillable();
             self.range.revoke(which.clone(), || Ok(()))?;
             drop(guard);
-            if outcome == Ok(status::OK) {
+            if outcome == status::OK {
                 outcome = response;
             }
         }
-        outcome
+        Ok(outcome)
     }
 
     /// Revokes those of the pages `which` that the device reaches, as it has no room for others;

@@ -176,7 +176,8 @@ impl Svm {
                 self.wanted(&window, &area, page, write, pages)
             };
             let mut lookup = match window.look_up(&self.windows, &mut wanted, timeout) {
-                Ok(lookup) => lookup,
+                Ok(Some(lookup)) => lookup,
+                Ok(None) => continue,
                 // Which of them it is about is to be known.
                 Err(e) if !narrow && (e == EFAULT || e == EPERM || e == ENOMEM || e == EBUSY) => {
                     narrow = true;
@@ -299,6 +300,7 @@ impl Svm {
             write,
             eager: area.is_private_anonymous() && area.may_write(),
             read_only: !area.may_write(),
+            alone: false,
             interruptible: true,
         }
     }

@@ -13,11 +13,10 @@
 #include "../helpers.h"
 
 int kapi_current_make_exclusive(unsigned long addr, void *owner,
-				bool only_anonymous, struct folio **folio, u64 *phys)
+				struct folio **folio, u64 *phys)
 {
 #ifdef CONFIG_DEVICE_PRIVATE
 	struct mm_struct *mm = current->mm;
-	struct vm_area_struct *vma;
 	struct page *page;
 	int err;
 
@@ -26,11 +25,7 @@ int kapi_current_make_exclusive(unsigned long addr, void *owner,
 	err = mmap_read_lock_killable(mm);
 	if (err)
 		return err;
-	vma = vma_lookup(mm, addr);
-	if (only_anonymous && vma && !vma_is_anonymous(vma))
-		page = ERR_PTR(-EAGAIN);
-	else
-		page = make_device_exclusive(mm, addr, owner, folio);
+	page = make_device_exclusive(mm, addr, owner, folio);
 	mmap_read_unlock(mm);
 	if (IS_ERR(page))
 		return PTR_ERR(page);

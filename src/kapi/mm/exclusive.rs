@@ -51,8 +51,7 @@ impl ExclusivePage {
     ///
     /// If the process cannot write the page as it is, it is made so first, as by a write of its
     /// own, but without a userfaultfd. Notifications come of all that changes, and one of
-    /// [`Change::Exclusive`]. With `only_anonymous` no file is read for that, which can take any
-    /// time.
+    /// [`Change::Exclusive`].
     ///
     /// May sleep, and enters memory reclaim. Must be called without `mmap_lock`, without the lock
     /// of another folio, and without a lock that a callback takes.
@@ -65,22 +64,15 @@ impl ExclusivePage {
     ///   cannot do this at all;
     /// - [`EFAULT`] if nothing is there that the process can write, or only a userfaultfd could
     ///   give it;
-    /// - [`EAGAIN`] if it is of a private mapping of a file, with `only_anonymous`;
     /// - `EHWPOISON` if it is broken;
     /// - [`ENOMEM`], [`EINTR`] on a fatal signal.
-    pub(crate) fn take(addr: usize, owner: Owner, only_anonymous: bool) -> Result<Self> {
+    pub(crate) fn take(addr: usize, owner: Owner) -> Result<Self> {
         let mut folio = ptr::null_mut();
         let mut phys = 0;
         // SAFETY: Changes the current process only as an access would; both places are valid for
         // writes. The owner is compared only.
         to_result(unsafe {
-            bindings::kapi_current_make_exclusive(
-                addr,
-                owner.0,
-                only_anonymous,
-                &mut folio,
-                &mut phys,
-            )
+            bindings::kapi_current_make_exclusive(addr, owner.0, &mut folio, &mut phys)
         })?;
         let folio = NonNull::new(folio).ok_or(EFAULT)?;
         // INVARIANT: On success the folio is locked, and its reference is the caller's.

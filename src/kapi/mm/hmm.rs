@@ -181,8 +181,9 @@ impl Area {
         }
     }
 
-    /// Whether all of `addresses` are memory of the same kind and rights in `self` and in `earlier`.
-    /// Areas grow and shrink, and are merged and split, by what is done to their neighbours.
+    /// Whether all of `addresses` are memory of one kind, with the same rights, in `self` and in
+    /// `earlier`. Areas grow and shrink, and are merged and split, by what is done to their
+    /// neighbours.
     pub(crate) fn is_as(&self, earlier: &Self, addresses: Range<usize>) -> bool {
         let has = |area: &Self| area.start <= addresses.start && addresses.end <= area.end;
         self.flags == earlier.flags && has(self) && has(earlier)

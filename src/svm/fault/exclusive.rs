@@ -67,10 +67,12 @@ impl Svm {
                 write: true,
                 eager: false,
                 read_only: false,
+                alone: true,
                 interruptible: true,
             };
             let lookup = match window.look_up(&self.windows, &mut wanted, timeout) {
-                Ok(lookup) => lookup,
+                Ok(Some(lookup)) => lookup,
+                Ok(None) => continue,
                 Err(e) if e == ENOMEM && memory_tries < MEMORY_TRIES => {
                     memory_tries += 1;
                     continue;
@@ -80,7 +82,7 @@ impl Svm {
             let (resolved, committed) = self.commit_and_resolve(fault, |resolve| {
                 // Ahead: the job may be over before this thread goes on.
                 self.counts.exclusive.fetch_add(1, Relaxed);
-                let committed = window.commit_exclusive(&lookup, area.is_anonymous(), resolve);
+                let committed = window.commit_exclusive(&lookup, resolve);
                 if !matches!(committed, Ok(Committed::Sent(_))) {
                     self.counts.exclusive.fetch_sub(1, Relaxed);
                 }
@@ -97,7 +99,7 @@ impl Svm {
                 }
                 Err(e) if e == EOPNOTSUPP => return Ok(Outcome::Refuse(svm_reason::NO_ATOMIC)),
                 // What was there is not any more, which the next lookup tells.
-                Err(e) if e == EFAULT || e == EAGAIN => continue,
+                Err(e) if e == EFAULT => continue,
                 Err(e) if e == ENOMEM => return Ok(Outcome::Resolve(resolution::RETRY)),
                 Err(e) => return Err(e),
             };

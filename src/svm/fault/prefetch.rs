@@ -42,6 +42,18 @@ struct Part {
     sent: Sent,
     /// Addresses.
     which: Range<usize>,
+    /// Pages for which MAP was sent, of which some may be gone again.
+    pages: usize,
+}
+
+/// A part that the device has refused.
+struct Refused {
+    /// Its end, an address.
+    end: usize,
+    /// Most pages of each of the parts that it is divided into.
+    most: usize,
+    /// Since there was progress.
+    deadline: Deadline,
 }
 
 /// What was done about the first pages of a range.
@@ -96,18 +108,20 @@ impl Svm {
         parts: &mut KVec<Part>,
     ) -> (usize, Result) {
         let mut at = which.start;
-        // Most pages of a part, for want of room; whether the next part is a page, to know which one
-        // the device refuses; and most parts at a time.
-        let (mut most, mut single, mut limit) = (usize::MAX, false, IN_FLIGHT);
+        let mut refused: Option<Refused> = None;
         loop {
+            refused = refused.filter(|refused| at < refused.end);
+            let (most, limit) = match &refused {
+                Some(refused) => (refused.most, 1),
+                None => (usize::MAX, IN_FLIGHT),
+            };
             let full = at == which.end || parts.len() >= limit;
             let oldest = if full { parts.remove(0).ok() } else { None };
             let Some(part) = oldest else {
                 if at == which.end {
                     return (at, Ok(()));
                 }
-                let pages = if single { 1 } else { most };
-                match self.prefetch_part(at..which.end, write, pages) {
+                match self.prefetch_part(at..which.end, write, most) {
                     Ok(Step::Reachable(end)) => at = end,
                     Ok(Step::Sent(part)) => {
                         at = part.which.end;
@@ -119,12 +133,10 @@ impl Svm {
                 }
                 continue;
             };
-            let pages = part.which.len() >> PAGE_SHIFT;
             match self.confirm_part(&part) {
                 Ok(status::OK) => {
-                    single = false;
-                    if most == usize::MAX {
-                        limit = IN_FLIGHT;
+                    if let Some(refused) = &mut refused {
+                        refused.deadline = Deadline::new();
                     }
                 }
                 Ok(response) => {
@@ -135,11 +147,18 @@ impl Svm {
                             return (at, Err(e));
                         }
                     }
-                    limit = 1;
-                    match (response, pages) {
-                        (status::NO_MEMORY, _) => {
+                    let again = refused.get_or_insert_with(|| Refused {
+                        end: at + (part.pages << PAGE_SHIFT),
+                        most: part.pages,
+                        deadline: Deadline::new(),
+                    });
+                    if let Err(e) = again.deadline.next_try_ms() {
+                        return (at, Err(e));
+                    }
+                    match (response, part.pages) {
+                        (status::NO_MEMORY, pages) => {
                             // There may never be room for as many at a time.
-                            most = pages.div_ceil(2);
+                            again.most = pages.div_ceil(2);
                             match self.make_room() {
                                 Ok(0) if pages == 1 => return (at, Err(ENOMEM)),
                                 Ok(_) => {}
@@ -147,7 +166,8 @@ impl Svm {
                             }
                         }
                         (_, 1) => return (at, Err(EFAULT)),
-                        _ => single = true,
+                        // Which of them it is about is to be known.
+                        _ => again.most = 1,
                     }
                 }
                 Err(e) => return (part.which.start, Err(e)),
@@ -197,12 +217,12 @@ impl Svm {
                 ..Self::wanted_alone(&area, page, write)
             };
             let mut lookup = match window.look_up(&self.windows, &mut wanted, timeout) {
-                Ok(lookup) => lookup,
+                Ok(Some(lookup)) => lookup,
+                Ok(None) => continue,
                 Err(e) if pages > 1 && (e == EFAULT || e == EPERM || e == ENOMEM || e == EBUSY) => {
                     pages = 1;
                     continue;
                 }
-                Err(e) if e == EBUSY && window.is_reachable(page, write) => continue,
                 Err(e) => return Err(e),
             };
             let looked_up = window.addresses(&wanted.around);
@@ -223,8 +243,10 @@ impl Svm {
             };
             // There may not have been enough commands for all. The first page was among them, even
             // if it was revoked meanwhile.
+            let pages = wanted.ask.len();
             let end = window.reachable_end(wanted.ask, write).max(page + 1);
             return Ok(Step::Sent(Part {
+                pages,
                 which: window.addresses(&(page..end)),
                 window,
                 sent,

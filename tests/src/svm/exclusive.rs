@@ -15,6 +15,7 @@ use super::support::{
     RINGS,
 };
 use crate::ktap::{reap, Family, TestResult};
+use crate::support::debugfs::Knobs;
 use crate::support::memcg::Group;
 use crate::support::place::{Pages, Place, READ, RW};
 use crate::support::uffd::{Uffd, MISSING};
@@ -28,6 +29,7 @@ pub(crate) const FAMILY: Family = Family {
         cases![
             given_and_taken_back,
             other_accesses_keep_it,
+            what_it_could_write_before,
             counter_with_cpu: 300,
             progress_both: 300,
             two_files_one_counter: 300,
@@ -120,6 +122,20 @@ fn given_and_taken_back(env: &Env) -> TestResult {
         5,
         "MAPs of such pages, as the device counts them"
     );
+    svm.coherent_all_over("in the end", &place)
+}
+
+/// A page that the device could write before, of which no processor knows when it is to be the
+/// device's alone: it was taken from the page tables, and that came to nothing.
+fn what_it_could_write_before(env: &Env) -> TestResult {
+    let (svm, knobs) = (open(env)?, Knobs::open(env)?);
+    let place = Place::base(SIZE)?;
+    let address = place.address(2 * PAGE);
+    svm.poke(address, 5)?;
+    knobs.set("force_retries", 1)?;
+    svm.run("counting", &counting(address, 1))?;
+    check_eq!(given(&svm)?, 1, "pages given to the device");
+    check_eq!(place.read_u64(2 * PAGE), 6, "what the device has counted");
     svm.coherent_all_over("in the end", &place)
 }
 
@@ -651,7 +667,7 @@ fn kill_at_random(env: &Env) -> TestResult {
 /// Pages are given to the device although others want to map something all the time.
 fn beside_prefetches(env: &Env) -> TestResult {
     const THREADS: usize = 6;
-    const ROUNDS: u64 = 50;
+    const ROUNDS: u64 = 20;
     let svm = open(env)?;
     let place = Place::base(PAGE)?;
     let (stop, prefetched) = (AtomicBool::new(false), AtomicU64::new(0));
