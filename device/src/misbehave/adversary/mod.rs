@@ -597,7 +597,11 @@ mod tests {
         assert!(!names(command::RESOURCE_MAP_BLOB, 0, 5));
         assert!(!create(1, "", 0) && !hit(header(command::SUBMIT_3D, 1).as_bytes()));
         assert!(!hit(&[]));
-        // On the mirror queue it is whose space a command names.
+        // On the mirror queue, whose commands are aimed at by name, it is whose space one names.
+        let adversary = Adversary {
+            on: vec![0x400],
+            ..adversary
+        };
         for (ctx, ours) in [
             (None, false),
             (Some(1), false),
