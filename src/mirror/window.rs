@@ -364,7 +364,8 @@ impl Window {
             let Some((before, plan)) = self.plan(wanted, lookup)? else {
                 return Ok(Committed::Revoking);
             };
-            // What is unmapped beside the pages may have it found empty, and freed.
+            // It may not be there yet; or what was unmapped beside the pages has had it found
+            // empty, and freed.
             if spare.is_none() {
                 spare = self.missing_granule(lookup.around.start)?;
             }

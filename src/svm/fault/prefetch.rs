@@ -110,7 +110,10 @@ impl Svm {
         let mut at = which.start;
         let mut refused: Option<Refused> = None;
         loop {
-            refused = refused.filter(|refused| at < refused.end);
+            // Not before the last part of it is confirmed: it may be refused again.
+            if parts.is_empty() {
+                refused = refused.filter(|refused| at < refused.end);
+            }
             let (most, limit) = match &refused {
                 Some(refused) => (refused.most, 1),
                 None => (usize::MAX, IN_FLIGHT),
