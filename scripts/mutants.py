@@ -214,7 +214,6 @@ class Suite:
                     raise Problem(f"{m['name']}: its tests want different devices")
                 m["device"] = devices.pop()
         self.mutants = lists["driver"] + lists["device"]
-        self.unit_tested = set(lists["unit_tested"])
         self.chosen = self.mutants
         if wanted := os.environ.get("VIRTGPU_MUTANTS"):
             self.chosen = [m for m in self.mutants if m["name"] in wanted.split(",")]
@@ -249,8 +248,6 @@ class Suite:
         listed = subprocess.check_output([DEVICE, "--list-mutants"], text=True).splitlines()
         for kind, known in (("driver", set(drivers)), ("device", {l.split()[0] for l in listed if l.strip()})):
             mentioned = {m["name"] for m in self.mutants if m["kind"] == kind}
-            if kind == "device":
-                mentioned |= self.unit_tested
             if kind == "driver":
                 mentioned |= {m["driver"] for m in self.mutants if "driver" in m}
             if mentioned != known:

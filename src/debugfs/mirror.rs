@@ -59,6 +59,8 @@ impl Show<GpuDriver> for Mirror {
             longest_look,
             spaces,
             ended_spaces,
+            address_spaces,
+            gone_address_spaces,
             ..
         } = counters;
 
@@ -89,5 +91,7 @@ impl Show<GpuDriver> for Mirror {
         seq_print!(out, "quarantined_pages_ever: {}\n", ever);
         let (gone, ever) = (ended_spaces.get(), spaces.get());
         seq_print!(out, "spaces_now: {}\n", ever.saturating_sub(gone));
+        let (gone, ever) = (gone_address_spaces.get(), address_spaces.get());
+        seq_print!(out, "address_spaces_now: {}\n", ever.saturating_sub(gone));
     }
 }

@@ -89,6 +89,9 @@ pub(crate) struct Counters {
     /// may have ended than there were.
     pub(crate) spaces: Counter,
     pub(crate) ended_spaces: Counter,
+    /// Address spaces of processes, and those of them of which nothing is left.
+    pub(crate) address_spaces: Counter,
+    pub(crate) gone_address_spaces: Counter,
 }
 
 impl Counters {
@@ -109,6 +112,8 @@ impl Counters {
             longest_look: Counter::new(),
             spaces: Counter::new(),
             ended_spaces: Counter::new(),
+            address_spaces: Counter::new(),
+            gone_address_spaces: Counter::new(),
         }
     }
 

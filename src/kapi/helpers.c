@@ -8,13 +8,13 @@
 #include <linux/dma-mapping.h>
 #include <linux/fcntl.h>
 #include <linux/fs.h>
-#include <linux/hmm.h>
 #include <linux/hugetlb.h>
 #include <linux/magic.h>
 #include <linux/mm.h>
 #include <linux/mmu_notifier.h>
 #include <linux/pagemap.h>
 #include <linux/pci.h>
+#include <linux/pgtable.h>
 #include <linux/scatterlist.h>
 #include <linux/sched/mm.h>
 #include <linux/sched/signal.h>
@@ -185,21 +185,6 @@ bool kapi_mmu_interval_read_retry(struct mmu_interval_notifier *notifier,
 	return mmu_interval_read_retry(notifier, seq);
 }
 
-u64 kapi_hmm_pfn_to_phys(unsigned long pfn)
-{
-	return hmm_pfn_to_phys(pfn);
-}
-
-bool kapi_hmm_pfn_is_valid(unsigned long pfn)
-{
-	return pfn & HMM_PFN_VALID;
-}
-
-bool kapi_hmm_pfn_is_writable(unsigned long pfn)
-{
-	return pfn & HMM_PFN_WRITE;
-}
-
 static bool is_secret(const struct vm_area_struct *vma)
 {
 	return vma->vm_file &&
@@ -320,17 +305,55 @@ int kapi_current_area(unsigned long addr, struct kapi_area *area)
 }
 
 /*
+ * The end of what the page table entry for @addr maps, as far as that may be written
+ * with @write. Entries may change meanwhile, so that this is but an estimate; tables
+ * of an area stay as long as mmap_lock is held, except those that hugetlb shares.
+ */
+static unsigned long entry_end(struct vm_area_struct *vma, unsigned long addr,
+			       bool write)
+{
+	unsigned long page_end = addr + PAGE_SIZE;
+	pgd_t *pgdp, pgd;
+	p4d_t *p4dp, p4d;
+	pud_t *pudp, pud;
+	pmd_t pmd;
+
+	if (is_vm_hugetlb_page(vma))
+		return ALIGN(page_end, huge_page_size(hstate_vma(vma)));
+	/* Each entry is read once, as a huge one may go at any time. */
+	pgdp = pgd_offset(vma->vm_mm, addr);
+	pgd = pgdp_get(pgdp);
+	if (!pgd_present(pgd))
+		return page_end;
+	p4dp = p4d_offset_lockless(pgdp, pgd, addr);
+	p4d = p4dp_get(p4dp);
+	if (!p4d_present(p4d))
+		return page_end;
+	pudp = pud_offset_lockless(p4dp, p4d, addr);
+	pud = pudp_get(pudp);
+	if (!pud_present(pud) || pud_leaf(pud))
+		return page_end;
+	pmd = pmdp_get_lockless(pmd_offset_lockless(pudp, pud, addr));
+	if (!pmd_present(pmd) || !pmd_leaf(pmd) || (write && !pmd_write(pmd)))
+		return page_end;
+	return ALIGN(page_end, PMD_SIZE);
+}
+
+/*
  * Not get_user_pages(), which marks each page accessed, whatever for: where pages
  * are in two lists by age, what a device has touched once could not be reclaimed
  * for a while. Nor fixup_user_fault(), which begins anew after a signal.
  */
 long kapi_current_fault_in(unsigned long start, unsigned long count, bool write,
-			   bool interruptible)
+			   enum kapi_fault_wait wait)
 {
+	bool interruptible = wait == KAPI_FAULT_WAIT_INTERRUPTIBLE;
+	bool waits = wait != KAPI_FAULT_WAIT_NOT;
 	unsigned int flags = FAULT_FLAG_ALLOW_RETRY | FAULT_FLAG_KILLABLE |
 			     FAULT_FLAG_REMOTE |
 			     (write ? FAULT_FLAG_WRITE : 0) |
-			     (interruptible ? FAULT_FLAG_INTERRUPTIBLE : 0);
+			     (interruptible ? FAULT_FLAG_INTERRUPTIBLE : 0) |
+			     (waits ? 0 : FAULT_FLAG_RETRY_NOWAIT);
 	struct mm_struct *mm = current->mm;
 	struct vm_area_struct *vma;
 	unsigned int tried = 0;
@@ -359,6 +382,11 @@ long kapi_current_fault_in(unsigned long start, unsigned long count, bool write,
 			break;
 		}
 		fault = handle_mm_fault(vma, addr, flags | tried, NULL);
+		if (!waits && fault & VM_FAULT_RETRY) {
+			/* The lock is still held. */
+			err = -EAGAIN;
+			break;
+		}
 		if (fault & (VM_FAULT_RETRY | VM_FAULT_COMPLETED)) {
 			locked = false;
 			if (fault & VM_FAULT_COMPLETED)
@@ -376,11 +404,11 @@ long kapi_current_fault_in(unsigned long start, unsigned long count, bool write,
 			break;
 		}
 		tried = 0;
-		done++;
+		done = (entry_end(vma, addr, write) - start) >> PAGE_SHIFT;
 	}
 	if (locked)
 		mmap_read_unlock(mm);
-	return done ? done : err;
+	return done ? min_t(long, done, count) : err;
 }
 
 unsigned long kapi_current_task_size(void)

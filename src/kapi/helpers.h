@@ -7,6 +7,7 @@
 #define KAPI_HELPERS_H
 
 #include <linux/dma-direction.h>
+#include <linux/hmm.h>
 #include <linux/mm_types.h>
 #include <linux/types.h>
 
@@ -215,10 +216,13 @@ bool kapi_mmu_interval_read_retry(struct mmu_interval_notifier *notifier,
 				  unsigned long seq);
 
 /* linux/hmm.h */
-u64 kapi_hmm_pfn_to_phys(unsigned long pfn);
-/* HMM_PFN_VALID and HMM_PFN_WRITE */
-bool kapi_hmm_pfn_is_valid(unsigned long pfn);
-bool kapi_hmm_pfn_is_writable(unsigned long pfn);
+/* Constants, since a lookup has hundreds of pages, and a call for each would cost more. */
+enum kapi_hmm_pfn {
+	KAPI_HMM_PFN_VALID = HMM_PFN_VALID,
+	KAPI_HMM_PFN_WRITE = HMM_PFN_WRITE,
+	KAPI_HMM_PFN_FLAGS = HMM_PFN_FLAGS,
+};
+
 /*
  * hmm_range_fault_unlocked_timeout() on addresses [@start, @end), all of which
  * must be there, for writing with @write. @timeout is in jiffies. On success
@@ -263,13 +267,22 @@ struct kapi_area {
  * -EINTR on a fatal signal.
  */
 int kapi_current_area(unsigned long addr, struct kapi_area *area);
+enum kapi_fault_wait {
+	/* Until a fatal signal. */
+	KAPI_FAULT_WAIT_KILLABLE,
+	/* Until any signal. */
+	KAPI_FAULT_WAIT_INTERRUPTIBLE,
+	/* Not where handle_mm_fault() can do without: -EAGAIN. */
+	KAPI_FAULT_WAIT_NOT,
+};
+
 /*
  * Faults in @count pages of the current process from @start on, for writing with
- * @write; takes no reference. Any signal ends a wait with @interruptible, else a
- * fatal one. Returns the number of pages, at least 1, or an error about the first.
+ * @write; takes no reference. Returns the number of pages, at least 1, or an error
+ * about the first.
  */
 long kapi_current_fault_in(unsigned long start, unsigned long count, bool write,
-			   bool interruptible);
+			   enum kapi_fault_wait wait);
 /* TASK_SIZE of the current process. */
 unsigned long kapi_current_task_size(void);
 

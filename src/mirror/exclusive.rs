@@ -158,18 +158,16 @@ impl Window {
     pub(crate) fn commit_exclusive(
         &self,
         lookup: &Lookup<'_>,
-        resolve: Option<(u64, u32)>,
+        resolve: (u64, u32),
     ) -> Result<Committed> {
         let range = self.range();
         let queue = range.space.queue();
         let page = lookup.around.start;
-        let (found, _) = *lookup.pages.first().ok_or(EINVAL)?;
+        let found = *lookup.pages.first().ok_or(EINVAL)?;
         let address = self.start() + (page << PAGE_SHIFT);
         // All that allocates comes before the folio is locked.
-        let mut resolution = match resolve {
-            Some((id, how)) => Some(MirrorQueue::fault_resolve(range.space.id(), id, how)?),
-            None => None,
-        };
+        let (id, how) = resolve;
+        let resolution = MirrorQueue::fault_resolve(range.space.id(), id, how)?;
         let entry = MapEntry {
             addr: found.phys().into(),
             length: (PAGE_SIZE as u32).into(),
@@ -178,7 +176,7 @@ impl Window {
         let command = range.space.map(address as u64, &[entry])?;
         let mut sent = KVec::with_capacity(1, GFP_KERNEL)?;
         sent.push((command.clone_arc(), page..page + 1), GFP_KERNEL)?;
-        let slots = command.descriptors() + usize::from(resolution.is_some());
+        let slots = command.descriptors() + resolution.descriptors();
 
         let mut spare = self.missing_granule(page)?;
         if lookup.look.is_stale() {
@@ -186,8 +184,9 @@ impl Window {
         }
         let alone = ExclusivePage::take(address, range.space.owner())?;
         // Not ahead of that, which may wait for a file system, or for `mmap_lock` that one has who
-        // does, and room is others', too. Nor is it waited for with the folio locked.
-        let Some(mut credit) = queue.try_credit(slots)? else {
+        // does, and room is others', too. Nor is it waited for with the folio locked: if what is
+        // kept for this is in use, another has a page.
+        let Some(mut credit) = queue.exclusive_credit(slots)? else {
             drop(alone);
             drop(queue.credit(slots)?);
             return Ok(Committed::Stale);
@@ -219,11 +218,9 @@ impl Window {
             range.gpu.transport.check()?;
             // MAPs that others have made for what was mapped before would take the right away.
             self.committed.fetch_add(1, Relaxed);
-            table.set_reachable(page, &[(found, Reach::Exclusive)]);
+            table.set_reachable(page, &[found], &[Reach::Exclusive]);
             queue.put_unkicked(command, &mut credit)?;
-            if let Some(resolution) = resolution.take() {
-                queue.put_unkicked(resolution, &mut credit)?;
-            }
+            queue.put_unkicked(resolution, &mut credit)?;
             Ok(None)
         })?;
         if let Some(refused) = refused {

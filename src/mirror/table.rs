@@ -422,8 +422,8 @@ impl Table {
     /// faults if it fails, so that no one relies on its response.
     ///
     /// Pages which the device reaches already are the same ones, and no right is taken from it.
-    pub(super) fn set_reachable(&mut self, from: usize, pages: &[(HmmPage, Reach)]) {
-        let mut found = pages.iter();
+    pub(super) fn set_reachable(&mut self, from: usize, pages: &[HmmPage], rights: &[Reach]) {
+        let mut found = pages.iter().zip(rights);
         self.each(from..from + pages.len(), |word| match found.next() {
             Some((page, reach)) => {
                 let rights = match reach {
@@ -443,6 +443,9 @@ impl Table {
         into.fill(Reach::Nothing);
         let first = which.start;
         self.each_granule(which, |base, granule, part| {
+            if granule.sums & lanes(REACHABLE) == 0 {
+                return;
+            }
             let words = granule.words.get(part.clone()).unwrap_or_default();
             let places = into.iter_mut().skip(base + part.start - first);
             for (place, word) in places.zip(words) {

@@ -36,6 +36,7 @@ use crate::{
     kapi::{
         mm::{
             fault_in,
+            FaultWait,
             HmmPage, //
         },
         sync::KillableMutex,
@@ -54,16 +55,14 @@ use crate::{
     trace,
     transport::mirror::{
         MirrorCommand,
+        MirrorCredit,
         MirrorQueue, //
     }, //
 };
 use core::ops::Range;
 use kernel::{
     list::List,
-    page::{
-        PAGE_SHIFT,
-        PAGE_SIZE, //
-    },
+    page::PAGE_SHIFT,
     prelude::*,
     sync::{
         atomic::{
@@ -100,20 +99,37 @@ pub(crate) struct Wanted {
     pub(crate) read_only: bool,
     /// It wants the page alone.
     pub(crate) alone: bool,
-    /// Any signal ends the wait for a page, so that the thread can be stopped.
-    pub(crate) interruptible: bool,
+    /// How a page is waited for.
+    pub(crate) wait: FaultWait,
 }
 
 /// Pages that were looked up.
 pub(crate) struct Lookup<'a> {
     /// Those of [`Wanted::around`].
-    pub(super) pages: KVec<(HmmPage, Reach)>,
+    pub(super) pages: KVec<HmmPage>,
+    /// What the device is to be able to do with each that it cannot do yet; [`Reach::Nothing`] if
+    /// that is nothing.
+    rights: KVec<Reach>,
     pub(super) around: Range<usize>,
     pub(super) look: Look<'a>,
 }
 
-/// MAP commands that were sent.
+/// MAP commands that were sent, and the pages that each maps.
 pub(crate) struct Sent(pub(super) KVec<(Arc<MirrorCommand>, Range<usize>)>);
+
+impl Sent {
+    /// Pages for which they were sent.
+    pub(crate) fn pages(&self) -> usize {
+        self.0.iter().map(|(_, pages)| pages.len()).sum()
+    }
+
+    /// Whether the device has responded to all of them.
+    pub(crate) fn is_answered(&self) -> bool {
+        self.0
+            .iter()
+            .all(|(command, _)| MirrorQueue::is_answered(command))
+    }
+}
 
 /// What became of an attempt to map what was looked up.
 pub(crate) enum Committed {
@@ -238,7 +254,8 @@ impl Window {
     /// Looks up what is wanted, by a thread of the process: what is there, after what is missing of
     /// what is asked for has been faulted in. If that is possible for the first pages only,
     /// `wanted` is cut to them. `None` if the device has got the first one meanwhile, as it wants
-    /// it. The window is one of `windows`.
+    /// it, or if pages are being changed, and that is not to be waited for. The window is one of
+    /// `windows`.
     ///
     /// # Errors
     ///
@@ -255,7 +272,7 @@ impl Window {
             around,
             write,
             alone,
-            interruptible,
+            wait,
             ..
         } = wanted;
         let mut pages = KVec::from_elem(HmmPage::default(), around.len(), GFP_KERNEL)?;
@@ -264,10 +281,14 @@ impl Window {
             let look = loop {
                 let start = self.start + (around.start << PAGE_SHIFT);
                 if around.len() == 1 {
-                    break windows.look(start, &mut pages, *interruptible, timeout_ms)?;
+                    let interruptible = *wait == FaultWait::Interruptible;
+                    break windows.look(start, &mut pages, interruptible, timeout_ms)?;
                 }
                 if let Some(look) = windows.try_look(start, &mut pages, timeout_ms)? {
                     break look;
+                }
+                if *wait == FaultWait::Not {
+                    return Ok(None);
                 }
                 // More than the first page is not worth a wait.
                 if around == ask {
@@ -306,7 +327,7 @@ impl Window {
             }
             tries += 1;
             let addr = self.start() + ((ask.start + first) << PAGE_SHIFT);
-            match fault_in(addr, missing, *write, *interruptible) {
+            match fault_in(addr, missing, *write, *wait) {
                 Ok(_) => {}
                 // Those before it can be had.
                 Err(e) if first > 0 && e != EINTR => {
@@ -318,15 +339,12 @@ impl Window {
             }
         };
         count(&self.range.counters.faults, ask.len() as u64);
-        let which = around.clone();
-        let mut found = KVec::with_capacity(pages.len(), GFP_KERNEL)?;
-        for page in &pages {
-            found.push((*page, Reach::Nothing), GFP_KERNEL)?;
-        }
+        let rights = KVec::from_elem(Reach::Nothing, pages.len(), GFP_KERNEL)?;
         self.range.gpu.knobs.delay_map();
         Ok(Some(Lookup {
-            pages: found,
-            around: which,
+            pages,
+            rights,
+            around: around.clone(),
             look,
         }))
     }
@@ -346,7 +364,7 @@ impl Window {
     /// # Errors
     ///
     /// [`ENOMEM`], [`ENODEV`] if the device is lost, [`EINTR`] on a fatal signal, those of
-    /// [`MirrorQueue::credit`].
+    /// [`MirrorQueue::credit`]; [`EAGAIN`] with [`FaultWait::Not`] if there is no room at once.
     pub(crate) fn commit(
         &self,
         wanted: &Wanted,
@@ -359,7 +377,7 @@ impl Window {
             Some((id, how)) => Some(MirrorQueue::fault_resolve(range.space.id(), id, how)?),
             None => None,
         };
-        let mut spare = None;
+        let (mut spare, mut credit): (_, Option<MirrorCredit>) = (None, None);
         loop {
             let Some((before, plan)) = self.plan(wanted, lookup)? else {
                 return Ok(Committed::Revoking);
@@ -375,12 +393,15 @@ impl Window {
                 descriptors,
                 entries,
             } = plan;
-            let resolves = usize::from(resolution.is_some());
-            let mut credit = if descriptors + resolves > 0 {
-                Some(queue.credit(descriptors + resolves)?)
-            } else {
-                None
-            };
+            let needed = descriptors + usize::from(resolution.is_some());
+            // What another thread has mapped meanwhile is no reason to wait for a turn again.
+            if credit.as_ref().map_or(0, MirrorCredit::slots) < needed {
+                drop(credit.take());
+                credit = Some(match wanted.wait {
+                    FaultWait::Not => queue.try_credit(needed)?.ok_or(EAGAIN)?,
+                    _ => queue.credit(needed)?,
+                });
+            }
             let mut commits = range.lock.commits.lock();
             if range.space.is_closed(&commits) {
                 return Ok(Committed::Closed);
@@ -401,16 +422,18 @@ impl Window {
                     return Ok(None);
                 }
                 self.committed.store(before + 1, Relaxed);
-                let Some(credit) = &mut credit else {
+                let Some(credit) = credit.as_mut().filter(|_| needed > 0) else {
                     return Ok(Some(Committed::Sent(Sent(KVec::new()))));
                 };
                 let mut parts = sent.iter();
                 while let (Some(command), Some((_, part))) = (list.pop_front(), parts.next()) {
                     let first = part.start - lookup.around.start;
-                    let pages = lookup.pages.get(first..first + part.len()).ok_or(EINVAL)?;
+                    let places = first..first + part.len();
+                    let pages = lookup.pages.get(places.clone()).ok_or(EINVAL)?;
+                    let rights = lookup.rights.get(places).ok_or(EINVAL)?;
                     // From here on the device may reach the pages, even if it should be lost
                     // meanwhile.
-                    table.set_reachable(part.start, pages);
+                    table.set_reachable(part.start, pages, rights);
                     queue.put_unkicked(command, credit)?;
                 }
                 if let Some(resolution) = resolution.take() {
@@ -449,68 +472,70 @@ impl Window {
     /// The MAPs that are missing, by what was mapped at the time that is returned, too; `None` if a
     /// page that is asked for is just being revoked.
     fn plan(&self, wanted: &Wanted, lookup: &mut Lookup<'_>) -> Result<Option<(u64, Plan)>> {
-        let Lookup { pages, around, .. } = lookup;
-        let mut reach = KVec::from_elem(Reach::Nothing, around.len(), GFP_KERNEL)?;
+        let Lookup {
+            pages,
+            rights,
+            around,
+            ..
+        } = lookup;
         let before = self.range.with_table(|table| {
-            table.reach(around.clone(), &mut reach);
+            table.reach(around.clone(), rights);
             self.committed.load(Relaxed)
         });
-        for ((page, right), now) in pages.iter_mut().zip(&reach) {
-            let may_write = page.is_writable() && (wanted.write || wanted.eager);
-            *right = match (page.is_valid(), *now) {
+        let asked = wanted.ask.start - around.start..wanted.ask.end - around.start;
+        if rights
+            .get(asked.clone())
+            .ok_or(EINVAL)?
+            .contains(&Reach::Ending)
+        {
+            return Ok(None);
+        }
+        let may_write = (wanted.write || wanted.eager) && !wanted.read_only;
+        for (page, right) in pages.iter().zip(rights.iter_mut()) {
+            *right = match (page.is_valid(), *right) {
                 (false, _) | (_, Reach::Ending) => Reach::Nothing,
-                (true, now) if may_write && !wanted.read_only && now < Reach::Write => Reach::Write,
+                (true, now) if may_write && page.is_writable() && now < Reach::Write => {
+                    Reach::Write
+                }
                 (true, Reach::Nothing) => Reach::Read,
                 _ => Reach::Nothing,
             };
-        }
-        let asked = wanted.ask.start - around.start..wanted.ask.end - around.start;
-        let is_ending = |reach: &Reach| *reach == Reach::Ending;
-        if reach
-            .get(asked.clone())
-            .ok_or(EINVAL)?
-            .iter()
-            .any(is_ending)
-        {
-            return Ok(None);
         }
         let most = self.range.space.queue().quota().saturating_sub(1);
         let mut plan = Plan::new();
         // First what must be had, and what follows it.
         for part in [asked.start..pages.len(), 0..asked.start] {
-            self.plan_part(&mut plan, pages, around.start, part, most)?;
+            self.plan_part(&mut plan, pages, rights, around.start, part, most)?;
         }
         Ok(Some((before, plan)))
     }
 
-    /// Adds MAPs for the pages of `part` that have a right in `pages`, of which the first is page
-    /// `first`, as long as there are few enough, of no more than `most` descriptors. The pages for
-    /// which there are none lose their right.
+    /// Adds MAPs for those pages of `part` that have a right, of which the first is page `first`,
+    /// as long as there are few enough, of no more than `most` descriptors.
     fn plan_part(
         &self,
         plan: &mut Plan,
-        pages: &mut [(HmmPage, Reach)],
+        pages: &[HmmPage],
+        rights: &[Reach],
         first: usize,
         part: Range<usize>,
         most: usize,
     ) -> Result {
         let mut at = part.start;
         while at < part.end {
-            if pages[at].1 == Reach::Nothing {
+            if rights[at] == Reach::Nothing {
                 at += 1;
                 continue;
             }
-            let length = pages[at..part.end]
+            let length = rights[at..part.end]
                 .iter()
-                .take_while(|(_, right)| *right != Reach::Nothing)
+                .take_while(|right| **right != Reach::Nothing)
                 .count();
-            let (entries, taken) = self.entries(&pages[at..at + length])?;
+            let (entries, taken) =
+                self.entries(&pages[at..at + length], &rights[at..at + length])?;
             let start = self.range.base + ((first + at) << PAGE_SHIFT) as u64;
             let command = self.range.space.map(start, &entries)?;
             if plan.sent.len() == MAX_COMMANDS || plan.descriptors + command.descriptors() > most {
-                pages[at..part.end]
-                    .iter_mut()
-                    .for_each(|(_, right)| *right = Reach::Nothing);
                 break;
             }
             plan.descriptors += command.descriptors();
@@ -523,14 +548,15 @@ impl Window {
         Ok(())
     }
 
-    /// The entries of one MAP for the first of `pages`, and for how many that is.
-    fn entries(&self, pages: &[(HmmPage, Reach)]) -> Result<(KVec<MapEntry>, usize)> {
+    /// The entries of one MAP for the first of `pages`, with their `rights`, and for how many that
+    /// is.
+    fn entries(&self, pages: &[HmmPage], rights: &[Reach]) -> Result<(KVec<MapEntry>, usize)> {
         let most = self.range.space.max_entries();
-        let mut entries = KVec::with_capacity(most.min(pages.len()), GFP_KERNEL)?;
-        let mut taken = 0;
-        for run in pages.chunk_by(|a, b| a.1 == b.1) {
-            let rights = match run.first() {
-                Some((_, Reach::Write)) => access::READ | access::WRITE,
+        let mut entries = KVec::new();
+        let (mut at, mut taken) = (0, 0);
+        for right in rights.chunk_by(|a, b| a == b) {
+            let access = match right.first() {
+                Some(Reach::Write) => access::READ | access::WRITE,
                 _ => access::READ,
             };
             let mut merger = Merger::new();
@@ -538,7 +564,7 @@ impl Window {
                 let entry = MapEntry {
                     addr: run.addr.into(),
                     length: run.length.into(),
-                    access: rights.into(),
+                    access: access.into(),
                 };
                 if entries.len() < most {
                     taken += run.length as usize >> PAGE_SHIFT;
@@ -546,8 +572,10 @@ impl Window {
                 }
                 Ok(())
             };
-            for (page, _) in run {
-                merger.push(page.phys(), PAGE_SIZE as u64, &mut append)?;
+            let start = at;
+            at += right.len();
+            for run in pages[start..at].chunk_by(|a, b| a.is_followed_by(*b)) {
+                merger.push(run[0].phys(), (run.len() << PAGE_SHIFT) as u64, &mut append)?;
             }
             merger.flush(&mut append)?;
             if entries.len() == most {
@@ -575,13 +603,23 @@ impl Window {
             // Also by a thread that is being killed: the address space may be that of others, too,
             // and a fault on a page that the table has in vain is taken for resolved over and over.
             let guard = revoking.lock_unkillable();
-            self.range.revoke(which.clone(), || Ok(()))?;
+            self.revoke(which.clone())?;
             drop(guard);
             if outcome == status::OK {
                 outcome = response;
             }
         }
         Ok(outcome)
+    }
+
+    /// Revokes the pages `which`, whether the device reaches them or only should. One thread at a
+    /// time revokes pages of a space.
+    ///
+    /// # Errors
+    ///
+    /// [`ENODEV`] if the device is lost.
+    pub(crate) fn revoke(&self, which: Range<usize>) -> Result {
+        self.range.revoke(which, || Ok(())).map(|_| ())
     }
 
     /// Revokes those of the pages `which` that the device reaches, as it has no room for others;

@@ -183,6 +183,12 @@ impl Windows {
         })
     }
 
+    /// The window around `address`, if it is there.
+    pub(crate) fn existing(&self, address: usize) -> Option<Arc<Window>> {
+        let tree = self.shared.tree.lock();
+        tree.windows.get(&(address / WINDOW)).cloned()
+    }
+
     /// The window around `address`, which is one of those that are followed; makes it if it is not
     /// there.
     ///
@@ -191,10 +197,10 @@ impl Windows {
     /// [`ENOMEM`], [`EIO`] if no window is added any more.
     pub(crate) fn window(&self, address: usize) -> Result<Arc<Window>> {
         let shared = &*self.shared;
-        let number = address / WINDOW;
-        if let Some(window) = shared.tree.lock().windows.get(&number) {
-            return Ok(window.clone());
+        if let Some(window) = self.existing(address) {
+            return Ok(window);
         }
+        let number = address / WINDOW;
         let start = number * WINDOW;
         let bytes = WINDOW.min(shared.end - start);
         let window = Window::new(&shared.gpu, &shared.lock, &shared.space, start, bytes)?;

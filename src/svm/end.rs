@@ -6,6 +6,9 @@
 //! that wait for a page give up. The rest waits for the device, for changes of the process's memory
 //! that are under way, and for the threads, which a debugger may have stopped; so it is done on a
 //! queue of its own, where an address space waits for no other. The file is closed long before.
+//!
+//! The threads are there before the device knows the space, so that the process may end while the
+//! ioctl still waits for that. Then the rest waits for the ioctl: what it adds is to be removed.
 
 use super::Svm;
 use crate::{
@@ -14,10 +17,7 @@ use crate::{
 };
 use kernel::{
     sync::{
-        atomic::ordering::{
-            Full,
-            Relaxed, //
-        },
+        atomic::ordering::Relaxed,
         Arc, //
     },
     workqueue::WorkItem, //
@@ -25,6 +25,21 @@ use kernel::{
 
 /// What address spaces end on; it lives as long as the module.
 pub(crate) static QUEUE: ModuleWorkqueue = ModuleWorkqueue::new();
+
+/// How far the life of an address space has come.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Phase {
+    /// The ioctl that enables it has not come to its end.
+    Beginning,
+    /// It is in use.
+    Begun,
+    /// It is being marked; whether the ioctl has come to its end meanwhile.
+    Marking { begun: bool },
+    /// The ioctl has not come to its end, and does the rest.
+    Marked,
+    /// The rest is being done, or is done.
+    Ending,
+}
 
 impl Svm {
     /// The file is being closed, and the host was told to destroy the context.
@@ -34,12 +49,44 @@ impl Svm {
 
     /// Ends the address space. Does not wait for the device, nor for threads.
     pub(super) fn begin_end(self: &Arc<Self>) {
-        if self.ending.xchg(true, Full) {
-            return;
+        {
+            let mut phase = self.phase.lock();
+            let begun = match *phase {
+                Phase::Beginning => false,
+                Phase::Begun => true,
+                _ => return,
+            };
+            *phase = Phase::Marking { begun };
         }
         self.space.close(&mut self.lock.commits.lock());
         self.windows.close();
         self.close_inbox();
+        let mut phase = self.phase.lock();
+        let begun = matches!(*phase, Phase::Marking { begun: true });
+        *phase = if begun { Phase::Ending } else { Phase::Marked };
+        drop(phase);
+        if begun {
+            self.queue_end();
+        }
+    }
+
+    /// The ioctl that enables the address space has come to its end, whatever its outcome.
+    pub(super) fn has_begun(self: &Arc<Self>) {
+        let mut phase = self.phase.lock();
+        let is_marked = *phase == Phase::Marked;
+        *phase = match *phase {
+            Phase::Beginning => Phase::Begun,
+            Phase::Marking { .. } => Phase::Marking { begun: true },
+            Phase::Marked => Phase::Ending,
+            other => other,
+        };
+        drop(phase);
+        if is_marked {
+            self.queue_end();
+        }
+    }
+
+    fn queue_end(self: &Arc<Self>) {
         if !QUEUE.enqueue::<Arc<Self>, 1>(self.clone()) {
             // The module is being unloaded, and does not wait for this thread.
             self.end();

@@ -7,18 +7,24 @@
 //! that notifier callbacks take, and MAP and the resolution are sent under the same lock. So a
 //! callback comes either before, and the page is looked up again, or after, and its INVALIDATE
 //! follows the MAP in the queue. The resolution does not wait for the response to the MAP: if that
-//! fails, the access faults again.
+//! fails, the access faults again. Nor does the thread, as long as there are other faults.
 
+mod ahead;
 mod exclusive;
 mod prefetch;
 
 use super::{
+    inbox::Unconfirmed,
+    stream::Extent,
     Loss,
     Svm, //
 };
 use crate::{
     kapi::{
-        mm::Area,
+        mm::{
+            Area,
+            FaultWait, //
+        },
         task::check_not_killed, //
     },
     mirror::{
@@ -71,6 +77,8 @@ enum Outcome {
     Refuse(u32),
     /// The thread was interrupted: it is to be served again.
     Again,
+    /// It is put aside until another thread has mapped the page.
+    Parked,
     /// The address space ends, which resolves all of its faults.
     Closed,
 }
@@ -96,6 +104,9 @@ impl Svm {
         };
         match outcome {
             Outcome::Resolved | Outcome::Closed => {}
+            Outcome::Parked => {
+                self.counts.faults.fetch_sub(1, Relaxed);
+            }
             Outcome::Again => {
                 self.counts.faults.fetch_sub(1, Relaxed);
                 self.put_back(fault);
@@ -103,13 +114,7 @@ impl Svm {
             Outcome::Resolve(how) => self.resolve(&fault, how),
             Outcome::Refuse(reason) => {
                 self.counts.bad.fetch_add(1, Relaxed);
-                self.lose(Loss {
-                    reason,
-                    access: fault.access,
-                    // No stream is ring -1, which is that of no ring.
-                    ring: fault.stream.wrapping_sub(1),
-                    address: fault.address,
-                });
+                self.lose(Loss::of(&fault, reason));
                 let how = match reason {
                     svm_reason::BAD_ACCESS | svm_reason::NO_ATOMIC => resolution::BAD_ACCESS,
                     _ => resolution::BAD_ADDRESS,
@@ -149,13 +154,13 @@ impl Svm {
         }
         let write = fault.access == access::WRITE;
         let address = usize::try_from(fault.address)?;
-        let window = match self.windows.window(address) {
-            Err(e) if e == ENOMEM => return Err(ENOMEM),
-            window => window?,
+        let window = match self.window(address, write)? {
+            Ok(window) => window,
+            Err(Refusal(reason)) => return Ok(Outcome::Refuse(reason)),
         };
         let page = (address - window.start()) >> PAGE_SHIFT;
         let global_page = address >> PAGE_SHIFT;
-        let pages = self.streams.lock().pages(fault.stream, global_page);
+        let extent = self.streams.lock().extent(fault.stream, global_page);
         let mut deadline = Deadline::new();
         let mut memory_tries = 0;
         // More than the page has cost the page.
@@ -163,8 +168,13 @@ impl Svm {
         loop {
             let timeout = deadline.next_try_ms()?;
             if window.is_reachable(page, write) {
-                self.counts.coalesced.fetch_add(1, Relaxed);
-                return Ok(Outcome::Resolve(resolution::OK));
+                if self.is_resolved(&window, page)? {
+                    return Ok(Outcome::Resolve(resolution::OK));
+                }
+                continue;
+            }
+            if self.park(fault) {
+                return Ok(Outcome::Parked);
             }
             let area = match self.area(address, write)? {
                 Ok(area) => area,
@@ -173,7 +183,7 @@ impl Svm {
             let mut wanted = if narrow {
                 Self::wanted_alone(&area, page, write)
             } else {
-                self.wanted(&window, &area, page, write, pages)
+                self.wanted(&window, &area, page, write, extent.pages)
             };
             let mut lookup = match window.look_up(&self.windows, &mut wanted, timeout) {
                 Ok(Some(lookup)) => lookup,
@@ -199,9 +209,12 @@ impl Svm {
                 }
                 Err(Refusal(reason)) => return Ok(Outcome::Refuse(reason)),
             }
-            let (resolved, committed) = self.commit_and_resolve(fault, |resolve| {
-                window.commit(&wanted, &mut lookup, resolve)
-            });
+            let resolved = !self.scarce.load(Relaxed);
+            let committed = if resolved {
+                self.commit_resolved(fault, |how| window.commit(&wanted, &mut lookup, Some(how)))
+            } else {
+                window.commit(&wanted, &mut lookup, None)
+            };
             let committed = match committed {
                 // For the commands, not for what was touched.
                 Err(e) if e == ENOMEM => return Ok(Outcome::Resolve(resolution::RETRY)),
@@ -220,54 +233,67 @@ impl Svm {
                     continue;
                 }
             };
-            self.counts
-                .pages
-                .fetch_add(wanted.ask.len() as u64, Relaxed);
+            self.counts.pages.fetch_add(sent.pages() as u64, Relaxed);
+            self.in_vain.lock().mapped(global_page);
+            let end = window.reachable_end(page..window.granule(page).end, write);
+            let next = global_page + (end - page).max(1);
+            let extent = match narrow {
+                true => Extent::ONE,
+                false => extent,
+            };
             self.streams
                 .lock()
-                .mapped(fault.stream, global_page, wanted.ask.len());
-            match self.outcome(&window, &sent, resolved, narrow)? {
+                .mapped(fault.stream, global_page, next, extent);
+            if resolved {
+                self.confirm_later(Unconfirmed {
+                    window,
+                    sent,
+                    ahead: false,
+                });
+                if write {
+                    self.map_ahead(fault.stream, next << PAGE_SHIFT, &area, extent.ahead);
+                }
+                return Ok(Outcome::Resolved);
+            }
+            match self.outcome(&window, &sent, narrow)? {
                 Some(outcome) => return Ok(outcome),
                 None => narrow = true,
             }
         }
     }
 
-    /// Calls `commit` with the resolution of `fault`, if that is to be sent along with the MAP.
-    /// Returns whether it is, and what became of it.
-    fn commit_and_resolve(
-        &self,
-        fault: &Fault,
-        commit: impl FnOnce(Option<(u64, u32)>) -> Result<Committed>,
-    ) -> (bool, Result<Committed>) {
-        let resolved = !self.scarce.load(Relaxed);
-        if resolved {
-            self.forget_fault(fault.id);
+    /// Whether a fault on page `page` of a window, which the device should reach by now, is to be
+    /// resolved. If not, it does not reach the page any more.
+    fn is_resolved(&self, window: &Window, page: usize) -> Result<bool> {
+        let number = (window.start() >> PAGE_SHIFT) + page;
+        if self.in_vain.lock().is_too_often(number) {
+            let revoking = self.revoking.lock()?;
+            window.revoke(page..page + 1)?;
+            drop(revoking);
+            return Ok(false);
         }
-        let committed = commit(resolved.then_some((fault.id, resolution::OK)));
-        if resolved && !matches!(committed, Ok(Committed::Sent(_))) {
-            self.remember_fault(fault.id);
-        }
-        (resolved, committed)
+        self.counts.coalesced.fetch_add(1, Relaxed);
+        Ok(true)
     }
 
-    /// How a fault ends for which `sent` was sent, and with it the resolution if it is `resolved`;
-    /// `None` if it is to be tried again. The page was looked up `alone`, or in company.
-    fn outcome(
+    /// Calls `commit` with the resolution of `fault`, which it is to send along with the MAP.
+    fn commit_resolved(
         &self,
-        window: &Window,
-        sent: &Sent,
-        resolved: bool,
-        alone: bool,
-    ) -> Result<Option<Outcome>> {
-        let response = window.confirm(sent, &self.revoking);
-        if resolved {
-            // Whatever it is. If the MAP has failed, there is another fault.
-            if matches!(response, Ok(response) if response != status::OK) {
-                self.scarce.store(true, Relaxed);
-            }
-            return Ok(Some(Outcome::Resolved));
+        fault: &Fault,
+        commit: impl FnOnce((u64, u32)) -> Result<Committed>,
+    ) -> Result<Committed> {
+        self.forget_fault(fault.id);
+        let committed = commit((fault.id, resolution::OK));
+        if !matches!(committed, Ok(Committed::Sent(_))) {
+            self.remember_fault(fault.id);
         }
+        committed
+    }
+
+    /// How a fault ends for which `sent` was sent, and no resolution; `None` if it is to be tried
+    /// again. The page was looked up `alone`, or in company.
+    fn outcome(&self, window: &Window, sent: &Sent, alone: bool) -> Result<Option<Outcome>> {
+        let response = window.confirm(sent, &self.revoking);
         Ok(Some(match response? {
             status::OK => Outcome::Resolve(resolution::OK),
             status::NO_MEMORY if self.make_room()? > 0 => return Ok(None),
@@ -276,6 +302,22 @@ impl Svm {
             _ if alone => Outcome::Refuse(svm_reason::BAD_ADDRESS),
             _ => return Ok(None),
         }))
+    }
+
+    /// The window around an address. None is made for one that the process may not read, or write
+    /// with `write`.
+    ///
+    /// # Errors
+    ///
+    /// [`ENOMEM`], [`EIO`] if the address space ends, [`EINTR`] on a fatal signal.
+    fn window(&self, address: usize, write: bool) -> Result<Result<Arc<Window>, Refusal>> {
+        if let Some(window) = self.windows.existing(address) {
+            return Ok(Ok(window));
+        }
+        match self.area(address, write)? {
+            Ok(_) => self.windows.window(address).map(Ok),
+            Err(refusal) => Ok(Err(refusal)),
+        }
     }
 
     /// The area around an address, if the process may read it, or write it with `write`.
@@ -301,7 +343,7 @@ impl Svm {
             eager: area.is_private_anonymous() && area.may_write(),
             read_only: !area.may_write(),
             alone: false,
-            interruptible: true,
+            wait: FaultWait::Interruptible,
         }
     }
 

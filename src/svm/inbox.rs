@@ -6,6 +6,9 @@
 //! there before the first one comes, and the interrupt puts the buffer back at once. A thread that
 //! has nothing to do is noted as idle under the same lock; only such a thread is woken, since a
 //! wake would have one that waits for a userfaultfd ask for the same page once more.
+//!
+//! The response to a MAP can wait until there is no fault to serve, since the device faults again
+//! where it has failed. But it is not forgotten: what has not been mapped is not in the table.
 
 use super::Svm;
 use crate::{
@@ -13,8 +16,15 @@ use crate::{
         UserWork,
         UserWorker, //
     },
+    mirror::{
+        Sent,
+        Window, //
+    },
     protocol::{
-        mirror::access,
+        mirror::{
+            access,
+            status, //
+        },
         uapi::{
             svm_reason,
             SVM_MAX_WORKERS, //
@@ -25,10 +35,17 @@ use crate::{
         Noted, //
     },
 };
+use core::ops::Range;
 use kernel::{
-    page::PAGE_SIZE,
+    page::{
+        PAGE_SHIFT,
+        PAGE_SIZE, //
+    },
     prelude::*,
-    sync::Arc, //
+    sync::{
+        atomic::ordering::Relaxed,
+        Arc, //
+    }, //
 };
 
 /// Faults that are not resolved, and the threads that serve them.
@@ -41,9 +58,27 @@ pub(super) struct Inbox {
     workers: KVec<UserWorker<Worker>>,
     /// Those that sleep for want of something to do: a set of indices.
     idle: u32,
+    /// MAPs that were sent along with the resolutions of faults, and whose responses no one has
+    /// looked at; the oldest first. Never grows beyond its capacity.
+    unconfirmed: KVec<Unconfirmed>,
+    /// The pages, by number, that a thread maps ahead of the faults on them; and such faults, which
+    /// are not to be served before it has done so. Never grows beyond its capacity.
+    ahead: Option<Range<usize>>,
+    parked: KVec<Fault>,
     /// No fault is taken any more, and no thread is to wait for one.
     closed: bool,
 }
+
+/// MAPs of a window.
+pub(super) struct Unconfirmed {
+    pub(super) window: Arc<Window>,
+    pub(super) sent: Sent,
+    /// No fault asked for them.
+    pub(super) ahead: bool,
+}
+
+/// Most MAPs whose responses no one has looked at.
+const UNCONFIRMED: usize = 16;
 
 impl Inbox {
     /// No faults, `most` of which the device may have on the way at once.
@@ -57,6 +92,9 @@ impl Inbox {
             unresolved: KVec::with_capacity(most, GFP_KERNEL)?,
             workers: KVec::with_capacity(SVM_MAX_WORKERS as usize, GFP_KERNEL)?,
             idle: 0,
+            unconfirmed: KVec::with_capacity(UNCONFIRMED, GFP_KERNEL)?,
+            ahead: None,
+            parked: KVec::with_capacity(most, GFP_KERNEL)?,
             closed: false,
         })
     }
@@ -92,7 +130,8 @@ impl Worker {
 impl UserWork for Worker {
     fn is_due(&self) -> bool {
         let mut inbox = self.svm.inbox.lock();
-        let is_due = !inbox.waiting.is_empty() && !inbox.closed;
+        let has_work = !inbox.waiting.is_empty() || !inbox.unconfirmed.is_empty();
+        let is_due = has_work && !inbox.closed;
         if is_due {
             // It may have been woken by others.
             inbox.idle &= !(1 << self.index);
@@ -103,14 +142,53 @@ impl UserWork for Worker {
     }
 
     fn run(&self) {
-        let fault = self.svm.inbox.lock().waiting.remove(0);
-        if let Ok(fault) = fault {
+        let mut inbox = self.svm.inbox.lock();
+        // A fault on a page whose MAP has failed comes back until that is seen.
+        let is_answered = |oldest: &Unconfirmed| oldest.sent.is_answered();
+        let fault = match inbox.unconfirmed.first().is_some_and(is_answered) {
+            true => None,
+            false => inbox.waiting.remove(0).ok(),
+        };
+        if let Some(fault) = fault {
+            drop(inbox);
             self.svm.serve(fault);
+        } else if let Ok(unconfirmed) = inbox.unconfirmed.remove(0) {
+            drop(inbox);
+            self.svm.confirm(&unconfirmed);
         }
     }
 
     fn killed(&self) {
         self.svm.process_ends();
+    }
+}
+
+/// Pages that a thread maps ahead of the faults on them. When this is dropped, those that have come
+/// meanwhile are served before others.
+pub(super) struct Ahead<'a>(&'a Svm);
+
+impl Ahead<'_> {
+    /// The pages are mapped: calls `resolve` for each fault that has come meanwhile.
+    pub(super) fn finish(self, resolve: impl Fn(Fault)) {
+        self.0.inbox.lock().ahead = None;
+        loop {
+            let Some(fault) = self.0.inbox.lock().parked.pop() else {
+                break;
+            };
+            resolve(fault);
+        }
+    }
+}
+
+impl Drop for Ahead<'_> {
+    fn drop(&mut self) {
+        let mut inbox = self.0.inbox.lock();
+        inbox.ahead = None;
+        while let Some(fault) = inbox.parked.pop() {
+            // There is room: they are some of those that are not resolved.
+            let _ = inbox.waiting.insert_within_capacity(0, fault);
+            inbox.wake_one();
+        }
     }
 }
 
@@ -160,6 +238,70 @@ impl Svm {
         }
     }
 
+    /// Leaves it for later to look at the responses to MAPs, for whose failure there is a remedy:
+    /// another fault.
+    pub(super) fn confirm_later(&self, unconfirmed: Unconfirmed) {
+        if unconfirmed.sent.pages() == 0 {
+            return;
+        }
+        let mut inbox = self.inbox.lock();
+        let oldest = match inbox.unconfirmed.len() == UNCONFIRMED {
+            true => inbox.unconfirmed.remove(0).ok(),
+            false => None,
+        };
+        // There is room.
+        let _ = inbox.unconfirmed.push_within_capacity(unconfirmed);
+        drop(inbox);
+        if let Some(oldest) = oldest {
+            self.confirm(&oldest);
+        }
+    }
+
+    fn confirm(&self, unconfirmed: &Unconfirmed) {
+        let Unconfirmed {
+            window,
+            sent,
+            ahead,
+        } = unconfirmed;
+        // Without the device there is no one who faults.
+        if matches!(window.confirm(sent, &self.revoking), Ok(response) if response != status::OK) {
+            let refused = if *ahead {
+                &self.ahead_refused
+            } else {
+                &self.scarce
+            };
+            refused.store(true, Relaxed);
+        }
+    }
+
+    /// Whether no fault waits for a thread.
+    pub(super) fn is_quiet(&self) -> bool {
+        let inbox = self.inbox.lock();
+        inbox.waiting.is_empty() && !inbox.closed
+    }
+
+    /// The current thread is about to map pages `which`, by number, ahead of the faults on them.
+    /// `None` if another thread is doing that.
+    pub(super) fn go_ahead(&self, which: Range<usize>) -> Option<Ahead<'_>> {
+        let mut inbox = self.inbox.lock();
+        if inbox.ahead.is_some() || inbox.closed {
+            return None;
+        }
+        inbox.ahead = Some(which);
+        Some(Ahead(self))
+    }
+
+    /// Puts a fault aside if another thread is about to map the page.
+    pub(super) fn park(&self, fault: &Fault) -> bool {
+        let page = fault.address as usize >> PAGE_SHIFT;
+        let mut inbox = self.inbox.lock();
+        let is_ahead = inbox
+            .ahead
+            .as_ref()
+            .is_some_and(|ahead| ahead.contains(&page));
+        is_ahead && inbox.parked.push_within_capacity(*fault).is_ok()
+    }
+
     /// The resolution of a fault was not sent after all.
     pub(super) fn remember_fault(&self, id: u64) {
         // There is room, unless the device has more faults than it may.
@@ -176,6 +318,7 @@ impl Svm {
         let mut inbox = self.inbox.lock();
         inbox.closed = true;
         inbox.waiting.clear();
+        inbox.parked.clear();
         for worker in &inbox.workers {
             worker.interrupt();
         }
@@ -185,6 +328,8 @@ impl Svm {
     pub(super) fn stop_workers(&self) {
         let workers = core::mem::take(&mut self.inbox.lock().workers);
         drop(workers);
+        let unconfirmed = core::mem::take(&mut self.inbox.lock().unconfirmed);
+        drop(unconfirmed);
     }
 
     /// The process ends, or calls exec.

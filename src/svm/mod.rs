@@ -29,6 +29,7 @@ mod inbox;
 mod jobs;
 mod query;
 mod stream;
+mod vain;
 mod wait;
 
 pub(crate) use self::{
@@ -45,13 +46,15 @@ pub(crate) use self::{
 };
 
 use self::{
+    end::Phase,
     inbox::{
         Inbox,
         Worker, //
     },
     jobs::Jobs,
     query::Counts,
-    stream::Streams, //
+    stream::Streams,
+    vain::InVain, //
 };
 use crate::{
     context::Context,
@@ -159,6 +162,17 @@ pub(crate) struct Loss {
 }
 
 impl Loss {
+    /// The loss for which `fault` is refused.
+    fn of(fault: &Fault, reason: u32) -> Self {
+        Self {
+            reason,
+            access: fault.access,
+            // No stream is ring -1, which is that of no ring.
+            ring: fault.stream.wrapping_sub(1),
+            address: fault.address,
+        }
+    }
+
     /// A loss that no access has caused.
     fn without_access(reason: u32) -> Self {
         Self {
@@ -171,7 +185,7 @@ impl Loss {
 }
 
 /// The address space of a process, as jobs of a context use it.
-#[pin_data]
+#[pin_data(PinnedDrop)]
 pub(crate) struct Svm {
     gpu: Arc<Gpu>,
     context: Arc<Context>,
@@ -196,9 +210,14 @@ pub(crate) struct Svm {
     /// Protects only itself.
     #[pin]
     streams: SpinLock<Streams>,
+    /// Protects only itself.
+    #[pin]
+    in_vain: SpinLock<InVain>,
     /// The device has refused a MAP for want of memory: from now on one is confirmed before its
     /// fault is resolved.
     scarce: AtomicFlag,
+    /// It has refused one that no fault asked for: there are none of these any more.
+    ahead_refused: AtomicFlag,
     /// Jobs that are not over.
     jobs: Arc<Jobs>,
     /// The address from which on memory is evicted the next time.
@@ -211,8 +230,9 @@ pub(crate) struct Svm {
     counts: Counts,
     /// It is among what the device can reach.
     added: AtomicFlag,
-    /// The end has begun.
-    ending: AtomicFlag,
+    /// Protects only itself.
+    #[pin]
+    phase: SpinLock<Phase>,
     #[pin]
     end_work: Work<Svm, 1>,
 }
@@ -279,21 +299,28 @@ impl Svm {
                 ),
                 inbox <- new_spinlock_irq!(inbox, "Svm::inbox"),
                 streams <- new_spinlock!(Streams::new(), "Svm::streams"),
+                in_vain <- new_spinlock!(InVain::new(), "Svm::in_vain"),
                 scarce: AtomicFlag::new(false),
+                ahead_refused: AtomicFlag::new(false),
                 jobs,
                 hand: Atomic::new(0),
                 loss <- new_spinlock!(None, "Svm::loss"),
                 event,
                 counts: Counts::new(),
                 added: AtomicFlag::new(false),
-                ending: AtomicFlag::new(false),
+                phase <- new_spinlock!(Phase::Beginning, "Svm::phase"),
                 end_work <- new_work!("Svm::end_work"),
             }),
             GFP_KERNEL,
         )?;
+        gpu.counters.address_spaces.add(1);
         let workers = if workers == 0 { WORKERS } else { workers };
-        this.begin(workers).inspect_err(|_| this.close())?;
-        Ok(this)
+        let begun = this.begin(workers);
+        if begun.is_err() {
+            this.close();
+        }
+        this.has_begun();
+        begun.map(|()| this)
     }
 
     fn begin(self: &Arc<Self>, workers: usize) -> Result {
@@ -413,6 +440,13 @@ impl Svm {
             });
         }
         self.jobs.wait.wake_all();
+    }
+}
+
+#[pinned_drop]
+impl PinnedDrop for Svm {
+    fn drop(self: Pin<&mut Self>) {
+        self.gpu.counters.gone_address_spaces.add(1);
     }
 }
 

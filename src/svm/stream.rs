@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! How much a fault maps: more and more as long as a job goes through memory in order.
+//! How much a fault maps: more and more as long as a job goes through memory in order, and then
+//! what comes after it, too, ahead of its faults.
 
 use kernel::prelude::*;
 
@@ -10,6 +11,8 @@ const STREAMS: usize = 8;
 const FIRST: usize = 16;
 /// Most pages of a fault: those of a granule.
 const MOST: usize = 512;
+/// Most granules that are mapped ahead of a fault.
+const MOST_AHEAD: usize = 2;
 
 /// Faults of one ring, as far as they follow one another.
 #[derive(Clone, Copy, Default)]
@@ -17,10 +20,27 @@ struct Stream {
     /// The ring plus 1, or 0; and whether there is anything known of it.
     name: u32,
     known: bool,
-    /// The page after those of the last fault.
+    /// The page behind those that were mapped last.
     next: usize,
-    /// Pages of the last fault.
+    /// Pages that the last fault asked for, or that were mapped by it, whichever is more: that a
+    /// granule ends is no reason to begin with few again.
     pages: usize,
+    /// Granules that were to be mapped ahead of it.
+    ahead: usize,
+}
+
+/// What to map for a fault.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Extent {
+    /// Pages, from the one that was touched on.
+    pub(super) pages: usize,
+    /// Granules behind them.
+    pub(super) ahead: usize,
+}
+
+impl Extent {
+    /// The page that was touched.
+    pub(super) const ONE: Self = Self { pages: 1, ahead: 0 };
 }
 
 /// The streams of an address space.
@@ -36,23 +56,35 @@ impl Streams {
         }
     }
 
-    /// How many pages to ask for at a fault of stream `name` at page `page`.
-    pub(super) fn pages(&self, name: u32, page: usize) -> usize {
-        match self.streams[name as usize % STREAMS] {
-            stream if !stream.known || stream.name != name => FIRST,
-            stream if stream.next == page => (stream.pages * 2).clamp(FIRST, MOST),
-            _ => 1,
-        }
+    /// What to ask for at a fault of stream `name` at page `page`.
+    pub(super) fn extent(&self, name: u32, page: usize) -> Extent {
+        let (pages, ahead) = match self.streams[name as usize % STREAMS] {
+            stream if !stream.known || stream.name != name => (FIRST, 0),
+            stream if stream.next != page => (1, 0),
+            stream if stream.pages < MOST => ((stream.pages * 2).clamp(FIRST, MOST), 0),
+            stream => (MOST, (stream.ahead + 1).min(MOST_AHEAD)),
+        };
+        Extent { pages, ahead }
     }
 
-    /// `pages` pages from page `page` on were mapped for a fault of stream `name`.
-    pub(super) fn mapped(&mut self, name: u32, page: usize, pages: usize) {
+    /// The pages from page `page` to page `end` are mapped since a fault of stream `name`, for
+    /// which `extent` was asked for.
+    pub(super) fn mapped(&mut self, name: u32, page: usize, end: usize, extent: Extent) {
         self.streams[name as usize % STREAMS] = Stream {
             name,
             known: true,
-            next: page + pages,
-            pages,
+            next: end,
+            pages: extent.pages.max(end - page),
+            ahead: extent.ahead,
         };
+    }
+
+    /// The pages from page `page` to page `end` are mapped ahead of stream `name`.
+    pub(super) fn mapped_ahead(&mut self, name: u32, page: usize, end: usize) {
+        let stream = &mut self.streams[name as usize % STREAMS];
+        if stream.known && stream.name == name && stream.next == page {
+            stream.next = end;
+        }
     }
 }
 
@@ -60,33 +92,76 @@ impl Streams {
 mod tests {
     use super::*;
 
+    impl Streams {
+        /// Serves a fault, and maps what is to be mapped; returns that.
+        fn fault(&mut self, name: u32, page: usize) -> (usize, usize) {
+            let extent = self.extent(name, page);
+            self.mapped(name, page, page + extent.pages, extent);
+            (extent.pages, extent.ahead)
+        }
+    }
+
     #[test]
     fn one_that_goes_on_doubles() {
         let mut streams = Streams::new();
         let mut page = 100;
-        for pages in [16, 32, 64, 128, 256, 512, 512] {
-            assert_eq!(streams.pages(3, page), pages);
-            streams.mapped(3, page, pages);
+        for pages in [16, 32, 64, 128, 256, 512] {
+            assert_eq!(streams.fault(3, page), (pages, 0));
             page += pages;
         }
+        for ahead in [1, 2, 2] {
+            assert_eq!(streams.fault(3, page), (512, ahead));
+            page += 512;
+            for _ in 0..ahead {
+                streams.mapped_ahead(3, page, page + 512);
+                page += 512;
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_mapped_beside_it_counts() {
+        let mut streams = Streams::new();
+        let extent = streams.extent(3, 1024);
+        assert_eq!(extent.pages, 16);
+        // It is a huge page.
+        streams.mapped(3, 1024, 1536, extent);
+        assert_eq!(streams.fault(3, 1536), (512, 1));
+    }
+
+    #[test]
+    fn the_end_of_a_granule_is_no_new_beginning() {
+        let mut streams = Streams::new();
+        assert_eq!(streams.fault(3, 0), (16, 0));
+        let extent = streams.extent(3, 16);
+        assert_eq!(extent.pages, 32);
+        streams.mapped(3, 16, 20, extent);
+        assert_eq!(streams.fault(3, 20), (64, 0));
     }
 
     #[test]
     fn one_that_jumps_asks_for_its_page() {
         let mut streams = Streams::new();
-        streams.mapped(1, 100, 64);
-        assert_eq!(streams.pages(1, 90), 1);
-        streams.mapped(1, 90, 1);
-        assert_eq!(streams.pages(1, 91), 16);
+        let extent = Extent {
+            pages: 512,
+            ahead: 2,
+        };
+        streams.mapped(1, 100, 612, extent);
+        assert_eq!(streams.fault(1, 90), (1, 0));
+        assert_eq!(streams.fault(1, 91), (16, 0));
+        // What is ahead of another place does not count.
+        streams.mapped_ahead(1, 612, 1124);
+        assert_eq!(streams.fault(1, 107), (32, 0));
     }
 
     #[test]
     fn rings_do_not_disturb_each_other() {
         let mut streams = Streams::new();
-        streams.mapped(1, 100, 64);
-        streams.mapped(2, 500, 16);
-        assert_eq!(streams.pages(1, 164), 128);
+        let extent = streams.extent(1, 100);
+        streams.mapped(1, 100, 164, extent);
+        streams.mapped(2, 500, 516, extent);
+        assert_eq!(streams.fault(1, 164), (128, 0));
         // In the place of ring 1.
-        assert_eq!(streams.pages(9, 164), 16);
+        assert_eq!(streams.fault(9, 292), (16, 0));
     }
 }

@@ -188,7 +188,8 @@ impl Transport {
         let (queue, cursor, unready) = if let Some(event_slots) = mirror {
             let names = [c"control", c"cursor", c"mirror", c"event"];
             let ([queue, cursor, mirror, event], unready) = queues.find(self.clone(), names)?;
-            self.mirror.start(mirror.carrying())?;
+            let faults = self.vdev.has_feature(feature::PAGE_FAULT);
+            self.mirror.start(mirror.carrying(), faults)?;
             self.events.start(event.carrying(), event_slots)?;
             (queue.carrying(), cursor.carrying(), unready)
         } else {

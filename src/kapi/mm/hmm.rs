@@ -33,20 +33,22 @@ impl HmmPage {
 
     /// Physical address.
     pub(crate) fn phys(self) -> u64 {
-        // SAFETY: Calculates only.
-        unsafe { bindings::kapi_hmm_pfn_to_phys(self.0) }
+        ((self.0 & !bindings::kapi_hmm_pfn_KAPI_HMM_PFN_FLAGS) as u64) << PAGE_SHIFT
     }
 
     /// Whether there is a page, which the process may read.
     pub(crate) fn is_valid(self) -> bool {
-        // SAFETY: Calculates only.
-        unsafe { bindings::kapi_hmm_pfn_is_valid(self.0) }
+        self.0 & bindings::kapi_hmm_pfn_KAPI_HMM_PFN_VALID != 0
     }
 
     /// Whether the process may write it as it is.
     pub(crate) fn is_writable(self) -> bool {
-        // SAFETY: Calculates only.
-        unsafe { bindings::kapi_hmm_pfn_is_writable(self.0) }
+        self.0 & bindings::kapi_hmm_pfn_KAPI_HMM_PFN_WRITE != 0
+    }
+
+    /// Whether `next` is the page behind it in memory, and may be used in the same way.
+    pub(crate) fn is_followed_by(self, next: Self) -> bool {
+        next.0 == self.0.wrapping_add(1)
     }
 }
 
@@ -249,22 +251,34 @@ impl Area {
     }
 }
 
+/// What ends a wait for a page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum FaultWait {
+    /// A fatal signal.
+    Killable,
+    /// Any signal.
+    Interruptible,
+    /// There is no wait for a userfaultfd, for what is read from a file or from swap, nor for a
+    /// page that is locked. There may be one for memory, and for another device to give a page
+    /// back.
+    Not,
+}
+
 /// Faults in pages of the current process, `pages` from address `addr` on, for writing with
 /// `write`. Returns how many, from the first on. They may go at once; nothing holds them.
 ///
-/// Waits, as for a userfaultfd, end on a fatal signal, or on any with `interruptible`.
-///
 /// # Errors
 ///
-/// About the first page: [`EFAULT`] if it cannot be had, [`ENOMEM`], [`EINTR`] on a signal.
-pub(crate) fn fault_in(
-    addr: usize,
-    pages: usize,
-    write: bool,
-    interruptible: bool,
-) -> Result<usize> {
+/// About the first page: [`EFAULT`] if it cannot be had, [`ENOMEM`], [`EINTR`] on a signal,
+/// [`EAGAIN`] if it would have to be waited for with [`FaultWait::Not`].
+pub(crate) fn fault_in(addr: usize, pages: usize, write: bool, wait: FaultWait) -> Result<usize> {
+    let wait = match wait {
+        FaultWait::Killable => bindings::kapi_fault_wait_KAPI_FAULT_WAIT_KILLABLE,
+        FaultWait::Interruptible => bindings::kapi_fault_wait_KAPI_FAULT_WAIT_INTERRUPTIBLE,
+        FaultWait::Not => bindings::kapi_fault_wait_KAPI_FAULT_WAIT_NOT,
+    };
     // SAFETY: Changes the current process only as an access would.
-    match unsafe { bindings::kapi_current_fault_in(addr, pages, write, interruptible) } {
+    match unsafe { bindings::kapi_current_fault_in(addr, pages, write, wait) } {
         0 => Err(EFAULT),
         done if done < 0 => Err(Error::from_errno(done as i32)),
         done => Ok(done as usize),

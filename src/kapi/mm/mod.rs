@@ -41,6 +41,7 @@ pub(crate) use self::{
         is_current,
         task_size,
         Area,
+        FaultWait,
         HmmPage,
         Sequence, //
     },

@@ -9,19 +9,26 @@
 //! may be such a change itself, once: where it was part of a huge page, or was shared with a child.
 
 use super::{
+    Loss,
     Outcome,
     Refusal,
     Svm,
     MEMORY_TRIES, //
 };
 use crate::{
+    kapi::mm::FaultWait,
     mirror::{
         Committed,
         Deadline,
-        Wanted, //
+        Sent,
+        Wanted,
+        Window, //
     },
     protocol::{
-        mirror::resolution,
+        mirror::{
+            resolution,
+            status, //
+        },
         uapi::svm_reason, //
     },
     transport::event::Fault,
@@ -39,9 +46,9 @@ impl Svm {
     /// Serves a fault of an access for which the device needs the page alone.
     pub(super) fn serve_atomic(self: &Arc<Self>, fault: &Fault) -> Result<Outcome> {
         let address = usize::try_from(fault.address)?;
-        let window = match self.windows.window(address) {
-            Err(e) if e == ENOMEM => return Err(ENOMEM),
-            window => window?,
+        let window = match self.window(address, true)? {
+            Ok(window) => window,
+            Err(Refusal(reason)) => return Ok(Outcome::Refuse(reason)),
         };
         let page = (address - window.start()) >> PAGE_SHIFT;
         let mut deadline = Deadline::new();
@@ -50,8 +57,10 @@ impl Svm {
             let timeout = deadline.next_try_ms()?;
             // Another thread may have got it meanwhile, from which it is not to be taken again.
             if window.is_exclusive(page) {
-                self.counts.coalesced.fetch_add(1, Relaxed);
-                return Ok(Outcome::Resolve(resolution::OK));
+                if self.is_resolved(&window, page)? {
+                    return Ok(Outcome::Resolve(resolution::OK));
+                }
+                continue;
             }
             let area = match self.area(address, true)? {
                 Ok(area) => area,
@@ -68,7 +77,7 @@ impl Svm {
                 eager: false,
                 read_only: false,
                 alone: true,
-                interruptible: true,
+                wait: FaultWait::Interruptible,
             };
             let lookup = match window.look_up(&self.windows, &mut wanted, timeout) {
                 Ok(Some(lookup)) => lookup,
@@ -79,10 +88,12 @@ impl Svm {
                 }
                 Err(e) => return Err(e),
             };
-            let (resolved, committed) = self.commit_and_resolve(fault, |resolve| {
+            // The page stays with the device for a short time only, so that the resolution goes
+            // with the MAP whatever becomes of that.
+            let committed = self.commit_resolved(fault, |how| {
                 // Ahead: the job may be over before this thread goes on.
                 self.counts.exclusive.fetch_add(1, Relaxed);
-                let committed = window.commit_exclusive(&lookup, resolve);
+                let committed = window.commit_exclusive(&lookup, how);
                 if !matches!(committed, Ok(Committed::Sent(_))) {
                     self.counts.exclusive.fetch_sub(1, Relaxed);
                 }
@@ -103,10 +114,22 @@ impl Svm {
                 Err(e) if e == ENOMEM => return Ok(Outcome::Resolve(resolution::RETRY)),
                 Err(e) => return Err(e),
             };
+            self.in_vain.lock().mapped(address >> PAGE_SHIFT);
             self.counts.pages.fetch_add(1, Relaxed);
-            if let Some(outcome) = self.outcome(&window, &sent, resolved, true)? {
-                return Ok(outcome);
-            }
+            self.confirm_alone(&window, &sent, fault);
+            return Ok(Outcome::Resolved);
         }
+    }
+
+    /// Waits for the response to the MAP that was sent along with the resolution of `fault`. If the
+    /// device has refused it, there is another fault, for which there is room by then.
+    fn confirm_alone(&self, window: &Window, sent: &Sent, fault: &Fault) {
+        let reason = match window.confirm(sent, &self.revoking) {
+            Ok(status::NO_MEMORY) if self.make_room() == Ok(0) => svm_reason::NO_MEMORY,
+            // An event says that the space is gone.
+            Ok(status::OK | status::NO_MEMORY | status::NO_SUCH_SPACE) | Err(_) => return,
+            Ok(_) => svm_reason::BAD_ADDRESS,
+        };
+        self.lose(Loss::of(fault, reason));
     }
 }

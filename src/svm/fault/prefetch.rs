@@ -10,7 +10,10 @@ use super::{
     Svm, //
 };
 use crate::{
-    kapi::task::check_not_killed,
+    kapi::{
+        mm::FaultWait,
+        task::check_not_killed, //
+    },
     mirror::{
         Committed,
         Deadline,
@@ -62,6 +65,24 @@ enum Step {
     Reachable(usize),
     /// They are being mapped.
     Sent(Part),
+}
+
+impl From<Refusal> for Error {
+    fn from(Refusal(reason): Refusal) -> Self {
+        match reason {
+            svm_reason::BAD_ACCESS => EPERM,
+            _ => EFAULT,
+        }
+    }
+}
+
+/// Why a page cannot be mapped whose MAP the device has refused, although not for want of memory.
+fn to_error(response: u32) -> Error {
+    match response {
+        status::NO_SUCH_SPACE => EIO,
+        status::LIMIT => ENOSPC,
+        _ => EFAULT,
+    }
 }
 
 impl Svm {
@@ -161,14 +182,17 @@ impl Svm {
                     match (response, part.pages) {
                         (status::NO_MEMORY, pages) => {
                             // There may never be room for as many at a time.
-                            again.most = pages.div_ceil(2);
+                            if pages > 1 {
+                                again.most = pages.div_ceil(2);
+                                again.deadline = Deadline::new();
+                            }
                             match self.make_room() {
                                 Ok(0) if pages == 1 => return (at, Err(ENOMEM)),
                                 Ok(_) => {}
                                 Err(e) => return (at, Err(e)),
                             }
                         }
-                        (_, 1) => return (at, Err(EFAULT)),
+                        (response, 1) => return (at, Err(to_error(response))),
                         // Which of them it is about is to be known.
                         _ => again.most = 1,
                     }
@@ -191,7 +215,10 @@ impl Svm {
     /// Sends MAP for the first pages of `which`, `most` at most.
     fn prefetch_part(&self, which: Range<usize>, write: bool, most: usize) -> Result<Step> {
         check_not_killed()?;
-        let window = self.windows.window(which.start)?;
+        let window = match self.window(which.start, write)? {
+            Ok(window) => window,
+            Err(refusal) => return Err(refusal.into()),
+        };
         let page = (which.start - window.start()) >> PAGE_SHIFT;
         let end = window
             .granule(page)
@@ -207,8 +234,7 @@ impl Svm {
             }
             let area = match self.area(which.start, write)? {
                 Ok(area) => area,
-                Err(Refusal(svm_reason::BAD_ACCESS)) => return Err(EPERM),
-                Err(_) => return Err(EFAULT),
+                Err(refusal) => return Err(refusal.into()),
             };
             let area_end = (area.end - window.start()) >> PAGE_SHIFT;
             let ask_end =
@@ -216,7 +242,7 @@ impl Svm {
             let mut wanted = Wanted {
                 ask: page..ask_end,
                 around: page..ask_end,
-                interruptible: false,
+                wait: FaultWait::Killable,
                 ..Self::wanted_alone(&area, page, write)
             };
             let mut lookup = match window.look_up(&self.windows, &mut wanted, timeout) {
@@ -246,7 +272,7 @@ impl Svm {
             };
             // There may not have been enough commands for all. The first page was among them, even
             // if it was revoked meanwhile.
-            let pages = wanted.ask.len();
+            let pages = sent.pages();
             let end = window.reachable_end(wanted.ask, write).max(page + 1);
             return Ok(Step::Sent(Part {
                 pages,

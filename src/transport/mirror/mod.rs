@@ -69,6 +69,8 @@ const INVALIDATES: usize = 24;
 const RESERVED: usize = RESERVED_DESCRIPTORS as usize;
 /// Descriptors kept for commands that end a space.
 const DESTROYS: usize = RESERVED - INVALIDATES;
+/// Descriptors kept for who has a page locked that a device is to have alone, and must not wait.
+const EXCLUSIVES: usize = 2 * (MAP_DESCRIPTORS + 1);
 /// Most INVALIDATE commands that can be on their way, if the ring has room.
 const MAX_INVALIDATES: usize = 128;
 /// Places to wait at for responses to other commands, and for room.
@@ -108,6 +110,8 @@ enum Source {
     Destroys,
     /// Those kept for INVALIDATE.
     Invalidates,
+    /// Those kept for exclusive pages.
+    Exclusives,
     /// One that MAP has left.
     Room,
 }
@@ -195,6 +199,8 @@ struct Inner {
     reserve: usize,
     /// Descriptors for INVALIDATE.
     invalidate_reserve: usize,
+    /// Descriptors for exclusive pages.
+    exclusive_reserve: usize,
     invalidates: KVec<Place>,
     /// Those of them with a command.
     free_places: KVec<usize>,
@@ -257,6 +263,7 @@ impl Mirror {
                 room: Room::new(),
                 reserve: 0,
                 invalidate_reserve: 0,
+                exclusive_reserve: 0,
                 invalidates: KVec::new(),
                 free_places: KVec::new(),
                 invalidates_waiting: 0,
@@ -272,12 +279,12 @@ impl Mirror {
         })
     }
 
-    /// Takes the queue of a device that is being probed.
+    /// Takes the queue of a device that is being probed, and that may have `faults`.
     ///
     /// # Errors
     ///
     /// [`EINVAL`] if the ring is too small, [`ENOMEM`].
-    pub(super) fn start(&self, queue: Queue<Shared, Owned>) -> Result {
+    pub(super) fn start(&self, queue: Queue<Shared, Owned>, faults: bool) -> Result {
         let size = queue.size();
         if size < usize::from(MIN_QUEUE_SIZE) {
             return Err(EINVAL);
@@ -296,7 +303,9 @@ impl Mirror {
             free_places.push(place, GFP_KERNEL)?;
         }
         let mut inner = self.inner.lock();
-        inner.room.set(size - RESERVED);
+        let exclusives = if faults { EXCLUSIVES } else { 0 };
+        inner.room.set(size - RESERVED - exclusives);
+        inner.exclusive_reserve = exclusives;
         inner.reserve = DESTROYS;
         inner.invalidate_reserve = INVALIDATES;
         inner.invalidates = invalidates;
@@ -453,6 +462,7 @@ impl Inner {
                 woken.destroys = true;
             }
             Source::Invalidates => self.invalidate_reserve += slots,
+            Source::Exclusives => self.exclusive_reserve += slots,
             Source::Room => self.room.put_one(),
         }
         place

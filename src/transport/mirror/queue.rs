@@ -66,9 +66,16 @@ use zerocopy::IntoBytes;
 pub(crate) struct MirrorCredit {
     queue: MirrorQueue,
     slots: usize,
+    /// They are of those kept for exclusive pages, and not of the file's quota.
+    exclusive: bool,
 }
 
 impl MirrorCredit {
+    /// Descriptors for which it is good.
+    pub(crate) fn slots(&self) -> usize {
+        self.slots
+    }
+
     /// The part of the credit that `command` takes.
     fn spend(&mut self, command: &MirrorCommand) -> Result<usize> {
         let slots = command.descriptors();
@@ -81,8 +88,12 @@ impl Drop for MirrorCredit {
     fn drop(&mut self) {
         if self.slots > 0 {
             self.queue.mirror().change(|inner, woken| {
-                inner.return_to_quota(&self.queue.quota, self.slots);
-                inner.give_out(woken);
+                if self.exclusive {
+                    inner.exclusive_reserve += self.slots;
+                } else {
+                    inner.return_to_quota(&self.queue.quota, self.slots);
+                    inner.give_out(woken);
+                }
             });
         }
     }
@@ -269,11 +280,34 @@ impl MirrorQueue {
         Ok(has_room.then(|| self.granted(slots)))
     }
 
+    /// As [`MirrorQueue::credit`] for who must not wait: if others do, there is room that is kept
+    /// for this, which comes back as soon as the device has done what it was used for. `None` if
+    /// that is in use. Does not sleep.
+    ///
+    /// # Errors
+    ///
+    /// [`ENODEV`] if the device is lost, [`E2BIG`] if `slots` is more than a file's quota.
+    pub(crate) fn exclusive_credit(&self, slots: usize) -> Result<Option<MirrorCredit>> {
+        if let Some(credit) = self.try_credit(slots)? {
+            return Ok(Some(credit));
+        }
+        let mut inner = self.mirror().inner.lock();
+        let Some(left) = inner.exclusive_reserve.checked_sub(slots) else {
+            return Ok(None);
+        };
+        inner.exclusive_reserve = left;
+        drop(inner);
+        let mut credit = self.granted(slots);
+        credit.exclusive = true;
+        Ok(Some(credit))
+    }
+
     /// The room that was taken.
     fn granted(&self, slots: usize) -> MirrorCredit {
         MirrorCredit {
             queue: self.clone(),
             slots,
+            exclusive: false,
         }
     }
 
@@ -344,7 +378,11 @@ impl MirrorQueue {
         let slots = credit.spend(&command)?;
         let owned = Message::owned(&mut command);
         owned.slots = slots;
-        owned.source = Source::Quota(self.quota.clone());
+        owned.source = if credit.exclusive {
+            Source::Exclusives
+        } else {
+            Source::Quota(self.quota.clone())
+        };
         self.put(command)
     }
 
@@ -382,6 +420,11 @@ impl MirrorQueue {
             self.transport.lose(c"its mirror queue is broken");
         }
         Err(ENODEV)
+    }
+
+    /// Whether the device has responded to a command, or never will.
+    pub(crate) fn is_answered(command: &MirrorCommand) -> bool {
+        command.shared.status.load(Acquire) != PENDING
     }
 
     /// Waits for the response to a command, uninterruptibly but not longer than the time-out, after

@@ -45,20 +45,7 @@ impl Knobs {
 
     /// What has happened since the device was bound.
     pub(crate) fn counters(&self) -> TestResult<Counters> {
-        let path = self.folder.join("mirror");
-        let text = fs::read_to_string(&path)
-            .map_err(|error| Outcome::Fail(format!("{}: {error}", path.display())))?;
-        let mut values = BTreeMap::new();
-        for line in text.lines() {
-            let value = line
-                .split_once(": ")
-                .and_then(|(name, value)| Some((name.to_string(), value.parse().ok()?)));
-            let Some((name, value)) = value else {
-                return Err(Outcome::Fail(format!("{}: {line:?}", path.display())));
-            };
-            values.insert(name, value);
-        }
-        Ok(Counters(values))
+        Counters::read(&self.folder.join("mirror"))
     }
 
     /// Turns a knob.
@@ -76,6 +63,18 @@ impl Knobs {
     /// Where its files are.
     pub(crate) fn folder(&self) -> &PathBuf {
         &self.folder
+    }
+}
+
+/// Address spaces of which something is left in the driver; 0 if that has no counters.
+pub(crate) fn address_spaces(env: &Env) -> TestResult<u64> {
+    let path = match folder(env) {
+        Err(Outcome::Skip(_)) => return Ok(0),
+        folder => folder?.join("mirror"),
+    };
+    match path.exists() {
+        true => Counters::read(&path)?.get("address_spaces_now"),
+        false => Ok(0),
     }
 }
 
@@ -116,6 +115,22 @@ impl Drop for Knobs {
 pub(crate) struct Counters(BTreeMap<String, u64>);
 
 impl Counters {
+    fn read(path: &Path) -> TestResult<Self> {
+        let text = fs::read_to_string(path)
+            .map_err(|error| Outcome::Fail(format!("{}: {error}", path.display())))?;
+        let mut values = BTreeMap::new();
+        for line in text.lines() {
+            let value = line
+                .split_once(": ")
+                .and_then(|(name, value)| Some((name.to_string(), value.parse().ok()?)));
+            let Some((name, value)) = value else {
+                return Err(Outcome::Fail(format!("{}: {line:?}", path.display())));
+            };
+            values.insert(name, value);
+        }
+        Ok(Self(values))
+    }
+
     /// One of them.
     pub(crate) fn get(&self, name: &str) -> TestResult<u64> {
         self.0

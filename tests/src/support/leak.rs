@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0-only
 
 //! Nothing may be left of a test case that has ended: no pinned page, no resource, space or mapped
-//! page on the host.
+//! page on the host, and no address space in the driver.
 
 use std::sync::Mutex;
 use std::time::Duration;
 
 use crate::ktap::{Outcome, TestResult};
-use crate::support::{eventually, procfs, stat, Env};
+use crate::support::{debugfs, eventually, procfs, stat, Env};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct State {
@@ -18,6 +18,7 @@ struct State {
     host_bytes: u64,
     spaces: u64,
     mapped_pages: u64,
+    address_spaces: u64,
 }
 
 impl State {
@@ -30,6 +31,7 @@ impl State {
             && self.host_bytes <= before.host_bytes
             && self.spaces <= before.spaces
             && self.mapped_pages <= before.mapped_pages
+            && self.address_spaces <= before.address_spaces
     }
 }
 
@@ -46,6 +48,7 @@ fn now(env: &Env) -> TestResult<State> {
         host_bytes: stat.host_bytes.get(),
         spaces: stat.spaces.get(),
         mapped_pages: stat.mapped_pages.get(),
+        address_spaces: debugfs::address_spaces(env)?,
     })
 }
 

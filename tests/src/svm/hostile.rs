@@ -23,10 +23,11 @@ use super::support::{
 use crate::hostile::{given_back, unbinds, LIMIT};
 use crate::isolation;
 use crate::ktap::{Case, Family, Outcome, TestResult};
-use crate::support::debugfs::Knobs;
+use crate::support::debugfs::{self, Knobs};
 use crate::support::errno::describe;
-use crate::support::place::Place;
-use crate::support::{bounded, child, eventually, gpu, Env, PAGE};
+use crate::support::place::{Pages, Place};
+use crate::support::uffd::{Uffd, MISSING};
+use crate::support::{bounded, child, eventually, gpu, Env, HUGE, PAGE};
 use crate::{cases, check, check_eq, check_err};
 
 /// A device that is sane but towards the contexts of one name.
@@ -140,6 +141,21 @@ pub(crate) const FAMILIES: &[Family] = &[
         "svm_hostile_no_memory",
         "--adversary refuse --adversary-on MAP --adversary-context silent",
         cases![one_context_has_no_memory: 300],
+    ),
+    family(
+        "svm_hostile_map_limit",
+        "--adversary refuse:4 --adversary-on MAP --adversary-context silent",
+        cases![prefetch_tells_why: 300],
+    ),
+    family(
+        "svm_hostile_map_refused_once",
+        "--adversary refuse --adversary-on MAP --adversary-count 1 --adversary-context silent",
+        cases![prefetch_waits_behind_the_refused: 300],
+    ),
+    family(
+        "svm_hostile_slow_space",
+        "--adversary slow:1500 --adversary-on SPACE_CREATE",
+        cases![killed_while_it_begins: 300],
     ),
     family(
         "svm_hostile_resolve_kept",
@@ -556,6 +572,95 @@ fn faults_for_ever(env: &Env) -> TestResult {
         "no fault was on a page that is mapped: {query:?}"
     );
     endless.ends_by_close()
+}
+
+/// What the host says of a MAP is not what a hole would be.
+fn prefetch_tells_why(env: &Env) -> TestResult {
+    let place = Place::base(SIZE)?;
+    place.fill(3);
+    let victim = victim(env)?;
+    check_err!(
+        victim.space.prefetch(place.address(0), PAGE as u64),
+        Errno::NOSPC,
+        "PREFETCH of a page"
+    );
+    check_err!(
+        victim.space.prefetch(place.address(0), SIZE as u64),
+        Errno::NOSPC,
+        "PREFETCH of all"
+    );
+    let count = victim.count()?;
+    check_eq!(
+        (count.state, count.mapped_bytes),
+        (svm_state::ACTIVE, 0),
+        "the state, and the bytes mapped"
+    );
+    others_work(env, "a context whose MAPs are refused")
+}
+
+/// A PREFETCH has sent a MAP, which the device has refused, and waits for a userfaultfd to bring
+/// the page after it. A job that needs the refused page does not.
+fn prefetch_waits_behind_the_refused(env: &Env) -> TestResult {
+    let victim = victim(env)?;
+    let place = Place::new(Pages::Base, 2 * HUGE)?;
+    place.write(0, &[7; HUGE]);
+    let uffd = Uffd::open(0)?;
+    uffd.register(place.address(HUGE), HUGE, MISSING)?;
+    std::thread::scope(|scope| {
+        let prefetch = scope.spawn(|| {
+            victim
+                .space
+                .prefetch(place.address(0), (HUGE + PAGE) as u64)
+        });
+        let asked = uffd.next(LIMIT)?;
+        let before = victim.count()?;
+        let ended = victim.submit(0, &victim.reading(place.address(0)));
+        let ended = ended.map(|()| victim.finish(0));
+        let coalesced = victim.count()?.coalesced - before.coalesced;
+        uffd.copy(place.address(HUGE), &[8; PAGE])?;
+        let prefetched = prefetch.join().expect("no panic")?;
+        check_eq!(
+            asked.map(|fault| fault.address),
+            Some(place.address(HUGE)),
+            "the page that is asked for"
+        );
+        check_eq!(ended??, End::Done, "the job");
+        check!(coalesced < 100, "{coalesced} faults were resolved in vain");
+        check_eq!(prefetched, (HUGE + PAGE) as u64, "bytes prefetched");
+        Ok(())
+    })?;
+    drop(uffd);
+    victim.coherent_all_over("in the end", &place)
+}
+
+/// The process is killed while SVM_ENABLE waits for the device. What the ioctl does after that is
+/// undone, too.
+fn killed_while_it_begins(env: &Env) -> TestResult {
+    drop(device(env)?);
+    let before = debugfs::address_spaces(env)?;
+    for _ in 0..3 {
+        let child = child::spawn(|| {
+            let _svm = open(env)?;
+            loop {
+                std::thread::park();
+            }
+        })?;
+        // The threads are there before the device is asked.
+        let tasks = format!("/proc/{}/task", child.pid);
+        let begun = || std::fs::read_dir(&tasks).is_ok_and(|tasks| tasks.count() == 3);
+        let begun = eventually(LIMIT, begun);
+        bounded("the end of the process", || child.kill())?;
+        check!(begun, "the child has no threads");
+    }
+    let mut left = u64::MAX;
+    check!(
+        eventually(LIMIT, || {
+            left = debugfs::address_spaces(env).unwrap_or(u64::MAX);
+            left <= before
+        }),
+        "{left} address spaces are left, and were {before} before"
+    );
+    others_work(env, "processes that were killed")
 }
 
 fn killed_while_it_faults(env: &Env) -> TestResult {

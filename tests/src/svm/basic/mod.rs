@@ -19,13 +19,15 @@ use crate::{cases, check};
 use self::enable::modes_and_errors;
 use self::pages::{
     around_stays_in_vma, exact_faults_one_page, file_private_stays_private,
-    file_shared_reaches_disk, read_then_write,
+    file_shared_reaches_disk, in_order_goes_ahead, read_then_write,
 };
 use self::pointers::{
     buffers_beside_pointers, chase_list, first_touch_of_each_kind, globals, lent_slices,
     malloc_all_ops, untouched_malloc, untouched_stack_array,
 };
-use self::prefetch::{prefetch_errors, prefetch_in_parts, prefetch_killed, prefetch_partial};
+use self::prefetch::{
+    holes_cost_nothing, prefetch_errors, prefetch_in_parts, prefetch_killed, prefetch_partial,
+};
 use self::wait::{
     jobs_end_in_order, ring_events, wait_errors, wait_for_a_value_of_another_ring, wait_ops,
 };
@@ -46,9 +48,11 @@ pub(crate) const FAMILY: Family = family(
         file_private_stays_private,
         exact_faults_one_page,
         around_stays_in_vma,
+        in_order_goes_ahead,
         prefetch_partial,
         prefetch_in_parts,
         prefetch_errors,
+        holes_cost_nothing,
         prefetch_killed,
         wait_ops,
         wait_errors,

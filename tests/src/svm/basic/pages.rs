@@ -5,12 +5,12 @@
 use std::fs::{self, File};
 
 use virtgpu_client::protocol::uapi;
-use virtgpu_client::{Bytes, Memory};
+use virtgpu_client::{compute, Bytes, Memory};
 
 use crate::ktap::TestResult;
-use crate::support::place::{Pages, Place, READ, RW};
-use crate::support::{ext4, Env, Random, PAGE};
-use crate::svm::support::{open, open_with, Svm, USUAL};
+use crate::support::place::{Pages, Place, NONE, READ, RW};
+use crate::support::{eventually, ext4, job, Env, Random, HUGE, PAGE};
+use crate::svm::support::{at, open, open_with, Svm, USUAL};
 use crate::{check, check_eq};
 
 /// Reading does not make a page writable: the zero page stays what it is.
@@ -30,6 +30,53 @@ pub(super) fn read_then_write(env: &Env) -> TestResult {
         check_eq!(other.read_u64(offset), 0, "other memory without content");
     }
     Ok(())
+}
+
+/// What a job that goes through memory in order will touch next is mapped ahead of it: one or two
+/// granules, and nothing beyond the end of the mapping.
+pub(super) fn in_order_goes_ahead(env: &Env) -> TestResult {
+    const FILLED: usize = 8 * HUGE;
+    for (pages, length) in [
+        (Pages::Base, 16 * HUGE),
+        (Pages::Huge, 16 * HUGE),
+        (Pages::Base, FILLED + 8 * PAGE),
+    ] {
+        let what = format!("{} bytes of {} pages", length, pages.name());
+        let place = Place::new(pages, 16 * HUGE)?;
+        place.protect(length, 16 * HUGE - length, NONE)?;
+        let svm = open(env)?;
+        let before = svm.count()?.mapped_bytes;
+        svm.run("filling in order", &filling(place.address(0), FILLED))?;
+        let least = (FILLED + HUGE).min(length) as u64;
+        let mut mapped = 0;
+        check!(
+            eventually(job::LIMIT, || {
+                mapped = svm.count().map_or(0, |count| count.mapped_bytes - before);
+                mapped >= least
+            }),
+            "{what}: {mapped} bytes are mapped"
+        );
+        let most = (FILLED + 2 * HUGE).min(length) as u64;
+        check!(mapped <= most, "{what}: {mapped} bytes are mapped");
+        let faults = svm.count()?.faults;
+        let next = FILLED..least as usize;
+        svm.run("going on", &filling(place.address(next.start), next.len()))?;
+        check_eq!(
+            svm.count()?.faults,
+            faults,
+            "{what}: faults of what follows"
+        );
+        check_eq!(place.read_u64(next.end - 8), PATTERN, "{what}: the end");
+    }
+    Ok(())
+}
+
+const PATTERN: u64 = 0x0102_0304_0506_0708;
+
+fn filling(address: u64, length: usize) -> compute::Stream {
+    let mut stream = compute::Stream::new();
+    stream.fill(at(address), length as u64, PATTERN);
+    stream
 }
 
 /// Forgets what is in memory of files that no one uses.

@@ -9,6 +9,7 @@ use virtgpu_client::protocol::uapi;
 use virtgpu_client::{compute, Bytes, Errno, Memory};
 
 use crate::ktap::{Outcome, TestResult};
+use crate::support::memcg::Group;
 use crate::support::place::{Pages, Place, NONE, READ};
 use crate::support::uffd::Uffd;
 use crate::support::{child, eventually, job, raw, Env, HUGE, PAGE};
@@ -71,6 +72,34 @@ pub(super) fn prefetch_partial(env: &Env) -> TestResult {
     let faults = svm.count()?.faults - before;
     check!(faults <= 1, "{faults} faults on what was prefetched");
     svm.coherent_all_over("written after that", &untouched)
+}
+
+/// Where nothing is mapped, nothing is kept.
+pub(super) fn holes_cost_nothing(env: &Env) -> TestResult {
+    const HOLES: u64 = 3000;
+    // What the driver divides addresses into.
+    const APART: u64 = 64 << 20;
+    let group = Group::new("holes", 256 << 20)?;
+    child::run(|| {
+        group.enter()?;
+        let svm = open(env)?;
+        let start = 0x2000_0000_0000;
+        let kernel = || group.number("memory.stat", "kernel ");
+        let before = kernel()?;
+        for hole in 0..HOLES {
+            check_err!(
+                svm.space.prefetch(start + hole * APART, PAGE as u64),
+                Errno::FAULT,
+                "a hole"
+            );
+        }
+        let kept = kernel()?.saturating_sub(before);
+        check!(
+            kept < HOLES * 100,
+            "{kept} bytes are kept for {HOLES} holes"
+        );
+        Ok(())
+    })
 }
 
 /// More than the driver maps at a time, up to a hole.
