@@ -280,7 +280,7 @@ impl Window {
         let look = loop {
             let look = loop {
                 let start = self.start + (around.start << PAGE_SHIFT);
-                if around.len() == 1 {
+                if around.len() == 1 && *wait != FaultWait::Not {
                     let interruptible = *wait == FaultWait::Interruptible;
                     break windows.look(start, &mut pages, interruptible, timeout_ms)?;
                 }

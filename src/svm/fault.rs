@@ -234,7 +234,7 @@ impl Svm {
                 }
             };
             self.counts.pages.fetch_add(sent.pages() as u64, Relaxed);
-            self.in_vain.lock().mapped(global_page);
+            self.in_vain.lock().mapped(global_page..global_page + 1);
             let end = window.reachable_end(page..window.granule(page).end, write);
             let next = global_page + (end - page).max(1);
             let extent = match narrow {
@@ -298,6 +298,8 @@ impl Svm {
             status::OK => Outcome::Resolve(resolution::OK),
             status::NO_MEMORY if self.make_room()? > 0 => return Ok(None),
             status::NO_MEMORY => Outcome::Refuse(svm_reason::NO_MEMORY),
+            // An event says so, and why.
+            status::NO_SUCH_SPACE => Outcome::Closed,
             // Not this page, or not in this company.
             _ if alone => Outcome::Refuse(svm_reason::BAD_ADDRESS),
             _ => return Ok(None),

@@ -170,12 +170,19 @@ pub(super) struct Ahead<'a>(&'a Svm);
 impl Ahead<'_> {
     /// The pages are mapped: calls `resolve` for each fault that has come meanwhile.
     pub(super) fn finish(self, resolve: impl Fn(Fault)) {
-        self.0.inbox.lock().ahead = None;
-        loop {
-            let Some(fault) = self.0.inbox.lock().parked.pop() else {
-                break;
-            };
-            resolve(fault);
+        let svm = self.0;
+        core::mem::forget(self);
+        let mut parked = {
+            let mut inbox = svm.inbox.lock();
+            inbox.ahead = None;
+            // As long as there is no room, none of another thread's are put aside.
+            core::mem::take(&mut inbox.parked)
+        };
+        parked.iter().copied().for_each(resolve);
+        parked.clear();
+        // Another thread may have come to its end meanwhile, and taken what has no memory.
+        if parked.capacity() > 0 {
+            core::mem::swap(&mut svm.inbox.lock().parked, &mut parked);
         }
     }
 }
@@ -263,14 +270,11 @@ impl Svm {
             sent,
             ahead,
         } = unconfirmed;
-        // Without the device there is no one who faults.
-        if matches!(window.confirm(sent, &self.revoking), Ok(response) if response != status::OK) {
-            let refused = if *ahead {
-                &self.ahead_refused
-            } else {
-                &self.scarce
-            };
-            refused.store(true, Relaxed);
+        match window.confirm(sent, &self.revoking) {
+            // Without the device, or the space, no one faults.
+            Ok(status::OK | status::NO_SUCH_SPACE) | Err(_) => {}
+            Ok(_) if *ahead => self.ahead_refused.store(true, Relaxed),
+            Ok(_) => self.scarce.store(true, Relaxed),
         }
     }
 

@@ -8,6 +8,7 @@
 //! So a fault that comes back over and over is not resolved in vain for ever: the page is revoked,
 //! and mapped once more.
 
+use core::ops::Range;
 use kernel::prelude::*;
 
 /// Pages that are remembered at a time: about as many as there are jobs that run at once.
@@ -53,10 +54,12 @@ impl InVain {
         true
     }
 
-    /// MAP was sent for page `page`.
-    pub(super) fn mapped(&mut self, page: usize) {
-        if let Some((_, count)) = self.find(page) {
-            *count = 0;
+    /// MAP was sent for pages `which`, by number.
+    pub(super) fn mapped(&mut self, which: Range<usize>) {
+        for (page, count) in &mut self.pages {
+            if which.contains(page) {
+                *count = 0;
+            }
         }
     }
 
@@ -89,7 +92,7 @@ mod tests {
             for _ in 0..MOST {
                 assert!(!vain.is_too_often(7));
             }
-            vain.mapped(7);
+            vain.mapped(5..8);
         }
     }
 

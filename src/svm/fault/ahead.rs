@@ -49,8 +49,9 @@ impl Svm {
     fn resolve_parked(&self, window: &Window, fault: &Fault) {
         let page = (fault.address as usize).saturating_sub(window.start()) >> PAGE_SHIFT;
         let write = fault.access == access::WRITE;
-        if window.is_reachable(page, write) && matches!(self.is_resolved(window, page), Ok(true)) {
+        if window.is_reachable(page, write) {
             self.counts.faults.fetch_add(1, Relaxed);
+            self.counts.coalesced.fetch_add(1, Relaxed);
             self.resolve(fault, resolution::OK);
         } else {
             self.put_back(*fault);
@@ -125,6 +126,7 @@ impl Svm {
         self.counts.pages.fetch_add(sent.pages() as u64, Relaxed);
         let reached = window.reachable_end(wanted.ask, true);
         let next = number + (reached - page);
+        self.in_vain.lock().mapped(number..next);
         self.streams.lock().mapped_ahead(stream, number, next);
         ahead.finish(|fault| self.resolve_parked(&window, &fault));
         self.confirm_later(Unconfirmed {

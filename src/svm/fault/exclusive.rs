@@ -114,7 +114,8 @@ impl Svm {
                 Err(e) if e == ENOMEM => return Ok(Outcome::Resolve(resolution::RETRY)),
                 Err(e) => return Err(e),
             };
-            self.in_vain.lock().mapped(address >> PAGE_SHIFT);
+            let number = address >> PAGE_SHIFT;
+            self.in_vain.lock().mapped(number..number + 1);
             self.counts.pages.fetch_add(1, Relaxed);
             self.confirm_alone(&window, &sent, fault);
             return Ok(Outcome::Resolved);
