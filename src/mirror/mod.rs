@@ -44,6 +44,7 @@ pub(crate) use self::{
     space::Space,
     window::{
         Committed,
+        Lookup,
         Sent,
         Wanted,
         Window,

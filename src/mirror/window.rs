@@ -114,6 +114,16 @@ pub(crate) struct Lookup<'a> {
     pub(super) look: Look<'a>,
 }
 
+impl Lookup<'_> {
+    /// The first page from `page` on that the process may not read, or write with `write`, without
+    /// a fault; the end of what was looked up if there is none.
+    pub(crate) fn usable_end(&self, page: usize, write: bool) -> usize {
+        let is_usable = |page: &&HmmPage| page.is_valid() && (!write || page.is_writable());
+        let from = self.pages.get(page - self.around.start..);
+        page + from.map_or(0, |from| from.iter().take_while(is_usable).count())
+    }
+}
+
 /// MAP commands that were sent, and the pages that each maps.
 pub(crate) struct Sent(pub(super) KVec<(Arc<MirrorCommand>, Range<usize>)>);
 

@@ -10,12 +10,13 @@
 //! fails, the access faults again. Nor does the thread, as long as there are other faults.
 
 mod ahead;
+mod attempt;
 mod exclusive;
 mod prefetch;
 
+use self::attempt::Attempt;
 use super::{
     inbox::Unconfirmed,
-    stream::Extent,
     Loss,
     Svm, //
 };
@@ -85,6 +86,11 @@ enum Outcome {
 
 /// A page that the process may not have in the way that was asked for.
 struct Refusal(u32);
+
+/// Whether a lookup of several pages may have failed because of some of them.
+fn is_about_pages(e: Error) -> bool {
+    e == EFAULT || e == EPERM || e == ENOMEM || e == EBUSY
+}
 
 impl Svm {
     /// Serves a fault, by a thread of the process.
@@ -185,11 +191,49 @@ impl Svm {
             } else {
                 self.wanted(&window, &area, page, write, extent.pages)
             };
-            let mut lookup = match window.look_up(&self.windows, &mut wanted, timeout) {
-                Ok(Some(lookup)) => lookup,
-                Ok(None) => continue,
+            let resolved = !self.scarce.load(Relaxed);
+            // The page behind those that are mapped.
+            let mut next = global_page;
+            let attempt = self.attempt(&window, &area, &mut wanted, timeout, |wanted, lookup| {
+                let number = |page: usize| (window.start() >> PAGE_SHIFT) + page;
+                next = number(lookup.usable_end(page, write)).max(global_page + 1);
+                // Ahead: the next fault of the stream may come before this thread goes on.
+                self.streams.lock().mapped(
+                    fault.stream,
+                    global_page,
+                    next,
+                    if narrow { extent.missed() } else { extent },
+                );
+                match resolved {
+                    true => {
+                        self.commit_resolved(fault, |how| window.commit(wanted, lookup, Some(how)))
+                    }
+                    false => window.commit(wanted, lookup, None),
+                }
+            });
+            if !matches!(attempt, Ok(Attempt::Sent(_))) {
+                let mut streams = self.streams.lock();
+                streams.goes_on_at(fault.stream, next, global_page);
+            }
+            let sent = match attempt {
+                Ok(Attempt::Sent(sent)) => sent,
+                Ok(Attempt::Overtaken) => continue,
+                Ok(Attempt::Changed) => {
+                    narrow = true;
+                    continue;
+                }
+                Ok(Attempt::Revoking) => {
+                    drop(self.revoking.lock()?);
+                    continue;
+                }
+                Ok(Attempt::Closed) => return Ok(Outcome::Closed),
+                // For the commands, not for what was touched.
+                Ok(Attempt::Unsent(e)) if e == ENOMEM => {
+                    return Ok(Outcome::Resolve(resolution::RETRY));
+                }
+                Ok(Attempt::Unsent(e)) => return Err(e),
                 // Which of them it is about is to be known.
-                Err(e) if !narrow && (e == EFAULT || e == EPERM || e == ENOMEM || e == EBUSY) => {
+                Err(e) if !narrow && is_about_pages(e) => {
                     narrow = true;
                     continue;
                 }
@@ -199,51 +243,12 @@ impl Svm {
                 }
                 Err(e) => return Err(e),
             };
-            // What was looked up may be of another area.
-            let looked_up = window.addresses(&wanted.around);
-            match self.area(address, write)? {
-                Ok(again) if again.is_as(&area, looked_up) => {}
-                Ok(_) => {
-                    narrow = true;
-                    continue;
-                }
-                Err(Refusal(reason)) => return Ok(Outcome::Refuse(reason)),
-            }
-            let resolved = !self.scarce.load(Relaxed);
-            let committed = if resolved {
-                self.commit_resolved(fault, |how| window.commit(&wanted, &mut lookup, Some(how)))
-            } else {
-                window.commit(&wanted, &mut lookup, None)
-            };
-            let committed = match committed {
-                // For the commands, not for what was touched.
-                Err(e) if e == ENOMEM => return Ok(Outcome::Resolve(resolution::RETRY)),
-                committed => committed?,
-            };
-            drop(lookup);
-            let sent = match committed {
-                Committed::Sent(sent) => sent,
-                Committed::Closed => return Ok(Outcome::Closed),
-                Committed::Stale => {
-                    narrow = true;
-                    continue;
-                }
-                Committed::Revoking => {
-                    drop(self.revoking.lock()?);
-                    continue;
-                }
-            };
             self.counts.pages.fetch_add(sent.pages() as u64, Relaxed);
             self.in_vain.lock().mapped(global_page..global_page + 1);
             let end = window.reachable_end(page..window.granule(page).end, write);
-            let next = global_page + (end - page).max(1);
-            let extent = match narrow {
-                true => Extent::ONE,
-                false => extent,
-            };
-            self.streams
-                .lock()
-                .mapped(fault.stream, global_page, next, extent);
+            // There may have been too few commands for all.
+            let reached = global_page + (end - page).max(1);
+            self.streams.lock().goes_on_at(fault.stream, next, reached);
             if resolved {
                 self.confirm_later(Unconfirmed {
                     window,
@@ -251,7 +256,7 @@ impl Svm {
                     ahead: false,
                 });
                 if write {
-                    self.map_ahead(fault.stream, next << PAGE_SHIFT, &area, extent.ahead);
+                    self.map_ahead(fault.stream, reached << PAGE_SHIFT, &area, extent.ahead);
                 }
                 return Ok(Outcome::Resolved);
             }

@@ -39,8 +39,14 @@ pub(super) struct Extent {
 }
 
 impl Extent {
-    /// The page that was touched.
-    pub(super) const ONE: Self = Self { pages: 1, ahead: 0 };
+    /// What to note of a fault that mapped one page, since the others had changed meanwhile: that
+    /// the next one is to ask for half as much as this one has.
+    pub(super) fn missed(self) -> Self {
+        Self {
+            pages: self.pages / 4,
+            ahead: 0,
+        }
+    }
 }
 
 /// The streams of an address space.
@@ -67,8 +73,8 @@ impl Streams {
         Extent { pages, ahead }
     }
 
-    /// The pages from page `page` to page `end` are mapped since a fault of stream `name`, for
-    /// which `extent` was asked for.
+    /// The pages from page `page` to page `end` are about to be mapped for a fault of stream `name`,
+    /// for which `extent` was asked for.
     pub(super) fn mapped(&mut self, name: u32, page: usize, end: usize, extent: Extent) {
         self.streams[name as usize % STREAMS] = Stream {
             name,
@@ -79,11 +85,12 @@ impl Streams {
         };
     }
 
-    /// The pages from page `page` to page `end` are mapped ahead of stream `name`.
-    pub(super) fn mapped_ahead(&mut self, name: u32, page: usize, end: usize) {
+    /// Stream `name` goes on at page `to`, if it would go on at page `from`: what is between them
+    /// is about to be mapped ahead of it, or was not mapped after all.
+    pub(super) fn goes_on_at(&mut self, name: u32, from: usize, to: usize) {
         let stream = &mut self.streams[name as usize % STREAMS];
-        if stream.known && stream.name == name && stream.next == page {
-            stream.next = end;
+        if stream.known && stream.name == name && stream.next == from {
+            stream.next = to;
         }
     }
 }
@@ -113,7 +120,7 @@ mod tests {
             assert_eq!(streams.fault(3, page), (512, ahead));
             page += 512;
             for _ in 0..ahead {
-                streams.mapped_ahead(3, page, page + 512);
+                streams.goes_on_at(3, page, page + 512);
                 page += 512;
             }
         }
@@ -150,8 +157,25 @@ mod tests {
         assert_eq!(streams.fault(1, 90), (1, 0));
         assert_eq!(streams.fault(1, 91), (16, 0));
         // What is ahead of another place does not count.
-        streams.mapped_ahead(1, 612, 1124);
+        streams.goes_on_at(1, 612, 1124);
         assert_eq!(streams.fault(1, 107), (32, 0));
+    }
+
+    #[test]
+    fn a_miss_costs_half() {
+        let mut streams = Streams::new();
+        let extent = Extent {
+            pages: 512,
+            ahead: 2,
+        };
+        streams.mapped(3, 0, 1, extent.missed());
+        assert_eq!(streams.fault(3, 1), (256, 0));
+        assert_eq!(streams.fault(3, 257), (512, 0));
+        let extent = streams.extent(3, 769);
+        assert_eq!(extent.ahead, 1);
+        let missed = Extent { pages: 1, ahead: 0 };
+        streams.mapped(3, 769, 770, missed.missed());
+        assert_eq!(streams.fault(3, 770), (16, 0));
     }
 
     #[test]

@@ -13,6 +13,7 @@
 //! a page by another device.
 
 use super::{
+    attempt::Attempt,
     Svm,
     Unconfirmed, //
 };
@@ -22,7 +23,6 @@ use crate::{
         FaultWait, //
     },
     mirror::{
-        Committed,
         Wanted,
         Window, //
     },
@@ -110,30 +110,27 @@ impl Svm {
             wait: FaultWait::Not,
             ..Self::wanted_alone(area, page, true)
         };
-        let Some(mut lookup) = window.look_up(&self.windows, &mut wanted, TIMEOUT_MS)? else {
-            return Ok(None);
-        };
-        let looked_up = window.addresses(&wanted.around);
-        match self.area(address, true)? {
-            Ok(again) if again.is_as(area, looked_up) => {}
-            _ => return Ok(None),
-        }
-        let committed = window.commit(&wanted, &mut lookup, None)?;
-        drop(lookup);
-        let Committed::Sent(sent) = committed else {
+        let mut next = number;
+        let attempt = self.attempt(&window, area, &mut wanted, TIMEOUT_MS, |wanted, lookup| {
+            next = number + (lookup.usable_end(page, true) - page);
+            self.streams.lock().goes_on_at(stream, number, next);
+            window.commit(wanted, lookup, None)
+        });
+        let Ok(Attempt::Sent(sent)) = attempt else {
+            self.streams.lock().goes_on_at(stream, next, number);
             return Ok(None);
         };
         self.counts.pages.fetch_add(sent.pages() as u64, Relaxed);
         let reached = window.reachable_end(wanted.ask, true);
-        let next = number + (reached - page);
-        self.in_vain.lock().mapped(number..next);
-        self.streams.lock().mapped_ahead(stream, number, next);
+        let behind = number + (reached - page);
+        self.streams.lock().goes_on_at(stream, next, behind);
+        self.in_vain.lock().mapped(number..behind);
         ahead.finish(|fault| self.resolve_parked(&window, &fault));
         self.confirm_later(Unconfirmed {
             window,
             sent,
             ahead: true,
         });
-        Ok((reached == end).then_some(next << PAGE_SHIFT))
+        Ok((reached == end).then_some(behind << PAGE_SHIFT))
     }
 }

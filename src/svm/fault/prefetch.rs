@@ -6,6 +6,8 @@
 //! of the next one are looked up already. If one fails, what comes after it waits for its outcome.
 
 use super::{
+    attempt::Attempt,
+    is_about_pages,
     Refusal,
     Svm, //
 };
@@ -15,7 +17,6 @@ use crate::{
         task::check_not_killed, //
     },
     mirror::{
-        Committed,
         Deadline,
         Sent,
         Wanted,
@@ -245,30 +246,23 @@ impl Svm {
                 wait: FaultWait::Killable,
                 ..Self::wanted_alone(&area, page, write)
             };
-            let mut lookup = match window.look_up(&self.windows, &mut wanted, timeout) {
-                Ok(Some(lookup)) => lookup,
-                Ok(None) => continue,
-                Err(e) if pages > 1 && (e == EFAULT || e == EPERM || e == ENOMEM || e == EBUSY) => {
+            let attempt = self.attempt(&window, &area, &mut wanted, timeout, |wanted, lookup| {
+                window.commit(wanted, lookup, None)
+            });
+            let sent = match attempt {
+                Ok(Attempt::Sent(sent)) => sent,
+                Ok(Attempt::Overtaken | Attempt::Changed) => continue,
+                Ok(Attempt::Revoking) => {
+                    drop(self.revoking.lock()?);
+                    continue;
+                }
+                Ok(Attempt::Closed) => return Err(EIO),
+                Ok(Attempt::Unsent(e)) => return Err(e),
+                Err(e) if pages > 1 && is_about_pages(e) => {
                     pages = 1;
                     continue;
                 }
                 Err(e) => return Err(e),
-            };
-            let looked_up = window.addresses(&wanted.around);
-            match self.area(which.start, write)? {
-                Ok(again) if again.is_as(&area, looked_up) => {}
-                _ => continue,
-            }
-            let committed = window.commit(&wanted, &mut lookup, None)?;
-            drop(lookup);
-            let sent = match committed {
-                Committed::Sent(sent) => sent,
-                Committed::Closed => return Err(EIO),
-                Committed::Stale => continue,
-                Committed::Revoking => {
-                    drop(self.revoking.lock()?);
-                    continue;
-                }
             };
             // There may not have been enough commands for all. The first page was among them, even
             // if it was revoked meanwhile.
