@@ -299,7 +299,7 @@ impl Ioctl<GpuDriver> for BoQuery {
             args.mapped_bytes = if usable { range.mapped_bytes() } else { 0 };
             args.entries = counters.entries.load(Relaxed);
             args.maps = counters.maps.load(Relaxed);
-            args.invalidations = counters.invalidations.load(Relaxed);
+            args.invalidations = range.invalidations();
             args.retries = counters.retries.load(Relaxed);
             args.faults = counters.faults.load(Relaxed);
         }

@@ -381,6 +381,11 @@ long kapi_current_fault_in(unsigned long start, unsigned long count, bool write,
 			err = -EFAULT;
 			break;
 		}
+		if (!waits && !vma_is_anonymous(vma)) {
+			/* Some files are read from without a retry. */
+			err = -EAGAIN;
+			break;
+		}
 		fault = handle_mm_fault(vma, addr, flags | tried, NULL);
 		if (!waits && fault & VM_FAULT_RETRY) {
 			/* The lock is still held. */

@@ -132,6 +132,13 @@ impl Residents {
     }
 }
 
+/// What was revoked.
+pub(super) struct Revoked {
+    pub(super) pages: usize,
+    /// INVALIDATE commands that were sent for that.
+    pub(super) commands: u64,
+}
+
 impl MirroredRange {
     /// Evicts those of the pages `which` that the device reaches, as long as no job uses them.
     /// Returns their number.
@@ -140,13 +147,13 @@ impl MirroredRange {
     ///
     /// As [`MirroredRange::revoke`].
     pub(super) fn evict(&self, which: Range<usize>) -> Result<usize> {
-        let done = self.revoke(which, check_not_killed)?;
-        self.gpu.counters.evicted_pages.add(done as u64);
-        Ok(done)
+        let Revoked { pages, .. } = self.revoke(which, check_not_killed)?;
+        self.gpu.counters.evicted_pages.add(pages as u64);
+        Ok(pages)
     }
 
     /// Revokes those of the pages `which` that the device reaches, granule by granule, as long as
-    /// no job uses them. Returns the number of pages. One thread at a time does this.
+    /// no job uses them. One thread at a time does this.
     ///
     /// # Errors
     ///
@@ -156,8 +163,12 @@ impl MirroredRange {
         &self,
         which: Range<usize>,
         proceed: impl Fn() -> Result,
-    ) -> Result<usize> {
-        let (mut at, mut done) = (which.start, 0);
+    ) -> Result<Revoked> {
+        let mut at = which.start;
+        let mut revoked = Revoked {
+            pages: 0,
+            commands: 0,
+        };
         while at < which.end {
             // Each granule is a round trip.
             proceed()?;
@@ -181,8 +192,8 @@ impl MirroredRange {
                     drop(guard);
                     // An exit to the host, outside of the lock.
                     drop(notification);
-                    done += evicted;
-                    count(&self.counters.invalidations, 1);
+                    revoked.pages += evicted;
+                    revoked.commands += 1;
                     self.space.wait_acknowledged(ticket)?;
                     self.set_evicted(part.clone());
                     at = part.end;
@@ -194,6 +205,6 @@ impl MirroredRange {
                 Posted::Lost => return Err(ENODEV),
             }
         }
-        Ok(done)
+        Ok(revoked)
     }
 }

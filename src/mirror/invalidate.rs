@@ -112,7 +112,6 @@ impl IntervalHandler for Handler {
             match range.space.post_invalidate(first, last) {
                 Posted::Sent(ticket, notification) => {
                     drop(notification);
-                    count(&range.counters.invalidations, 1);
                     range.gpu.counters.sent_in_first_pass.add(1);
                     pending.ticket = Some(ticket);
                 }
@@ -225,7 +224,6 @@ impl MirroredRange {
     fn invalidate_and_wait(&self, span: &Range<usize>) -> Result {
         let (first, last) = self.bytes(span);
         let ticket = self.space.invalidate(first, last)?;
-        count(&self.counters.invalidations, 1);
         self.space.wait_acknowledged(ticket)
     }
 

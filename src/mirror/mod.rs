@@ -45,6 +45,7 @@ pub(crate) use self::{
     window::{
         Committed,
         Lookup,
+        Response,
         Sent,
         Wanted,
         Window,

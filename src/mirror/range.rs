@@ -50,8 +50,6 @@ pub(crate) struct Counters {
     pub(crate) maps: Atomic<u64>,
     /// Entries in them.
     pub(crate) entries: Atomic<u64>,
-    /// INVALIDATE commands.
-    pub(crate) invalidations: Atomic<u64>,
     /// Lookups repeated because the page tables changed.
     pub(crate) retries: Atomic<u64>,
     /// Pages looked up.
@@ -64,7 +62,6 @@ impl Counters {
         Self {
             maps: zero(),
             entries: zero(),
-            invalidations: zero(),
             retries: zero(),
             faults: zero(),
         }
@@ -183,6 +180,11 @@ impl MirroredRange {
             }),
             GFP_KERNEL_ACCOUNT,
         )
+    }
+
+    /// INVALIDATE commands that were sent for it.
+    pub(crate) fn invalidations(&self) -> u64 {
+        self.space.invalidations()
     }
 
     /// Whether the device has dropped the space.

@@ -44,6 +44,7 @@ use kernel::{
     sync::{
         atomic::{
             ordering::Relaxed,
+            Atomic,
             AtomicFlag, //
         },
         Arc,
@@ -77,6 +78,9 @@ pub(crate) struct Space {
     loss: Arc<Loss>,
     /// No MAP is sent any more. Set and read with the lock of the tables held.
     closed: AtomicFlag,
+    /// INVALIDATE commands that were sent, and those of them that the device has acknowledged.
+    invalidations: Atomic<u64>,
+    acknowledgements: Atomic<u64>,
 }
 
 /// The error for a [`status`] that is not OK.
@@ -107,6 +111,8 @@ impl Space {
             destroy: KBox::pin_init(new_mutex!(None, "Space::destroy"), GFP_KERNEL)?,
             loss: Arc::new(Loss(AtomicFlag::new(false)), GFP_KERNEL)?,
             closed: AtomicFlag::new(false),
+            invalidations: Atomic::new(0),
+            acknowledgements: Atomic::new(0),
         })
     }
 
@@ -245,7 +251,11 @@ impl Space {
 
     /// Sends INVALIDATE for bytes `first` to `last`, see [`MirrorQueue::post_invalidate`].
     pub(crate) fn post_invalidate(&self, first: u64, last: u64) -> Posted {
-        self.queue.post_invalidate(self.id.get(), first, last)
+        let posted = self.queue.post_invalidate(self.id.get(), first, last);
+        if matches!(posted, Posted::Sent(..)) {
+            self.invalidations.fetch_add(1, Relaxed);
+        }
+        posted
     }
 
     /// Sends INVALIDATE for bytes `first` to `last`, see [`MirrorQueue::invalidate`].
@@ -254,7 +264,19 @@ impl Space {
     ///
     /// [`ENODEV`] if the device is lost.
     pub(crate) fn invalidate(&self, first: u64, last: u64) -> Result<Ticket> {
-        self.queue.invalidate(self.id.get(), first, last)
+        let ticket = self.queue.invalidate(self.id.get(), first, last)?;
+        self.invalidations.fetch_add(1, Relaxed);
+        Ok(ticket)
+    }
+
+    /// INVALIDATE commands that were sent so far.
+    pub(crate) fn invalidations(&self) -> u64 {
+        self.invalidations.load(Relaxed)
+    }
+
+    /// Those of them that the device has acknowledged.
+    pub(crate) fn acknowledgements(&self) -> u64 {
+        self.acknowledgements.load(Relaxed)
     }
 
     /// Waits until the device has acknowledged an INVALIDATE, see
@@ -265,6 +287,7 @@ impl Space {
     /// [`ENODEV`] if the device is lost.
     pub(super) fn wait_acknowledged(&self, ticket: Ticket) -> Result {
         self.queue.wait_invalidated(ticket)?;
+        self.acknowledgements.fetch_add(1, Relaxed);
         self.counters.acknowledgements.add(1);
         Ok(())
     }

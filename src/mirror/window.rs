@@ -124,6 +124,14 @@ impl Lookup<'_> {
     }
 }
 
+/// What the device has made of MAPs.
+pub(crate) struct Response {
+    /// The [`status`] of the first that failed, or OK.
+    pub(crate) status: u32,
+    /// INVALIDATE commands that were sent for what was not mapped.
+    pub(crate) invalidations: u64,
+}
+
 /// MAP commands that were sent, and the pages that each maps.
 pub(crate) struct Sent(pub(super) KVec<(Arc<MirrorCommand>, Range<usize>)>);
 
@@ -596,15 +604,18 @@ impl Window {
     }
 
     /// Waits for the responses to MAPs. Where one failed, what it should have mapped is revoked,
-    /// and the device faults again. Returns the [`status`] of the first that failed, or OK.
+    /// and the device faults again.
     ///
     /// `revoking` is held by one thread at a time that revokes pages of the space.
     ///
     /// # Errors
     ///
     /// [`ENODEV`] if the device is lost.
-    pub(crate) fn confirm(&self, sent: &Sent, revoking: &KillableMutex<()>) -> Result<u32> {
-        let mut outcome = status::OK;
+    pub(crate) fn confirm(&self, sent: &Sent, revoking: &KillableMutex<()>) -> Result<Response> {
+        let mut outcome = Response {
+            status: status::OK,
+            invalidations: 0,
+        };
         for (command, which) in &sent.0 {
             let response = self.range.space.queue().wait(command)?;
             if response == status::OK {
@@ -613,10 +624,10 @@ impl Window {
             // Also by a thread that is being killed: the address space may be that of others, too,
             // and a fault on a page that the table has in vain is taken for resolved over and over.
             let guard = revoking.lock_unkillable();
-            self.revoke(which.clone())?;
+            outcome.invalidations += self.range.revoke(which.clone(), || Ok(()))?.commands;
             drop(guard);
-            if outcome == status::OK {
-                outcome = response;
+            if outcome.status == status::OK {
+                outcome.status = response;
             }
         }
         Ok(outcome)

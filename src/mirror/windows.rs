@@ -116,8 +116,6 @@ struct Shared {
     /// Never has more than it had at first. Protects only itself, taken by callbacks.
     #[pin]
     spare: SpinLock<KVec<FinishNode<Pending>>>,
-    /// INVALIDATE commands that callbacks have sent.
-    invalidations: Atomic<u64>,
 }
 
 /// The windows of an address space.
@@ -167,7 +165,6 @@ impl Windows {
                 changes <- new_spinlock!(changes, "Windows::changes"),
                 ended <- WaitQueue::new(),
                 spare <- new_spinlock!(spare, "Windows::spare"),
-                invalidations: Atomic::new(0),
             }),
             GFP_KERNEL_ACCOUNT,
         )?;
@@ -222,11 +219,6 @@ impl Windows {
     /// The window with the least number from `number` on, and that.
     pub(crate) fn next(&self, number: usize) -> Option<(usize, Arc<Window>)> {
         self.shared.next(number)
-    }
-
-    /// INVALIDATE commands that were sent because memory has changed.
-    pub(crate) fn invalidations(&self) -> u64 {
-        self.shared.invalidations.load(Relaxed)
     }
 
     /// Adds no window any more.
@@ -474,9 +466,8 @@ impl Shared {
 
     fn invalidate_and_wait(&self, span: &Range<usize>) -> Result {
         let (first, last) = (span.start as u64, span.end as u64 - 1);
-        let ticket = self.space.invalidate(first, last)?;
-        self.invalidations.fetch_add(1, Relaxed);
-        self.space.wait_acknowledged(ticket)
+        self.space
+            .wait_acknowledged(self.space.invalidate(first, last)?)
     }
 }
 
@@ -555,7 +546,6 @@ impl IntervalHandler for Begins {
             match shared.space.post_invalidate(first, last) {
                 Posted::Sent(ticket, notification) => {
                     drop(notification);
-                    shared.invalidations.fetch_add(1, Relaxed);
                     shared.gpu.counters.sent_in_first_pass.add(1);
                     pending.ticket = Some(ticket);
                 }

@@ -31,6 +31,7 @@ use crate::{
     mirror::{
         Committed,
         Deadline,
+        Response,
         Sent,
         Wanted,
         Window,
@@ -64,6 +65,10 @@ use kernel::{
 
 /// Most pages of a fault, if the device lacks room.
 const SCARCE_PAGES: usize = 16;
+
+/// How many MAPs the device may refuse in a row for want of memory, without one between them that it
+/// accepts, before there is said to be none: many more than there are threads that send them.
+const MOST_REFUSALS: u32 = 64;
 
 /// How often memory for a fault is asked for, before the fault is refused.
 const MEMORY_TRIES: u32 = 3;
@@ -155,6 +160,10 @@ impl Svm {
     }
 
     fn try_serve(self: &Arc<Self>, fault: &Fault) -> Result<Outcome> {
+        // Its jobs are to end.
+        if self.loss.lock().is_some() {
+            return Ok(Outcome::Refuse(svm_reason::LOST));
+        }
         if fault.access == access::ATOMIC {
             return self.serve_atomic(fault);
         }
@@ -173,6 +182,7 @@ impl Svm {
         let mut narrow = self.exact;
         loop {
             let timeout = deadline.next_try_ms()?;
+            let room = self.room();
             if window.is_reachable(page, write) {
                 if self.is_resolved(&window, page)? {
                     return Ok(Outcome::Resolve(resolution::OK));
@@ -260,7 +270,7 @@ impl Svm {
                 }
                 return Ok(Outcome::Resolved);
             }
-            match self.outcome(&window, &sent, narrow)? {
+            match self.outcome(&window, &sent, narrow, room)? {
                 Some(outcome) => return Ok(outcome),
                 None => narrow = true,
             }
@@ -296,12 +306,18 @@ impl Svm {
     }
 
     /// How a fault ends for which `sent` was sent, and no resolution; `None` if it is to be tried
-    /// again. The page was looked up `alone`, or in company.
-    fn outcome(&self, window: &Window, sent: &Sent, alone: bool) -> Result<Option<Outcome>> {
-        let response = window.confirm(sent, &self.revoking);
-        Ok(Some(match response? {
+    /// again. The page was looked up `alone`, or in company, since [`Svm::room`] was `room`.
+    fn outcome(
+        &self,
+        window: &Window,
+        sent: &Sent,
+        alone: bool,
+        room: u64,
+    ) -> Result<Option<Outcome>> {
+        let response = self.confirm_sent(window, sent)?;
+        Ok(Some(match response.status {
             status::OK => Outcome::Resolve(resolution::OK),
-            status::NO_MEMORY if self.make_room()? > 0 => return Ok(None),
+            status::NO_MEMORY if self.make_room(room + response.invalidations)? => return Ok(None),
             status::NO_MEMORY => Outcome::Refuse(svm_reason::NO_MEMORY),
             // An event says so, and why.
             status::NO_SUCH_SPACE => Outcome::Closed,
@@ -394,21 +410,42 @@ impl Svm {
         }
     }
 
+    /// Waits for the responses to MAPs, as [`Window::confirm`] does.
+    pub(super) fn confirm_sent(&self, window: &Window, sent: &Sent) -> Result<Response> {
+        let response = window.confirm(sent, &self.revoking)?;
+        match response.status {
+            status::OK => self.refusals.store(0, Relaxed),
+            status::NO_MEMORY => {
+                self.refusals.fetch_add(1, Relaxed);
+            }
+            _ => {}
+        }
+        Ok(response)
+    }
+
+    /// Changes whenever the device has ceased to reach pages, so that it may have room for others.
+    fn room(&self) -> u64 {
+        self.space.acknowledgements()
+    }
+
     /// Revokes a quarter of what the device reaches, going round through the address space from
     /// where it stopped the last time: what a job needs at once is not revoked over and over.
-    /// Returns the number of pages.
+    /// Returns whether the device may have room that it had not when [`Svm::room`] was `before`, or
+    /// soon will have: where nothing is left to be revoked, another thread may have done so. What
+    /// is revoked may be what the device has refused to another thread, so that this alone does not
+    /// go on for ever.
     ///
     /// # Errors
     ///
     /// [`ENODEV`] if the device is lost, [`EINTR`] on a fatal signal.
-    fn make_room(&self) -> Result<usize> {
+    fn make_room(&self, before: u64) -> Result<bool> {
+        let revoking = self.revoking.lock()?;
         let (mut at, mut bytes) = (0, 0);
         while let Some((number, window)) = self.windows.next(at) {
             at = number + 1;
             bytes += window.mapped_bytes();
         }
         let least = usize::try_from(bytes >> PAGE_SHIFT)?.div_ceil(4);
-        let revoking = self.revoking.lock()?;
         let start = self.hand.load(Relaxed);
         let (mut done, mut wrapped) = (0, false);
         let mut hand = start;
@@ -438,11 +475,13 @@ impl Svm {
             }
         }
         self.hand.store(hand, Relaxed);
-        drop(revoking);
         if done > 0 {
             self.counts.evictions.fetch_add(1, Relaxed);
         }
-        Ok(done)
+        drop(revoking);
+        let (sent, done) = (self.space.invalidations(), self.room());
+        let may_have_room = done != before || sent != done;
+        Ok(may_have_room && self.refusals.load(Relaxed) < MOST_REFUSALS)
     }
 }
 

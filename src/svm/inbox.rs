@@ -270,11 +270,14 @@ impl Svm {
             sent,
             ahead,
         } = unconfirmed;
-        match window.confirm(sent, &self.revoking) {
-            // Without the device, or the space, no one faults.
-            Ok(status::OK | status::NO_SUCH_SPACE) | Err(_) => {}
-            Ok(_) if *ahead => self.ahead_refused.store(true, Relaxed),
-            Ok(_) => self.scarce.store(true, Relaxed),
+        // Without the device, or the space, no one faults.
+        let Ok(response) = self.confirm_sent(window, sent) else {
+            return;
+        };
+        match response.status {
+            status::OK | status::NO_SUCH_SPACE => {}
+            _ if *ahead => self.ahead_refused.store(true, Relaxed),
+            _ => self.scarce.store(true, Relaxed),
         }
     }
 

@@ -218,6 +218,8 @@ pub(crate) struct Svm {
     scarce: AtomicFlag,
     /// It has refused one that no fault asked for: there are none of these any more.
     ahead_refused: AtomicFlag,
+    /// MAPs that it has refused for want of memory since it has accepted one.
+    refusals: Atomic<u32>,
     /// Jobs that are not over.
     jobs: Arc<Jobs>,
     /// The address from which on memory is evicted the next time.
@@ -276,6 +278,7 @@ impl Svm {
             cookie,
         } = params;
         let inbox = Inbox::new(max_faults)?;
+        let in_vain = InVain::new(max_faults)?;
         let jobs = Jobs::new()?;
         // The first notifier of a process is inserted only if no signal is pending, and the system
         // call can begin anew.
@@ -299,9 +302,10 @@ impl Svm {
                 ),
                 inbox <- new_spinlock_irq!(inbox, "Svm::inbox"),
                 streams <- new_spinlock!(Streams::new(), "Svm::streams"),
-                in_vain <- new_spinlock!(InVain::new(), "Svm::in_vain"),
+                in_vain <- new_spinlock!(in_vain, "Svm::in_vain"),
                 scarce: AtomicFlag::new(false),
                 ahead_refused: AtomicFlag::new(false),
+                refusals: Atomic::new(0),
                 jobs,
                 hand: Atomic::new(0),
                 loss <- new_spinlock!(None, "Svm::loss"),

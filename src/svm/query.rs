@@ -61,6 +61,7 @@ impl Svm {
             evictions: self.counts.evictions.load(Relaxed),
             exclusive: self.counts.exclusive.load(Relaxed),
             bad: self.counts.bad.load(Relaxed),
+            invalidations: self.space.invalidations(),
             ..Default::default()
         };
         if let Some(loss) = *self.loss.lock() {
@@ -70,7 +71,6 @@ impl Svm {
             out.ring = loss.ring;
             out.addr = loss.address;
         }
-        out.invalidations = self.windows.invalidations();
         let mut at = 0;
         while let Some((number, window)) = self.windows.next(at) {
             at = number + 1;
@@ -78,7 +78,6 @@ impl Svm {
             out.mapped_bytes += window.mapped_bytes();
             out.maps += counters.maps.load(Relaxed);
             out.entries += counters.entries.load(Relaxed);
-            out.invalidations += counters.invalidations.load(Relaxed);
             out.retries += counters.retries.load(Relaxed);
         }
         out

@@ -11,27 +11,29 @@
 use core::ops::Range;
 use kernel::prelude::*;
 
-/// Pages that are remembered at a time: about as many as there are jobs that run at once.
-const PAGES: usize = 8;
-
 /// How often in a row a fault on a page is resolved because the device should reach the page.
 const MOST: u32 = 4;
 
 /// The last pages on which faults were resolved without a MAP.
 pub(super) struct InVain {
-    /// Page numbers, and how often.
-    pages: [(usize, u32); PAGES],
+    /// Page numbers, and how often. Never grows beyond its capacity.
+    pages: KVec<(usize, u32)>,
     /// The place of the oldest.
     next: usize,
 }
 
 impl InVain {
-    /// There were none.
-    pub(super) const fn new() -> Self {
-        Self {
-            pages: [(0, 0); PAGES],
+    /// There were none. As many pages are remembered as the device may have faults at a time,
+    /// `most`, so that none is forgotten before it can have come back.
+    ///
+    /// # Errors
+    ///
+    /// [`ENOMEM`].
+    pub(super) fn new(most: usize) -> Result<Self> {
+        Ok(Self {
+            pages: KVec::from_elem((0, 0), most.max(1), GFP_KERNEL)?,
             next: 0,
-        }
+        })
     }
 
     /// A fault on page `page` is about to be resolved without a MAP. Returns whether that was done
@@ -42,7 +44,7 @@ impl InVain {
             let place = free.unwrap_or(self.next);
             self.pages[place] = (page, 1);
             if free.is_none() {
-                self.next = (self.next + 1) % PAGES;
+                self.next = (self.next + 1) % self.pages.len();
             }
             return false;
         };
@@ -74,9 +76,11 @@ impl InVain {
 mod tests {
     use super::*;
 
+    const PAGES: usize = 64;
+
     #[test]
     fn one_that_comes_back_is_noticed() {
-        let mut vain = InVain::new();
+        let mut vain = InVain::new(PAGES).unwrap();
         for _ in 0..3 {
             for _ in 0..MOST {
                 assert!(!vain.is_too_often(7));
@@ -87,7 +91,7 @@ mod tests {
 
     #[test]
     fn a_map_begins_anew() {
-        let mut vain = InVain::new();
+        let mut vain = InVain::new(PAGES).unwrap();
         for _ in 0..3 {
             for _ in 0..MOST {
                 assert!(!vain.is_too_often(7));
@@ -98,7 +102,7 @@ mod tests {
 
     #[test]
     fn others_do_not_disturb() {
-        let mut vain = InVain::new();
+        let mut vain = InVain::new(PAGES).unwrap();
         for _ in 0..MOST {
             for page in 0..PAGES {
                 assert!(!vain.is_too_often(page));
@@ -111,7 +115,7 @@ mod tests {
 
     #[test]
     fn the_oldest_is_forgotten() {
-        let mut vain = InVain::new();
+        let mut vain = InVain::new(PAGES).unwrap();
         for page in 0..=PAGES {
             for _ in 0..MOST {
                 assert!(!vain.is_too_often(page));

@@ -258,9 +258,9 @@ pub(crate) enum FaultWait {
     Killable,
     /// Any signal.
     Interruptible,
-    /// There is no wait for a userfaultfd, for what is read from a file or from swap, nor for a
-    /// page that is locked. There may be one for memory, and for another device to give a page
-    /// back.
+    /// There is no wait for a userfaultfd, for what is read from swap, nor for a page that is
+    /// locked, and nothing is read from files. There may be one for memory, which may be what swap
+    /// is made of, and for another device to give a page back.
     Not,
 }
 
@@ -270,7 +270,7 @@ pub(crate) enum FaultWait {
 /// # Errors
 ///
 /// About the first page: [`EFAULT`] if it cannot be had, [`ENOMEM`], [`EINTR`] on a signal,
-/// [`EAGAIN`] if it would have to be waited for with [`FaultWait::Not`].
+/// [`EAGAIN`] if it would have to be waited for with [`FaultWait::Not`], or is of a file.
 pub(crate) fn fault_in(addr: usize, pages: usize, write: bool, wait: FaultWait) -> Result<usize> {
     let wait = match wait {
         FaultWait::Killable => bindings::kapi_fault_wait_KAPI_FAULT_WAIT_KILLABLE,

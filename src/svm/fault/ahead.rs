@@ -8,9 +8,10 @@
 //! put aside ([`Svm::park`]), so that no second thread looks them up.
 //!
 //! That a fault is put aside should not cost it more than the time of a lookup. So what is in a
-//! file, in swap or with a userfaultfd is not waited for here, nor is the end of a change, nor room
-//! in the queue. What remains is what the kernel itself does: reclaim, migration, and the return of
-//! a page by another device.
+//! file, in swap or with a userfaultfd is not waited for here, nor is the end of a change of the
+//! pages, nor room in the queue. What remains is what the kernel itself does: reclaim, migration,
+//! the return of a page by another device, whoever has `mmap_lock` for writing, and the ends of the
+//! changes that HMM's sequence number has to stand for ([`crate::mirror::Windows`]).
 
 use super::{
     attempt::Attempt,

@@ -55,6 +55,7 @@ impl Svm {
         let mut memory_tries = 0;
         loop {
             let timeout = deadline.next_try_ms()?;
+            let room = self.room();
             // Another thread may have got it meanwhile, from which it is not to be taken again.
             if window.is_exclusive(page) {
                 if self.is_resolved(&window, page)? {
@@ -117,19 +118,25 @@ impl Svm {
             let number = address >> PAGE_SHIFT;
             self.in_vain.lock().mapped(number..number + 1);
             self.counts.pages.fetch_add(1, Relaxed);
-            self.confirm_alone(&window, &sent, fault);
+            self.confirm_alone(&window, &sent, fault, room);
             return Ok(Outcome::Resolved);
         }
     }
 
     /// Waits for the response to the MAP that was sent along with the resolution of `fault`. If the
-    /// device has refused it, there is another fault, for which there is room by then.
-    fn confirm_alone(&self, window: &Window, sent: &Sent, fault: &Fault) {
-        let reason = match window.confirm(sent, &self.revoking) {
-            Ok(status::NO_MEMORY) if self.make_room() == Ok(0) => svm_reason::NO_MEMORY,
+    /// device has refused it, there is another fault, for which there is room by then, or which
+    /// is refused, as the context is lost. [`Svm::room`] was `room` before it was sent.
+    fn confirm_alone(&self, window: &Window, sent: &Sent, fault: &Fault, room: u64) {
+        let Ok(response) = self.confirm_sent(window, sent) else {
+            return;
+        };
+        let reason = match response.status {
+            status::NO_MEMORY if self.make_room(room + response.invalidations) == Ok(false) => {
+                svm_reason::NO_MEMORY
+            }
             // An event says that the space is gone.
-            Ok(status::OK | status::NO_MEMORY | status::NO_SUCH_SPACE) | Err(_) => return,
-            Ok(_) => svm_reason::BAD_ADDRESS,
+            status::OK | status::NO_MEMORY | status::NO_SUCH_SPACE => return,
+            _ => svm_reason::BAD_ADDRESS,
         };
         self.lose(Loss::of(fault, reason));
     }

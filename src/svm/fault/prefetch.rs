@@ -18,6 +18,7 @@ use crate::{
     },
     mirror::{
         Deadline,
+        Response,
         Sent,
         Wanted,
         Window, //
@@ -48,6 +49,8 @@ struct Part {
     which: Range<usize>,
     /// Pages for which MAP was sent, of which some may be gone again.
     pages: usize,
+    /// [`Svm::room`] before that.
+    room: u64,
 }
 
 /// A part that the device has refused.
@@ -98,6 +101,8 @@ impl Svm {
     /// - [`EFAULT`] if there is no memory that a device can use;
     /// - [`EPERM`] if the process may not access it so;
     /// - [`EBUSY`] if pages keep changing for a second;
+    /// - [`ENOSPC`] if the device has a limit that is reached;
+    /// - [`EIO`] if the address space ends;
     /// - [`ENOMEM`], [`ENODEV`], [`EINTR`].
     pub(crate) fn prefetch(&self, which: Range<usize>, write: bool) -> (usize, Result) {
         let mut parts = match KVec::with_capacity(IN_FLIGHT, GFP_KERNEL) {
@@ -109,7 +114,7 @@ impl Svm {
         for part in parts {
             let confirmed = self.confirm_part(&part);
             let failed = match confirmed {
-                Ok(status::OK) => continue,
+                Ok(response) if response.status == status::OK => continue,
                 // Another call tells why.
                 Ok(_) => EBUSY,
                 Err(e) => e,
@@ -159,7 +164,7 @@ impl Svm {
                 continue;
             };
             match self.confirm_part(&part) {
-                Ok(status::OK) => {
+                Ok(response) if response.status == status::OK => {
                     if let Some(refused) = &mut refused {
                         refused.deadline = Deadline::new();
                     }
@@ -180,20 +185,20 @@ impl Svm {
                     if let Err(e) = again.deadline.next_try_ms() {
                         return (at, Err(e));
                     }
-                    match (response, part.pages) {
+                    match (response.status, part.pages) {
                         (status::NO_MEMORY, pages) => {
                             // There may never be room for as many at a time.
                             if pages > 1 {
                                 again.most = pages.div_ceil(2);
                                 again.deadline = Deadline::new();
                             }
-                            match self.make_room() {
-                                Ok(0) if pages == 1 => return (at, Err(ENOMEM)),
+                            match self.make_room(part.room + response.invalidations) {
+                                Ok(false) if pages == 1 => return (at, Err(ENOMEM)),
                                 Ok(_) => {}
                                 Err(e) => return (at, Err(e)),
                             }
                         }
-                        (response, 1) => return (at, Err(to_error(response))),
+                        (refused, 1) => return (at, Err(to_error(refused))),
                         // Which of them it is about is to be known.
                         _ => again.most = 1,
                     }
@@ -204,9 +209,9 @@ impl Svm {
     }
 
     /// The outcome of the MAPs of a part, as [`Window::confirm`] returns it.
-    fn confirm_part(&self, part: &Part) -> Result<u32> {
-        let response = part.window.confirm(&part.sent, &self.revoking)?;
-        if response == status::OK {
+    fn confirm_part(&self, part: &Part) -> Result<Response> {
+        let response = self.confirm_sent(&part.window, &part.sent)?;
+        if response.status == status::OK {
             let pages = part.which.len() >> PAGE_SHIFT;
             self.counts.pages.fetch_add(pages as u64, Relaxed);
         }
@@ -229,6 +234,7 @@ impl Svm {
         let mut pages = most.min(end - page);
         loop {
             let timeout = deadline.next_try_ms()?;
+            let room = self.room();
             let reachable = window.reachable_end(page..end, write);
             if reachable > page {
                 return Ok(Step::Reachable(window.addresses(&(page..reachable)).end));
@@ -270,6 +276,7 @@ impl Svm {
             let end = window.reachable_end(wanted.ask, write).max(page + 1);
             return Ok(Step::Sent(Part {
                 pages,
+                room,
                 which: window.addresses(&(page..end)),
                 window,
                 sent,

@@ -110,8 +110,8 @@ enum Source {
     Destroys,
     /// Those kept for INVALIDATE.
     Invalidates,
-    /// Those kept for exclusive pages.
-    Exclusives,
+    /// Those kept for exclusive pages, of which this file has some.
+    Exclusives(Arc<MirrorQuota>),
     /// One that MAP has left.
     Room,
 }
@@ -462,7 +462,7 @@ impl Inner {
                 woken.destroys = true;
             }
             Source::Invalidates => self.invalidate_reserve += slots,
-            Source::Exclusives => self.exclusive_reserve += slots,
+            Source::Exclusives(quota) => self.return_exclusive(&quota, slots),
             Source::Room => self.room.put_one(),
         }
         place

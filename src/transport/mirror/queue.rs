@@ -89,7 +89,7 @@ impl Drop for MirrorCredit {
         if self.slots > 0 {
             self.queue.mirror().change(|inner, woken| {
                 if self.exclusive {
-                    inner.exclusive_reserve += self.slots;
+                    inner.return_exclusive(&self.queue.quota, self.slots);
                 } else {
                     inner.return_to_quota(&self.queue.quota, self.slots);
                     inner.give_out(woken);
@@ -282,7 +282,7 @@ impl MirrorQueue {
 
     /// As [`MirrorQueue::credit`] for who must not wait: if others do, there is room that is kept
     /// for this, which comes back as soon as the device has done what it was used for. `None` if
-    /// that is in use. Does not sleep.
+    /// that is in use, or the file has its part of it. Does not sleep.
     ///
     /// # Errors
     ///
@@ -291,12 +291,14 @@ impl MirrorQueue {
         if let Some(credit) = self.try_credit(slots)? {
             return Ok(Some(credit));
         }
-        let mut inner = self.mirror().inner.lock();
-        let Some(left) = inner.exclusive_reserve.checked_sub(slots) else {
+        if !self
+            .mirror()
+            .inner
+            .lock()
+            .take_exclusive(&self.quota, slots)
+        {
             return Ok(None);
-        };
-        inner.exclusive_reserve = left;
-        drop(inner);
+        }
         let mut credit = self.granted(slots);
         credit.exclusive = true;
         Ok(Some(credit))
@@ -379,7 +381,7 @@ impl MirrorQueue {
         let owned = Message::owned(&mut command);
         owned.slots = slots;
         owned.source = if credit.exclusive {
-            Source::Exclusives
+            Source::Exclusives(self.quota.clone())
         } else {
             Source::Quota(self.quota.clone())
         };

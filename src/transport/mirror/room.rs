@@ -98,6 +98,8 @@ struct Line {
     used: usize,
     /// How often some of them came back.
     returned: u64,
+    /// Descriptors in use, and those of credits, that are kept for exclusive pages.
+    exclusive: usize,
     /// Those who wait, in the order in which they came.
     waiting: RBTree<u64, Arc<Waiter>>,
 }
@@ -133,6 +135,7 @@ impl MirrorQuota {
         let line = Line {
             used: 0,
             returned: 0,
+            exclusive: 0,
             waiting: RBTree::new(),
         };
         Arc::pin_init(
@@ -231,6 +234,28 @@ impl Inner {
         line.used += slots;
         self.room.free -= slots;
         true
+    }
+
+    /// Takes `slots` of the descriptors that are kept for exclusive pages, of which a file has what
+    /// a page needs, and no more: those who have nothing else to use are not to lose them to one
+    /// that has.
+    pub(super) fn take_exclusive(&mut self, quota: &MirrorQuota, slots: usize) -> bool {
+        let Some(left) = self.exclusive_reserve.checked_sub(slots) else {
+            return false;
+        };
+        let line = quota.line.access_mut(self);
+        if line.exclusive > 0 {
+            return false;
+        }
+        line.exclusive = slots;
+        self.exclusive_reserve = left;
+        true
+    }
+
+    /// Takes `slots` of these back.
+    pub(super) fn return_exclusive(&mut self, quota: &MirrorQuota, slots: usize) {
+        quota.line.access_mut(self).exclusive -= slots;
+        self.exclusive_reserve += slots;
     }
 
     /// Has `new` wait for room for `quota`; returns its number. What there is by now is given out,
@@ -411,6 +436,33 @@ mod tests {
         assert!(ring.return_to_quota(0, 1) != 0);
         assert!(first.has_it());
         assert_eq!(ring.free(), CAPACITY - 2 * MOST - 30);
+        Ok(())
+    }
+
+    #[test]
+    fn a_file_has_one_exclusive_page() -> Result {
+        let ring = Ring::new(CAPACITY)?;
+        let slots = MAP_DESCRIPTORS + 1;
+        let take = |file: usize| {
+            let mut inner = ring.mirror.inner.lock();
+            inner.take_exclusive(&ring.files[file], slots)
+        };
+        let give_back = |file: usize, slots| {
+            let mut inner = ring.mirror.inner.lock();
+            inner.return_exclusive(&ring.files[file], slots);
+        };
+        ring.mirror.inner.lock().exclusive_reserve = 2 * slots;
+        assert!(take(0));
+        assert!(!take(0));
+        assert!(take(1));
+        assert!(!take(2));
+        // The commands come back one by one.
+        give_back(0, 1);
+        assert!(!take(0) && !take(2));
+        give_back(0, slots - 1);
+        assert!(take(2));
+        give_back(1, slots);
+        assert!(take(0));
         Ok(())
     }
 

@@ -29,6 +29,7 @@ pub(crate) const FAMILIES: &[Family] = &[
     silent::FAMILY,
     rules::FAMILY,
     rules::SCARCE,
+    rules::SCARCER,
     rules::LOST,
     storm::FAMILY,
     exclusive::FAMILY,

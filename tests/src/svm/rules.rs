@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};
 use virtgpu_client::protocol::uapi::{self, svm_reason, svm_state};
 use virtgpu_client::{compute, pointer, BlobOptions, Bytes, Errno, Exec, Memory, RegisterOptions};
 
-use super::support::{at, device, family, open, others_work, End, Svm, RINGS};
+use super::support::{at, device, family, open, open_with, others_work, End, Svm, RINGS, USUAL};
 use crate::ktap::{Case, Family, Outcome, TestResult};
 use crate::support::place::Place;
 use crate::support::stat::Oracle;
@@ -44,6 +44,13 @@ pub(crate) const SCARCE: Family = on_device(
         evicts_at_the_end_of_addresses: 300,
         prefetches_all_the_same: 300,
     ],
+);
+
+/// A device with room for fewer pages than there are jobs that need one each.
+pub(crate) const SCARCER: Family = on_device(
+    "svm_scarcer",
+    "--mirror-mappings 16",
+    cases![jobs_take_from_each_other: 600],
 );
 
 /// Pages of [`in_many_runs`].
@@ -94,6 +101,45 @@ fn no_out_fences(env: &Env) -> TestResult {
     }
     check_eq!(svm.count()?.state, svm_state::ACTIVE, "the state");
     svm.run("a job without a fence", &job)
+}
+
+/// Each job evicts what others have, in the one granule that all use, so that there is nothing left
+/// to evict for one that asks at the wrong moment. It is not out of memory for that.
+fn jobs_take_from_each_other(env: &Env) -> TestResult {
+    const ADDITIONS: usize = 64;
+    let svm = open_with(env, USUAL.exact().workers(4))?;
+    let place = Place::base(16 * PAGE)?;
+    for round in 1..=env.iterations(10) {
+        for ring in 0..RINGS {
+            let mut stream = compute::Stream::new();
+            for number in 0..ADDITIONS {
+                let page = (number * 7 + ring as usize * 5) % 16;
+                let address = place.address(page * PAGE + ring as usize * 8);
+                stream.atomic_add(at(address), 1, 1);
+            }
+            svm.submit(ring, &stream)?;
+        }
+        for ring in 0..RINGS {
+            check_eq!(
+                svm.finish(ring)?,
+                End::Done,
+                "round {round}: ring {ring}, {:?}",
+                svm.count()
+            );
+            let sum: u64 = (0..16)
+                .map(|page| place.read_u64(page * PAGE + ring as usize * 8))
+                .sum();
+            check_eq!(sum, round * ADDITIONS as u64, "the sum of ring {ring}");
+        }
+    }
+    let count = svm.count()?;
+    println!(
+        "    # {} faults, {} evictions",
+        count.faults, count.evictions
+    );
+    check!(count.evictions > 0, "nothing was evicted");
+    drop(svm);
+    others_work(env, "jobs that had no room")
 }
 
 /// A job starts only when the fences of others have signalled.
