@@ -66,8 +66,9 @@ use kernel::{
 /// Most pages of a fault, if the device lacks room.
 const SCARCE_PAGES: usize = 16;
 
-/// How many MAPs the device may refuse in a row for want of memory, without one between them that it
-/// accepts, before there is said to be none: many more than there are threads that send them.
+/// How many MAPs of one page, for faults, the device may refuse for want of memory, without one
+/// between them that it accepts, before there is said to be none: many more than there are threads
+/// that serve faults.
 const MOST_REFUSALS: u32 = 64;
 
 /// How often memory for a fault is asked for, before the fault is refused.
@@ -202,18 +203,17 @@ impl Svm {
                 self.wanted(&window, &area, page, write, extent.pages)
             };
             let resolved = !self.scarce.load(Relaxed);
-            // The page behind those that are mapped.
+            let extent = if narrow { extent.missed() } else { extent };
+            // The page behind those that are mapped, and what the stream was before.
             let mut next = global_page;
+            let mut stream = None;
             let attempt = self.attempt(&window, &area, &mut wanted, timeout, |wanted, lookup| {
                 let number = |page: usize| (window.start() >> PAGE_SHIFT) + page;
                 next = number(lookup.usable_end(page, write)).max(global_page + 1);
                 // Ahead: the next fault of the stream may come before this thread goes on.
-                self.streams.lock().mapped(
-                    fault.stream,
-                    global_page,
-                    next,
-                    if narrow { extent.missed() } else { extent },
-                );
+                let mut streams = self.streams.lock();
+                stream = Some(streams.mapped(fault.stream, global_page, next, extent));
+                drop(streams);
                 match resolved {
                     true => {
                         self.commit_resolved(fault, |how| window.commit(wanted, lookup, Some(how)))
@@ -221,9 +221,8 @@ impl Svm {
                     false => window.commit(wanted, lookup, None),
                 }
             });
-            if !matches!(attempt, Ok(Attempt::Sent(_))) {
-                let mut streams = self.streams.lock();
-                streams.goes_on_at(fault.stream, next, global_page);
+            if let (Some(stream), false) = (stream, matches!(attempt, Ok(Attempt::Sent(_)))) {
+                self.streams.lock().not_mapped(fault.stream, next, stream);
             }
             let sent = match attempt {
                 Ok(Attempt::Sent(sent)) => sent,
@@ -315,9 +314,15 @@ impl Svm {
         room: u64,
     ) -> Result<Option<Outcome>> {
         let response = self.confirm_sent(window, sent)?;
+        if alone {
+            self.note_refusal(&response);
+        }
         Ok(Some(match response.status {
             status::OK => Outcome::Resolve(resolution::OK),
-            status::NO_MEMORY if self.make_room(room + response.invalidations)? => return Ok(None),
+            // There may be room for one, but not for all.
+            status::NO_MEMORY if self.make_room(room + response.invalidations)? || !alone => {
+                return Ok(None);
+            }
             status::NO_MEMORY => Outcome::Refuse(svm_reason::NO_MEMORY),
             // An event says so, and why.
             status::NO_SUCH_SPACE => Outcome::Closed,
@@ -413,14 +418,17 @@ impl Svm {
     /// Waits for the responses to MAPs, as [`Window::confirm`] does.
     pub(super) fn confirm_sent(&self, window: &Window, sent: &Sent) -> Result<Response> {
         let response = window.confirm(sent, &self.revoking)?;
-        match response.status {
-            status::OK => self.refusals.store(0, Relaxed),
-            status::NO_MEMORY => {
-                self.refusals.fetch_add(1, Relaxed);
-            }
-            _ => {}
+        if response.status == status::OK && sent.pages() > 0 {
+            self.refusals.store(0, Relaxed);
         }
         Ok(response)
+    }
+
+    /// Takes note of it if the device has refused the one page of a fault for want of memory.
+    fn note_refusal(&self, response: &Response) {
+        if response.status == status::NO_MEMORY {
+            self.refusals.fetch_add(1, Relaxed);
+        }
     }
 
     /// Changes whenever the device has ceased to reach pages, so that it may have room for others.
@@ -445,7 +453,8 @@ impl Svm {
             at = number + 1;
             bytes += window.mapped_bytes();
         }
-        let least = usize::try_from(bytes >> PAGE_SHIFT)?.div_ceil(4);
+        // What is being invalidated is not counted, but takes room as yet.
+        let least = usize::try_from(bytes >> PAGE_SHIFT)?.div_ceil(4).max(1);
         let start = self.hand.load(Relaxed);
         let (mut done, mut wrapped) = (0, false);
         let mut hand = start;

@@ -218,7 +218,8 @@ pub(crate) struct Svm {
     scarce: AtomicFlag,
     /// It has refused one that no fault asked for: there are none of these any more.
     ahead_refused: AtomicFlag,
-    /// MAPs that it has refused for want of memory since it has accepted one.
+    /// MAPs of one page, for faults, that it has refused for want of memory since it has accepted
+    /// one.
     refusals: Atomic<u32>,
     /// Jobs that are not over.
     jobs: Arc<Jobs>,

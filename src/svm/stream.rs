@@ -16,7 +16,7 @@ const MOST_AHEAD: usize = 2;
 
 /// Faults of one ring, as far as they follow one another.
 #[derive(Clone, Copy, Default)]
-struct Stream {
+pub(super) struct Stream {
     /// The ring plus 1, or 0; and whether there is anything known of it.
     name: u32,
     known: bool,
@@ -73,16 +73,26 @@ impl Streams {
         Extent { pages, ahead }
     }
 
-    /// The pages from page `page` to page `end` are about to be mapped for a fault of stream `name`,
-    /// for which `extent` was asked for.
-    pub(super) fn mapped(&mut self, name: u32, page: usize, end: usize, extent: Extent) {
-        self.streams[name as usize % STREAMS] = Stream {
+    /// The pages from page `page` to page `end` are about to be mapped for a fault of stream
+    /// `name`, for which `extent` was asked for. Returns what [`Streams::not_mapped`] takes.
+    pub(super) fn mapped(&mut self, name: u32, page: usize, end: usize, extent: Extent) -> Stream {
+        let stream = Stream {
             name,
             known: true,
             next: end,
             pages: extent.pages.max(end - page),
             ahead: extent.ahead,
         };
+        core::mem::replace(&mut self.streams[name as usize % STREAMS], stream)
+    }
+
+    /// The pages up to page `end` were not mapped for stream `name` after all: it is again as
+    /// `before`, unless it went on meanwhile.
+    pub(super) fn not_mapped(&mut self, name: u32, end: usize, before: Stream) {
+        let stream = &mut self.streams[name as usize % STREAMS];
+        if stream.known && stream.name == name && stream.next == end {
+            *stream = before;
+        }
     }
 
     /// Stream `name` goes on at page `to`, if it would go on at page `from`: what is between them
@@ -176,6 +186,20 @@ mod tests {
         let missed = Extent { pages: 1, ahead: 0 };
         streams.mapped(3, 769, 770, missed.missed());
         assert_eq!(streams.fault(3, 770), (16, 0));
+    }
+
+    #[test]
+    fn what_was_not_mapped_does_not_count() {
+        let mut streams = Streams::new();
+        streams.mapped(1, 100, 164, streams.extent(1, 100));
+        let before = streams.mapped(9, 500, 516, streams.extent(9, 500));
+        streams.not_mapped(9, 516, before);
+        assert_eq!(streams.fault(1, 164), (128, 0));
+        let before = streams.mapped(1, 292, 548, streams.extent(1, 292));
+        streams.fault(1, 548);
+        // It went on meanwhile.
+        streams.not_mapped(1, 548, before);
+        assert_eq!(streams.fault(1, 1060), (512, 1));
     }
 
     #[test]

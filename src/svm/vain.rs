@@ -11,6 +11,9 @@
 use core::ops::Range;
 use kernel::prelude::*;
 
+/// How many pages are remembered at least.
+const LEAST: usize = 64;
+
 /// How often in a row a fault on a page is resolved because the device should reach the page.
 const MOST: u32 = 4;
 
@@ -18,20 +21,20 @@ const MOST: u32 = 4;
 pub(super) struct InVain {
     /// Page numbers, and how often. Never grows beyond its capacity.
     pages: KVec<(usize, u32)>,
-    /// The place of the oldest.
+    /// The place that is used next if none is free.
     next: usize,
 }
 
 impl InVain {
     /// There were none. As many pages are remembered as the device may have faults at a time,
-    /// `most`, so that none is forgotten before it can have come back.
+    /// `most`, and as those of jobs that wait until it may have another.
     ///
     /// # Errors
     ///
     /// [`ENOMEM`].
     pub(super) fn new(most: usize) -> Result<Self> {
         Ok(Self {
-            pages: KVec::from_elem((0, 0), most.max(1), GFP_KERNEL)?,
+            pages: KVec::from_elem((0, 0), most.max(LEAST), GFP_KERNEL)?,
             next: 0,
         })
     }
@@ -76,7 +79,7 @@ impl InVain {
 mod tests {
     use super::*;
 
-    const PAGES: usize = 64;
+    const PAGES: usize = LEAST;
 
     #[test]
     fn one_that_comes_back_is_noticed() {

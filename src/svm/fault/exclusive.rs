@@ -130,6 +130,7 @@ impl Svm {
         let Ok(response) = self.confirm_sent(window, sent) else {
             return;
         };
+        self.note_refusal(&response);
         let reason = match response.status {
             status::NO_MEMORY if self.make_room(room + response.invalidations) == Ok(false) => {
                 svm_reason::NO_MEMORY

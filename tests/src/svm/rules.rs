@@ -6,7 +6,9 @@
 use std::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};
 
 use virtgpu_client::protocol::uapi::{self, svm_reason, svm_state};
-use virtgpu_client::{compute, pointer, BlobOptions, Bytes, Errno, Exec, Memory, RegisterOptions};
+use virtgpu_client::{
+    compute, pointer, BlobOptions, Bytes, Errno, Exec, Memory, RegisterOptions, SpaceOptions,
+};
 
 use super::support::{at, device, family, open, open_with, others_work, End, Svm, RINGS, USUAL};
 use crate::ktap::{Case, Family, Outcome, TestResult};
@@ -50,7 +52,7 @@ pub(crate) const SCARCE: Family = on_device(
 pub(crate) const SCARCER: Family = on_device(
     "svm_scarcer",
     "--mirror-mappings 16",
-    cases![jobs_take_from_each_other: 600],
+    cases![jobs_take_from_each_other: 600, jobs_ask_for_too_much: 600],
 );
 
 /// Pages of [`in_many_runs`].
@@ -106,15 +108,25 @@ fn no_out_fences(env: &Env) -> TestResult {
 /// Each job evicts what others have, in the one granule that all use, so that there is nothing left
 /// to evict for one that asks at the wrong moment. It is not out of memory for that.
 fn jobs_take_from_each_other(env: &Env) -> TestResult {
+    take_from_each_other(env, USUAL.exact().workers(4))
+}
+
+/// The same where a fault asks for more than there is room for.
+fn jobs_ask_for_too_much(env: &Env) -> TestResult {
+    take_from_each_other(env, USUAL.workers(4))
+}
+
+fn take_from_each_other(env: &Env, options: SpaceOptions) -> TestResult {
     const ADDITIONS: usize = 64;
-    let svm = open_with(env, USUAL.exact().workers(4))?;
-    let place = Place::base(16 * PAGE)?;
+    let svm = open_with(env, options)?;
+    let place = Place::scattered(16)?;
+    let word = |ring: u32| 64 + ring as usize * 8;
     for round in 1..=env.iterations(10) {
         for ring in 0..RINGS {
             let mut stream = compute::Stream::new();
             for number in 0..ADDITIONS {
                 let page = (number * 7 + ring as usize * 5) % 16;
-                let address = place.address(page * PAGE + ring as usize * 8);
+                let address = place.address(page * PAGE + word(ring));
                 stream.atomic_add(at(address), 1, 1);
             }
             svm.submit(ring, &stream)?;
@@ -127,7 +139,7 @@ fn jobs_take_from_each_other(env: &Env) -> TestResult {
                 svm.count()
             );
             let sum: u64 = (0..16)
-                .map(|page| place.read_u64(page * PAGE + ring as usize * 8))
+                .map(|page| place.read_u64(page * PAGE + word(ring)))
                 .sum();
             check_eq!(sum, round * ADDITIONS as u64, "the sum of ring {ring}");
         }

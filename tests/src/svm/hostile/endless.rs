@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0-only
 
-//! Jobs of one context that never end. They cost no one else anything, and the context ends with its
-//! file or its process.
+//! Jobs of one context that never end. They cost no one else anything, and the context ends with
+//! its file or its process.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;

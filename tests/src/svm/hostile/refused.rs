@@ -10,7 +10,7 @@ use crate::hostile::LIMIT;
 use crate::ktap::TestResult;
 use crate::support::place::{Pages, Place};
 use crate::support::uffd::{Uffd, MISSING};
-use crate::support::{Env, HUGE, PAGE};
+use crate::support::{eventually, Env, HUGE, PAGE};
 use crate::svm::silent::SIZE;
 use crate::svm::support::{at, bad_address, open, others_work, Cause, End, Svm};
 use crate::{check, check_eq, check_err};
@@ -126,9 +126,11 @@ fn counts_in_vain(env: &Env, reason: u32) -> TestResult {
             ..bad_address(svm_access::ATOMIC, place.address(PAGE))
         },
     )?;
+    // Of several threads one may have more to undo than the one that has ended the job.
+    let nothing_mapped = || victim.count().is_ok_and(|count| count.mapped_bytes == 0);
+    check!(eventually(LIMIT, nothing_mapped), "pages stay mapped");
     let count = victim.count()?;
     check!(count.bad > 0, "no fault was refused: {count:?}");
-    check_eq!(count.mapped_bytes, 0, "bytes mapped");
     check!(place.to_vec(0, SIZE) == before, "the memory has changed");
     others_work(env, "a job that counts in vain")?;
     check_eq!(victim.count()?.faults, count.faults, "faults, later");
