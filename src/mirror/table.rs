@@ -165,6 +165,11 @@ impl Table {
         }
     }
 
+    /// Whether the device can reach any of the pages.
+    pub(super) fn is_reached(&self) -> bool {
+        self.totals.reachable > 0
+    }
+
     /// Pages that jobs may rely on.
     pub(super) fn mapped(&self) -> usize {
         self.totals.mapped

@@ -232,6 +232,11 @@ impl Window {
         &self.range.counters
     }
 
+    /// Whether the device can reach anything in it, also what is being invalidated.
+    pub(crate) fn is_reached(&self) -> bool {
+        self.range.with_table(|table| table.is_reached())
+    }
+
     /// Bytes that the device can reach.
     pub(crate) fn mapped_bytes(&self) -> u64 {
         self.range.mapped_bytes()

@@ -204,15 +204,15 @@ impl Svm {
             };
             let resolved = !self.scarce.load(Relaxed);
             let extent = if narrow { extent.missed() } else { extent };
-            // The page behind those that are mapped, and what the stream was before.
+            // The page behind those that are mapped.
             let mut next = global_page;
-            let mut stream = None;
+            let mut mark = None;
             let attempt = self.attempt(&window, &area, &mut wanted, timeout, |wanted, lookup| {
                 let number = |page: usize| (window.start() >> PAGE_SHIFT) + page;
                 next = number(lookup.usable_end(page, write)).max(global_page + 1);
                 // Ahead: the next fault of the stream may come before this thread goes on.
                 let mut streams = self.streams.lock();
-                stream = Some(streams.mapped(fault.stream, global_page, next, extent));
+                mark = Some(streams.mapped(fault.stream, global_page, next, extent));
                 drop(streams);
                 match resolved {
                     true => {
@@ -221,8 +221,8 @@ impl Svm {
                     false => window.commit(wanted, lookup, None),
                 }
             });
-            if let (Some(stream), false) = (stream, matches!(attempt, Ok(Attempt::Sent(_)))) {
-                self.streams.lock().not_mapped(fault.stream, next, stream);
+            if let (Some(mark), false) = (mark, matches!(attempt, Ok(Attempt::Sent(_)))) {
+                self.streams.lock().not_mapped(fault.stream, mark);
             }
             let sent = match attempt {
                 Ok(Attempt::Sent(sent)) => sent,
@@ -253,7 +253,9 @@ impl Svm {
                 Err(e) => return Err(e),
             };
             self.counts.pages.fetch_add(sent.pages() as u64, Relaxed);
-            self.in_vain.lock().mapped(global_page..global_page + 1);
+            if sent.pages() > 0 {
+                self.in_vain.lock().mapped(global_page..global_page + 1);
+            }
             let end = window.reachable_end(page..window.granule(page).end, write);
             // There may have been too few commands for all.
             let reached = global_page + (end - page).max(1);
@@ -471,13 +473,17 @@ impl Svm {
                 hand = number * WINDOW;
             }
             let first = (hand - window.start()) >> PAGE_SHIFT;
-            let granule = window.granule(first);
-            done += window.evict(first..granule.end)?;
+            let mut end = window.pages();
+            // There may be very many in which there is nothing any more.
+            if window.is_reached() {
+                end = window.granule(first).end;
+                done += window.evict(first..end)?;
+            }
             // The last window is a shorter one.
-            hand = if granule.end == window.pages() {
+            hand = if end == window.pages() {
                 (number + 1) * WINDOW
             } else {
-                window.start() + (granule.end << PAGE_SHIFT)
+                window.start() + (end << PAGE_SHIFT)
             };
             if wrapped && hand > start {
                 break;

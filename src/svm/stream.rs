@@ -16,7 +16,7 @@ const MOST_AHEAD: usize = 2;
 
 /// Faults of one ring, as far as they follow one another.
 #[derive(Clone, Copy, Default)]
-pub(super) struct Stream {
+struct Stream {
     /// The ring plus 1, or 0; and whether there is anything known of it.
     name: u32,
     known: bool,
@@ -27,6 +27,16 @@ pub(super) struct Stream {
     pages: usize,
     /// Granules that were to be mapped ahead of it.
     ahead: usize,
+    /// That of [`Mark`].
+    number: u64,
+}
+
+/// What a stream was before it went on.
+#[derive(Clone, Copy)]
+pub(super) struct Mark {
+    /// Of all times that streams went on.
+    number: u64,
+    before: Stream,
 }
 
 /// What to map for a fault.
@@ -52,6 +62,8 @@ impl Extent {
 /// The streams of an address space.
 pub(super) struct Streams {
     streams: [Stream; STREAMS],
+    /// How often they went on.
+    number: u64,
 }
 
 impl Streams {
@@ -59,6 +71,7 @@ impl Streams {
     pub(super) fn new() -> Self {
         Self {
             streams: [Stream::default(); STREAMS],
+            number: 0,
         }
     }
 
@@ -75,23 +88,28 @@ impl Streams {
 
     /// The pages from page `page` to page `end` are about to be mapped for a fault of stream
     /// `name`, for which `extent` was asked for. Returns what [`Streams::not_mapped`] takes.
-    pub(super) fn mapped(&mut self, name: u32, page: usize, end: usize, extent: Extent) -> Stream {
+    pub(super) fn mapped(&mut self, name: u32, page: usize, end: usize, extent: Extent) -> Mark {
+        self.number += 1;
         let stream = Stream {
             name,
             known: true,
             next: end,
             pages: extent.pages.max(end - page),
             ahead: extent.ahead,
+            number: self.number,
         };
-        core::mem::replace(&mut self.streams[name as usize % STREAMS], stream)
+        Mark {
+            number: self.number,
+            before: core::mem::replace(&mut self.streams[name as usize % STREAMS], stream),
+        }
     }
 
-    /// The pages up to page `end` were not mapped for stream `name` after all: it is again as
-    /// `before`, unless it went on meanwhile.
-    pub(super) fn not_mapped(&mut self, name: u32, end: usize, before: Stream) {
+    /// The pages were not mapped after all for which stream `name` got `mark`: it is again as it
+    /// was before, unless it went on meanwhile.
+    pub(super) fn not_mapped(&mut self, name: u32, mark: Mark) {
         let stream = &mut self.streams[name as usize % STREAMS];
-        if stream.known && stream.name == name && stream.next == end {
-            *stream = before;
+        if stream.number == mark.number {
+            *stream = mark.before;
         }
     }
 
@@ -192,14 +210,14 @@ mod tests {
     fn what_was_not_mapped_does_not_count() {
         let mut streams = Streams::new();
         streams.mapped(1, 100, 164, streams.extent(1, 100));
-        let before = streams.mapped(9, 500, 516, streams.extent(9, 500));
-        streams.not_mapped(9, 516, before);
+        let mark = streams.mapped(9, 500, 516, streams.extent(9, 500));
+        streams.not_mapped(9, mark);
         assert_eq!(streams.fault(1, 164), (128, 0));
-        let before = streams.mapped(1, 292, 548, streams.extent(1, 292));
-        streams.fault(1, 548);
-        // It went on meanwhile.
-        streams.not_mapped(1, 548, before);
-        assert_eq!(streams.fault(1, 1060), (512, 1));
+        let mark = streams.mapped(1, 292, 548, streams.extent(1, 292));
+        // Another thread serves a fault on the same page.
+        streams.mapped(1, 292, 548, streams.extent(1, 292));
+        streams.not_mapped(1, mark);
+        assert_eq!(streams.fault(1, 548), (512, 0));
     }
 
     #[test]

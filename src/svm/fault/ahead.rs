@@ -125,7 +125,9 @@ impl Svm {
         let reached = window.reachable_end(wanted.ask, true);
         let behind = number + (reached - page);
         self.streams.lock().goes_on_at(stream, next, behind);
-        self.in_vain.lock().mapped(number..behind);
+        if sent.pages() > 0 {
+            self.in_vain.lock().mapped(number..behind);
+        }
         ahead.finish(|fault| self.resolve_parked(&window, &fault));
         self.confirm_later(Unconfirmed {
             window,

@@ -182,8 +182,13 @@ impl Svm {
                         most: part.pages,
                         deadline: Deadline::new(),
                     });
-                    if let Err(e) = again.deadline.next_try_ms() {
-                        return (at, Err(e));
+                    match again.deadline.next_try_ms() {
+                        // Others may have undone their MAPs, too, for as long as that.
+                        Err(e) if e == EBUSY && response.status == status::NO_MEMORY => {
+                            return (at, Err(ENOMEM));
+                        }
+                        Err(e) => return (at, Err(e)),
+                        Ok(_) => {}
                     }
                     match (response.status, part.pages) {
                         (status::NO_MEMORY, pages) => {
