@@ -11,10 +11,7 @@
 //! comes after clears the mark, and then the acknowledgement says nothing about that page.
 
 use super::{
-    range::{
-        count,
-        MirroredRange, //
-    },
+    range::MirroredRange,
     table::Having, //
 };
 use crate::{

@@ -14,7 +14,6 @@
 use super::{
     event::Reason,
     range::{
-        count,
         Jobs,
         MirroredRange, //
     },

@@ -66,10 +66,6 @@ use kernel::{
         RBTreeNode, //
     },
     sync::{
-        atomic::{
-            ordering::Relaxed,
-            Atomic, //
-        },
         Arc,
         SpinLock, //
     }, //
