@@ -20,7 +20,8 @@ use kernel::prelude::*;
 pub(super) enum Attempt {
     /// MAP was sent.
     Sent(Sent),
-    /// Nothing was sent, as the device reaches the first page by now.
+    /// Nothing was sent, as the device reaches the first page by now; or as pages are being
+    /// changed, where that is not to be waited for.
     Overtaken,
     /// Nothing was sent, as the pages or their area have changed.
     Changed,
