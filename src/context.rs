@@ -4,10 +4,7 @@
 //! create it, attach resources to it and destroy it.
 
 use crate::{
-    gpu::{
-        capsets,
-        Gpu, //
-    },
+    gpu::Gpu,
     kapi::{
         dma::fence::allocate_timelines,
         ida::Id,
@@ -15,12 +12,14 @@ use crate::{
     },
     protocol::virtio_gpu::{
         blob_flag,
+        capset,
         CtxCreate,
         CtxDestroy,
         Header,
         ResourceCommand,
         CONTEXT_INIT_CAPSET_ID_MASK,
-        DEBUG_NAME_LEN, //
+        DEBUG_NAME_LEN,
+        MAX_RINGS, //
     },
     transport::control::{
         commands::{
@@ -40,9 +39,6 @@ use kernel::{
     prelude::*,
     sync::Arc, //
 };
-
-/// Most rings of a context.
-pub(crate) const MAX_RINGS: u32 = 64;
 
 /// What userspace asks of a context.
 pub(crate) struct ContextParams {
@@ -150,7 +146,7 @@ impl Context {
             timelines: allocate_timelines(1 + params.rings),
             rings: params.rings,
             poll_rings: params.poll_rings,
-            amd: params.capset_id == capsets::AMD_ID && gpu.capsets.is_amd(),
+            amd: params.capset_id == capset::AMD && gpu.capsets.is_amd(),
             jobs,
         })
     }

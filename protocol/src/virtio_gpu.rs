@@ -99,6 +99,8 @@ pub mod response {
 pub const FLAG_FENCE: u32 = 1 << 0;
 /// `Header::flags`: the fence belongs to timeline `ring_idx` of the context.
 pub const FLAG_INFO_RING_IDX: u32 = 1 << 1;
+/// Most timelines of a context: userspace names them by the bits of a 64-bit mask.
+pub const MAX_RINGS: u32 = 64;
 
 /// The first bytes of every request and of every answer.
 #[derive(
@@ -276,6 +278,8 @@ pub mod capset {
     pub const VIRGL2: u32 = 2;
     /// Vulkan.
     pub const VENUS: u32 = 4;
+    /// AMD's kernel driver, for ROCm.
+    pub const AMD: u32 = 8;
 }
 
 /// Bytes of the debug name in [`CtxCreate`].

@@ -7,7 +7,7 @@ use crate::{
         self,
         Chunks, //
     },
-    protocol::virtio_gpu::{GetCapset, GetCapsetInfo},
+    protocol::virtio_gpu::{capset, GetCapset, GetCapsetInfo},
     transport::control::{
         commands,
         ControlQueue,
@@ -30,8 +30,7 @@ const MAX_CAPSETS: u32 = 64;
 const MAX_CACHED: usize = 16;
 /// Most bytes of one; more is not believed.
 const MAX_SIZE: u32 = 1 << 20;
-/// Id and size in bytes of AMD's capability set.
-pub(crate) const AMD_ID: u32 = 8;
+/// Size in bytes of AMD's capability set.
 const AMD_SIZE: u32 = 24;
 /// Ids above this cannot be named in CONTEXT_INIT.
 pub(crate) const MAX_ID: u32 = 63;
@@ -127,7 +126,7 @@ impl Capsets {
     pub(crate) fn is_amd(&self) -> bool {
         self.infos
             .iter()
-            .any(|info| info.id == AMD_ID && info.max_size == AMD_SIZE)
+            .any(|info| info.id == capset::AMD && info.max_size == AMD_SIZE)
     }
 
     /// Whether there is one with `id`.

@@ -3,10 +3,7 @@
 //! CONTEXT_INIT.
 
 use crate::{
-    context::{
-        ContextParams,
-        MAX_RINGS, //
-    },
+    context::ContextParams,
     drm::{
         Device,
         File,
@@ -20,7 +17,10 @@ use crate::{
             nr,
             ContextSetParam, //
         },
-        virtio_gpu::DEBUG_NAME_LEN, //
+        virtio_gpu::{
+            DEBUG_NAME_LEN,
+            MAX_RINGS, //
+        },
     },
 };
 use kernel::{

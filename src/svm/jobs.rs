@@ -8,10 +8,7 @@
 
 use super::Svm;
 use crate::{
-    context::{
-        Context,
-        MAX_RINGS, //
-    },
+    context::Context,
     kapi::{
         drm::event::ReservedEvent,
         sync::{
@@ -19,7 +16,10 @@ use crate::{
             WaitQueue, //
         }, //
     },
-    protocol::mirror::job_result,
+    protocol::{
+        mirror::job_result,
+        virtio_gpu::MAX_RINGS, //
+    },
     transport::{
         control::{
             Completion,

@@ -22,6 +22,7 @@ mod interrupt;
 pub(crate) mod knobs;
 mod loss;
 pub(crate) mod mirror;
+mod status;
 #[cfg(CONFIG_PM_SLEEP)]
 mod suspend;
 mod watchdog;

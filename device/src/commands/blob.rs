@@ -8,7 +8,7 @@
 
 use std::sync::Arc;
 
-use virtgpu_protocol::virtio_gpu::{self as wire, blob_flag, blob_mem, response};
+use virtgpu_protocol::virtio_gpu::{self as wire, blob_flag, blob_mem, capset, response};
 
 use super::resource::bounds;
 use super::{parse, Failed, Outcome};
@@ -19,7 +19,6 @@ use crate::memory::hostmem::WindowError;
 use crate::memory::segments::Segments;
 use crate::memory::PAGE;
 use crate::misbehave::hammer;
-use crate::options::capset::AMD_CAPSET_ID;
 
 impl Device {
     pub(super) fn create_blob(&self, bytes: &[u8]) -> Result<Outcome, Failed> {
@@ -57,7 +56,7 @@ impl Device {
             return Err(response::ERR_INVALID_RESOURCE_ID);
         }
         // The flag is AMD's and means nothing, or something else, elsewhere.
-        if flags & blob_flag::USE_USERPTR != 0 && capset != Some(AMD_CAPSET_ID) {
+        if flags & blob_flag::USE_USERPTR != 0 && capset != Some(capset::AMD) {
             return Err(response::ERR_INVALID_PARAMETER);
         }
         // What virgl's blobs would be is memory of its renderer.

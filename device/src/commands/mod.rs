@@ -28,7 +28,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::time::Instant;
 
-use virtgpu_protocol::virtio_gpu::{command, response, Header};
+use virtgpu_protocol::virtio_gpu::{command, response, Header, MAX_RINGS};
 use virtgpu_protocol::virtio_gpu_2d as wire2d;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
@@ -218,7 +218,7 @@ impl Device {
 fn check_ring(header: &Header) -> Result<(), Failed> {
     match Timeline::of(header) {
         Timeline::Ring(0, _) => Err(response::ERR_INVALID_CONTEXT_ID),
-        Timeline::Ring(_, ring) if u32::from(ring) >= compute::MAX_RINGS => {
+        Timeline::Ring(_, ring) if u32::from(ring) >= MAX_RINGS => {
             Err(response::ERR_INVALID_PARAMETER)
         }
         _ => Ok(()),

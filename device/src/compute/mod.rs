@@ -15,6 +15,7 @@ mod operand;
 mod shape;
 
 use virtgpu_protocol::compute::{op, Capset, Op, Stat, CAPSET_VERSION};
+use virtgpu_protocol::virtio_gpu::MAX_RINGS;
 use zerocopy::little_endian::{U32, U64};
 use zerocopy::FromBytes;
 
@@ -24,8 +25,6 @@ pub use exec::execute;
 pub use operand::{Addresses, Memory, Stop};
 pub use shape::{accesses, check, Access, Malformed};
 
-/// Rings of a context.
-pub const MAX_RINGS: u32 = 64;
 /// Operations in one job.
 pub const MAX_OPS: u32 = 4096;
 

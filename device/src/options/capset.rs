@@ -7,13 +7,13 @@
 
 use std::str::FromStr;
 
-use virtgpu_protocol::compute::{CAPSET_ID, CAPSET_VERSION};
+use virtgpu_protocol::{
+    compute::{CAPSET_ID, CAPSET_VERSION},
+    virtio_gpu::capset,
+};
 use zerocopy::IntoBytes;
 
 use crate::compute;
-
-/// The id under which AMD's hosts offer ROCm.
-pub const AMD_CAPSET_ID: u32 = 8;
 
 /// A capability set that the device offers.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -53,7 +53,7 @@ impl FromStr for Capset {
         if !(1..=4096).contains(&size) {
             return Err("size: 1 to 4096".into());
         }
-        let mut data: Vec<u8> = if id == AMD_CAPSET_ID {
+        let mut data: Vec<u8> = if id == capset::AMD {
             [1u32, 1, 16, 0, 1]
                 .iter()
                 .flat_map(|v| v.to_le_bytes())

@@ -23,6 +23,10 @@ use crate::{
         FLAG_FENCE,
         FLAG_INFO_RING_IDX, //
     },
+    transport::status::{
+        ABORTED,
+        PENDING, //
+    },
 };
 use core::{
     marker::PhantomData,
@@ -57,12 +61,8 @@ use super::{
     }, //
 };
 
-/// `Shared::status` of a command that is on its way.
-pub(super) const PENDING: u32 = 0;
-/// `Shared::status` of a command that the device did not answer.
-pub(super) const ABORTED: u32 = 1;
 /// `Shared::status` of a command whose response says nothing that can be understood.
-pub(super) const INVALID: u32 = 2;
+pub(super) const INVALID: u32 = ABORTED - 1;
 
 /// A command of the control queue.
 pub(crate) type Command = Message<Shared, Owned>;

@@ -11,18 +11,20 @@ use super::{
     command::{
         Command,
         Owned,
-        Shared,
-        ABORTED, //
+        Shared, //
     },
     Control,
     Inner, //
 };
-use crate::kapi::{
-    dma::fence::Signalling,
-    virtio::{
-        Message,
-        Queue, //
+use crate::{
+    kapi::{
+        dma::fence::Signalling,
+        virtio::{
+            Message,
+            Queue, //
+        },
     },
+    transport::status::ABORTED,
 };
 use kernel::{
     list::List,

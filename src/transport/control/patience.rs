@@ -41,8 +41,7 @@ use super::{
         JobOf,
         Request,
         Response,
-        Sent,
-        PENDING, //
+        Sent, //
     },
     commands::{
         self,
@@ -58,7 +57,8 @@ use super::{
 };
 use crate::{
     kapi::dma::fence::Signalling,
-    protocol::virtio_gpu::GetCapsetInfo, //
+    protocol::virtio_gpu::GetCapsetInfo,
+    transport::status::PENDING, //
 };
 use kernel::{
     list::ListArc,

@@ -8,9 +8,7 @@ use super::{
         Command,
         Expect,
         Response,
-        ABORTED,
-        INVALID,
-        PENDING, //
+        INVALID, //
     },
     Control,
     ControlQueue,
@@ -28,7 +26,11 @@ use crate::{
         FLAG_FENCE,
         FLAG_INFO_RING_IDX, //
     },
-    trace, //
+    trace,
+    transport::status::{
+        ABORTED,
+        PENDING, //
+    },
 };
 use core::ptr;
 use kernel::{

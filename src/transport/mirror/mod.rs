@@ -42,6 +42,10 @@ use crate::{
         MIN_QUEUE_SIZE,
         RESERVED_DESCRIPTORS, //
     },
+    transport::status::{
+        ABORTED,
+        PENDING, //
+    },
 };
 use kernel::{
     list::{
@@ -80,11 +84,6 @@ pub(crate) const MAX_ENTRIES: usize = 252;
 
 /// Most descriptors of a MAP: two parts of the command, and the status.
 pub(crate) const MAP_DESCRIPTORS: usize = 3;
-
-/// `Shared::status` of a command that is on its way.
-const PENDING: u32 = u32::MAX;
-/// `Shared::status` of a command that the device did not answer.
-const ABORTED: u32 = u32::MAX - 1;
 
 /// A command of the mirror queue.
 pub(crate) type MirrorCommand = Message<Shared, Owned>;

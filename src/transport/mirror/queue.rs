@@ -14,10 +14,8 @@ use super::{
     Source,
     Ticket,
     Woken,
-    ABORTED,
     DESTROYS,
-    MAX_ENTRIES,
-    PENDING, //
+    MAX_ENTRIES, //
 };
 use crate::{
     kapi::{
@@ -43,6 +41,10 @@ use crate::{
     },
     transport::{
         event::SpaceOwner,
+        status::{
+            ABORTED,
+            PENDING, //
+        },
         Transport, //
     },
 };

@@ -2,7 +2,7 @@
 
 //! What the driver says of itself and of the host, and contexts.
 
-use virtgpu_client::protocol::{compute as wire, uapi};
+use virtgpu_client::protocol::{compute as wire, uapi, virtio_gpu::MAX_RINGS};
 use virtgpu_client::{compute, BlobOptions, Bytes, Device, Errno, Exec};
 
 use crate::ktap::TestResult;
@@ -160,7 +160,10 @@ pub(super) fn bad_context(env: &Env) -> TestResult {
             "two capability sets",
             vec![(CAPSET_ID, id), (CAPSET_ID, id)],
         ),
-        ("65 rings", vec![(CAPSET_ID, id), (NUM_RINGS, 65)]),
+        (
+            "a ring too many",
+            vec![(CAPSET_ID, id), (NUM_RINGS, u64::from(MAX_RINGS) + 1)],
+        ),
         ("rings twice", vec![(NUM_RINGS, 1), (NUM_RINGS, 1)]),
         (
             "poll a ring that is not there",
