@@ -177,7 +177,7 @@ impl FileData {
         let quota = RingQuota::new()?;
         let mirror_quota = MirrorQuota::new(&gpu.transport)?;
         let notifier_lock = NotifierLock::new()?;
-        let releases = Releases::new()?;
+        let releases = HostResource::releases()?;
         let event_sender = EventSender::new()?;
         let attached = Attached {
             context: None,

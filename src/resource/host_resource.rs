@@ -8,7 +8,10 @@
 //! it finishes where it is safe to drop the object.
 
 use super::{
-    releases::InRelease,
+    releases::{
+        PendingUnref,
+        Releases, //
+    },
     userptr::Userptr,
     Kind,
     Resource,
@@ -36,13 +39,8 @@ use crate::{
 };
 use kernel::{
     list::{
-        impl_list_arc_safe,
-        impl_list_item,
-        AtomicTracker,
         List,
-        ListArc,
-        ListLinks,
-        TryNewListArc, //
+        ListArc, //
     },
     new_spinlock,
     prelude::*,
@@ -56,53 +54,6 @@ use kernel::{
         SpinLock, //
     },
 };
-
-/// An object without references, until the host has answered RESOURCE_UNREF.
-#[pin_data]
-pub(super) struct PendingUnref {
-    /// Protects only itself.
-    #[pin]
-    state: SpinLock<UnrefState>,
-    /// In a list of [`Releases`](super::releases::Releases).
-    #[pin]
-    links: ListLinks,
-    #[pin]
-    tracker: AtomicTracker,
-}
-
-impl_list_arc_safe! {
-    impl ListArcSafe<0> for PendingUnref { tracked_by tracker: AtomicTracker; }
-}
-impl_list_item! {
-    impl ListItem<0> for PendingUnref { using ListLinks { self.links }; }
-}
-
-impl PendingUnref {
-    /// The object is being released by a worker; that is over when it is dropped.
-    pub(super) fn set_in_release(&self, in_release: InRelease) {
-        let old = self.state.lock().in_release.replace(in_release);
-        drop(old);
-    }
-
-    /// Drops the object.
-    pub(super) fn empty(&self) {
-        let mut state = self.state.lock();
-        let (object, in_release) = (state.object.take(), state.in_release.take());
-        drop(state);
-        drop(object);
-        drop(in_release);
-    }
-}
-
-struct UnrefState {
-    object: Option<Owned<Resource>>,
-    /// Counts an object that is released by a worker.
-    in_release: Option<InRelease>,
-    /// A thread waits for the response, and will drop the object.
-    waiter: bool,
-    /// How UNREF ended.
-    ended: Option<Response>,
-}
 
 /// The end of RESOURCE_UNREF.
 struct Unreferenced(Arc<PendingUnref>);
@@ -203,19 +154,7 @@ impl HostResource {
     /// [`ENOMEM`], [`ENOSPC`] if there are no more ids.
     pub(crate) fn new(gpu: &Arc<Gpu>) -> Result<Self> {
         let id = Arc::new(gpu.resource_ids.allocate()?, GFP_KERNEL)?;
-        let pending = Arc::pin_init(
-            pin_init!(PendingUnref {
-                state <- new_spinlock!(UnrefState {
-                    object: None,
-                    in_release: None,
-                    waiter: false,
-                    ended: None,
-                }, "PendingUnref::state"),
-                links <- ListLinks::new(),
-                tracker <- AtomicTracker::new(),
-            }),
-            GFP_KERNEL,
-        )?;
+        let pending = PendingUnref::new()?;
         let fixed = ResourceCommand {
             resource_id: id.get().into(),
             ..Default::default()
@@ -456,7 +395,7 @@ impl HostResource {
     ///
     /// For user memory this waits until the pages are free again, so that whoever closes the
     /// handle may rely on it. A worker, which may be the one that is waited for, hands it over to
-    /// the file's [`Releases`](super::releases::Releases).
+    /// the file's [`Releases`].
     /// Other objects can be released with `mmap_lock` held, so they are released later.
     pub(crate) fn release(object: Owned<Resource>) {
         let Some(userptr) = object.userptr() else {
@@ -474,9 +413,18 @@ impl HostResource {
         Self::unreference(object, true);
     }
 
+    /// What a file has to release that a worker releases: nothing as yet.
+    ///
+    /// # Errors
+    ///
+    /// [`ENOMEM`].
+    pub(crate) fn releases() -> Result<Arc<Releases>> {
+        Releases::new(Self::end_all)
+    }
+
     /// Ends and releases the objects in `list`, which are user memory. Waits for the device and for
     /// notifier callbacks, but not for UNREF.
-    pub(super) fn end_all(mut list: List<PendingUnref>) {
+    fn end_all(mut list: List<PendingUnref>) {
         /// Whose spaces are ended at a time.
         const BATCH: usize = 16;
 

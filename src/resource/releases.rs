@@ -10,22 +10,28 @@
 //! waits for: the mappings keep what a lost device may still reach until it has been reset.
 //! USERPTR_REGISTER waits while too many of the file's registrations are being released.
 
-use super::host_resource::{
-    HostResource,
-    PendingUnref, //
-};
+use super::Resource;
 use crate::{
     gpu::Gpu,
-    kapi::sync::{
-        ModuleWorkqueue,
-        WaitQueue, //
-    }, //
+    kapi::{
+        drm::gem::Owned,
+        sync::{
+            ModuleWorkqueue,
+            WaitQueue, //
+        },
+    },
+    transport::control::Response, //
 };
 use kernel::{
     impl_has_work,
     list::{
+        impl_list_arc_safe,
+        impl_list_item,
+        AtomicTracker,
         List,
-        ListArc, //
+        ListArc,
+        ListLinks,
+        TryNewListArc, //
     },
     new_spinlock,
     new_work,
@@ -45,6 +51,76 @@ pub(crate) static QUEUE: ModuleWorkqueue = ModuleWorkqueue::new();
 
 /// Most registrations of a file that are being released when another is made.
 const MAX_PENDING: usize = 64;
+
+/// An object without references, until the host has answered RESOURCE_UNREF.
+#[pin_data]
+pub(super) struct PendingUnref {
+    /// Protects only itself.
+    #[pin]
+    pub(super) state: SpinLock<UnrefState>,
+    /// In a list of [`Releases`].
+    #[pin]
+    links: ListLinks,
+    #[pin]
+    tracker: AtomicTracker,
+}
+
+impl_list_arc_safe! {
+    impl ListArcSafe<0> for PendingUnref { tracked_by tracker: AtomicTracker; }
+}
+impl_list_item! {
+    impl ListItem<0> for PendingUnref { using ListLinks { self.links }; }
+}
+
+impl PendingUnref {
+    /// There is no object yet.
+    ///
+    /// # Errors
+    ///
+    /// [`ENOMEM`].
+    pub(super) fn new() -> Result<Arc<Self>> {
+        let state = UnrefState {
+            object: None,
+            in_release: None,
+            waiter: false,
+            ended: None,
+        };
+        Arc::pin_init(
+            pin_init!(Self {
+                state <- new_spinlock!(state, "PendingUnref::state"),
+                links <- ListLinks::new(),
+                tracker <- AtomicTracker::new(),
+            }),
+            GFP_KERNEL,
+        )
+    }
+
+    /// The object is being released by a worker; that is over when it is dropped.
+    fn set_in_release(&self, in_release: InRelease) {
+        let old = self.state.lock().in_release.replace(in_release);
+        drop(old);
+    }
+
+    /// Drops the object.
+    pub(super) fn empty(&self) {
+        let mut state = self.state.lock();
+        let (object, in_release) = (state.object.take(), state.in_release.take());
+        drop(state);
+        drop(object);
+        drop(in_release);
+    }
+}
+
+/// What becomes of such an object.
+pub(super) struct UnrefState {
+    pub(super) object: Option<Owned<Resource>>,
+    /// Counts an object that is released by a worker.
+    in_release: Option<InRelease>,
+    /// A thread waits for the response, and will drop the object.
+    pub(super) waiter: bool,
+    /// How UNREF ended.
+    pub(super) ended: Option<Response>,
+}
 
 struct Waiting {
     /// Registrations that the device may still reach.
@@ -66,6 +142,8 @@ pub(crate) struct Releases {
     wait: WaitQueue,
     #[pin]
     work: Work<Releases, 1>,
+    /// Ends registrations that the device may still reach, and releases them.
+    end_all: fn(List<PendingUnref>),
 }
 
 impl_has_work! {
@@ -73,12 +151,13 @@ impl_has_work! {
 }
 
 impl Releases {
-    /// Nothing to release.
+    /// Nothing to release. Registrations that the device may still reach are to be ended by
+    /// `end_all`, which waits for the device and for notifier callbacks.
     ///
     /// # Errors
     ///
     /// [`ENOMEM`].
-    pub(crate) fn new() -> Result<Arc<Self>> {
+    pub(super) fn new(end_all: fn(List<PendingUnref>)) -> Result<Arc<Self>> {
         Arc::pin_init(
             pin_init!(Self {
                 waiting <- new_spinlock!(
@@ -91,6 +170,7 @@ impl Releases {
                 ),
                 wait <- WaitQueue::new(),
                 work <- new_work!("Releases::work"),
+                end_all,
             }),
             GFP_KERNEL,
         )
@@ -156,7 +236,7 @@ impl Releases {
                 pending.into_arc().empty();
             }
             if !alive.is_empty() {
-                HostResource::end_all(alive);
+                (self.end_all)(alive);
             }
         }
     }

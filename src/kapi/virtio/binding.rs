@@ -10,7 +10,7 @@ use super::{
         Device,
         F_ACCESS_PLATFORM, //
     },
-    queue::QueueSet, //
+    queue_set::QueueSet, //
 };
 use crate::kapi::{
     bindings,

@@ -7,7 +7,7 @@
 use super::{
     binding::Binding,
     device::Device,
-    queue::QueueSetup, //
+    setup::QueueSetup, //
 };
 use crate::kapi::bindings;
 use core::{

@@ -5,6 +5,8 @@
 //! - [`binding`]: what ends when a driver is unbound;
 //! - [`driver`]: registration of drivers, in the manner of `kernel::auxiliary`;
 //! - [`device`]: a device, its features, configuration space and shared memory regions;
+//! - [`setup`]: what a driver does to get the device's queues;
+//! - [`queue_set`]: the queues all together, which are stopped and taken down;
 //! - [`queue`]: virtqueues, which own the messages that are on their way;
 //! - [`message`]: memory for a request and its response.
 //!
@@ -16,6 +18,8 @@ pub(crate) mod device;
 pub(crate) mod driver;
 pub(crate) mod message;
 pub(crate) mod queue;
+mod queue_set;
+mod setup;
 
 pub(crate) use self::{
     binding::Binding,
@@ -33,7 +37,9 @@ pub(crate) use self::{
     },
     queue::{
         Notification,
-        Queue,
+        Queue, //
+    },
+    setup::{
         QueueHandler,
         QueueSetup, //
     },

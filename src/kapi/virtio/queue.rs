@@ -5,14 +5,11 @@
 //! C header: [`include/linux/virtio.h`](srctree/include/linux/virtio.h)
 
 use super::{
-    binding::Binding,
-    device::{
-        Device,
-        F_INDIRECT_DESC, //
-    },
-    message::{
-        self,
-        Message, //
+    message::Message,
+    queue_set::{
+        QueueSet,
+        LIVE,
+        RESET, //
     },
 };
 use crate::kapi::bindings;
@@ -28,271 +25,14 @@ use kernel::{
     list::ListArc,
     prelude::*,
     sync::{
-        atomic::{
-            ordering::{
-                Acquire,
-                Relaxed,
-                Release, //
-            },
-            Atomic, //
+        atomic::ordering::{
+            Acquire,
+            Relaxed,
+            Release, //
         },
-        rcu,
-        Arc,
-        ArcBorrow,
-        UniqueArc, //
+        Arc, //
     }, //
 };
-
-/// What is called when the device has used buffers.
-pub(crate) trait QueueHandler: Send + Sync + 'static {
-    /// Queue number `index` has used buffers, or is broken.
-    ///
-    /// Runs in hard interrupt context.
-    fn used(this: ArcBorrow<'_, Self>, index: u32);
-}
-
-/// Messages go both ways.
-const LIVE: u32 = 0;
-/// The device is being reset: it must not be notified.
-const STOPPED: u32 = 1;
-/// The device has been reset, and knows nothing of the messages.
-const RESET: u32 = 2;
-/// There are no queues any more.
-const GONE: u32 = 3;
-
-struct Virtqueue {
-    vq: NonNull<bindings::virtqueue>,
-    /// Notifications that were found necessary and have not reached the device.
-    owed: Atomic<u32>,
-}
-
-/// The queues of a device, all together.
-///
-/// # Invariants
-///
-/// - `state` only grows. Whoever looks at it and acts upon it does both in one RCU read-side
-///   critical section, and a grace period passes before what the new state forbids is relied on.
-/// - Until `state` is [`GONE`] the queues are valid, and `priv` of their device is the reference
-///   that `drop_handler` drops.
-/// - Every token in them is a `ListArc` of a [`Message`] turned into a raw pointer.
-pub(super) struct QueueSet {
-    state: Atomic<u32>,
-    queues: KVec<Virtqueue>,
-    drop_handler: unsafe fn(*mut c_void),
-}
-
-// SAFETY: By the type invariant the queues are valid when they are used; their functions may be
-// called from any thread, those that must not run concurrently need a `&mut Queue`.
-unsafe impl Send for QueueSet {}
-
-// SAFETY: As above.
-unsafe impl Sync for QueueSet {}
-
-impl QueueSet {
-    /// Says whether the queues are in a state from `from` to `to`, and keeps what the caller relies
-    /// on as long as the guard lives.
-    fn enter(&self, from: u32, to: u32) -> Option<rcu::Guard> {
-        let guard = rcu::read_lock();
-        let state = self.state.load(Acquire);
-        (from <= state && state <= to).then_some(guard)
-    }
-
-    fn advance(&self, state: u32) {
-        // INVARIANT: The states are in this order; those who change them hold `Binding::queues`, or
-        // have taken the queues from there.
-        if self.state.load(Relaxed) < state {
-            self.state.store(state, Release);
-        }
-    }
-
-    /// Stops all threads from adding messages and notifying the device. When this returns none
-    /// does.
-    pub(super) fn stop(&self) {
-        self.advance(STOPPED);
-        rcu::synchronize_rcu();
-    }
-
-    /// Allows unused messages to be detached.
-    ///
-    /// # Safety
-    ///
-    /// The device has been reset after [`QueueSet::stop`].
-    pub(super) unsafe fn set_reset(&self) {
-        self.advance(RESET);
-    }
-
-    /// Takes the queues down, with the messages that are still in them.
-    ///
-    /// # Safety
-    ///
-    /// They are queues of `vdev`, which is bound and was reset after [`QueueSet::stop`]. This is
-    /// called once.
-    pub(super) unsafe fn take_down(&self, vdev: &Device) {
-        self.advance(GONE);
-        rcu::synchronize_rcu();
-        for queue in &self.queues {
-            loop {
-                // SAFETY: The queue has not been deleted, and this is its last user.
-                let token = unsafe { bindings::virtqueue_detach_unused_buf(queue.vq.as_ptr()) };
-                let Some(token) = NonNull::new(token) else {
-                    break;
-                };
-                // SAFETY: By the type invariant the token is a `ListArc` turned raw, which the
-                // queue has returned.
-                unsafe { message::drop_token(token) };
-            }
-        }
-        let vdev = vdev.as_raw();
-        // SAFETY: The queues exist, and have no users. After `del_vqs` no callback runs, so the
-        // reference that `priv` holds can go.
-        unsafe {
-            bindings::kapi_virtio_del_vqs(vdev);
-            let handler = (*vdev).priv_;
-            (*vdev).priv_ = ptr::null_mut();
-            (self.drop_handler)(handler);
-        }
-    }
-}
-
-/// Drops what `Arc::into_raw` has made of an `Arc<H>`.
-///
-/// # Safety
-///
-/// `handler` is such a pointer, and the caller passes its ownership on.
-unsafe fn drop_handler<H>(handler: *mut c_void) {
-    // SAFETY: By the requirements of this function.
-    drop(unsafe { Arc::from_raw(handler.cast::<H>().cast_const()) });
-}
-
-extern "C" fn callback<H: QueueHandler>(vq: *mut bindings::virtqueue) {
-    // SAFETY: The virtio core calls with a valid queue of a device, whose `priv` was set by
-    // `QueueSetup::find::<H>` and holds a reference as long as the queues exist.
-    let (handler, index) = unsafe {
-        (
-            ArcBorrow::from_raw((*(*vq).vdev).priv_.cast::<H>().cast_const()),
-            (*vq).index,
-        )
-    };
-
-    H::used(handler, index);
-}
-
-/// The right to set up the queues of a device, which the bus gives to a driver once each time that
-/// the device comes up.
-///
-/// Queues cannot be found twice:
-///
-/// ```compile_fail,E0382
-/// fn probe<H: QueueHandler>(setup: QueueSetup<'_>, one: Arc<H>, other: Arc<H>) -> Result {
-///     let _ = setup.find(one, [c"control"])?;
-///     let _ = setup.find(other, [c"control"])?; // error[E0382]: use of moved value: `setup`
-///     Ok(())
-/// }
-/// ```
-pub(crate) struct QueueSetup<'a> {
-    binding: &'a Binding,
-}
-
-impl<'a> QueueSetup<'a> {
-    /// The device of `binding` comes up.
-    pub(super) fn new(binding: &'a Binding) -> Self {
-        Self { binding }
-    }
-
-    /// Sets up the first `N` queues of the device.
-    ///
-    /// They belong to the [`Binding`], and are gone when it ends or when the machine sleeps.
-    ///
-    /// # Errors
-    ///
-    /// Those of the transport; [`ENOENT`] if the device has fewer queues, [`ENOMEM`].
-    pub(crate) fn find<H: QueueHandler, const N: usize>(
-        self,
-        handler: Arc<H>,
-        names: [&'static CStr; N],
-    ) -> Result<([NewQueue; N], Unready<'a>)> {
-        let set = self
-            .binding
-            .set_up_queues(|vdev| find_queues(vdev, handler, names))?;
-        if set.queues.len() < N {
-            return Err(ENOENT);
-        }
-        let indirect = self.binding.device().has_feature(F_INDIRECT_DESC);
-        // INVARIANT: The queues were just found, and all have a place in the set.
-        let queues = core::array::from_fn(|index| NewQueue {
-            indirect,
-            index,
-            set: set.clone(),
-        });
-        Ok((queues, Unready(self.binding)))
-    }
-}
-
-/// A device with queues that does not know that its driver is ready.
-///
-/// The bus sets DRIVER_OK when the driver has been probed, if that was not done before.
-pub(crate) struct Unready<'a>(&'a Binding);
-
-impl Unready<'_> {
-    /// Tells the device that the driver is ready, so that the queues can be used at once.
-    pub(crate) fn ready(self) {
-        // SAFETY: The device is coming up, so its driver is bound; its queues were just found, and
-        // this was not said before, because it needs the one `Unready`.
-        unsafe { bindings::kapi_virtio_device_ready(self.0.device().as_raw()) }
-    }
-}
-
-/// Finds the first `N` queues of a bound device that has none; if there are fewer, those.
-fn find_queues<H: QueueHandler, const N: usize>(
-    vdev: &Device,
-    handler: Arc<H>,
-    names: [&'static CStr; N],
-) -> Result<Arc<QueueSet>> {
-    let mut infos = names.map(|name| bindings::virtqueue_info {
-        name: name.as_char_ptr(),
-        callback: Some(callback::<H>),
-        ctx: false,
-    });
-    let mut vqs = [ptr::null_mut(); N];
-    let mut set = UniqueArc::new(
-        QueueSet {
-            state: Atomic::new(LIVE),
-            queues: KVec::with_capacity(N, GFP_KERNEL)?,
-            drop_handler: drop_handler::<H>,
-        },
-        GFP_KERNEL,
-    )?;
-
-    // SAFETY: `priv` belongs to the driver. It must be set before an interrupt can come.
-    unsafe { (*vdev.as_raw()).priv_ = Arc::into_raw(handler).cast_mut().cast() };
-
-    // SAFETY: Both arrays have `N` entries; the device is bound and has no queues.
-    let found = to_result(unsafe {
-        bindings::kapi_virtio_find_vqs(
-            vdev.as_raw(),
-            N as c_uint,
-            vqs.as_mut_ptr(),
-            infos.as_mut_ptr(),
-        )
-    });
-    if let Err(e) = found {
-        // SAFETY: No queue exists, so nothing uses `priv`, which was set above.
-        unsafe {
-            let handler = (*vdev.as_raw()).priv_;
-            (*vdev.as_raw()).priv_ = ptr::null_mut();
-            drop_handler::<H>(handler);
-        }
-        return Err(e);
-    }
-
-    // INVARIANT: The queues were found, are empty, and `priv` is set.
-    for vq in vqs.into_iter().filter_map(NonNull::new) {
-        let owed = Atomic::new(0);
-        // There is room for all.
-        let _ = set.queues.push_within_capacity(Virtqueue { vq, owed });
-    }
-    Ok(set.into())
-}
 
 /// A virtqueue that carries nothing yet.
 ///
@@ -301,9 +41,9 @@ fn find_queues<H: QueueHandler, const N: usize>(
 /// `set` has a queue `index`, which is empty. There is one `NewQueue` or [`Queue`] for it.
 pub(crate) struct NewQueue {
     /// The device understands indirect descriptors.
-    indirect: bool,
-    index: usize,
-    set: Arc<QueueSet>,
+    pub(super) indirect: bool,
+    pub(super) index: usize,
+    pub(super) set: Arc<QueueSet>,
 }
 
 impl NewQueue {
@@ -344,7 +84,7 @@ fn has_room(parts: usize, most: usize, free: usize, has_table: impl FnOnce() -> 
 
 /// A virtqueue.
 ///
-/// It belongs to the [`Binding`] of its driver, and the messages in it to the queue: dropping a
+/// It belongs to the [`Binding`](super::Binding) of its driver, and the messages in it to the queue: dropping a
 /// `Queue` leaves them there until the device's queues are taken down.
 ///
 /// # Invariants
