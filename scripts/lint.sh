@@ -84,11 +84,17 @@ compile-fail)
 		-j"$(nproc)" modules >&2
 	python3 scripts/compile-fail.py build/module/compile-fail
 	;;
+driver-patch)
+	# Most runs build no mutant, so that a patch which does not apply would be found much later.
+	work=$(mktemp -d)
+	cp -r src "$work/"
+	(cd "$work" && busybox patch -p1 -i /project/tests/mutants/driver.patch)
+	;;
 shell)
 	shellcheck -x -S warning -P scripts scripts/*.sh scripts/in-root .ci/run
 	;;
 *)
-	echo "usage: lint.sh rustfmt-module|rustfmt-workspace|clippy-module|clippy-workspace|layers|links|prose|checkpatch|kconfig|compile-fail|shell" >&2
+	echo "usage: lint.sh rustfmt-module|rustfmt-workspace|clippy-module|clippy-workspace|layers|links|prose|checkpatch|kconfig|compile-fail|driver-patch|shell" >&2
 	exit 1
 	;;
 esac

@@ -23,7 +23,7 @@
 //! | 2 | [`transport`] | the device's state, its end, and the virtqueues |
 //! | 2 | [`drm`] | the driver's name, and the types of the DRM core as it has them |
 //! | 1 | [`trace`] | trace events |
-//! | 1 | [`kapi`] | safe abstractions over C kernel interfaces; nearly all `unsafe` is there |
+//! | 1 | [`kapi`] | safe abstractions over C kernel interfaces; all `unsafe` is there, but for trace events |
 //! | 0 | [`protocol`] | wire structures and pure logic, shared with the device and the tests |
 //! | 0 | [`module_parameters`] | the module's parameters, as `module!` makes them |
 //!

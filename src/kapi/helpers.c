@@ -490,18 +490,52 @@ int kapi_current_hole(unsigned long start, unsigned long end,
 	return 1;
 }
 
+/*
+ * The folio of the page at @phys, with a reference; %NULL if there is none that
+ * a process can have mapped.
+ */
+static struct folio *get_mapped_folio(u64 phys)
+{
+	unsigned long pfn = PHYS_PFN(phys);
+	struct page *page = pfn_to_online_page(pfn);
+	struct dev_pagemap *pgmap = NULL;
+	struct folio *folio = NULL;
+
+	if (!page) {
+		/* Files can be in the memory of a device. */
+		pgmap = get_dev_pagemap(pfn);
+		if (!pgmap)
+			return NULL;
+		page = pfn_to_page(pfn);
+	}
+	folio = page_folio(page);
+	if (!folio_try_get(folio)) {
+		folio = NULL;
+	} else if (page_folio(page) != folio ||
+		   (page_has_type(&folio->page) && !folio_test_hugetlb(folio))) {
+		/* It was freed, and is something else by now. */
+		folio_put(folio);
+		folio = NULL;
+	}
+	put_dev_pagemap(pgmap);
+	return folio;
+}
+
 void kapi_page_mark_dirty(u64 phys, struct kapi_run *dirty)
 {
-	struct folio *folio = page_folio(pfn_to_page(PHYS_PFN(phys)));
+	struct folio *folio = get_mapped_folio(phys);
 
+	if (WARN_ON_ONCE(!folio))
+		return;
 	folio_mark_dirty(folio);
 	dirty->addr = PFN_PHYS(folio_pfn(folio));
 	dirty->length = folio_size(folio);
+	folio_put(folio);
 }
 
-void kapi_page_get(u64 phys)
+bool kapi_page_get(u64 phys)
 {
-	folio_get(page_folio(pfn_to_page(PHYS_PFN(phys))));
+	return !WARN_ON_ONCE(!get_mapped_folio(phys));
 }
 
 void kapi_page_put(u64 phys)

@@ -332,10 +332,11 @@ int kapi_current_hole(unsigned long start, unsigned long end,
 		      struct kapi_run *hole);
 /*
  * folio_mark_dirty(), folio_get() and folio_put() for the page at @phys. The
- * first says what has become dirty.
+ * first says what has become dirty. The first two can be called for any
+ * address: they warn and do nothing if no process can have mapped what is there.
  */
 void kapi_page_mark_dirty(u64 phys, struct kapi_run *dirty);
-void kapi_page_get(u64 phys);
+bool kapi_page_get(u64 phys);
 void kapi_page_put(u64 phys);
 
 /* linux/dma-mapping.h */

@@ -2,9 +2,8 @@
 
 //! Safe abstractions over C kernel interfaces that the `kernel` crate lacks.
 //!
-//! What is `unsafe` lives here, but for trace events and for what `mirror` says of pages in its
-//! table. Nothing here knows what a GPU is: each file wraps one C interface, and could be sent
-//! upstream alone.
+//! What is `unsafe` lives here, but for trace events. Nothing here knows what a GPU is: each file
+//! wraps one C interface, and could be sent upstream alone.
 
 mod bindings;
 

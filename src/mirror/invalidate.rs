@@ -15,7 +15,8 @@ use super::{
     event::Reason,
     range::{
         Jobs,
-        MirroredRange, //
+        MirroredRange,
+        Pending, //
     },
     table::{
         Having,
@@ -24,7 +25,6 @@ use super::{
 };
 use crate::{
     kapi::mm::{
-        pages,
         Change,
         FinishNode,
         IntervalHandler,
@@ -32,10 +32,7 @@ use crate::{
         Start, //
     },
     trace,
-    transport::mirror::{
-        Posted,
-        Ticket, //
-    }, //
+    transport::mirror::Posted, //
 };
 use core::ops::Range;
 use kernel::{
@@ -47,16 +44,6 @@ use kernel::{
         Monotonic, //
     }, //
 };
-
-/// An invalidation between its two passes.
-pub(crate) struct Pending {
-    /// The pages that the device may reach.
-    span: Range<usize>,
-    /// The command, if it was sent.
-    ticket: Option<Ticket>,
-    /// When it began.
-    since: Instant<Monotonic>,
-}
 
 /// The callbacks of a mirrored range.
 pub(super) struct Handler(pub(super) Arc<MirroredRange>);
@@ -252,12 +239,11 @@ impl MirroredRange {
             let mut dirty = 0..0;
             table.set_unmapped(part, |page| {
                 dirtied += u64::from(page.writable);
-                if page.writable && !dirty.contains(&page.phys) {
-                    // The kernel does not see the device's writes.
-                    // SAFETY: Only the process's pages are in the table. Before one ceases to be
-                    // that, a callback for it is called, which takes the lock, held here, and takes
-                    // it out.
-                    dirty = unsafe { pages::mark_dirty(page.phys) };
+                if page.writable && !dirty.contains(&page.tracked.phys()) {
+                    // The kernel does not see the device's writes. Only the process's pages are in
+                    // the table: before one ceases to be that, a callback for it is called, which
+                    // takes the lock, held here, and takes it out.
+                    dirty = page.tracked.mark_dirty();
                 }
             });
         });
@@ -271,9 +257,8 @@ impl MirroredRange {
         let mut dirty = 0..0;
         self.table.access_mut(&mut guard).set_evicted(span, |page| {
             dirtied += u64::from(page.writable);
-            if page.writable && !dirty.contains(&page.phys) {
-                // SAFETY: As in `set_unmapped`.
-                dirty = unsafe { pages::mark_dirty(page.phys) };
+            if page.writable && !dirty.contains(&page.tracked.phys()) {
+                dirty = page.tracked.mark_dirty();
             }
         });
         self.gpu.counters.dirtied_pages.add(dirtied);
@@ -327,13 +312,9 @@ impl MirroredRange {
         table.set_quarantined(part, |page| {
             kept += 1;
             dirtied += u64::from(page.writable);
-            // SAFETY: As in `set_unmapped`: there is but one way to a table, by its lock.
-            // `release_quarantine` puts the references.
-            unsafe {
-                pages::get(page.phys);
-                if page.writable {
-                    pages::mark_dirty(page.phys);
-                }
+            page.tracked.keep();
+            if page.writable {
+                page.tracked.mark_dirty();
             }
         });
         self.gpu.counters.quarantined_pages.add(kept);

@@ -17,12 +17,15 @@
 mod changes;
 #[cfg(CONFIG_KUNIT = "y")]
 mod changes_tests;
+mod commit;
 mod event;
 mod evict;
 mod exclusive;
 mod invalidate;
+mod lookup;
 mod populate;
 mod range;
+mod slices;
 mod space;
 mod table;
 #[cfg(CONFIG_KUNIT = "y")]
@@ -31,9 +34,14 @@ mod window;
 mod windows;
 
 pub(crate) use self::{
+    commit::Committed,
     event::{
         EventSender,
         RangeEvents, //
+    },
+    lookup::{
+        Lookup,
+        Wanted, //
     },
     populate::Deadline,
     range::{
@@ -43,11 +51,8 @@ pub(crate) use self::{
     },
     space::Space,
     window::{
-        Committed,
-        Lookup,
         Response,
         Sent,
-        Wanted,
         Window,
         WINDOW, //
     },
@@ -59,9 +64,9 @@ use self::{
         Oldest,
         Residents, //
     },
-    exclusive::Slices,
     invalidate::Handler,
-    populate::MapMode, //
+    populate::MapMode,
+    slices::Slices, //
 };
 use crate::{
     kapi::{

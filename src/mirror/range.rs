@@ -5,7 +5,6 @@
 
 use super::{
     event::RangeEvents,
-    invalidate::Pending,
     space::Space,
     table::{
         Having,
@@ -20,12 +19,12 @@ use crate::{
     gpu::Gpu,
     kapi::{
         dma::Resv,
-        mm::{
-            pages,
-            FinishNode, //
-        }, //
+        mm::FinishNode, //
     },
-    transport::event::SpaceOwner,
+    transport::{
+        event::SpaceOwner,
+        mirror::Ticket, //
+    },
 };
 use core::ops::Range;
 use kernel::{
@@ -41,6 +40,10 @@ use kernel::{
         Arc,
         LockedBy,
         SpinLock, //
+    },
+    time::{
+        Instant,
+        Monotonic, //
     }, //
 };
 
@@ -79,6 +82,16 @@ pub(crate) struct Jobs {
     pub(crate) context: Arc<Context>,
     /// Their fences.
     pub(crate) resv: Arc<Resv>,
+}
+
+/// An invalidation between its two passes.
+pub(crate) struct Pending {
+    /// The pages that the device may reach.
+    pub(super) span: Range<usize>,
+    /// The command, if it was sent.
+    pub(super) ticket: Option<Ticket>,
+    /// When it began.
+    pub(super) since: Instant<Monotonic>,
 }
 
 /// What memory a range is of, and what it is for.
@@ -291,16 +304,10 @@ impl MirroredRange {
         table.release_quarantine(part, |page, quarantined| {
             dirtied += u64::from(page.writable);
             released += u64::from(quarantined);
-            // SAFETY: The page is in quarantine, or the process's as in `set_unmapped`. The table
-            // forgets here that `quarantine` has a reference.
-            unsafe {
-                if page.writable {
-                    pages::mark_dirty(page.phys);
-                }
-                if quarantined {
-                    pages::put(page.phys);
-                }
+            if page.writable {
+                page.tracked.mark_dirty();
             }
+            page.tracked.release();
         });
         self.gpu.counters.dirtied_pages.add(dirtied);
         self.gpu.counters.released_pages.add(released);

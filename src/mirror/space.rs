@@ -12,7 +12,10 @@ use crate::{
         Counters,
         Gpu, //
     },
-    kapi::ida::Id,
+    kapi::{
+        ida::Id,
+        mm::Owner, //
+    },
     protocol::{
         mirror::{
             access,
@@ -114,6 +117,11 @@ impl Space {
             invalidations: Atomic::new(0),
             acknowledgements: Atomic::new(0),
         })
+    }
+
+    /// Whom pages are made exclusive for that are mapped in the space.
+    pub(super) fn owner(&self) -> Owner {
+        Owner::of(self)
     }
 
     /// An owner of the space that remembers its loss.

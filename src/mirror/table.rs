@@ -18,7 +18,10 @@ mod interleavings;
 #[cfg(CONFIG_KUNIT = "y")]
 mod model;
 
-use crate::kapi::mm::HmmPage;
+use crate::kapi::mm::{
+    HmmPage,
+    TrackedPage, //
+};
 use core::ops::Range;
 use kernel::{
     prelude::*,
@@ -51,13 +54,12 @@ const QUARANTINED: u64 = 1 << 5;
 const EVICTING: u64 = 1 << 6;
 /// The device has it alone.
 const EXCLUSIVE: u64 = 1 << 7;
-const FLAGS: u64 = (1 << 12) - 1;
+const FLAGS: u64 = TrackedPage::FLAGS;
+const _: () = assert!(EXCLUSIVE < FLAGS);
 
 /// A page that the device may reach.
-#[derive(Clone, Copy)]
-pub(super) struct ReachablePage {
-    /// Physical address.
-    pub(super) phys: u64,
+pub(super) struct ReachablePage<'a> {
+    pub(super) tracked: &'a mut TrackedPage,
     /// Whether the device may have written it.
     pub(super) writable: bool,
 }
@@ -126,8 +128,8 @@ impl Layout {
 
 /// The states of neighbouring pages.
 struct Granule {
-    words: KVec<u64>,
-    /// The sum of [`packed`] over the words.
+    pages: KVec<TrackedPage>,
+    /// The sum of [`packed`] over their words.
     sums: u64,
 }
 
@@ -193,10 +195,13 @@ impl Table {
     /// [`ENOMEM`].
     pub(super) fn new_granule(layout: Layout, page: usize) -> Result<NewGranule> {
         let pages = layout.granule(page).len();
-        let granule = Granule {
-            words: KVec::from_elem(0, pages, GFP_KERNEL_ACCOUNT)?,
+        let mut granule = Granule {
+            pages: KVec::with_capacity(pages, GFP_KERNEL_ACCOUNT)?,
             sums: 0,
         };
+        for _ in 0..pages {
+            granule.pages.push_within_capacity(TrackedPage::default())?;
+        }
         let node = RBTreeNode::new(layout.index(page), granule, GFP_KERNEL_ACCOUNT)?;
         Ok(NewGranule(node))
     }
@@ -262,7 +267,7 @@ impl Table {
             let index = self.layout.index(at);
             at = self.layout.pages_of(index).end;
             let is_empty = |granule: &Granule| {
-                granule.sums == 0 && granule.words.iter().all(|&word| word == 0)
+                granule.sums == 0 && granule.pages.iter().all(|page| page.word() == 0)
             };
             if self.granules.get(&index).is_some_and(is_empty) {
                 self.granules.remove(&index);
@@ -298,7 +303,7 @@ impl Table {
                 break;
             }
             let from = which.start.saturating_sub(base);
-            let to = (which.end - base).min(granule.words.len());
+            let to = (which.end - base).min(granule.pages.len());
             self.looked += to.saturating_sub(from) + 1;
             self.totals.subtract(granule.sums);
             with(base, granule, from..to);
@@ -310,13 +315,20 @@ impl Table {
         }
     }
 
-    /// Changes the words of the pages `which` that have granules.
-    fn each(&mut self, which: Range<usize>, mut change: impl FnMut(u64) -> u64) {
+    /// Changes the pages `which` that have granules; with [`None`] a page stays as it is.
+    fn each(
+        &mut self,
+        which: Range<usize>,
+        mut change: impl FnMut(&mut TrackedPage, u64) -> Option<u64>,
+    ) {
         self.each_granule(which, |_, granule, part| {
-            for word in granule.words.get_mut(part).into_iter().flatten() {
-                granule.sums -= packed(*word);
-                *word = change(*word);
-                granule.sums += packed(*word);
+            for page in granule.pages.get_mut(part).into_iter().flatten() {
+                let word = page.word();
+                if let Some(new) = change(page, word) {
+                    page.set(new);
+                    granule.sums -= packed(word);
+                    granule.sums += packed(new);
+                }
             }
         });
     }
@@ -325,15 +337,15 @@ impl Table {
     fn clear(&mut self, which: Range<usize>, flags: u64) {
         self.each_granule(which, |_, granule, part| {
             // Counting takes longer than clearing.
-            if part.len() == granule.words.len() {
-                granule.words.iter_mut().for_each(|word| *word &= !flags);
+            if part.len() == granule.pages.len() {
+                granule.pages.iter_mut().for_each(|page| page.clear(flags));
                 granule.sums &= !lanes(flags);
                 return;
             }
-            for word in granule.words.get_mut(part).into_iter().flatten() {
-                granule.sums -= packed(*word);
-                *word &= !flags;
-                granule.sums += packed(*word);
+            for page in granule.pages.get_mut(part).into_iter().flatten() {
+                granule.sums -= packed(page.word());
+                page.clear(flags);
+                granule.sums += packed(page.word());
             }
         });
     }
@@ -347,7 +359,10 @@ impl Table {
         most: usize,
         sparse: bool,
     ) -> Option<Range<usize>> {
-        let stale = |word: u64| word & MAPPED == 0 && (!sparse || word & WANTED != 0);
+        let stale = |page: &TrackedPage| {
+            let word = page.word();
+            word & MAPPED == 0 && (!sparse || word & WANTED != 0)
+        };
         let mut at = which.start;
         let mut passed = 0;
         let mut found: Option<Range<usize>> = None;
@@ -370,16 +385,16 @@ impl Table {
                 None if sparse => None,
                 None => Some(at..end),
                 Some(granule) if granule.is_ready(sparse) => None,
-                Some(Granule { words, .. }) => {
+                Some(Granule { pages, .. }) => {
                     self.looked += end - at;
-                    let words = words.get(at - granule.start..end - granule.start)?;
+                    let pages = pages.get(at - granule.start..end - granule.start)?;
                     let first = match found {
                         Some(_) => Some(0),
-                        None => words.iter().position(|&word| stale(word)),
+                        None => pages.iter().position(stale),
                     };
                     first.map(|first| {
-                        let rest = words.get(first..).unwrap_or_default();
-                        let count = rest.iter().take_while(|&&word| stale(word)).count();
+                        let rest = pages.get(first..).unwrap_or_default();
+                        let count = rest.iter().take_while(|page| stale(page)).count();
                         at + first..at + first + count
                     })
                 }
@@ -414,12 +429,9 @@ impl Table {
     pub(super) fn set_mapping(&mut self, from: usize, pages: &[HmmPage], writable: bool) {
         let write = if writable { WRITABLE } else { 0 };
         let mut found = pages.iter();
-        self.each(from..from + pages.len(), |word| match found.next() {
-            Some(page) => {
-                let flags = REACHABLE | MAPPING | WANTED | write;
-                (page.phys() & !FLAGS) | flags | (word & (QUARANTINED | WRITABLE))
-            }
-            None => word,
+        self.each(from..from + pages.len(), |_, word| {
+            let flags = REACHABLE | MAPPING | WANTED | write | word & (QUARANTINED | WRITABLE);
+            Some(found.next()?.phys() & !FLAGS | flags)
         });
     }
 
@@ -429,17 +441,15 @@ impl Table {
     /// Pages which the device reaches already are the same ones, and no right is taken from it.
     pub(super) fn set_reachable(&mut self, from: usize, pages: &[HmmPage], rights: &[Reach]) {
         let mut found = pages.iter().zip(rights);
-        self.each(from..from + pages.len(), |word| match found.next() {
-            Some((page, reach)) => {
-                let rights = match reach {
-                    Reach::Exclusive => WRITABLE | EXCLUSIVE,
-                    Reach::Write => WRITABLE,
-                    _ => 0,
-                };
-                let flags = REACHABLE | MAPPED | rights;
-                (page.phys() & !FLAGS) | flags | (word & (QUARANTINED | WRITABLE | EXCLUSIVE))
-            }
-            None => word,
+        self.each(from..from + pages.len(), |_, word| {
+            let (page, reach) = found.next()?;
+            let rights = match reach {
+                Reach::Exclusive => WRITABLE | EXCLUSIVE,
+                Reach::Write => WRITABLE,
+                _ => 0,
+            };
+            let kept = word & (QUARANTINED | WRITABLE | EXCLUSIVE);
+            Some(page.phys() & !FLAGS | REACHABLE | MAPPED | rights | kept)
         });
     }
 
@@ -451,22 +461,18 @@ impl Table {
             if granule.sums & lanes(REACHABLE) == 0 {
                 return;
             }
-            let words = granule.words.get(part.clone()).unwrap_or_default();
+            let pages = granule.pages.get(part.clone()).unwrap_or_default();
             let places = into.iter_mut().skip(base + part.start - first);
-            for (place, word) in places.zip(words) {
-                *place = Reach::of(*word);
+            for (place, page) in places.zip(pages) {
+                *place = Reach::of(page.word());
             }
         });
     }
 
     /// MAP was answered: jobs may rely on those of the pages `which` that are still there.
     pub(super) fn set_mapped(&mut self, which: Range<usize>) {
-        self.each(which, |word| {
-            if word & MAPPING != 0 {
-                word & !MAPPING | MAPPED
-            } else {
-                word
-            }
+        self.each(which, |_, word| {
+            (word & MAPPING != 0).then_some(word & !MAPPING | MAPPED)
         });
     }
 
@@ -501,7 +507,7 @@ impl Table {
         let first = self.layout.index(which.start);
         let mut cursor = self.granules.cursor_lower_bound_mut(&first);
         while let Some(at) = cursor {
-            let (index, Granule { words, sums }) = at.current();
+            let (index, Granule { pages, sums }) = at.current();
             let base = self.layout.pages_of(*index).start;
             if base >= which.end {
                 break;
@@ -512,10 +518,10 @@ impl Table {
                 continue;
             }
             let from = which.start.saturating_sub(base);
-            let to = (which.end - base).min(words.len());
-            let part = words.get(from..to).unwrap_or_default();
+            let to = (which.end - base).min(pages.len());
+            let part = pages.get(from..to).unwrap_or_default();
             self.looked += part.len();
-            let hit = |word: &u64| word & REACHABLE != 0;
+            let hit = |page: &TrackedPage| page.word() & REACHABLE != 0;
             if let (Some(first), Some(last)) =
                 (part.iter().position(hit), part.iter().rposition(hit))
             {
@@ -532,18 +538,18 @@ impl Table {
     pub(super) fn set_unmapped(
         &mut self,
         which: Range<usize>,
-        mut with: impl FnMut(ReachablePage),
+        mut with: impl FnMut(ReachablePage<'_>),
     ) {
-        self.each(which.clone(), |word| {
+        self.each(which.clone(), |page, word| {
             if word & REACHABLE == 0 || word & (MAPPING | MAPPED) != 0 {
-                return word;
+                return None;
             }
-            with(ReachablePage::of(word));
-            if word & QUARANTINED != 0 {
+            with(ReachablePage::of(page));
+            Some(if word & QUARANTINED != 0 {
                 word & !REACHABLE
             } else {
                 word & WANTED
-            }
+            })
         });
         self.release(which);
     }
@@ -552,25 +558,29 @@ impl Table {
     /// number of those that the device may reach.
     pub(super) fn evict(&mut self, which: Range<usize>) -> usize {
         let mut count = 0;
-        self.each(which, |word| {
+        self.each(which, |_, word| {
             if word & REACHABLE == 0 {
-                return word;
+                return None;
             }
             count += 1;
-            word & !(MAPPING | MAPPED) | EVICTING
+            Some(word & !(MAPPING | MAPPED) | EVICTING)
         });
         count
     }
 
     /// That INVALIDATE is acknowledged: the device reaches those of the pages `which` no more for
     /// which MAP was not sent since; calls `with` for each.
-    pub(super) fn set_evicted(&mut self, which: Range<usize>, mut with: impl FnMut(ReachablePage)) {
-        self.each(which, |word| {
+    pub(super) fn set_evicted(
+        &mut self,
+        which: Range<usize>,
+        mut with: impl FnMut(ReachablePage<'_>),
+    ) {
+        self.each(which, |page, word| {
             if word & EVICTING == 0 || word & QUARANTINED != 0 {
-                return word;
+                return None;
             }
-            with(ReachablePage::of(word));
-            word & WANTED
+            with(ReachablePage::of(page));
+            Some(word & WANTED)
         });
     }
 
@@ -579,14 +589,14 @@ impl Table {
     pub(super) fn set_quarantined(
         &mut self,
         which: Range<usize>,
-        mut with: impl FnMut(ReachablePage),
+        mut with: impl FnMut(ReachablePage<'_>),
     ) {
-        self.each(which, |word| {
+        self.each(which, |page, word| {
             if word & REACHABLE == 0 || word & QUARANTINED != 0 {
-                return word;
+                return None;
             }
-            with(ReachablePage::of(word));
-            word | QUARANTINED
+            with(ReachablePage::of(page));
+            Some(word | QUARANTINED)
         });
     }
 
@@ -606,13 +616,13 @@ impl Table {
     pub(super) fn release_quarantine(
         &mut self,
         which: Range<usize>,
-        mut with: impl FnMut(ReachablePage, bool),
+        mut with: impl FnMut(ReachablePage<'_>, bool),
     ) {
-        self.each(which, |word| {
+        self.each(which, |page, word| {
             if word & (REACHABLE | QUARANTINED) != 0 {
-                with(ReachablePage::of(word), word & QUARANTINED != 0);
+                with(ReachablePage::of(page), word & QUARANTINED != 0);
             }
-            word & WANTED
+            Some(word & WANTED)
         });
     }
 }
@@ -624,7 +634,7 @@ impl Granule {
         if sparse {
             ready == wanted
         } else {
-            mapped == self.words.len()
+            mapped == self.pages.len()
         }
     }
 }
@@ -645,12 +655,10 @@ impl Reach {
     }
 }
 
-impl ReachablePage {
-    fn of(word: u64) -> Self {
-        Self {
-            phys: word & !FLAGS,
-            writable: word & WRITABLE != 0,
-        }
+impl<'a> ReachablePage<'a> {
+    fn of(tracked: &'a mut TrackedPage) -> Self {
+        let writable = tracked.word() & WRITABLE != 0;
+        Self { tracked, writable }
     }
 }
 

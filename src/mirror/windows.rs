@@ -18,7 +18,7 @@ use super::{
         Changes,
         LookId, //
     },
-    exclusive::{
+    slices::{
         slice_end,
         SliceEnd, //
     },

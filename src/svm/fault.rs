@@ -13,6 +13,8 @@ mod ahead;
 mod attempt;
 mod exclusive;
 mod prefetch;
+mod room;
+mod wanted;
 
 use self::attempt::Attempt;
 use super::{
@@ -21,21 +23,12 @@ use super::{
     Svm, //
 };
 use crate::{
-    kapi::{
-        mm::{
-            Area,
-            FaultWait, //
-        },
-        task::check_not_killed, //
-    },
+    kapi::mm::Area,
     mirror::{
         Committed,
         Deadline,
-        Response,
         Sent,
-        Wanted,
-        Window,
-        WINDOW, //
+        Window, //
     },
     protocol::{
         mirror::{
@@ -52,24 +45,13 @@ use crate::{
 };
 use kernel::{
     error::code::EHWPOISON,
-    page::{
-        PAGE_SHIFT,
-        PAGE_SIZE, //
-    },
+    page::PAGE_SHIFT,
     prelude::*,
     sync::{
         atomic::ordering::Relaxed,
         Arc, //
     }, //
 };
-
-/// Most pages of a fault, if the device lacks room.
-const SCARCE_PAGES: usize = 16;
-
-/// How many MAPs of one page, for faults, the device may refuse for want of memory, without one
-/// between them that it accepts, before there is said to be none: many more than there are threads
-/// that serve faults.
-const MOST_REFUSALS: u32 = 64;
 
 /// How often memory for a fault is asked for, before the fault is refused.
 const MEMORY_TRIES: u32 = 3;
@@ -363,141 +345,4 @@ impl Svm {
         }
         Ok(Ok(area))
     }
-
-    /// What to look up for an access to page `page` of a window, which is in `area`: nothing else.
-    fn wanted_alone(area: &Area, page: usize, write: bool) -> Wanted {
-        Wanted {
-            ask: page..page + 1,
-            around: page..page + 1,
-            write,
-            eager: area.is_private_anonymous() && area.may_write(),
-            read_only: !area.may_write(),
-            alone: false,
-            wait: FaultWait::Interruptible,
-        }
-    }
-
-    /// What to look up for an access to page `page` of a window, which is in `area`: `pages` pages
-    /// if they are of the same area and granule and not there already, and what is around them.
-    fn wanted(
-        &self,
-        window: &Window,
-        area: &Area,
-        page: usize,
-        write: bool,
-        pages: usize,
-    ) -> Wanted {
-        let granule = window.granule(page);
-        // The part of the granule that is of the area.
-        let of = |address: usize| address.saturating_sub(window.start()) >> PAGE_SHIFT;
-        let around = granule.start.max(of(area.start))..granule.end.min(of(area.end));
-        let scarce = self.scarce.load(Relaxed);
-        let pages = if scarce {
-            // More would cost the device what it needs for the next access of the same job.
-            pages.min(SCARCE_PAGES)
-        } else if area.is_random() || area.has_userfaultfd() {
-            // Whoever serves a userfaultfd is asked for what was touched.
-            1
-        } else if !write && area.is_anonymous() {
-            // Pages of zeroes, each of which would have to be replaced when it is written.
-            1
-        } else if area.is_sequential() || area.is_hugetlb() {
-            granule.len()
-        } else {
-            pages
-        };
-        let end = around.end.min(page + pages);
-        // Those that the device has are not to be looked up for more than it has.
-        let end = window.first_reachable(page + 1..end.max(page + 1), write);
-        let ask = page..end;
-        Wanted {
-            around: if scarce { ask.clone() } else { around },
-            ask,
-            ..Self::wanted_alone(area, page, write)
-        }
-    }
-
-    /// Waits for the responses to MAPs, as [`Window::confirm`] does.
-    pub(super) fn confirm_sent(&self, window: &Window, sent: &Sent) -> Result<Response> {
-        let response = window.confirm(sent, &self.revoking)?;
-        if response.status == status::OK && sent.pages() > 0 {
-            self.refusals.store(0, Relaxed);
-        }
-        Ok(response)
-    }
-
-    /// Takes note of it if the device has refused the one page of a fault for want of memory.
-    fn note_refusal(&self, response: &Response) {
-        if response.status == status::NO_MEMORY {
-            self.refusals.fetch_add(1, Relaxed);
-        }
-    }
-
-    /// Changes whenever the device has ceased to reach pages, so that it may have room for others.
-    fn room(&self) -> u64 {
-        self.space.acknowledgements()
-    }
-
-    /// Revokes a quarter of what the device reaches, going round through the address space from
-    /// where it stopped the last time: what a job needs at once is not revoked over and over.
-    /// Returns whether the device may have room that it had not when [`Svm::room`] was `before`, or
-    /// soon will have: where nothing is left to be revoked, another thread may have done so. What
-    /// is revoked may be what the device has refused to another thread, so that this alone does not
-    /// go on for ever.
-    ///
-    /// # Errors
-    ///
-    /// [`ENODEV`] if the device is lost, [`EINTR`] on a fatal signal.
-    fn make_room(&self, before: u64) -> Result<bool> {
-        let revoking = self.revoking.lock()?;
-        let (mut at, mut bytes) = (0, 0);
-        while let Some((number, window)) = self.windows.next(at) {
-            at = number + 1;
-            bytes += window.mapped_bytes();
-        }
-        // What is being invalidated is not counted, but takes room as yet.
-        let least = usize::try_from(bytes >> PAGE_SHIFT)?.div_ceil(4).max(1);
-        let start = self.hand.load(Relaxed);
-        let (mut done, mut wrapped) = (0, false);
-        let mut hand = start;
-        while done < least {
-            check_not_killed()?;
-            let Some((number, window)) = self.windows.next(hand / WINDOW) else {
-                if wrapped {
-                    break;
-                }
-                (hand, wrapped) = (0, true);
-                continue;
-            };
-            if number != hand / WINDOW {
-                hand = number * WINDOW;
-            }
-            let first = (hand - window.start()) >> PAGE_SHIFT;
-            let mut end = window.pages();
-            // There may be very many in which there is nothing any more.
-            if window.is_reached() {
-                end = window.granule(first).end;
-                done += window.evict(first..end)?;
-            }
-            // The last window is a shorter one.
-            hand = if end == window.pages() {
-                (number + 1) * WINDOW
-            } else {
-                window.start() + (end << PAGE_SHIFT)
-            };
-            if wrapped && hand > start {
-                break;
-            }
-        }
-        self.hand.store(hand, Relaxed);
-        if done > 0 {
-            self.counts.evictions.fetch_add(1, Relaxed);
-        }
-        drop(revoking);
-        let (sent, done) = (self.space.invalidations(), self.room());
-        let may_have_room = done != before || sent != done;
-        Ok(may_have_room && self.refusals.load(Relaxed) < MOST_REFUSALS)
-    }
 }
-
-const _: () = assert!(WINDOW % PAGE_SIZE == 0);

@@ -319,10 +319,3 @@ pub(crate) fn first_hole(addr: usize, len: usize) -> Result<Option<(usize, usize
         _ => Ok(Some((hole.addr as usize - addr, hole.length as usize))),
     }
 }
-
-/// Whether the current thread's address space is `mm`.
-pub(crate) fn is_current(mm: &kernel::mm::Mm) -> bool {
-    kernel::current!()
-        .mm()
-        .is_some_and(|current| core::ptr::eq(current.as_raw(), mm.as_raw()))
-}

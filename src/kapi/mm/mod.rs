@@ -3,14 +3,15 @@
 //! Memory of user processes.
 
 use crate::kapi::bindings;
+use kernel::mm::Mm;
 
 mod account;
 mod end_notifier;
 mod exclusive;
 mod hmm;
 mod notifier;
-pub(crate) mod pages;
 mod pin;
+mod tracked;
 
 /// Bytes of memory in the system.
 pub(crate) fn total_memory() -> u64 {
@@ -22,6 +23,13 @@ pub(crate) fn total_memory() -> u64 {
 pub(crate) fn is_user_range(addr: usize, len: usize) -> bool {
     // SAFETY: Compares numbers only.
     unsafe { bindings::kapi_access_ok(addr, len) }
+}
+
+/// Whether the current thread's address space is `mm`.
+pub(crate) fn is_current(mm: &Mm) -> bool {
+    kernel::current!()
+        .mm()
+        .is_some_and(|current| core::ptr::eq(current.as_raw(), mm.as_raw()))
 }
 
 pub(crate) use self::{
@@ -38,7 +46,6 @@ pub(crate) use self::{
         fault_in,
         first_hole,
         is_anything_mapped,
-        is_current,
         task_size,
         Area,
         FaultWait,
@@ -58,4 +65,5 @@ pub(crate) use self::{
         Pins,
         Run, //
     },
+    tracked::TrackedPage,
 };

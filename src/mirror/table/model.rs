@@ -287,8 +287,10 @@ impl Model {
             let Some(granule) = table.granules.get_mut(&index) else {
                 return Err(c"no granule");
             };
-            granule.words.copy_from_slice(&state.words[pages]);
-            granule.sums = granule.words.iter().map(|&word| packed(word)).sum();
+            for (page, &word) in granule.pages.iter_mut().zip(&state.words[pages]) {
+                page.set(word);
+            }
+            granule.sums = granule.pages.iter().map(|page| packed(page.word())).sum();
             table.totals.add(granule.sums);
         }
         Ok(true)
@@ -332,7 +334,10 @@ impl Model {
             let granule = self.table.granules.get(&index);
             *there = granule.is_some();
             if let Some(granule) = granule {
-                state.words[self.table.layout.pages_of(index)].copy_from_slice(&granule.words);
+                let words = &mut state.words[self.table.layout.pages_of(index)];
+                for (word, page) in words.iter_mut().zip(granule.pages.iter()) {
+                    *word = page.word();
+                }
             }
         }
         state.device_reset = self.table.device_reset;
@@ -372,9 +377,9 @@ impl Model {
 
     /// The place of a page that the table speaks of, and which of those that were there it is,
     /// unless it may have been freed by now.
-    fn owner(state: &State, page: ReachablePage) -> Option<(usize, Age)> {
+    fn owner(state: &State, page: ReachablePage<'_>) -> Option<(usize, Age)> {
         (0..PAGES).find_map(|which| {
-            let age = age(which, page.phys)?;
+            let age = age(which, page.tracked.phys())?;
             Self::is_kept(state, which, age).then_some((which, age))
         })
     }

@@ -80,7 +80,8 @@ impl Model {
             return Err(c"the counts are wrong");
         }
         for granule in self.table.granules.values() {
-            if granule.sums != granule.words.iter().map(|&word| packed(word)).sum::<u64>() {
+            let words = granule.pages.iter().map(|page| page.word());
+            if granule.sums != words.map(packed).sum::<u64>() {
                 return Err(c"the sums of a granule are wrong");
             }
         }

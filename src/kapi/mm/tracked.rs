@@ -1,0 +1,149 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Pages of which only the physical address is kept.
+//!
+//! A driver whose device uses pages of a process without references has to tell the kernel of what
+//! the device has written, and has to keep pages from being used again if the device is lost. Both
+//! are asked of an address which, if the driver's notifier callbacks do what they promise, is still
+//! that of the process's page. Nothing here relies on that promise: a page that was freed has no
+//! references, which is noticed.
+//!
+//! C headers: [`include/linux/mm.h`](srctree/include/linux/mm.h),
+//! [`include/linux/pagemap.h`](srctree/include/linux/pagemap.h); mm/page_idle.c finds pages in the
+//! same way.
+
+use crate::kapi::bindings;
+use core::ops::Range;
+use kernel::{
+    page::PAGE_SIZE,
+    prelude::*, //
+};
+
+/// The physical address of a page, and flags of whoever tracks it, in eight bytes; or no page, and
+/// flags.
+///
+/// There is no reference on the page until [`TrackedPage::keep`] takes one, which lasts until
+/// [`TrackedPage::release`]. It is not put when this is dropped: the page is never used again then,
+/// which is what a device asks for that may still write it.
+///
+/// # Invariants
+///
+/// With [`TrackedPage::KEPT`], this owns a reference on the folio of the page at the address.
+#[derive(Default)]
+#[repr(transparent)]
+pub(crate) struct TrackedPage(u64);
+
+impl TrackedPage {
+    /// The bits of [`TrackedPage::word`] that are flags, and free to be used.
+    pub(crate) const FLAGS: u64 = Self::KEPT - 1;
+
+    const KEPT: u64 = PAGE_SIZE as u64 >> 1;
+    const ADDRESS: u64 = !(PAGE_SIZE as u64 - 1);
+
+    /// Address and flags.
+    #[inline]
+    pub(crate) fn word(&self) -> u64 {
+        self.0 & !Self::KEPT
+    }
+
+    /// Sets address and flags. The address stays as long as there is a reference.
+    #[inline]
+    pub(crate) fn set(&mut self, word: u64) {
+        // INVARIANT: With a reference, neither that flag nor the address change.
+        self.0 = if self.0 & Self::KEPT != 0 {
+            self.0 & !Self::FLAGS | word & Self::FLAGS
+        } else {
+            word & !Self::KEPT
+        };
+    }
+
+    /// Takes away flags.
+    #[inline]
+    pub(crate) fn clear(&mut self, flags: u64) {
+        // INVARIANT: Neither the flag nor the address change.
+        self.0 &= !(flags & Self::FLAGS);
+    }
+
+    /// Physical address, in bytes.
+    #[inline]
+    pub(crate) fn phys(&self) -> u64 {
+        self.0 & Self::ADDRESS
+    }
+
+    /// Tells the kernel that a device has written the page. Does not sleep. Returns the physical
+    /// addresses of which this tells it, those of the page's folio; none, and the kernel warns, if
+    /// the page was freed.
+    pub(crate) fn mark_dirty(&self) -> Range<u64> {
+        let mut dirty = bindings::kapi_run::default();
+        // SAFETY: Any address may be asked for; `dirty` is valid for writes.
+        unsafe { bindings::kapi_page_mark_dirty(self.phys(), &mut dirty) };
+        dirty.addr..dirty.addr + dirty.length
+    }
+
+    /// Takes a reference on the page's folio, unless there is one already. Does not sleep. The
+    /// kernel warns if the page was freed, and there is none then.
+    pub(crate) fn keep(&mut self) {
+        // SAFETY: Any address may be asked for.
+        if self.0 & Self::KEPT == 0 && unsafe { bindings::kapi_page_get(self.phys()) } {
+            // INVARIANT: The reference is this one's from now on.
+            self.0 |= Self::KEPT;
+        }
+    }
+
+    /// Puts the reference that [`TrackedPage::keep`] has taken, if there is one. May be called in
+    /// any context.
+    pub(crate) fn release(&mut self) {
+        if self.0 & Self::KEPT != 0 {
+            // INVARIANT: The reference is put below.
+            self.0 &= !Self::KEPT;
+            // SAFETY: By the type invariant there was a reference, on the folio of this page: one
+            // that has references is not split.
+            unsafe { bindings::kapi_page_put(self.phys()) }
+        }
+    }
+}
+
+#[kunit_tests(virtgpu_userptr_tracked)]
+mod tests {
+    use super::*;
+    use kernel::page::Page;
+
+    /// Calls `with` for a page that is there, by its address.
+    fn with_page(with: impl FnOnce(u64)) -> Result {
+        let page = Page::alloc_page(GFP_KERNEL)?;
+        let mut run = bindings::kapi_run::default();
+        // SAFETY: There is one page, and a place for one run.
+        unsafe { bindings::kapi_pages_to_runs(&mut page.as_ptr(), 1, &mut run) };
+        with(run.addr);
+        Ok(())
+    }
+
+    #[test]
+    fn address_stays_with_the_reference() -> Result {
+        with_page(|phys| {
+            let mut page = TrackedPage::default();
+            page.set(phys | 5);
+            page.keep();
+            assert_eq!(page.word(), phys | 5);
+            page.set(3);
+            page.clear(1);
+            assert_eq!(page.word(), phys | 2);
+            page.release();
+            page.set(3);
+            assert_eq!(page.word(), 3);
+        })
+    }
+
+    #[test]
+    fn flags_do_not_reach_the_reference() -> Result {
+        with_page(|phys| {
+            let mut page = TrackedPage::default();
+            page.set(phys | (PAGE_SIZE as u64 - 1));
+            assert_eq!(page.word(), phys | TrackedPage::FLAGS);
+            page.clear(u64::MAX);
+            assert_eq!(page.word(), phys);
+            // Nothing is put.
+            page.release();
+        })
+    }
+}

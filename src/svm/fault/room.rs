@@ -1,0 +1,118 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Room in the device: what is done when it refuses a MAP for want of memory.
+//!
+//! A part of what the device reaches is revoked, and whoever was refused tries again. A fault is
+//! refused only if that cannot help: nothing was invalidated since its MAP was sent, by any thread,
+//! and nothing is being invalidated.
+
+use super::super::Svm;
+use crate::{
+    kapi::task::check_not_killed,
+    mirror::{
+        Response,
+        Sent,
+        Window,
+        WINDOW, //
+    },
+    protocol::mirror::status,
+};
+use kernel::{
+    page::{
+        PAGE_SHIFT,
+        PAGE_SIZE, //
+    },
+    prelude::*,
+    sync::atomic::ordering::Relaxed, //
+};
+
+/// How many MAPs of one page, for faults, the device may refuse for want of memory, without one
+/// between them that it accepts, before there is said to be none: many more than there are threads
+/// that serve faults.
+const MOST_REFUSALS: u32 = 64;
+
+impl Svm {
+    /// Waits for the responses to MAPs, as [`Window::confirm`] does.
+    pub(in crate::svm) fn confirm_sent(&self, window: &Window, sent: &Sent) -> Result<Response> {
+        let response = window.confirm(sent, &self.revoking)?;
+        if response.status == status::OK && sent.pages() > 0 {
+            self.refusals.store(0, Relaxed);
+        }
+        Ok(response)
+    }
+
+    /// Takes note of it if the device has refused the one page of a fault for want of memory.
+    pub(super) fn note_refusal(&self, response: &Response) {
+        if response.status == status::NO_MEMORY {
+            self.refusals.fetch_add(1, Relaxed);
+        }
+    }
+
+    /// Changes whenever the device has ceased to reach pages, so that it may have room for others.
+    pub(super) fn room(&self) -> u64 {
+        self.space.acknowledgements()
+    }
+
+    /// Revokes a quarter of what the device reaches, going round through the address space from
+    /// where it stopped the last time: what a job needs at once is not revoked over and over.
+    /// Returns whether the device may have room that it had not when [`Svm::room`] was `before`, or
+    /// soon will have: where nothing is left to be revoked, another thread may have done so. What
+    /// is revoked may be what the device has refused to another thread, so that this alone does not
+    /// go on for ever.
+    ///
+    /// # Errors
+    ///
+    /// [`ENODEV`] if the device is lost, [`EINTR`] on a fatal signal.
+    pub(super) fn make_room(&self, before: u64) -> Result<bool> {
+        let revoking = self.revoking.lock()?;
+        let (mut at, mut bytes) = (0, 0);
+        while let Some((number, window)) = self.windows.next(at) {
+            at = number + 1;
+            bytes += window.mapped_bytes();
+        }
+        // What is being invalidated is not counted, but takes room as yet.
+        let least = usize::try_from(bytes >> PAGE_SHIFT)?.div_ceil(4).max(1);
+        let start = self.hand.load(Relaxed);
+        let (mut done, mut wrapped) = (0, false);
+        let mut hand = start;
+        while done < least {
+            check_not_killed()?;
+            let Some((number, window)) = self.windows.next(hand / WINDOW) else {
+                if wrapped {
+                    break;
+                }
+                (hand, wrapped) = (0, true);
+                continue;
+            };
+            if number != hand / WINDOW {
+                hand = number * WINDOW;
+            }
+            let first = (hand - window.start()) >> PAGE_SHIFT;
+            let mut end = window.pages();
+            // There may be very many in which there is nothing any more.
+            if window.is_reached() {
+                end = window.granule(first).end;
+                done += window.evict(first..end)?;
+            }
+            // The last window is a shorter one.
+            hand = if end == window.pages() {
+                (number + 1) * WINDOW
+            } else {
+                window.start() + (end << PAGE_SHIFT)
+            };
+            if wrapped && hand > start {
+                break;
+            }
+        }
+        self.hand.store(hand, Relaxed);
+        if done > 0 {
+            self.counts.evictions.fetch_add(1, Relaxed);
+        }
+        drop(revoking);
+        let (sent, done) = (self.space.invalidations(), self.room());
+        let may_have_room = done != before || sent != done;
+        Ok(may_have_room && self.refusals.load(Relaxed) < MOST_REFUSALS)
+    }
+}
+
+const _: () = assert!(WINDOW % PAGE_SIZE == 0);
