@@ -1,7 +1,8 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0
 # Builds everything and runs the demonstration: a program in a stock Debian guest
-# lets the device outside compute on its malloc'ed memory, pinned and then mirrored.
+# lets the device outside compute on its malloc'ed memory: pinned, then mirrored, and
+# then by pointers, with nothing registered.
 . "$(dirname "$0")/lib.sh"
 
 "$TOP/scripts/programs.sh"
