@@ -73,7 +73,7 @@ fmt: ## format all Rust code
 	@scripts/fmt.sh
 
 .PHONY: lint
-lint: ## rustfmt, clippy, layers, checkpatch and shellcheck, every warning an error
+lint: ## suite lint: style, warnings, layers, documentation
 	@scripts/check.sh lint
 
 .PHONY: rust-analyzer
