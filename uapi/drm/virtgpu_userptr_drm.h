@@ -2,7 +2,7 @@
 /*
  * User memory for virtio-gpu: extension of the virtgpu DRM interface.
  *
- * The driver answers the ioctls of <drm/virtgpu_drm.h> as well. Probe for this
+ * The driver has the ioctls of <drm/virtgpu_drm.h> as well. Probe for this
  * extension with DRM_IOCTL_VIRTGPU_GETPARAM and VIRTGPU_PARAM_USERPTR_MODES:
  * a driver without it returns -EINVAL.
  */
@@ -158,9 +158,9 @@ struct drm_virtgpu_bo_query {
 	__u64 maps;
 	/** @invalidations: out: INVALIDATE commands sent */
 	__u64 invalidations;
-	/** @retries: out: submissions repeated because pages moved */
+	/** @retries: out: lookups repeated because the memory changed */
 	__u64 retries;
-	/** @faults: out: pages faulted in */
+	/** @faults: out: pages looked up, those found present included */
 	__u64 faults;
 };
 
@@ -281,11 +281,11 @@ struct drm_virtgpu_svm_query {
 	__u64 va_end;
 	/** @mapped_bytes: out: bytes the device can reach */
 	__u64 mapped_bytes;
-	/** @faults: out: faults the device has reported */
+	/** @faults: out: faults of the device that were served */
 	__u64 faults;
-	/** @coalesced: out: of these, on pages that were mapped by the time */
+	/** @coalesced: out: of these, on pages that others have mapped */
 	__u64 coalesced;
-	/** @pages: out: pages made usable */
+	/** @pages: out: pages mapped, counted each time */
 	__u64 pages;
 	/** @maps: out: MAP commands sent */
 	__u64 maps;
@@ -293,9 +293,9 @@ struct drm_virtgpu_svm_query {
 	__u64 entries;
 	/** @invalidations: out: INVALIDATE commands sent */
 	__u64 invalidations;
-	/** @retries: out: faults looked up again because pages moved */
+	/** @retries: out: lookups repeated because the memory changed */
 	__u64 retries;
-	/** @evictions: out: times memory was revoked for want of host room */
+	/** @evictions: out: times pages were evicted for want of room */
 	__u64 evictions;
 	/** @exclusive: out: pages given to the device alone */
 	__u64 exclusive;

@@ -71,15 +71,15 @@ struct virtio_gpu_mirror_config {
 };
 
 enum virtio_gpu_mirror_cmd {
-	/* answered by a status */
+	/* the response is a status */
 	VIRTIO_GPU_CMD_SPACE_CREATE = 0x0400,
-	/* answered by the used entry */
+	/* the used entry is the response */
 	VIRTIO_GPU_CMD_SPACE_DESTROY,
-	/* answered by a status */
+	/* the response is a status */
 	VIRTIO_GPU_CMD_MAP,
-	/* answered by the used entry */
+	/* the used entry is the response */
 	VIRTIO_GPU_CMD_INVALIDATE,
-	/* answered by the used entry */
+	/* the used entry is the response */
 	VIRTIO_GPU_CMD_FAULT_RESOLVE,
 };
 
