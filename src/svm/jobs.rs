@@ -79,9 +79,8 @@ struct Inner {
     /// there are no more of both than [`MOST`].
     over: KVec<Job>,
     next: u64,
-    /// Jobs that were sent, and those of them that are over, by ring.
-    sent: [u64; RINGS],
-    done: [u64; RINGS],
+    /// What the device calls the last job that was sent, by ring; 0 if none was.
+    last: [u64; RINGS],
     /// Jobs that are over, ever.
     ends: u64,
     /// The end of the first job that was not a good one.
@@ -100,9 +99,6 @@ impl Inner {
         let Ok(job) = self.running.remove(index) else {
             return;
         };
-        if job.fence_id != 0 {
-            self.done[job.ring as usize] += 1;
-        }
         self.ends += 1;
         if let Some(event) = job.event.as_ref().filter(|_| sent) {
             event.send();
@@ -171,7 +167,7 @@ impl JobGuard {
         let index = inner.find(self.number);
         if let Some(job) = index.and_then(|index| inner.running.get_mut(index)) {
             job.fence_id = fence_id;
-            inner.sent[job.ring as usize] += 1;
+            inner.last[job.ring as usize] = fence_id;
         }
     }
 
@@ -233,8 +229,7 @@ impl Jobs {
                     running,
                     over,
                     next: 1,
-                    sent: [0; RINGS],
-                    done: [0; RINGS],
+                    last: [0; RINGS],
                     ends: 0,
                     failure: None,
                     closed: false,
@@ -288,11 +283,16 @@ impl Jobs {
         inner.closed || inner.has_room()
     }
 
-    /// How many jobs were sent on a ring, and how many of them are over.
-    pub(super) fn of_ring(&self, ring: u32) -> (u64, u64) {
-        let inner = self.inner.lock();
-        let ring = ring as usize % RINGS;
-        (inner.sent[ring], inner.done[ring])
+    /// What the device calls the last job that was sent on a ring; 0 if none was.
+    pub(super) fn last_of_ring(&self, ring: u32) -> u64 {
+        self.inner.lock().last[ring as usize % RINGS]
+    }
+
+    /// Whether the jobs of a ring are over up to the one that the device calls `last`. It may have
+    /// refused a job at once that was sent behind another, so that their number does not tell.
+    pub(super) fn are_over(&self, ring: u32, last: u64) -> bool {
+        let is_one = |job: &Job| job.ring == ring && (1..=last).contains(&job.fence_id);
+        !self.inner.lock().running.iter().any(is_one)
     }
 
     /// How many jobs are over, ever.

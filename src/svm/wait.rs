@@ -50,17 +50,15 @@ impl Svm {
     /// - [`ERESTARTSYS`] on a signal;
     /// - [`EFAULT`] for an address that cannot be read.
     pub(crate) fn wait(&self, until: Until, deadline_ns: i64) -> Result {
-        let target = match until {
-            Until::Ring(ring) => self.jobs.of_ring(ring).0,
+        let last = match until {
+            Until::Ring(ring) => self.jobs.last_of_ring(ring),
             Until::Compares { .. } => 0,
         };
         loop {
             let seen = self.jobs.ends();
             let is_lost = self.check().is_err();
             match until {
-                Until::Ring(ring) if self.jobs.of_ring(ring).1 >= target => {
-                    return self.check_loss()
-                }
+                Until::Ring(ring) if self.jobs.are_over(ring, last) => return self.check_loss(),
                 Until::Ring(_) => {}
                 Until::Compares { .. } if is_lost => return self.check_loss(),
                 Until::Compares {

@@ -2,14 +2,15 @@
 
 //! Faults that wait for a userfaultfd which does not resolve them: only what needs the page waits.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use virtgpu_client::protocol::uapi::{svm_access, svm_state};
-use virtgpu_client::{compute, Bytes, Comparison, Deadline, Errno, Memory};
+use virtgpu_client::{compute, Bytes, Comparison, Deadline, Errno, Exec, Memory};
 
 use super::support::{at, bad_address, device, family, open, End, Svm, RINGS};
 use crate::ktap::{reap, Family, TestResult};
+use crate::mirrored::fences::waits;
 use crate::support::place::{Place, READ, RW};
 use crate::support::uffd::{Fault, Uffd, MISSING};
 use crate::support::{bounded, child, eventually, job, Env, PAGE};
@@ -30,6 +31,7 @@ pub(crate) const FAMILY: Family = family(
         stuck_in_both_workers,
         handler_uses_a_ring,
         resolved_late,
+        refused_behind_a_stall,
     ],
 );
 
@@ -77,7 +79,7 @@ fn others_go_on(env: &Env) -> TestResult {
         let fenced = device(env)?;
         let mut idle = compute::Stream::new();
         idle.delay(1);
-        let fence = virtgpu_client::Exec::new(idle.as_bytes())
+        let fence = Exec::new(idle.as_bytes())
             .ring(0)
             .submit_with_fence(&fenced)?;
         Ok(fence.wait(Some(job::LIMIT))?)
@@ -369,4 +371,32 @@ fn resolved_late(env: &Env) -> TestResult {
     check_eq!(word.load(Ordering::SeqCst), 1, "the value");
     check_eq!(svm.finish(0)?, End::Done, "the job");
     Ok(())
+}
+
+/// Whoever waits for a ring waits for the jobs that were there, not for as many: the device refuses
+/// one at once that makes no sense, and the memory of one before it is still written.
+fn refused_behind_a_stall(env: &Env) -> TestResult {
+    let svm = open(env)?;
+    let silent = Silent::new()?;
+    silent.stall(&svm, 1, 0)?;
+    let done = AtomicBool::new(false);
+    let wait = || {
+        let end = svm.finish(1)?;
+        done.store(true, Ordering::SeqCst);
+        check_eq!(end, End::Lost, "the job that has waited");
+        Ok(())
+    };
+    waits("SVM_WAIT", wait, || {
+        Exec::new(&[0xff; 80]).ring(1).submit(svm.device())?;
+        let is_lost = || {
+            svm.count()
+                .is_ok_and(|query| query.state == svm_state::LOST)
+        };
+        check!(eventually(job::LIMIT, is_lost), "the context is not lost");
+        super::support::others_work(env, "a job refused behind a stall")?;
+        let early = done.load(Ordering::SeqCst);
+        silent.uffd.zero(silent.place.address(0), PAGE)?;
+        check!(!early, "SVM_WAIT has not waited for the job that stalls");
+        Ok(())
+    })
 }
