@@ -3,9 +3,12 @@
 //! The end of an address space.
 //!
 //! Whoever begins it only marks it: from then on nothing is mapped, no fault is served, and threads
-//! that wait for a page give up. The rest waits for the device, for changes of the process's memory
-//! that are under way, and for the threads, which a debugger may have stopped; so it is done on a
-//! queue of its own, where an address space waits for no other. The file is closed long before.
+//! that wait for a page do so no longer. The rest waits for the device, and for changes of the
+//! process's memory that are under way; so it is done on a queue of its own, where an address space
+//! waits for no other. The file is closed long before.
+//!
+//! No one waits for the threads. They may have been stopped by a signal or a debugger, for as long
+//! as another process likes; the last that has seen the end has them all ended.
 //!
 //! The threads are there before the device knows the space, so that the process may end while the
 //! ioctl still waits for that. Then the rest waits for the ioctl: what it adds is to be removed.
@@ -111,7 +114,16 @@ impl Svm {
         if ended.is_ok() {
             self.windows.clear();
         }
-        self.stop_workers();
+        if self.set_ended() {
+            self.stop_workers();
+        }
+    }
+
+    /// Has a worker end the threads.
+    pub(super) fn queue_stop(self: &Arc<Self>) {
+        // The queue is there as long as there are threads.
+        let queued = QUEUE.enqueue::<Arc<Self>, 2>(self.clone());
+        debug_assert!(queued);
     }
 }
 
@@ -120,5 +132,13 @@ impl WorkItem<1> for Svm {
 
     fn run(this: Arc<Self>) {
         this.end();
+    }
+}
+
+impl WorkItem<2> for Svm {
+    type Pointer = Arc<Self>;
+
+    fn run(this: Arc<Self>) {
+        this.stop_workers();
     }
 }

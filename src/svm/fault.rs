@@ -48,7 +48,10 @@ use kernel::{
     page::PAGE_SHIFT,
     prelude::*,
     sync::{
-        atomic::ordering::Relaxed,
+        atomic::{
+            ordering::Relaxed,
+            Atomic, //
+        },
         Arc, //
     }, //
 };
@@ -62,6 +65,8 @@ enum Outcome {
     Resolved,
     /// It is to be resolved in this way, a [`resolution`].
     Resolve(u32),
+    /// It is to be resolved, as the device reaches the page by now.
+    Coalesced,
     /// It is to be refused, for this reason, a [`svm_reason`].
     Refuse(u32),
     /// The thread was interrupted: it is to be served again.
@@ -105,21 +110,26 @@ impl Svm {
                 self.counts.faults.fetch_sub(1, Relaxed);
                 self.put_back(fault);
             }
-            Outcome::Resolve(how) => self.resolve(&fault, how),
+            Outcome::Resolve(how) => self.resolve(&fault, how, None),
+            Outcome::Coalesced => {
+                self.resolve(&fault, resolution::OK, Some(&self.counts.coalesced));
+            }
             Outcome::Refuse(reason) => {
-                self.counts.bad.fetch_add(1, Relaxed);
                 self.lose(Loss::of(&fault, reason));
                 let how = match reason {
                     svm_reason::BAD_ACCESS | svm_reason::NO_ATOMIC => resolution::BAD_ACCESS,
                     _ => resolution::BAD_ADDRESS,
                 };
-                self.resolve(&fault, how);
+                self.resolve(&fault, how, Some(&self.counts.bad));
             }
         }
     }
 
-    /// Sends the resolution of a fault for which nothing is mapped.
-    fn resolve(&self, fault: &Fault, how: u32) {
+    /// Sends the resolution of a fault for which nothing is mapped, and counts it in `counter`.
+    fn resolve(&self, fault: &Fault, how: u32, counter: Option<&Atomic<u64>>) {
+        let count = |by: u64| counter.map(|counter| counter.fetch_add(by, Relaxed));
+        // Ahead: who waits for the job may ask for the counts as soon as it is over.
+        count(1);
         let sent = || -> Result {
             let resolve = MirrorQueue::fault_resolve(self.space.id(), fault.id, how)?;
             let queue = self.space.queue();
@@ -136,8 +146,12 @@ impl Svm {
         };
         match sent() {
             Ok(()) => {}
-            // Without memory, or room, later.
-            Err(e) if e != ENODEV => self.put_back(*fault),
+            // Without memory, or room, later, when it is counted again.
+            Err(e) if e != ENODEV => {
+                count(u64::MAX);
+                self.counts.faults.fetch_sub(1, Relaxed);
+                self.put_back(*fault);
+            }
             Err(_) => {}
         }
     }
@@ -168,7 +182,7 @@ impl Svm {
             let room = self.room();
             if window.is_reachable(page, write) {
                 if self.is_resolved(&window, page)? {
-                    return Ok(Outcome::Resolve(resolution::OK));
+                    return Ok(Outcome::Coalesced);
                 }
                 continue;
             }
@@ -270,7 +284,6 @@ impl Svm {
             drop(revoking);
             return Ok(false);
         }
-        self.counts.coalesced.fetch_add(1, Relaxed);
         Ok(true)
     }
 
@@ -321,13 +334,17 @@ impl Svm {
     ///
     /// # Errors
     ///
-    /// [`ENOMEM`], [`EIO`] if the address space ends, [`EINTR`] on a fatal signal.
+    /// [`EAGAIN`] if there is no memory for it, which says nothing of what was touched; [`EIO`] if
+    /// the address space ends, [`EINTR`] on a fatal signal.
     fn window(&self, address: usize, write: bool) -> Result<Result<Arc<Window>, Refusal>> {
         if let Some(window) = self.windows.existing(address) {
             return Ok(Ok(window));
         }
         match self.area(address, write)? {
-            Ok(_) => self.windows.window(address).map(Ok),
+            Ok(_) => match self.windows.window(address) {
+                Err(e) if e == ENOMEM => Err(EAGAIN),
+                window => window.map(Ok),
+            },
             Err(refusal) => Ok(Err(refusal)),
         }
     }

@@ -67,6 +67,10 @@ pub(super) struct Inbox {
     parked: KVec<Fault>,
     /// No fault is taken any more, and no thread is to wait for one.
     closed: bool,
+    /// The threads that have seen that, or end with the process: a set of indices.
+    left: u32,
+    /// The threads are all that is left of the address space.
+    ended: bool,
 }
 
 /// MAPs of a window.
@@ -96,7 +100,15 @@ impl Inbox {
             ahead: None,
             parked: KVec::with_capacity(most, GFP_KERNEL)?,
             closed: false,
+            left: 0,
+            ended: false,
         })
+    }
+
+    /// Whether the threads can be ended without a wait for one that a signal or a debugger has
+    /// stopped.
+    fn can_stop(&self) -> bool {
+        self.ended && self.left.count_ones() as usize == self.workers.len()
     }
 
     /// Has a thread that has nothing to do look again.
@@ -125,13 +137,29 @@ impl Worker {
             index,
         }
     }
+
+    /// The thread serves no faults any more. The last one has a worker end them all.
+    fn leave(&self) {
+        let mut inbox = self.svm.inbox.lock();
+        let before = inbox.left;
+        inbox.left |= 1 << self.index;
+        let is_last = inbox.left != before && inbox.can_stop();
+        drop(inbox);
+        if is_last {
+            self.svm.queue_stop();
+        }
+    }
 }
 
 impl UserWork for Worker {
     fn is_due(&self) -> bool {
         let mut inbox = self.svm.inbox.lock();
-        let has_work = !inbox.waiting.is_empty() || !inbox.unconfirmed.is_empty();
-        let is_due = has_work && !inbox.closed;
+        if inbox.closed {
+            drop(inbox);
+            self.leave();
+            return false;
+        }
+        let is_due = !inbox.waiting.is_empty() || !inbox.unconfirmed.is_empty();
         if is_due {
             // It may have been woken by others.
             inbox.idle &= !(1 << self.index);
@@ -160,6 +188,7 @@ impl UserWork for Worker {
 
     fn killed(&self) {
         self.svm.process_ends();
+        self.leave();
     }
 }
 
@@ -331,7 +360,16 @@ impl Svm {
         }
     }
 
-    /// Ends the threads, and waits for that. On return no thread is in the address space.
+    /// Nothing but the threads is left of the address space. Returns whether they can be ended: as
+    /// long as not, the last of them sees to it.
+    pub(super) fn set_ended(&self) -> bool {
+        let mut inbox = self.inbox.lock();
+        inbox.ended = true;
+        inbox.can_stop()
+    }
+
+    /// Ends the threads, and waits for that, which takes no time: each is at its end, or has
+    /// nothing to do. On return no thread is in the address space.
     pub(super) fn stop_workers(&self) {
         let workers = core::mem::take(&mut self.inbox.lock().workers);
         drop(workers);

@@ -238,10 +238,13 @@ pub(crate) struct Svm {
     phase: SpinLock<Phase>,
     #[pin]
     end_work: Work<Svm, 1>,
+    #[pin]
+    stop_work: Work<Svm, 2>,
 }
 
 impl_has_work! {
     impl HasWork<Self, 1> for Svm { self.end_work }
+    impl HasWork<Self, 2> for Svm { self.stop_work }
 }
 
 impl Svm {
@@ -315,6 +318,7 @@ impl Svm {
                 added: AtomicFlag::new(false),
                 phase <- new_spinlock!(Phase::Beginning, "Svm::phase"),
                 end_work <- new_work!("Svm::end_work"),
+                stop_work <- new_work!("Svm::stop_work"),
             }),
             GFP_KERNEL,
         )?;

@@ -52,8 +52,7 @@ impl Svm {
         let write = fault.access == access::WRITE;
         if window.is_reachable(page, write) {
             self.counts.faults.fetch_add(1, Relaxed);
-            self.counts.coalesced.fetch_add(1, Relaxed);
-            self.resolve(fault, resolution::OK);
+            self.resolve(fault, resolution::OK, Some(&self.counts.coalesced));
         } else {
             self.put_back(*fault);
         }

@@ -59,7 +59,7 @@ impl Svm {
             // Another thread may have got it meanwhile, from which it is not to be taken again.
             if window.is_exclusive(page) {
                 if self.is_resolved(&window, page)? {
-                    return Ok(Outcome::Resolve(resolution::OK));
+                    return Ok(Outcome::Coalesced);
                 }
                 continue;
             }

@@ -50,10 +50,7 @@ impl Svm {
         let of = |address: usize| address.saturating_sub(window.start()) >> PAGE_SHIFT;
         let around = granule.start.max(of(area.start))..granule.end.min(of(area.end));
         let scarce = self.scarce.load(Relaxed);
-        let pages = if scarce {
-            // More would cost the device what it needs for the next access of the same job.
-            pages.min(SCARCE_PAGES)
-        } else if area.is_random() || area.has_userfaultfd() {
+        let pages = if area.is_random() || area.has_userfaultfd() {
             // Whoever serves a userfaultfd is asked for what was touched.
             1
         } else if !write && area.is_anonymous() {
@@ -64,6 +61,8 @@ impl Svm {
         } else {
             pages
         };
+        // More would cost the device what it needs for the next access of the same job.
+        let pages = pages.min(if scarce { SCARCE_PAGES } else { usize::MAX });
         let end = around.end.min(page + pages);
         // Those that the device has are not to be looked up for more than it has.
         let end = window.first_reachable(page + 1..end.max(page + 1), write);

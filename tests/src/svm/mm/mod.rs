@@ -31,7 +31,7 @@ use self::pages::{
 };
 use self::process::{
     child_and_passed_fd_refused, child_has_its_own, exec, exit_with_jobs, fork_both_sides,
-    forks_while_the_device_writes, kill_at_random, stop_and_continue,
+    forks_while_the_device_writes, kill_at_random, stop_and_continue, stopped_and_closed,
 };
 use self::reclaim::{
     free_lazily_then_written, memcg_oom_ends, mrelease, paged_out,
@@ -57,6 +57,7 @@ pub(crate) const FAMILY: Family = family(
         exit_with_jobs: 300,
         kill_at_random: 1200,
         stop_and_continue,
+        stopped_and_closed,
         paged_out,
         paged_out_while_the_device_writes: 300,
         swap_twice_the_limit: 600,

@@ -12,8 +12,9 @@ use virtgpu_client::{compute, Bytes, Deadline, Device, Errno, Memory};
 use super::{additions, SIZE};
 use crate::ktap::{pidfd, reap, TestResult};
 use crate::support::place::{Pages, Place};
+use crate::support::procfs;
 use crate::support::{bounded, child, eventually, job, raced, raw, Env, Random, HUGE, PAGE};
-use crate::svm::support::{at, device, on_each_kind, open, Svm};
+use crate::svm::support::{at, device, on_each_kind, open, others_work, Svm};
 use crate::{check, check_eq, check_err};
 
 /// Each side's writes are its own, whoever is first.
@@ -54,6 +55,28 @@ pub(super) fn forks_while_the_device_writes(env: &Env) -> TestResult {
         check!(pid > 0, "fork: {}", std::io::Error::last_os_error());
         reap(pid).map(drop)
     })
+}
+
+/// A descriptor for the file that another process has as `fd`.
+fn file_of(process: &OwnedFd, fd: i32) -> TestResult<OwnedFd> {
+    // SAFETY: Takes integers.
+    let got = unsafe { libc::syscall(libc::SYS_pidfd_getfd, process.as_raw_fd(), fd, 0) };
+    check!(got >= 0, "pidfd_getfd: {}", std::io::Error::last_os_error());
+    // SAFETY: The kernel has just given us this file descriptor.
+    Ok(unsafe { OwnedFd::from_raw_fd(got as i32) })
+}
+
+/// Stops a child, all of its threads.
+fn stop(child: &child::Child) -> TestResult {
+    // SAFETY: A signal to our own child.
+    unsafe { libc::kill(child.pid, libc::SIGSTOP) };
+    let stopped = || {
+        let file = format!("/proc/{}/stat", child.pid);
+        fs::read_to_string(file)
+            .is_ok_and(|stat| stat.rsplit(") ").next().is_some_and(|s| s.starts_with('T')))
+    };
+    check!(eventually(job::LIMIT, stopped), "the child does not stop");
+    Ok(())
 }
 
 /// Each ioctl that is about the memory is refused to another process, and changes nothing.
@@ -109,11 +132,7 @@ pub(super) fn child_and_passed_fd_refused(env: &Env) -> TestResult {
     let stranger = child::hold(|| {
         let pid = pidfd(parent)?;
         let fd = number.read_u64(0) as i32;
-        // SAFETY: Takes integers.
-        let got = unsafe { libc::syscall(libc::SYS_pidfd_getfd, pid.as_raw_fd(), fd, 0) };
-        check!(got >= 0, "pidfd_getfd: {}", std::io::Error::last_os_error());
-        // SAFETY: The kernel has just given us this file descriptor.
-        let device = Device::from_fd(unsafe { OwnedFd::from_raw_fd(got as i32) });
+        let device = Device::from_fd(file_of(&pid, fd)?);
         refused_to_others(&device, number.address(0))
     })?;
     let svm = open(env)?;
@@ -268,14 +287,7 @@ pub(super) fn stop_and_continue(env: &Env) -> TestResult {
                 eventually(job::LIMIT, || flag.read_u64(0) > before),
                 "no progress in round {round}"
             );
-            // SAFETY: A signal to our own child.
-            unsafe { libc::kill(child.pid, libc::SIGSTOP) };
-            let stopped = || {
-                let file = format!("/proc/{}/stat", child.pid);
-                fs::read_to_string(file)
-                    .is_ok_and(|stat| stat.rsplit(") ").next().is_some_and(|s| s.starts_with('T')))
-            };
-            check!(eventually(job::LIMIT, stopped), "the child does not stop");
+            stop(&child)?;
             let place = Place::base(SIZE)?;
             bounded("another process", || {
                 svm.coherent_all_over("beside a stopped process", &place)?;
@@ -289,4 +301,70 @@ pub(super) fn stop_and_continue(env: &Env) -> TestResult {
     let result = test();
     child.kill()?;
     result
+}
+
+/// The file of a process that is stopped is closed by another: its address space ends, and no
+/// thread of the kernel waits until the process goes on.
+pub(super) fn stopped_and_closed(env: &Env) -> TestResult {
+    let svm = open(env)?;
+    let number = Place::shared_page()?;
+    let before = svm.stat()?.spaces.get();
+    let child = child::spawn(|| {
+        let own = open(env)?;
+        let place = Place::base(PAGE)?;
+        own.poke(place.address(0), 5)?;
+        number.write_u64(0, own.fd().as_raw_fd() as u64);
+        // Until another has it.
+        check!(
+            eventually(job::LIMIT, || number.read_u64(0) == 0),
+            "the file is not taken"
+        );
+        drop(own);
+        number.write_u64(8, 1);
+        check!(
+            eventually(job::LIMIT, || number.read_u64(8) == 3),
+            "the parent does not look at the threads"
+        );
+        Ok(())
+    })?;
+    let test = || -> TestResult {
+        check!(
+            eventually(job::LIMIT, || number.read_u64(0) != 0),
+            "the child has no file"
+        );
+        let file = file_of(&pidfd(child.pid)?, number.read_u64(0) as i32)?;
+        number.write_u64(0, 0);
+        check!(
+            eventually(job::LIMIT, || number.read_u64(8) == 1),
+            "the child has not closed its file"
+        );
+        stop(&child)?;
+        check_eq!(svm.stat()?.spaces.get(), before + 1, "spaces of the device");
+        drop(file);
+        let ended = || svm.stat().is_ok_and(|stat| stat.spaces.get() == before);
+        check!(eventually(job::LIMIT, ended), "the space does not end");
+        // What ends it does more, but nothing that takes time.
+        others_work(env, "beside a stopped process")?;
+        check_eq!(
+            procfs::tasks_in("vhost_task_stop")?,
+            Vec::<String>::new(),
+            "tasks that wait for the stopped process"
+        );
+        Ok(())
+    };
+    let result = test();
+    if result.is_err() {
+        child.kill()?;
+        return result;
+    }
+    // Its threads end as soon as it goes on.
+    let threads = || fs::read_dir(format!("/proc/{}/task", child.pid)).map_or(0, Iterator::count);
+    check_eq!(threads(), 3, "threads of the stopped process");
+    // SAFETY: A signal to our own child.
+    unsafe { libc::kill(child.pid, libc::SIGCONT) };
+    let ended = eventually(job::LIMIT, || threads() == 1);
+    number.write_u64(8, 3);
+    child.join()?;
+    check!(ended, "the threads of the process do not end");
+    Ok(())
 }
