@@ -28,16 +28,16 @@ clippy-workspace)
 	cargo clippy --workspace --all-targets --locked -- -D warnings
 	;;
 layers)
-	python3 scripts/layers.py --self-test
-	python3 scripts/layers.py
+	python3 scripts/virtgpu test layers
+	python3 scripts/virtgpu layers
 	;;
 links)
-	python3 scripts/links.py --self-test
-	python3 scripts/links.py
+	python3 scripts/virtgpu test links
+	python3 scripts/virtgpu links
 	;;
 prose)
-	python3 scripts/prose.py --self-test
-	python3 scripts/prose.py
+	python3 scripts/virtgpu test prose
+	python3 scripts/virtgpu prose
 	;;
 checkpatch)
 	# FILE_PATH_CHANGES: MAINTAINERS is the kernel's. BIT_MACRO: there is no
@@ -82,7 +82,7 @@ compile-fail)
 	# The compiler is called once more as it was for this.
 	make -C "$kernel/build" "${args[@]}" M=/project MO=/project/build/module/compile-fail \
 		-j"$(nproc)" modules >&2
-	python3 scripts/compile-fail.py build/module/compile-fail
+	python3 scripts/virtgpu compile-fail build/module/compile-fail
 	;;
 driver-patch)
 	# Most runs build no mutant, so that a patch which does not apply would be found much later.

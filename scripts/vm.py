@@ -9,7 +9,7 @@ Everything about a run ends up in build/logs/RUN:
   device.log   what the device printed, events.jsonl its event log
   qemu.log     what QEMU printed, and the renderer in it with --host-gpu
   result       JSON: how it ended
-  coverage.log with VIRTGPU_COVERAGE=1, what code of modules was reached, for scripts/coverage.sh
+  coverage.log with VIRTGPU_COVERAGE=1, what code of modules was reached, for scripts/virtgpu/coverage.py
 
 A job can ask for things that only the host can do, by printing a line
 `VIRTGPU-HOST: WORD` on its output:

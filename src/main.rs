@@ -5,7 +5,7 @@
 //! # Layers
 //!
 //! A module uses what is in it, and modules of layers with lower numbers, but nothing beside or
-//! above it. `scripts/layers.py`, part of suite `lint`, reads this table and checks that.
+//! above it. Suite `lint` reads this table and checks that (`scripts/virtgpu/lint/layers.py`).
 //!
 //! | layer | module | what |
 //! |---|---|---|

@@ -172,7 +172,7 @@ pub(crate) fn load_with(file: &Path, parameters: &CStr) -> std::io::Result<()> {
         return Err(std::io::Error::last_os_error());
     }
     if std::env::var_os("VIRTGPU_COVERAGE").is_some() {
-        // For scripts/coverage.sh.
+        // For scripts/virtgpu/coverage.py.
         let text = fs::read_to_string("/sys/module/virtgpu_userptr/sections/.text");
         println!("    # VIRTGPU-TEXT {}", text.unwrap_or_default().trim());
     }

@@ -1,6 +1,5 @@
-#!/usr/bin/env python3
 # SPDX-License-Identifier: GPL-2.0
-"""prose.py [--self-test]: whether lines of prose have at most 100 columns.
+"""Checks that lines of prose have at most 100 columns.
 
 Prose is what comments of Rust code say, and the paragraphs and lists of files .md: no tables,
 headings, pictures, code, nor what is one word. checkpatch looks at C.
@@ -12,7 +11,6 @@ the tree.
 import glob
 import itertools
 import re
-import sys
 
 WIDTH = 100
 FOLDERS = ["src", "protocol", "client", "device", "tests", "bench", "compare", "render"]
@@ -43,27 +41,18 @@ def in_markdown(text):
 
 
 def problems():
+    """Lines that are too long, with their files."""
     rust = (glob.glob(f"{folder}/**/*.rs", recursive=True) for folder in FOLDERS)
     files = [(path, in_rust) for path in itertools.chain(*rust)]
-    files += [(path, in_markdown) for path in glob.glob("*.md") + glob.glob("docs/**/*.md", recursive=True)]
+    documents = glob.glob("*.md") + glob.glob("docs/**/*.md", recursive=True)
+    files += [(path, in_markdown) for path in documents]
     for path, numbers in sorted(files, key=lambda file: file[0]):
         with open(path) as f:
             for number in numbers(f.read()):
                 yield f"{path}:{number}: more than {WIDTH} columns"
 
 
-def self_test():
-    long = "a long " * 15
-    found = list(in_rust(f"// short\n    /// {long}\nlet x = \"{long}\";\n//! | {long}|\n// {'x' * 120}\n"))
-    assert found == [2], found
-    found = list(in_markdown(f"{long}\n# {long}\n| {long}|\n```\n{long}\n```\n- {long}\n"))
-    assert found == [1, 7], found
-
-
-if __name__ == "__main__":
-    if "--self-test" in sys.argv[1:]:
-        self_test()
-        sys.exit()
+def main(_):
     found = list(problems())
     print("\n".join(found) if found else "all lines of prose have their width")
-    sys.exit(bool(found))
+    return 1 if found else 0

@@ -1,9 +1,8 @@
-#!/usr/bin/env python3
 # SPDX-License-Identifier: GPL-2.0
-"""compile-fail.py BUILD: whether what the documentation of src/ says does not
-compile does not.
+"""Checks that what the documentation of src/ says does not compile does not.
 
-Such an example is part of a doc comment:
+The word is BUILD, a folder in which kbuild has built the module. Such an example is part of a doc
+comment:
 
   /// ```compile_fail,E0382
   /// fn twice(reservation: Reservation<'_, O>, fence: &Fence) {
@@ -15,9 +14,8 @@ Such an example is part of a doc comment:
 It is compiled as part of the module, in a child of the Rust module in which it is
 written, of which it sees everything: first without the line that has the error,
 which must succeed, and then as it is, which must fail with that error in that
-line, and with no other. BUILD is a folder in which kbuild has built the module;
-the compiler is called as it was there, but makes metadata only. Runs inside the
-build root, in /project; prints KTAP.
+line, and with no other. The compiler is called as it was in BUILD, but makes
+metadata only. Prints KTAP.
 """
 
 import json
@@ -26,10 +24,10 @@ import re
 import shlex
 import shutil
 import subprocess
-import sys
 import tempfile
 
-PROJECT = "/project"
+from ..environment import PROJECT
+
 FENCE = re.compile(r"\s*//[/!] ?(.*)")
 ERROR = re.compile(r"// error\[(E\d{4})\]")
 
@@ -41,7 +39,8 @@ class Example:
         self.path, self.line, self.lines = path, line, lines
         marked = [(at, m[1]) for at, text in enumerate(lines) if (m := ERROR.search(text))]
         if len(marked) != 1:
-            raise ValueError(f"{path}:{line}: {len(marked)} lines say which error they have, not one")
+            raise ValueError(
+                f"{path}:{line}: {len(marked)} lines say which error they have, not one")
         self.at, self.code = marked[0]
         if info != f"compile_fail,{self.code}":
             raise ValueError(f"{path}:{line}: the fence must be compile_fail,{self.code}")
@@ -142,7 +141,8 @@ class Compiler:
                         at = span["line_start"] - head - module.count("\n")
                         found.append((code, span["file_name"], at, message["message"]))
         if run.returncode and not found:
-            found.append((None, "", 0, f"the compiler ended with {run.returncode}: {run.stderr[-500:]}"))
+            ended = f"the compiler ended with {run.returncode}: {run.stderr[-500:]}"
+            found.append((None, "", 0, ended))
         if not run.returncode and found:
             found.append((None, "", 0, "the compiler has errors, and did not fail"))
         return found
@@ -151,18 +151,18 @@ class Compiler:
         """Why the example does not show what it says."""
         wrong = self.errors(example, True)
         if wrong:
-            return ["without the line it does not compile either:"] + [str(error) for error in wrong]
+            return ["without the line it does not compile either:", *map(str, wrong)]
         errors = self.errors(example, False)
         want = (example.code, f"{self.copy}/{example.path}", example.at)
         if not errors:
             return ["it compiles"]
         if any(error[:3] != want for error in errors):
-            return [f"it does not fail with {want}, but:"] + [str(error) for error in errors]
+            return [f"it does not fail with {want}, but:", *map(str, errors)]
         return []
 
 
-def main():
-    build = os.path.abspath(sys.argv[1])
+def main(words):
+    build = os.path.abspath(words[0])
     os.chdir(PROJECT)
     found, broken = [], []
     for folder, _, files in sorted(os.walk("src")):
@@ -188,8 +188,4 @@ def main():
             failed |= bool(notes)
             print(f"{'not ok' if notes else 'ok'} {number} {example.name()}", flush=True)
     # There are such examples: a run that finds none has looked at nothing.
-    sys.exit(failed or not found)
-
-
-if __name__ == "__main__":
-    main()
+    return int(failed or not found)

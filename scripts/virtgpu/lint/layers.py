@@ -1,6 +1,5 @@
-#!/usr/bin/env python3
 # SPDX-License-Identifier: GPL-2.0
-"""layers.py [--self-test]: whether each module of src/ uses only what is below it.
+"""Checks that each module of src/ uses only what is below it.
 
 The layers are in a table of the doc comment of src/main.rs, and nowhere else: a line has the number
 of the layer and a module. A module may use what is in it, and modules of layers with lower numbers.
@@ -16,9 +15,6 @@ import collections
 import glob
 import os
 import re
-import shutil
-import sys
-import tempfile
 
 ROW = re.compile(r"//! \| (\d+) \| \[`(\w+)`\] \|")
 TOKEN = re.compile(
@@ -84,8 +80,8 @@ def tree(all_tokens, at, prefix, leaves):
 
 
 def paths(text, module):
-    """What the text of `module` names: the module in which it does (there may be modules in it), the
-    path, and the line."""
+    """What the text of `module` names: the module in which it does (there may be modules in it),
+    the path, and the line."""
     all_tokens = tokens(text)
     inside, depths, depth, at = list(module), [], 0, 0
     while at < len(all_tokens):
@@ -200,9 +196,11 @@ def check(top):
             where, what = f"{file}:{line}: {own} (layer {layers[own]})", "::".join(path)
             used = target[0] if target else "*"
             if used not in layers:
-                wrong.append(f"{where} uses {what}, which is of the root of the crate, above all layers")
+                wrong.append(f"{where} uses {what}, which is of the root of the crate, "
+                             "above all layers")
             elif layers[used] >= layers[own]:
-                wrong.append(f"{where} uses {what} of {used} (layer {layers[used]}), which is not below it")
+                wrong.append(f"{where} uses {what} of {used} (layer {layers[used]}), "
+                             "which is not below it")
             carried = data.get(target[1]) if used == "drm" and len(target) > 1 else None
             if carried not in (None, own) and layers[carried] >= layers[own]:
                 wrong.append(
@@ -212,125 +210,8 @@ def check(top):
     return wrong
 
 
-GOOD = {
-    "src/main.rs": """
-//! | layer | module | what |
-//! |---|---|---|
-//! | 3 | [`driver`] | |
-//! | 2 | [`top`] | |
-//! | 2 | [`beside`] | |
-//! | 1 | [`middle`] | |
-//! | 0 | [`drm`] | |
-//! | 0 | [`module_parameters`] | |
-use self::top::Something;
-mod beside;
-mod driver;
-mod drm;
-mod middle;
-mod top;
-module! {
-    type: Something,
-}
-""",
-    "src/driver.rs": """use crate::{drm::{self, Device, File, Object}, middle::{self, part::Deep}, top::Something};
-impl drm::Driver for Driver {
-    type Data = Arc<middle::Gpu>;
-    type File = Something;
-    type Object = Deep;
-}
-""",
-    "src/drm.rs": "pub(crate) type File = kernel::File<Driver>;\n",
-    "src/beside.rs": """use crate::{middle::{self, part::{Deep, Other as Another}}, module_parameters};
-use kernel::{prelude::*, sync::Arc};
-use middle::top;
-""",
-    "src/middle/mod.rs": """
-mod part;
-/// [`crate::top::Something`] is none, and neither is `crate::beside`.
-/* use crate::top; /* crate::top */ crate::top */
-pub(crate) use self::part::Deep;
-const TEXT: &str = "use crate::top; \\" crate::top";
-const RAW: &CStr = cr#"crate::top " crate::top"#;
-fn quote<'a>(it: &'a str) -> char { '"' }
-fn captured() -> impl Sized + use<'static> { crate::module_parameters::number.value() }
-""",
-    "src/middle/part.rs": """
-use super::TEXT;
-pub(in crate::middle) struct Deep;
-mod tests {
-    use super::*;
-    use super::super::RAW;
-    use crate::middle::quote;
-}
-use super::RAW;
-""",
-    "src/top.rs": "use super::middle;\nuse crate::drm::{Device, File, Object};\nfn f() { crate::middle::quote(\"\"); }\n",
-}
-
-# Where it is added, what, and which lines must be found wrong; None for the whole file.
-BAD = [
-    ("src/middle/part.rs", "use crate::top;", "crate::top of top (layer 2)"),
-    ("src/middle/part.rs", "use crate::{middle::part, top::{a, b::c}};", "crate::top::b::c of top (layer 2)"),
-    ("src/middle/part.rs", "pub(crate) use super::super::top::Something as Other;", "super::super::top::Something of"),
-    ("src/middle/part.rs", "mod tests { use super::super::super::beside; }", "super::super::super::beside of"),
-    ("src/middle/mod.rs", "fn f() { let x = crate::top::Something::new(); }", "crate::top::Something::new of top"),
-    ("src/middle/mod.rs", "impl crate::top::Trait for RAW {}", "crate::top::Trait of top"),
-    ("src/middle/mod.rs", "macro_rules! m { () => { $crate::top::f() } }", "$crate::top::f of top"),
-    ("src/middle/mod.rs", "mod a { mod b {} fn f() { super::super::top::f() } }", "super::super::top::f of top"),
-    ("src/middle/mod.rs", "fn g() { '\\''; crate::top::f() }", "crate::top::f of top"),
-    ("src/middle/mod.rs", "use crate::Something;", "crate::Something, which is of the root"),
-    ("src/middle/mod.rs", "use crate::*;", "crate::*, which is of the root"),
-    ("src/beside.rs", "use crate::top;", "crate::top of top (layer 2)"),
-    ("src/beside.rs", "use crate::drm::{Object, File};", "crate::drm::File, whose data is of top (layer 2)"),
-    ("src/middle/mod.rs", "fn f(file: &crate::drm::File) {}", "crate::drm::File, whose data is of top (layer 2)"),
-    ("src/drm.rs", "mod tests { use super::Device; fn f(x: crate::middle::X) {} }", "crate::middle::X of middle"),
-    ("src/main.rs", "mod more;", "module more is not in the table"),
-    ("src/main.rs", "//! | 7 | [`less`] | |", "a module less, which there is not"),
-    ("src/main.rs", "//! | 0 | [`top`] | |", "a module twice"),
-]
-
-
-def write(top, files):
-    for name, text in files.items():
-        os.makedirs(os.path.dirname(f"{top}/{name}"), exist_ok=True)
-        with open(f"{top}/{name}", "w") as f:
-            f.write(text)
-
-
-def self_test():
-    """Whether what is right is found right, and each wrong thing wrong, in the line where it is."""
-    with tempfile.TemporaryDirectory() as top:
-        write(top, GOOD)
-        assert check(top) == [], check(top)
-        for name, text, message in BAD:
-            write(top, {**GOOD, name: GOOD[name] + text + "\n"})
-            found = [wrong for wrong in check(top) if message in wrong]
-            place = f"{name}:" if name == "src/main.rs" else f"{name}:{GOOD[name].count(chr(10)) + 1}: "
-            assert found and found[0].startswith(place), (text, check(top))
-
-    # The tree itself, with the table upside down, and with an import in the lowest layer.
-    with tempfile.TemporaryDirectory() as top:
-        shutil.copytree("src", f"{top}/src")
-        with open("src/main.rs") as f:
-            root = f.read()
-        write(top, {"src/main.rs": ROW.sub(lambda m: m[0].replace(m[1], str(99 - int(m[1])), 1), root)})
-        assert len(check(top)) > 100, "nothing is wrong with a table that is upside down"
-        write(top, {"src/main.rs": root})
-        before = check(top)
-        with open(f"{top}/src/kapi/task.rs", "a") as f:
-            f.write("use crate::driver::VirtgpuUserptr;\n")
-        assert len(check(top)) == len(before) + 1, "an import of the driver in kapi is not found"
-
-
-def main():
-    if sys.argv[1:] == ["--self-test"]:
-        self_test()
-        return 0
+def main(_):
     wrong = check(".")
     for line in wrong:
         print(line)
     return 1 if wrong else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
