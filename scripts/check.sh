@@ -96,4 +96,4 @@ export VIRTGPU_COMMIT
 export VIRTGPU_TESTS_SEED=${VIRTGPU_TESTS_SEED:-$((16#0${VIRTGPU_COMMIT:0:8}))}
 trap - EXIT
 # shellcheck disable=SC2086
-exec "$TOP/scripts/in-root" python3 scripts/check.py $suites
+exec "$TOP/scripts/in-root" python3 scripts/virtgpu check $suites

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-2.0
 # vm.sh [options] JOB...: runs a shell command in a guest; vm.sh --help lists the
 # options. This half runs on the host and sees to it that the kernel is there,
-# scripts/vm.py does the rest inside the build root.
+# scripts/virtgpu/vm.py does the rest inside the build root.
 . "$(dirname "$0")/lib.sh"
 
 kind=stock host_gpu=reference trees=
@@ -28,4 +28,4 @@ for t in ${trees//,/ }; do
 	tree=$("$TOP/scripts/tree.sh" "$t")
 	export "VIRTGPU_TREE_${t^^}=/cache/${tree##*/}"
 done
-exec "$TOP/scripts/in-root" python3 scripts/vm.py "$@"
+exec "$TOP/scripts/in-root" python3 scripts/virtgpu vm "$@"

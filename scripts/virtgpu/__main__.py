@@ -10,6 +10,9 @@ import os
 import sys
 
 COMMANDS = {
+    "vm": "vm",
+    "check": "check",
+    "mutants": "mutants.suite",
     "kunit": "kunit",
     "coverage": "coverage",
     "layers": "lint.layers",
@@ -19,7 +22,7 @@ COMMANDS = {
     "test": "tests.ktap_runner",
 }
 # These read --help themselves.
-HAVE_OPTIONS = ()
+HAVE_OPTIONS = ("vm",)
 
 
 def load(command):

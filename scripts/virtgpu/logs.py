@@ -49,6 +49,12 @@ def marker(line):
     return word, rest
 
 
+def forget_result(name):
+    """Removes what an earlier guest of this name has left."""
+    if os.path.exists(f"{folder(name)}/result"):
+        os.unlink(f"{folder(name)}/result")
+
+
 def write_result(run, result):
     """Writes down how a guest has ended, into its folder."""
     with open(f"{run}/result", "w") as f:

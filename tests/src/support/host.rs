@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0-only
 
-//! What a test asks of the host on which the guest runs (`serve` in `scripts/vm.py`).
+//! What a test asks of the host on which the guest runs (`serve` in `scripts/virtgpu/monitor.py`).
 
 use std::io::Write;
 

@@ -8,7 +8,9 @@ parameters of the module, with tabs between.
 import os
 import subprocess
 
-TESTS = "/project/build/target/x86_64-unknown-linux-gnu/release/virtgpu-tests"
+from .environment import TARGET
+
+PROGRAM = TARGET + "/virtgpu-tests"
 
 
 class Family:
@@ -18,17 +20,18 @@ class Family:
         self.name, self.kernel, self.driver, self.device, self.module = line.split("\t")
 
     def applies(self, kernel, driver):
+        """Whether it can run in this kernel, with this driver."""
         return self.kernel in ("any", kernel) and self.driver in ("both", driver)
 
 
-def families():
-    """All of them, by name."""
-    if not os.path.exists(TESTS):
+def offered():
+    """All families, by name."""
+    if not os.path.exists(PROGRAM):
         return {}
-    lines = subprocess.check_output([TESTS, "list"], text=True).splitlines()
-    offered = [Family(line) for line in lines if line]
-    names = [f.name for f in offered]
+    lines = subprocess.check_output([PROGRAM, "list"], text=True).splitlines()
+    listed = [Family(line) for line in lines if line]
+    names = [f.name for f in listed]
     twice = {name for name in names if names.count(name) > 1}
     if twice:
         raise ValueError(f"several families of virtgpu-tests are called {', '.join(sorted(twice))}")
-    return {f.name: f for f in offered}
+    return {f.name: f for f in listed}

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Result:
+    """A finished test."""
     name: str  # family/test
     status: str  # ok, not ok, skip
     reason: str = ""
@@ -30,6 +31,7 @@ class Level:
 
 
 class Ktap:
+    """Nested test results, as the kernel and this project's programs print them."""
     LINE = re.compile(r"^( *)(ok|not ok) (\d+) ?(?:- )?(.*)$")
     PLAN = re.compile(r"^( *)1\.\.(\d+)(?: *# *SKIP *(.*))?$", re.I)
     SUBTEST = re.compile(r"^( *)# Subtest: (.+)$")
@@ -47,7 +49,9 @@ class Ktap:
             return self.result(self.depth(m[1]), m[2], m[4])
         if m := self.PLAN.match(line):
             level = self.level(self.depth(m[1]))
-            level.plan = (level.plan if level.plan >= 0 and level is self.levels[0] else 0) + int(m[2])
+            # Several documents can follow one another.
+            before = level.plan if level.plan >= 0 and level is self.levels[0] else 0
+            level.plan = before + int(m[2])
             return []
         if m := self.SUBTEST.match(line):
             self.level(self.depth(m[1])).name = m[2].strip()
@@ -92,7 +96,8 @@ class Ktap:
             if problems:
                 done.append(Result(f"{name}/plan", "not ok", problems))
             elif status == "not ok" and not child.failed:
-                done.append(Result(name, "not ok", reason or "the group failed, none of its tests did", self.notes))
+                reason = reason or "the group failed, none of its tests did"
+                done.append(Result(name, "not ok", reason, self.notes))
             self.levels = self.levels[:depth + 1]
         else:
             now = time.monotonic()
@@ -134,8 +139,10 @@ class Ktap:
 
 class Cargo:
     """`cargo test` in its default format."""
-    CRATE = re.compile(r"^ +(?:Running|Doc-tests) (?:.*/(?:deps|examples)/([A-Za-z0-9_]+)-[0-9a-f]+\)|(\S+))")
-    TEST = re.compile(r"^test (.+?)(?: - (?:should panic|compile|compile fail))? \.\.\. (ok|FAILED|ignored)(?:, (.*))?$")
+    CRATE = re.compile(r"^ +(?:Running|Doc-tests) "
+                       r"(?:.*/(?:deps|examples)/([A-Za-z0-9_]+)-[0-9a-f]+\)|(\S+))")
+    TEST = re.compile(r"^test (.+?)(?: - (?:should panic|compile|compile fail))? \.\.\. "
+                      r"(ok|FAILED|ignored)(?:, (.*))?$")
 
     def __init__(self):
         self.crate, self.total, self.last = "", 0, time.monotonic()
@@ -150,8 +157,8 @@ class Cargo:
             self.last = now
             status = {"ok": "ok", "FAILED": "not ok", "ignored": "skip"}[m[2]]
             name = re.sub(r" - .*\(line (\d+)\)", r":\1", m[1]).replace(" ", "_")
-            return [Result(f"{self.crate}/{name}", status,
-                           m[3] or ("ignored" if status == "skip" else ""), [], now - last)]
+            reason = m[3] or ("ignored" if status == "skip" else "")
+            return [Result(f"{self.crate}/{name}", status, reason, [], now - last)]
         return []
 
     def finish(self):

@@ -10,10 +10,11 @@ class Expected:
     """A line of the list, for one suite."""
 
     def __init__(self, suite, rest, entry):
-        self.test, self.reason, self.maybe = f"{suite}/{rest}", entry["reason"], entry.get("maybe", False)
-        self.suite, self.met = suite, False
+        self.suite, self.test, self.reason = suite, f"{suite}/{rest}", entry["reason"]
+        self.maybe, self.met = entry.get("maybe", False), False
 
     def covers(self, name, reason):
+        """Whether a skip is one that the line expects."""
         return fnmatch.fnmatchcase(name, self.test) and fnmatch.fnmatchcase(reason, self.reason)
 
 
@@ -39,7 +40,8 @@ def line(name, reason):
 
 
 def problems(expected, results, whole):
-    """What is wrong with the skips among `results`: names, reasons, and the lines to add or to take out.
+    """What is wrong with the skips among `results`: names, reasons, and the lines to add or to take
+    out.
 
     `whole` are the suites that have run to their end with everything in them.
     """
@@ -57,6 +59,7 @@ def problems(expected, results, whole):
     for entry in expected:
         if not entry.met and not entry.maybe and entry.suite in whole:
             wrong.append((entry.test, "not skipped any more, but tests/skips.toml expects it",
-                          ["take it out of tests/skips.toml; or, if it depends on the machine, say maybe = true:",
+                          ["take it out of tests/skips.toml; or, if it depends on the machine, "
+                           "say maybe = true:",
                            f"test = {entry.test}, reason = {entry.reason}"]))
     return wrong
