@@ -31,8 +31,7 @@ esac
 
 "$TOP/scripts/programs.sh"
 kernel=$("$TOP/scripts/kernel.sh" release)
-run_logged "building the module for the release kernel" "$BUILD/logs/module-release.log" \
-	"$TOP/scripts/module.sh" release
+build_module release
 
 # The table begins with its heading and ends with the whole result on one line.
 table='/^id  *value /,/^BENCH-JSON /'

@@ -72,12 +72,10 @@ for f in $files; do
 done
 for k in $(echo $kernels | tr ' ' '\n' | sort -u); do
 	building=kernel-$k
-	kernel=$("$TOP/scripts/kernel.sh" "$k")
-	export "VIRTGPU_KERNEL_${k^^}=/cache/${kernel##*/}"
+	use_kernel "$k"
 	[ -n "$needs_module" ] || continue
 	building=module-$k
-	run_logged "building the module for the $k kernel" "$BUILD/logs/module-$k.log" \
-		"$TOP/scripts/module.sh" "$k"
+	build_module "$k"
 	building=test-module-$k
 	run_logged "building the module for tests for the $k kernel" "$BUILD/logs/test-module-$k.log" \
 		"$TOP/scripts/test-module.sh" "$k"
@@ -86,8 +84,7 @@ done
 for t in $trees; do
 	building=tree-$t
 	wait "${making[$t]}"
-	tree=$("$TOP/scripts/tree.sh" "$t")
-	export "VIRTGPU_TREE_${t^^}=/cache/${tree##*/}"
+	use_tree "$t"
 done
 
 # Suite `sample` goes by it, and so does what tests do at random.

@@ -7,8 +7,7 @@
 
 "$TOP/scripts/programs.sh"
 "$TOP/scripts/kernel.sh" stock >/dev/null
-run_logged "building the module for the stock kernel" "$BUILD/logs/module-stock.log" \
-	"$TOP/scripts/module.sh" stock
+build_module stock
 note "booting the guest (log: $BUILD/logs/demo/console.log)"
 # Two nodes, so that memory can be moved from one to the other.
 exec "$TOP/scripts/vm.sh" --name demo --mem 2G --append numa=fake=2 --timeout 600 virtgpu-demo

@@ -9,8 +9,7 @@ seed=${FUZZ_SEED:-}
 
 "$TOP/scripts/programs.sh"
 "$TOP/scripts/kernel.sh" debug >/dev/null
-run_logged "building the module for the debug kernel" "$BUILD/logs/module-debug.log" \
-	"$TOP/scripts/module.sh" debug
+build_module debug
 note "fuzzing for $seconds s (log: $BUILD/logs/fuzz/console.log)"
 exec "$TOP/scripts/vm.sh" --name fuzz --kernel debug --mem 1G --timeout $((seconds * 4 + 600)) \
 	"virtgpu-fuzz --seconds $seconds ${seed:+--seed $seed}"

@@ -90,3 +90,23 @@ run_logged() {
 	fi
 	note "$what: done in $((SECONDS - start)) s"
 }
+
+# use_kernel KIND: makes a kernel, and says in a variable where the build root has it.
+use_kernel() {
+	local path
+	path=$("$TOP/scripts/kernel.sh" "$1")
+	export "VIRTGPU_KERNEL_${1^^}=/cache/${path##*/}"
+}
+
+# use_tree NAME: likewise with a tree.
+use_tree() {
+	local path
+	path=$("$TOP/scripts/tree.sh" "$1")
+	export "VIRTGPU_TREE_${1^^}=/cache/${path##*/}"
+}
+
+# build_module KIND: builds the module for a kernel that is there.
+build_module() {
+	run_logged "building the module for the $1 kernel" "$BUILD/logs/module-$1.log" \
+		"$TOP/scripts/module.sh" "$1"
+}

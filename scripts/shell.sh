@@ -6,7 +6,6 @@
 kind=${KERNEL:-stock}
 "$TOP/scripts/programs.sh"
 "$TOP/scripts/kernel.sh" "$kind" >/dev/null
-run_logged "building the module for the $kind kernel" "$BUILD/logs/module-$kind.log" \
-	"$TOP/scripts/module.sh" "$kind"
+build_module "$kind"
 note "virtgpu-tests, virtgpu-demo and virtgpu-bench are in the PATH; exit ends the guest, Ctrl-A X kills it"
 exec "$TOP/scripts/vm.sh" --name shell --kernel "$kind" --mem "${MEM:-2G}" --interactive "$@"

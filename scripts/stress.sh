@@ -11,8 +11,7 @@ seed=${SEED:-$((16#0${commit:0:8}))}
 
 "$TOP/scripts/programs.sh"
 "$TOP/scripts/kernel.sh" debug >/dev/null
-run_logged "building the module for the debug kernel" "$BUILD/logs/module-debug.log" \
-	"$TOP/scripts/module.sh" debug
+build_module debug
 note "stress for $seconds s, SEED=$seed (log: $BUILD/logs/stress/console.log)"
 exec "$TOP/scripts/vm.sh" --name stress --kernel debug --mem 3G --cpus 4 \
 	--append "numa=fake=2 movablecore=30%" --timeout $((seconds * 2 + 600)) \

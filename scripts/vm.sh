@@ -20,12 +20,10 @@ for a in "$@"; do
 	esac
 	previous=$a
 done
-kernel=$("$TOP/scripts/kernel.sh" "$kind")
-export "VIRTGPU_KERNEL_${kind^^}=/cache/${kernel##*/}"
+use_kernel "$kind"
 # QEMU with OpenGL is in the tree with Mesa.
 [ "$host_gpu" = reference ] || trees=$trees,mesa
 for t in ${trees//,/ }; do
-	tree=$("$TOP/scripts/tree.sh" "$t")
-	export "VIRTGPU_TREE_${t^^}=/cache/${tree##*/}"
+	use_tree "$t"
 done
 exec "$TOP/scripts/in-root" python3 scripts/virtgpu vm "$@"
