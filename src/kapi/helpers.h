@@ -220,6 +220,7 @@ bool kapi_mmu_interval_read_retry(struct mmu_interval_notifier *notifier,
 enum kapi_hmm_pfn {
 	KAPI_HMM_PFN_VALID = HMM_PFN_VALID,
 	KAPI_HMM_PFN_WRITE = HMM_PFN_WRITE,
+	KAPI_HMM_PFN_ERROR = HMM_PFN_ERROR,
 	KAPI_HMM_PFN_FLAGS = HMM_PFN_FLAGS,
 };
 

@@ -78,8 +78,10 @@ impl Window {
     ///
     /// # Errors
     ///
-    /// Those of [`fault_in`]; [`EBUSY`] if the pages kept changing for `timeout_ms` milliseconds,
-    /// or were gone again at once.
+    /// - Those of [`fault_in`];
+    /// - [`EFAULT`] if what was faulted in is no ordinary page;
+    /// - [`EBUSY`] if the pages kept changing for `timeout_ms` milliseconds, or were gone again at
+    ///   once.
     pub(crate) fn look_up<'a>(
         &self,
         windows: &'a Windows,
@@ -96,6 +98,8 @@ impl Window {
         } = wanted;
         let mut pages = KVec::from_elem(HmmPage::default(), around.len(), GFP_KERNEL)?;
         let mut tries = 0;
+        // The page that was just faulted in.
+        let mut faulted = None;
         let look = loop {
             let look = loop {
                 let start = self.start() + (around.start << PAGE_SHIFT);
@@ -128,6 +132,8 @@ impl Window {
             let missing = missing.count();
             // The device may have got it meanwhile, alone perhaps: then it would lose it.
             let page = ask.start + first;
+            let is_special =
+                faulted == Some(page) && asked.get(first).is_some_and(|page| page.is_error());
             let has_it = match *alone {
                 true => self.is_exclusive(page),
                 false => self.is_reachable(page, *write),
@@ -146,8 +152,12 @@ impl Window {
             }
             tries += 1;
             let addr = self.start() + ((ask.start + first) << PAGE_SHIFT);
-            match fault_in(addr, missing, *write, *wait) {
-                Ok(_) => {}
+            let outcome = match is_special {
+                true => Err(EFAULT),
+                false => fault_in(addr, missing, *write, *wait),
+            };
+            match outcome {
+                Ok(_) => faulted = Some(page),
                 // Those before it can be had.
                 Err(e) if first > 0 && e != EINTR => {
                     ask.end = ask.start + first;

@@ -463,6 +463,9 @@ static int importer_imported(struct importer *importer,
 
 static struct miscdevice exporter;
 
+/* What can be mapped, in a way in which it is no page. */
+static void *special_page;
+
 static int exporter_open(struct inode *inode, struct file *file)
 {
 	struct importer *importer = kzalloc_obj(*importer);
@@ -484,6 +487,24 @@ static int exporter_close(struct inode *inode, struct file *file)
 		importer_end(importer);
 	mutex_destroy(&importer->lock);
 	kfree(importer);
+	return 0;
+}
+
+/*
+ * Maps one page over and over, in the way of drivers whose memory has no pages:
+ * a processor may use it, but no one is to look it up.
+ */
+static int exporter_mmap(struct file *file, struct vm_area_struct *vma)
+{
+	unsigned long addr;
+	vm_fault_t fault;
+
+	vm_flags_set(vma, VM_MIXEDMAP);
+	for (addr = vma->vm_start; addr < vma->vm_end; addr += PAGE_SIZE) {
+		fault = vmf_insert_mixed(vma, addr, PHYS_PFN(virt_to_phys(special_page)));
+		if (fault != VM_FAULT_NOPAGE)
+			return -ENOMEM;
+	}
 	return 0;
 }
 
@@ -558,6 +579,7 @@ static const struct file_operations exporter_fops = {
 	.open = exporter_open,
 	.release = exporter_close,
 	.unlocked_ioctl = exporter_ioctl,
+	.mmap = exporter_mmap,
 };
 
 static struct miscdevice exporter = {
@@ -566,7 +588,27 @@ static struct miscdevice exporter = {
 	.fops = &exporter_fops,
 	.mode = 0600,
 };
-module_misc_device(exporter);
+
+static int __init exporter_init(void)
+{
+	int err;
+
+	special_page = (void *)get_zeroed_page(GFP_KERNEL);
+	if (!special_page)
+		return -ENOMEM;
+	err = misc_register(&exporter);
+	if (err)
+		free_page((unsigned long)special_page);
+	return err;
+}
+module_init(exporter_init);
+
+static void __exit exporter_exit(void)
+{
+	misc_deregister(&exporter);
+	free_page((unsigned long)special_page);
+}
+module_exit(exporter_exit);
 
 MODULE_IMPORT_NS("DMA_BUF");
 MODULE_DESCRIPTION("Exporter of dma-bufs that can be revoked, for tests");

@@ -46,6 +46,11 @@ impl HmmPage {
         self.0 & bindings::kapi_hmm_pfn_KAPI_HMM_PFN_WRITE != 0
     }
 
+    /// Whether what is mapped there is no page that a device may have.
+    pub(crate) fn is_error(self) -> bool {
+        self.0 & bindings::kapi_hmm_pfn_KAPI_HMM_PFN_ERROR != 0
+    }
+
     /// Whether `next` is the page behind it in memory, and may be used in the same way.
     pub(crate) fn is_followed_by(self, next: Self) -> bool {
         next.0 == self.0.wrapping_add(1)

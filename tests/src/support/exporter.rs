@@ -4,7 +4,7 @@
 //! of others as well.
 
 use std::fs::File;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::path::Path;
 use std::time::Duration;
 
@@ -159,6 +159,11 @@ impl Importer {
 impl Exporter {
     fn call<T>(&self, request: u32, argument: &mut T) -> Result<(), Errno> {
         call(self.0.as_ref().ok_or(Errno::BADF)?, request, argument)
+    }
+
+    /// The file, which maps memory that is no page.
+    pub(crate) fn fd(&self) -> BorrowedFd<'_> {
+        self.0.as_ref().expect("open until it is dropped").as_fd()
     }
 
     /// Makes a dma-buf of `pages` pages, and maps it.

@@ -14,10 +14,11 @@ use super::support::{
 };
 use crate::bad_memory::secret;
 use crate::ktap::{parts, Family, Outcome, TestResult};
+use crate::support::exporter;
 use crate::support::place::{Pages, Place, NONE, READ, RW};
 use crate::support::uffd::{feature, Uffd, MISSING};
 use crate::support::{job, Env, Random, PAGE};
-use crate::{cases, check, check_eq};
+use crate::{cases, check, check_eq, check_err};
 
 pub(crate) const FAMILY: Family = family(
     "svm_bad",
@@ -28,6 +29,7 @@ pub(crate) const FAMILY: Family = family(
         below_stack,
         beyond_the_end_of_a_file,
         gem_mmap,
+        memory_without_pages,
         secretmem,
         secretmem_put_there_during_a_fault,
         prot_none_and_exec_only,
@@ -190,6 +192,24 @@ fn gem_mmap(env: &Env) -> TestResult {
         place.write_u64(0, 1);
         read_and_write(env, "host memory's mapping", place.address(0), bad_address)?;
     }
+    Ok(())
+}
+
+/// A driver has mapped memory that is no page. A processor may use it, so that the kernel has no
+/// more to do for an access; but it is not to be had.
+fn memory_without_pages(env: &Env) -> TestResult {
+    let exporter = exporter::load()?;
+    let place = Place::reserve(Pages::Base, SIZE)?;
+    place.map_file(0, SIZE, exporter.fd(), 0, [RW, libc::MAP_SHARED])?;
+    place.write_u64(0, 1);
+    read_and_write(env, "a driver's memory", place.address(0), bad_address)?;
+    let svm = open(env)?;
+    check_err!(
+        svm.space.prefetch(place.address(0), PAGE as u64),
+        Errno::FAULT,
+        "PREFETCH"
+    );
+    check_eq!(svm.count()?.state, uapi::svm_state::ACTIVE, "the state");
     Ok(())
 }
 

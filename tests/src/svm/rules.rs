@@ -4,12 +4,14 @@
 //! for a fault; and what it may.
 
 use std::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};
+use std::time::Duration;
 
 use virtgpu_client::protocol::uapi::{self, svm_reason, svm_state};
 use virtgpu_client::{
     compute, pointer, BlobOptions, Bytes, Errno, Exec, Memory, RegisterOptions, SpaceOptions,
 };
 
+use super::silent::{Silent, SIZE};
 use super::support::{at, device, family, open, open_with, others_work, End, Svm, RINGS, USUAL};
 use crate::ktap::{Case, Family, Outcome, TestResult};
 use crate::support::place::Place;
@@ -52,7 +54,11 @@ pub(crate) const SCARCE: Family = on_device(
 pub(crate) const SCARCER: Family = on_device(
     "svm_scarcer",
     "--mirror-mappings 16",
-    cases![jobs_take_from_each_other: 600, jobs_ask_for_too_much: 600],
+    cases![
+        jobs_take_from_each_other: 600,
+        jobs_ask_for_too_much: 600,
+        asks_a_userfaultfd_for_one_page: 300,
+    ],
 );
 
 /// Pages of [`in_many_runs`].
@@ -623,6 +629,29 @@ fn adding_to_each(place: &Place) -> compute::Stream {
         adding.add_u32(at(place.address(offset)), 8, 1);
     }
     adding
+}
+
+/// A device without room for more is no reason to ask a userfaultfd for what was not touched.
+fn asks_a_userfaultfd_for_one_page(env: &Env) -> TestResult {
+    let svm = open(env)?;
+    let runs = in_many_runs()?;
+    let mut adding = compute::Stream::new();
+    for offset in (0..64 * PAGE).step_by(PAGE) {
+        adding.add_u32(at(runs.address(offset)), 4, 1);
+    }
+    svm.run("more than there is room for", &adding)?;
+    let query = svm.count()?;
+    check!(query.evictions > 0, "nothing was evicted: {query:?}");
+    let silent = Silent::new()?;
+    silent.stall(&svm, 1, 0)?;
+    silent.uffd.zero(silent.place.address(0), PAGE)?;
+    let end = svm.finish(1);
+    // Whoever waits in vain does so no longer.
+    let asked = silent.uffd.next(Duration::ZERO)?;
+    silent.uffd.unregister(silent.place.address(0), SIZE)?;
+    check_eq!(end?, End::Done, "the job");
+    check_eq!(asked.map(|fault| fault.address), None, "the next page");
+    Ok(())
 }
 
 fn more_than_it_has_room_for(env: &Env, svm: &Svm) -> TestResult {
