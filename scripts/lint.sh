@@ -28,8 +28,9 @@ clippy-workspace)
 	cargo clippy --workspace --all-targets --locked -- -D warnings
 	;;
 layers)
-	python3 scripts/virtgpu test layers
+	python3 scripts/virtgpu test layers circles
 	python3 scripts/virtgpu layers
+	python3 scripts/virtgpu circles
 	;;
 links)
 	python3 scripts/virtgpu test links

@@ -16,6 +16,7 @@ COMMANDS = {
     "kunit": "kunit",
     "coverage": "coverage",
     "layers": "lint.layers",
+    "circles": "lint.circles",
     "links": "lint.links",
     "prose": "lint.prose",
     "compile-fail": "lint.compile_fail",

@@ -36,7 +36,10 @@ use crate::{
         SHM_ID_HOST_VISIBLE, //
     },
     transport::{
-        control::RingQuota,
+        control::{
+            ControlQueue,
+            RingQuota, //
+        },
         Timeouts,
         Transport, //
     },
@@ -126,7 +129,7 @@ impl VirtioGpu {
         transport.start(queues, features.event_slots)?;
         features.settle_mirror(vdev)?;
 
-        let control = transport.control_queue();
+        let control = ControlQueue::from(transport.clone());
         let quota = RingQuota::new()?;
         let capsets = Capsets::query(vdev, &control, &quota, capset_count)?;
         let gpu = Arc::new(

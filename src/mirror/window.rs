@@ -2,11 +2,11 @@
 
 //! Windows: the parts of a process's address space that a device which faults has touched.
 //!
-//! A window is [`WINDOW`] bytes of addresses with a table of their own; [`Windows`](super::Windows) has them all,
-//! and the notifiers. Nothing is asked of the kernel for a window but what a fault asks for, and no
-//! job waits for the response to a MAP: if it fails, the device faults again. So a page that is in
-//! the table as mapped is one for which MAP was sent, and jobs need not be over when it is
-//! invalidated: they stall.
+//! A window is [`WINDOW`] bytes of addresses with a table of their own; [`Windows`](super::Windows)
+//! has them all, and the notifiers. Nothing is asked of the kernel for a window but what a fault
+//! asks for, and no job waits for the response to a MAP: if it fails, the device faults again. So a
+//! page that is in the table as mapped is one for which MAP was sent, and jobs need not be over
+//! when it is invalidated: they stall.
 //!
 //! [`super::lookup`] looks pages up, and [`super::commit`] has the device map them.
 

@@ -12,13 +12,9 @@
 //! silence in `watchdog`.
 
 use super::{
-    control::{
-        Control,
-        ControlQueue, //
-    },
+    control::Control,
     event::Events,
     knobs::Knobs,
-    loss::OnReset,
     mirror::Mirror, //
 };
 use crate::{
@@ -65,18 +61,14 @@ use kernel::{
     },
 };
 
-/// What the driver may do with a device.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum State {
-    /// Commands can be sent.
-    Running,
-    /// The device may still write to memory, but is not trusted any more.
-    Lost,
-    /// The device has been reset.
-    Reset,
-    /// The machine sleeps, and the device knows nothing of the driver.
-    #[cfg(CONFIG_PM_SLEEP)]
-    Asleep,
+/// What is to happen when a device has been reset.
+pub(crate) trait OnReset: Send + Sync {
+    /// Called once, when the device is known not to access memory any more, and the commands that
+    /// it knew have been completed. May sleep.
+    fn reset(&self);
+
+    /// Called if the device does not return from its reset. May sleep.
+    fn overdue(&self);
 }
 
 /// How long a device may take.
@@ -203,11 +195,6 @@ impl Transport {
         unready.ready();
         self.events.kick();
         Ok(())
-    }
-
-    /// The control queue.
-    pub(crate) fn control_queue(self: &Arc<Self>) -> ControlQueue {
-        self.clone().into()
     }
 
     /// What is made to happen to the queues.

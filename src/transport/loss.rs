@@ -16,10 +16,8 @@ use super::{
         Control,
         Inner, //
     },
-    device::{
-        State,
-        Transport, //
-    },
+    State,
+    Transport, //
 };
 use crate::kapi::sync::cancel_delayed_sync;
 use kernel::{
@@ -34,16 +32,6 @@ use kernel::{
 
 /// How long a reset may take until fences are signalled nevertheless.
 const RESET_TIMEOUT_MS: u32 = 10_000;
-
-/// What is to happen when a device has been reset.
-pub(crate) trait OnReset: Send + Sync {
-    /// Called once, when the device is known not to access memory any more, and the commands that
-    /// it knew have been completed. May sleep.
-    fn reset(&self);
-
-    /// Called if the device does not return from its reset. May sleep.
-    fn overdue(&self);
-}
 
 impl Transport {
     /// Marks the device lost, wakes all waiters and has it reset.

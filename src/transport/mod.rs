@@ -22,16 +22,15 @@ mod interrupt;
 pub(crate) mod knobs;
 mod loss;
 pub(crate) mod mirror;
+mod state;
 mod status;
 #[cfg(CONFIG_PM_SLEEP)]
 mod suspend;
 mod watchdog;
 
-use self::device::State;
-pub(crate) use self::{
-    device::{
-        Timeouts,
-        Transport, //
-    },
-    loss::OnReset,
+pub(crate) use self::device::{
+    OnReset,
+    Timeouts,
+    Transport, //
 };
+use self::state::State;

@@ -6,7 +6,7 @@
 //! restored, so the caller lets only a device sleep that has neither contexts nor resources; the
 //! commands that may still be on their way are the driver's own.
 
-use super::device::{
+use super::{
     State,
     Transport, //
 };

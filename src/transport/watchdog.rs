@@ -10,10 +10,8 @@ use super::{
         ControlQueue,
         Inner, //
     },
-    device::{
-        State,
-        Transport, //
-    },
+    State,
+    Transport, //
 };
 use kernel::{
     sync::Arc,

@@ -84,8 +84,8 @@ fn has_room(parts: usize, most: usize, free: usize, has_table: impl FnOnce() -> 
 
 /// A virtqueue.
 ///
-/// It belongs to the [`Binding`](super::Binding) of its driver, and the messages in it to the queue: dropping a
-/// `Queue` leaves them there until the device's queues are taken down.
+/// It belongs to the [`Binding`](super::Binding) of its driver, and the messages in it to the
+/// queue: dropping a `Queue` leaves them there until the device's queues are taken down.
 ///
 /// # Invariants
 ///

@@ -24,7 +24,8 @@
 //! - [`command`]: what a command is;
 //! - [`commands`]: which there are, and what the device responds to each;
 //! - [`credit`]: room in the ring;
-//! - here: the ring;
+//! - [`ring`]: what the queue consists of;
+//! - here: sending commands;
 //! - [`responses`]: what the device says;
 //! - [`patience`]: how long who waits for what;
 //! - [`end`]: what becomes of commands when the device is lost, or reset.
@@ -35,6 +36,7 @@ mod credit;
 mod end;
 mod patience;
 mod responses;
+mod ring;
 
 pub(crate) use self::{
     command::{
@@ -52,17 +54,16 @@ pub(crate) use self::{
         Credit,
         RingQuota, //
     },
+    ring::Control,
 };
 
+pub(super) use self::ring::Inner;
 use self::{
     command::{
         Owned,
         Shared, //
     },
-    credit::{
-        Line,
-        Room, //
-    }, //
+    ring::TEARDOWN_RESERVE, //
 };
 use super::{
     State,
@@ -74,7 +75,6 @@ use crate::{
             Fence,
             UnpublishedFence, //
         },
-        sync::WaitQueue,
         virtio::{
             Message,
             Notification,
@@ -87,98 +87,15 @@ use crate::{
 };
 use core::ops::Deref;
 use kernel::{
-    list::{
-        List,
-        ListArc, //
-    },
-    new_spinlock_irq,
+    list::ListArc,
     prelude::*,
     sync::{
         aref::ARef,
-        atomic::{
-            ordering::Relaxed,
-            Atomic, //
-        },
-        Arc,
-        SpinLockIrq, //
+        atomic::ordering::Relaxed,
+        Arc, //
     },
 };
 use zerocopy::IntoBytes;
-
-/// Descriptors kept for teardown.
-const TEARDOWN_RESERVE: usize = 16;
-
-/// What the lock of the control queue protects.
-pub(super) struct Inner {
-    /// What becomes of commands. Changed by [`Transport`] only.
-    pub(super) state: State,
-    /// `None` before the start and after the removal.
-    queue: Option<Queue<Shared, Owned>>,
-    /// Never used, but the device counts on it.
-    cursor: Option<Queue<Shared, Owned>>,
-    /// Who waits for room.
-    line: Line,
-    /// Descriptors for teardown.
-    reserve: usize,
-    next_fence: u64,
-    /// The highest fence that was answered.
-    answered_fence: u64,
-    /// [`Shared::order`] of the last fence of the device's common timeline that has succeeded.
-    common_answered: u64,
-    /// The commands in the ring, and in `pending`; as many places as the ring has descriptors.
-    in_flight: KVec<Option<Arc<Command>>>,
-    /// The free places.
-    places: KVec<usize>,
-    /// Commands that have their numbers, but found no descriptors. No other command overtakes them.
-    pending: List<Command>,
-    /// Teardown that waits for descriptors.
-    backlog: List<Command>,
-    /// Commands that were refused before what they undo was answered, in the order in which they
-    /// were sent.
-    early: List<Command>,
-    /// Commands that must not be completed before the reset.
-    held: List<Command>,
-    /// Commands in the ring that are no jobs.
-    commands: usize,
-    /// Descriptors of jobs in the ring whose contexts are gone from the host.
-    abandoned: usize,
-    /// When the device has last answered, or has begun to have something to answer, or when the
-    /// watchdog has last found that jobs run; as in [`Transport::now`].
-    quiet_since: i64,
-    /// Who waits for room for a job, for longer than the time limit.
-    starved: usize,
-    /// Asks whether the device answers anything; made ahead, sent by the watchdog.
-    probe: Option<ListArc<Command>>,
-    /// The one that was sent last, until it is answered.
-    probed: Option<Arc<Command>>,
-    /// Since when the device has something to answer, and the probe was to be sent, as in
-    /// [`Transport::now`]; `None` again as soon as it answers anything, or the watchdog finds that
-    /// jobs run.
-    asked_at: Option<i64>,
-    /// The watchdog is pending or running. Changed by [`Transport`] only.
-    pub(super) watching: bool,
-    /// Commands that the device has answered, ever.
-    answered: u64,
-}
-
-/// The control queue of a device, as part of its [`Transport`].
-#[pin_data]
-pub(crate) struct Control {
-    /// Protects the ring and the counts, and the state of the device. Taken in the interrupt; the
-    /// innermost lock but for [`Shared::fence`] and `done`.
-    #[pin]
-    pub(super) inner: SpinLockIrq<Inner>,
-    /// Protects the list of commands that wait for their [`Completion`].
-    #[pin]
-    done: SpinLockIrq<List<Command>>,
-    /// Answered commands that are completed, ever. Changed by the worker only.
-    completed: Atomic<u64>,
-    /// Waiters for `completed`.
-    #[pin]
-    completion_wait: WaitQueue,
-    /// The descriptors of the ring.
-    room: Room,
-}
 
 /// The control queue of a device, as those use it who send commands.
 #[derive(Clone)]
@@ -197,88 +114,6 @@ impl Deref for ControlQueue {
 
     fn deref(&self) -> &Control {
         &self.transport.control
-    }
-}
-
-impl Control {
-    /// A control queue without ring; [`Control::start`] gives it one.
-    pub(super) fn new() -> impl PinInit<Self> {
-        pin_init!(Self {
-            inner <- new_spinlock_irq!(Inner {
-                state: State::Running,
-                queue: None,
-                cursor: None,
-                line: Line::new(),
-                reserve: 0,
-                next_fence: 1,
-                answered_fence: 0,
-                common_answered: 0,
-                in_flight: KVec::new(),
-                places: KVec::new(),
-                pending: List::new(),
-                backlog: List::new(),
-                early: List::new(),
-                held: List::new(),
-                commands: 0,
-                abandoned: 0,
-                quiet_since: 0,
-                starved: 0,
-                probe: None,
-                probed: None,
-                asked_at: None,
-                watching: false,
-                answered: 0,
-            }, "Control::inner"),
-            done <- new_spinlock_irq!(List::new(), "Control::done"),
-            completed: Atomic::new(0),
-            completion_wait <- WaitQueue::new(),
-            room: Room::new(),
-        })
-    }
-
-    /// Takes the queues of a device that is being probed, and has commands sent from now on. A
-    /// command takes one descriptor with `indirect`; if bytes are limited, `bytes` are for what is
-    /// in the ring.
-    ///
-    /// # Errors
-    ///
-    /// [`ENOMEM`], and [`EINVAL`] if the ring is too small.
-    pub(super) fn start(
-        &self,
-        queue: Queue<Shared, Owned>,
-        cursor: Queue<Shared, Owned>,
-        indirect: bool,
-        bytes: Option<usize>,
-    ) -> Result {
-        let ring_size = queue.size();
-        if ring_size < 2 * TEARDOWN_RESERVE {
-            return Err(EINVAL);
-        }
-        let mut in_flight = KVec::with_capacity(ring_size, GFP_KERNEL)?;
-        let mut places = KVec::with_capacity(ring_size, GFP_KERNEL)?;
-        for place in 0..ring_size {
-            in_flight.push(None, GFP_KERNEL)?;
-            places.push(place, GFP_KERNEL)?;
-        }
-        let probe = ControlQueue::new_probe()?;
-        let mut inner = self.inner.lock();
-        inner.queue = Some(queue);
-        inner.cursor = Some(cursor);
-        let before = (
-            core::mem::replace(&mut inner.in_flight, in_flight),
-            core::mem::replace(&mut inner.places, places),
-            inner.probe.replace(probe),
-            inner.probed.take(),
-        );
-        self.room.start(ring_size, indirect, bytes);
-        inner.reserve = TEARDOWN_RESERVE;
-        inner.commands = 0;
-        inner.abandoned = 0;
-        inner.asked_at = None;
-        inner.state = State::Running;
-        drop(inner);
-        drop(before);
-        Ok(())
     }
 }
 
