@@ -161,11 +161,11 @@ class Run:
         with part.report.lock:
             part.report.guests.append(result)
         for case in result["cases"]:
-            self.judge_case(part, case)
-        self.judge(part, result, time.monotonic() - start)
+            self.validate_case(part, case)
+        self.validate(part, result, time.monotonic() - start)
         return result
 
-    def judge_case(self, part, case):
+    def validate_case(self, part, case):
         """Reports whether a case ended well, which is a test itself."""
         problems, prefix = case["errors"], f"{self.suite}/{case['name']}/"
         mine = [r for r in part.results if r.name.startswith(prefix)]
@@ -178,7 +178,7 @@ class Run:
         part.add(f"{self.suite}/{case['name']}{GUEST_TEST}", "not ok" if problems else "ok", None,
                  problems[0] if problems else "", problems[1:])
 
-    def judge(self, part, result, seconds):
+    def validate(self, part, result, seconds):
         """Reports whether the guest ended well and left a clean log, which is a test itself."""
         again = ""
         if result["starts"] > 1:

@@ -2,8 +2,8 @@
 """Remembers which guests have passed, and with what: with VIRTGPU_CHANGED=1 they are skipped.
 
 What goes into a guest is its kernel, module, device, programs, trees, the scripts that run and
-judge it, and what its suite says. A file in build/passed, named by a hash of all that, says that
-such a guest has passed.
+validate it, and what its suite says. A file in build/passed, named by a hash of all that, says
+that such a guest has passed.
 """
 
 import glob
@@ -59,7 +59,7 @@ def files(guest, job):
 
 
 def own_modules():
-    """The modules of this package that run and judge guests; a new one counts as such."""
+    """The modules of this package that run and validate guests; a new one counts as such."""
     for path in glob.glob(f"{SCRIPTS}/virtgpu/*.py"):
         if os.path.basename(path).removesuffix(".py") not in OTHERS:
             yield path

@@ -22,7 +22,7 @@ import shutil
 import tempfile
 import time
 
-from . import image, logs, options, processes, qemu, verdict
+from . import image, logs, options, processes, qemu, outcome
 from .device import Gpus
 
 ATTEMPTS = 2
@@ -57,7 +57,7 @@ def run_guest(args, name, run):
             "cpu": round(processes.children_seconds(), 1),
             "stood_still": round(clock.stood_still, 1), "starts": starts, **phases,
             "devices": [device.status for device in gpus.all] if gpus else [],
-            **verdict.validate(args, run, process, hang, gpus)}
+            **outcome.validate(args, run, process, hang, gpus)}
 
 
 def print_result(args, run, result):

@@ -11,7 +11,7 @@
 //! - an ioctl that fails leaves the structure as it was;
 //! - afterwards a new file can run jobs with the right results, and nothing stays pinned and
 //!   nothing is left on the host ([`rounds`]);
-//! - the kernel's log has nothing to say, which `scripts/virtgpu/verdict.py` looks at.
+//! - the kernel's log has nothing to say, which `scripts/virtgpu/outcome.py` looks at.
 //!
 //! [`rounds`] starts processes, [`worker`] is a thread of one; what it calls is made by
 //! [`standard`], [`extension`] and [`core_ioctls`], done by [`call`], and noted in [`world`];

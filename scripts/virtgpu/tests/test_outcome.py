@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0
-"""Shows what verdict.py makes of a guest's log and of its devices."""
+"""Shows what outcome.py makes of a guest's log and of its devices."""
 
 import argparse
 import tempfile
@@ -7,7 +7,7 @@ import types
 import unittest
 from unittest import mock
 
-from .. import device, verdict
+from .. import device, outcome
 from .fakes import LEAK, case, family
 
 CONSOLE = f"""VIRTGPU-GUEST-START
@@ -41,14 +41,14 @@ def gpu(arguments="", status=0, killed=False):
     return d
 
 
-class Verdict(unittest.TestCase):
+class Outcome(unittest.TestCase):
     def validate(self, log, cases=(), kernel="stock", gpus=None):
-        """What verdict.py says of a guest whose log is this."""
+        """What outcome.py says of a guest whose log is this."""
         args = argparse.Namespace(kernel=kernel, cases=list(cases))
         with tempfile.TemporaryDirectory() as run:
             with open(f"{run}/console.log", "w") as f:
                 f.write(log)
-            return verdict.validate(args, run, types.SimpleNamespace(returncode=0), None, gpus)
+            return outcome.validate(args, run, types.SimpleNamespace(returncode=0), None, gpus)
 
     def errors(self, *devices, kernel="stock", log=GOOD_LOG, events=([], 9, 1)):
         """What is wrong with a guest whose log is this and that has had these devices, with such
