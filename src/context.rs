@@ -2,6 +2,10 @@
 
 //! A context on the host: its capability set, its rings and their timelines, and the commands that
 //! create it, attach resources to it and destroy it.
+//!
+//! A job that fails costs its context, no more: it is marked lost, further jobs of it are refused,
+//! and its memory stays until the host has forgotten it. Commands, fences and address spaces keep
+//! a reference, so that the id of a context is used again only when nothing of it is under way.
 
 use crate::{
     gpu::Gpu,

@@ -2,6 +2,11 @@
 
 //! What the driver keeps of an open file: its context, its quotas of the rings, and what releases
 //! its user memory and sends its events.
+//!
+//! A file is what clients are kept apart by: whatever is limited is limited for each file, and what
+//! a file waits for no other file waits for. Its threads may open, use and close buffers at the
+//! same time; a buffer is attached to the context by the first that uses it, and detached when its
+//! last handle is closed and no job lists it any more.
 
 use crate::{
     context::{

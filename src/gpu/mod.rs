@@ -1,6 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
 
 //! The device: what it offers, and what all files share.
+//!
+//! It is made when the device is probed and lives as long as anyone has something of it, also when
+//! the hardware is gone: from then on the transport refuses commands, and what is released is
+//! released without the host. Ids of resources, contexts and spaces are handed out here, and come
+//! back only when the host has confirmed that it knows nothing of them.
 
 pub(crate) mod capsets;
 mod counters;

@@ -1,6 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! CONTEXT_INIT.
+//! CONTEXT_INIT: a file chooses what its context on the host can do, once, before the first use of
+//! a context makes one without a choice.
+//!
+//! All parameters are read and validated before anything is sent, so that a call that fails changes
+//! nothing. Two calls at the same time meet in the file, where the second finds a context.
 
 use crate::{
     context::ContextParams,

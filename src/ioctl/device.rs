@@ -1,6 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 
 //! What the device can do: GETPARAM and GET_CAPS.
+//!
+//! Both tell what was negotiated or read when the device was probed, and create nothing. Only a
+//! capability set that was not asked for before is fetched from the host, which may take a round
+//! trip.
 
 use crate::{
     drm::{

@@ -1,6 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
 
 //! Buffers: RESOURCE_CREATE, RESOURCE_CREATE_BLOB, RESOURCE_INFO, MAP, WAIT and BO_QUERY.
+//!
+//! Here sizes, flags and handles are validated, as Linux's driver does it, and the errors are
+//! decided that userspace sees. What a buffer consists of is a matter of [`crate::resource`]. A
+//! handle is made last, so that no other thread of the program can use, or close, what is not
+//! complete.
 
 use super::userptr::register;
 use crate::{

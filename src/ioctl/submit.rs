@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! EXECBUFFER.
+//! EXECBUFFER: reads what a job is from userspace, once, and hands it to [`crate::submit`], which
+//! decides by the mode of the context how it is sent.
 
 use crate::{
     drm::{

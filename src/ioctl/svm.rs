@@ -1,6 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 
 //! Shared virtual memory: SVM_ENABLE, SVM_PREFETCH, SVM_WAIT and SVM_QUERY.
+//!
+//! A file has one address space, that of the process which has enabled it. The file may be handed
+//! on, but SVM_PREFETCH and jobs are refused to other processes, whose addresses mean something
+//! else.
 
 use crate::{
     drm::{

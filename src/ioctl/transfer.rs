@@ -1,6 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! TRANSFER_TO_HOST and TRANSFER_FROM_HOST.
+//! TRANSFER_TO_HOST and TRANSFER_FROM_HOST: copies between the guest's pages of a buffer and the
+//! host's storage of it.
+//!
+//! The box is validated here as far as it can be without knowing the format; the host knows it, and
+//! refuses the rest. The copy is a job of the buffer: whoever waits for the buffer waits for it.
 
 use crate::{
     drm::{

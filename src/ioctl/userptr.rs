@@ -1,6 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 
 //! User memory: USERPTR_REGISTER and USERPTR_PREFETCH.
+//!
+//! The flags say which of the two ways of using memory is meant, pinned or mirrored, and
+//! [`crate::userptr`] does the rest. The handle belongs to the file, the memory to the process that
+//! calls: another process that has the file cannot have it prefetched.
 
 use crate::{
     drm::{

@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 
 //! Buffers in guest pages that are allocated for them.
+//!
+//! The pages stay as long as the buffer, and the host is given all of their addresses when it is
+//! created; that list is what limits how scattered they may be.
 
 use super::{
     create_command,

@@ -1,6 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
 
 //! Buffers in host memory, which userspace sees through the host-visible window.
+//!
+//! The window is a region of the device's PCI memory in which the host shows a buffer at the place
+//! that the driver chooses. A place is taken before MAP_BLOB is sent and free again only when
+//! UNMAP_BLOB was responded to, or the device was reset, so that no two buffers are ever seen at
+//! the same place. A buffer is shown when it is created, or when it is mapped first.
 
 use super::{
     create_command,

@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 
 //! Pinned memory: the kernel cannot move or free its pages until the registration ends.
+//!
+//! The pins and what was charged for them go together, the pins first, so that no one is charged
+//! less than is pinned for them.
 
 use crate::kapi::{
     dma::map::Mapper,

@@ -1,6 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Buffers in memory of the process.
+//! Buffers in memory of the process, pinned or mirrored: what the registration has to remember, and
+//! how the host is told of it.
+//!
+//! Such a buffer has exactly one handle, which cannot be shared: the memory belongs to the process,
+//! and whoever closes the handle may rely on it that the device is done with the memory.
 
 use super::releases::Releases;
 use crate::{

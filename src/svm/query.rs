@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 
 //! What has happened to an address space, for SVM_QUERY.
+//!
+//! Each number is exact, but they are read one after the other while jobs go on: two of them need
+//! not be of the same moment.
 
 use super::Svm;
 use crate::{

@@ -1,6 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 
 //! SVM_WAIT: waiting for jobs, or for what they write.
+//!
+//! Jobs of a context in fault mode have no fences: what a fence is waited for may be what memory
+//! reclaim needs, and a fault may wait for a program. So the program itself waits here,
+//! interruptibly. Whoever waits is woken by each end of a job, and looks again.
 
 use super::Svm;
 use crate::kapi::sync::monotonic_ns;

@@ -1,6 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0
 
 //! The registration of mirrored memory.
+//!
+//! Nothing is looked up, and no page is touched: the memory may be replaced by another thread while
+//! this runs, or unmapped. The notifier is there before the device is told of the space, and no MAP
+//! is sent before a job or a prefetch asks for pages, so that there is no moment in which the
+//! device could reach a page that has gone. If a step fails, dropping the object undoes those
+//! before it, in the order in which a registration ends.
 
 use super::params::{
     Params,

@@ -1,6 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
 
 //! The registration of pinned memory.
+//!
+//! The pages are charged and pinned before the host hears of them, and the host confirms the
+//! resource before there is a handle. Memory that the device must not write is mapped into a space,
+//! where the device enforces it, instead of listed in the resource, where only its good will
+//! would.
 
 use super::params::{
     Params,

@@ -1,6 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! DRM devices.
+//! DRM devices: what the DRM core is told of a driver, and its callbacks.
+//!
+//! A device outlives its hardware: files stay open when it is unplugged, and their ioctls fail from
+//! then on. The driver's data is dropped with the last reference to the device, which files and
+//! buffers have.
 //!
 //! C headers: [`include/drm/drm_device.h`](srctree/include/drm/drm_device.h),
 //! [`include/drm/drm_drv.h`](srctree/include/drm/drm_drv.h)

@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Open files of a DRM device.
+//! Open files of a DRM device, and the driver's data of each.
+//!
+//! A file may be used by several threads and processes at once. The data is made when it is opened
+//! and dropped when the last descriptor is closed, after which the core calls nothing for it.
 //!
 //! C header: [`include/drm/drm_file.h`](srctree/include/drm/drm_file.h)
 

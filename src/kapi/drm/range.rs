@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Allocation of ranges.
+//! Allocation of ranges of an interval, of addresses for example. A range is free again when it is
+//! dropped, by any thread.
 //!
 //! C header: [`include/drm/drm_mm.h`](srctree/include/drm/drm_mm.h)
 

@@ -1,6 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A virtio device.
+//! A virtio device: its features, its configuration space and its regions of shared memory.
+//!
+//! There is a reference as long as one likes, but the transport behind it, by which it is spoken
+//! to, is there only while a driver is bound: what needs it is in [`super::binding`], or asks for a
+//! device in that state.
 //!
 //! C headers: [`include/linux/virtio.h`](srctree/include/linux/virtio.h),
 //! [`include/linux/virtio_config.h`](srctree/include/linux/virtio_config.h)

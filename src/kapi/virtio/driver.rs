@@ -1,6 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Registration of virtio drivers.
+//! Registration of virtio drivers: the callbacks of the virtio core, and what holds for a device
+//! when each is called.
+//!
+//! The core calls them one at a time for a device. Between probe and remove there is a binding, in
+//! which the driver's data lives; it ends whatever the driver still has of the device, before the
+//! core goes on.
 //!
 //! C header: [`include/linux/virtio.h`](srctree/include/linux/virtio.h)
 

@@ -1,6 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Virtqueues.
+//! Virtqueues: rings in which messages go to the device and come back.
+//!
+//! A queue owns the messages in it. The device may write into one until it returns it or was reset,
+//! and only then does the queue give it to someone else. Only one thread at a time uses a queue,
+//! for which `&mut` stands; that the device's reset may come at any moment is a matter of
+//! [`super::queue_set`].
 //!
 //! C header: [`include/linux/virtio.h`](srctree/include/linux/virtio.h)
 

@@ -2,6 +2,11 @@
 
 //! Responses: the interrupt validates them, signals fences and wakes waiters; a worker completes
 //! the commands.
+//!
+//! The device may change a response at any time, also after it was read, and may claim any length:
+//! what it says is copied once, and decided on once. A response that makes no sense costs its
+//! command, one that a device cannot give by mistake costs the device. What must not be done in an
+//! interrupt, freeing memory above all, is left to the worker, in the order of the responses.
 
 use super::{
     command::{

@@ -1,6 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 
 //! How much of the ring a file has.
+//!
+//! The count grows without a lock when a sender takes room, and falls under the lock of the queue
+//! when the device has responded. A file that has its quarter waits for its own commands, and not
+//! for those of others.
 
 use kernel::{
     list::{
