@@ -48,7 +48,7 @@ use kernel::{
 };
 
 /// What jobs that are over are dropped on; it lives as long as the module. Not the queue on which
-/// address spaces end, which may wait for a process that is stopped.
+/// address spaces end, which waits for what processes do to their memory.
 pub(crate) static DROPS: ModuleWorkqueue = ModuleWorkqueue::new();
 
 /// Most jobs of an address space that are not over.
