@@ -147,7 +147,8 @@ impl DriverObject for Resource {
 
     fn open(obj: &Object, file: &File) -> Result {
         if let Some(userptr) = obj.userptr() {
-            return userptr.open();
+            userptr.open()?;
+            return file.open_userptr(&obj.host);
         }
         file.open_resource(&obj.host)
     }
@@ -159,7 +160,7 @@ impl DriverObject for Resource {
         file.close_resource(&obj.host);
         if obj.userptr().is_some() {
             // Jobs that are over keep nothing of it, so that this thread releases it, and waits.
-            file.gpu.control.settle();
+            file.settle();
         }
     }
 

@@ -60,8 +60,7 @@ struct Opened {
 /// The context of a file, and what is to be attached to it.
 struct Attached {
     context: Option<Arc<Context>>,
-    /// By resource id: the resources to which there are handles, but for user memory, which its
-    /// registration attaches.
+    /// By resource id: the resources to which there are handles, and those that jobs keep attached.
     opened: RBTree<u32, Opened>,
     /// The last command that detaches one, as long as it may wait for descriptors. Such commands
     /// are sent in their order.
@@ -122,7 +121,7 @@ pub(crate) struct Attachments {
 
 impl Attachments {
     /// Keeps a resource attached to which the file has a handle, until [`Attachments::close`].
-    /// Returns whether that is to be called: user memory is attached by its registration.
+    /// Returns whether that is to be called: another thread may have closed the handle meanwhile.
     pub(crate) fn keep(&self, resource: &HostResource) -> bool {
         match self.attached.lock().opened.get_mut(&resource.id()) {
             Some(opened) => {
@@ -261,9 +260,39 @@ impl FileData {
         Ok(())
     }
 
+    /// The one handle to user memory is being made, which the registration has attached to the
+    /// context.
+    ///
+    /// # Errors
+    ///
+    /// [`ENOMEM`].
+    pub(crate) fn open_userptr(&self, resource: &HostResource) -> Result {
+        if !self.gpu.features.virgl {
+            return Ok(());
+        }
+        let node = RBTreeNodeReservation::new(GFP_KERNEL)?;
+        let opened = Opened {
+            id: resource.shared_id().clone(),
+            handles: 1,
+        };
+        let node = node.into_node(resource.id(), opened);
+        self.attachments.attached.lock().opened.insert(node);
+        Ok(())
+    }
+
     /// A handle to a resource is being closed: detaches it if this was the last one.
     pub(crate) fn close_resource(&self, resource: &HostResource) {
         self.attachments.close(resource);
+    }
+
+    /// Waits until nothing is left of jobs that are over.
+    ///
+    /// Waits for workers, and no longer than for a response.
+    pub(crate) fn settle(&self) {
+        self.gpu.control.settle();
+        if let Some(svm) = self.svm.as_ref() {
+            svm.settle();
+        }
     }
 
     /// The context, and what is attached to it.

@@ -75,14 +75,16 @@ struct Job {
 struct Inner {
     /// Those that are not over, in the order of their numbers. Never grows beyond its capacity.
     running: KVec<Job>,
-    /// Those that are over, and which a worker is to drop. Never grows beyond its capacity, since
-    /// there are no more of both than [`MOST`].
+    /// Those that are over, and which a worker is to drop, in the order of their ends. Never grows
+    /// beyond its capacity, since there are no more of both than [`MOST`].
     over: KVec<Job>,
     next: u64,
     /// What the device calls the last job that was sent, by ring; 0 if none was.
     last: [u64; RINGS],
     /// Jobs that are over, ever.
     ends: u64,
+    /// How many of these a worker has dropped.
+    dropped: u64,
     /// The end of the first job that was not a good one.
     failure: Option<RingDone>,
     /// There will be none any more.
@@ -231,6 +233,7 @@ impl Jobs {
                     next: 1,
                     last: [0; RINGS],
                     ends: 0,
+                    dropped: 0,
                     failure: None,
                     closed: false,
                 }, "Svm::jobs"),
@@ -344,12 +347,22 @@ impl Jobs {
 
     fn drop_over(&self) {
         loop {
-            let job = self.inner.lock().over.pop();
-            if job.is_none() {
+            let job = self.inner.lock().over.remove(0);
+            if job.is_err() {
                 break;
             }
+            drop(job);
+            self.inner.lock().dropped += 1;
+            self.wait.wake_all();
         }
-        self.wait.wake_all();
+    }
+
+    /// Waits until a worker has dropped what the jobs that are over by now have kept, but no longer
+    /// than `ms` milliseconds.
+    pub(super) fn settle(&self, ms: u32) {
+        let ends = self.ends();
+        let settled = || self.inner.lock().dropped >= ends;
+        self.wait.wait_timeout(settled, ms);
     }
 
     /// Takes note of RING_DONE, in the interrupt.

@@ -390,6 +390,13 @@ impl Svm {
         }
     }
 
+    /// Waits until nothing is left of the jobs that are over by now.
+    ///
+    /// Waits for a worker, and no longer than for a response.
+    pub(crate) fn settle(&self) {
+        self.jobs.settle(self.gpu.transport.response_timeout_ms());
+    }
+
     /// Fails in all but the process whose address space this is.
     ///
     /// # Errors

@@ -29,6 +29,8 @@ pub(crate) const FAMILY: Family = family(
         shared_or_fault_mode,
         buffer_is_not_busy,
         buffer_closed_in_use,
+        pinned_closed_in_use,
+        pinned_closed_after_use,
         buffer_not_listed,
         refused_job,
         fence_job_beside_stall,
@@ -311,6 +313,74 @@ fn buffer_closed_in_use(env: &Env) -> TestResult {
     check_eq!(svm.finish(0)?, End::Done, "the job");
     check_eq!(map.read_u64(8), 0x77, "our mapping of it");
     check_eq!(place.read_u64(PAGE - 8), 0x77, "what the job has copied");
+    Ok(())
+}
+
+/// So does pinned memory, and the pages stay where they are until then.
+fn pinned_closed_in_use(env: &Env) -> TestResult {
+    const SIZE: usize = 16 * PAGE;
+    let svm = open(env)?;
+    let go = AtomicU64::new(0);
+    let (written, read) = (Place::base(SIZE)?, Place::base(SIZE)?);
+    read.fill(0x5a);
+    let to = svm.device().register(&written, RegisterOptions::pinned())?;
+    // The device reaches this one through a space.
+    let from = svm
+        .device()
+        .register(&read, RegisterOptions::pinned().read_only())?;
+    let mut stream = compute::Stream::new();
+    stream
+        .spin_until(pointer(go.as_ptr()), 1, 60_000_000)
+        .fill(to.at(0), SIZE as u64, 0x77)
+        .copy(to.at(PAGE as u64), from.at(0), PAGE as u64);
+    Exec::new(stream.as_bytes())
+        .ring(0)
+        .buffers(&[to.handle(), from.handle()])
+        .submit(svm.device())?;
+    to.close()?;
+    from.close()?;
+    // The device has read all that it was sent before.
+    let blob = svm.device().create_blob(&BlobOptions::guest(4096))?;
+    svm.device().wait(blob.handle())?;
+    check_eq!(procfs::vm_pin()?, 2 * SIZE as u64, "VmPin during the job");
+    go.store(1, Ordering::SeqCst);
+    check_eq!(svm.finish(0)?, End::Done, "the job");
+    check_eq!(written.read_u64(SIZE - 8), 0x77, "what the job has written");
+    check_eq!(
+        written.read_u64(PAGE),
+        0x5a5a_5a5a_5a5a_5a5a,
+        "what the job has copied"
+    );
+    check!(
+        eventually(job::LIMIT, || procfs::vm_pin() == Ok(0)),
+        "VmPin is {:?} after the job",
+        procfs::vm_pin()
+    );
+    svm.run("another job", &delay(1))
+}
+
+/// Jobs that are over keep nothing: whoever closes the handle then finds the pages unpinned.
+fn pinned_closed_after_use(env: &Env) -> TestResult {
+    const JOBS: usize = 200;
+    let svm = open(env)?;
+    let place = Place::base(PAGE)?;
+    // Many, so that a job takes long to be dropped.
+    let blobs = (0..100)
+        .map(|_| svm.device().create_blob(&BlobOptions::guest(4096)))
+        .collect::<Result<Vec<_>, _>>()?;
+    let job = delay(1);
+    for round in 0..5 {
+        let userptr = svm.device().register(&place, RegisterOptions::pinned())?;
+        let mut handles: Vec<_> = blobs.iter().map(virtgpu_client::Blob::handle).collect();
+        handles.push(userptr.handle());
+        let exec = Exec::new(job.as_bytes()).ring(0).buffers(&handles);
+        for _ in 0..JOBS {
+            exec.submit(svm.device())?;
+        }
+        check_eq!(svm.finish(0)?, End::Done, "the jobs");
+        userptr.close()?;
+        check_eq!(procfs::vm_pin()?, 0, "round {round}: VmPin");
+    }
     Ok(())
 }
 
