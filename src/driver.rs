@@ -172,8 +172,11 @@ impl DriverObject for Resource {
         resource::host_memory(obj)
     }
 
-    fn export(obj: &Object) -> Result {
-        obj.prepare_export()
+    fn export<B>(obj: &Object, make: impl FnOnce() -> Result<B>) -> Result<B> {
+        let shared = obj.prepare_export()?;
+        let buf = make()?;
+        shared.succeeds();
+        Ok(buf)
     }
 
     fn uuid(obj: &Object) -> Result<[u8; 16]> {

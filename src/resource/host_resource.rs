@@ -13,6 +13,11 @@ use super::{
         Releases, //
     },
     userptr::Userptr,
+    uses::{
+        Begun,
+        Use,
+        Uses, //
+    },
     Kind,
     Resource,
     PRIME_WAIT_MS, //
@@ -47,7 +52,6 @@ use kernel::{
     sync::{
         atomic::{
             ordering::Relaxed,
-            Atomic,
             AtomicFlag, //
         },
         Arc,
@@ -95,8 +99,8 @@ pub(crate) struct HostResource {
     pending: Arc<PendingUnref>,
     /// A context was told that it does not have the resource any more.
     detached: AtomicFlag,
-    /// The [`Use`] that it was put to first, or 0.
-    used_as: Atomic<u32>,
+    /// What it is used for.
+    uses: Uses,
     inner: Pin<KBox<SpinLock<Inner>>>,
 }
 
@@ -110,41 +114,23 @@ struct Inner {
     unref: Option<ListArc<Command>>,
 }
 
-/// What a buffer is for, for ever: fences of one that others share are waited for, and jobs in
-/// fault mode have none.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Use {
-    /// Others share it.
-    Shared = 1,
-    /// A job of a context in fault mode has listed it.
-    FaultMode,
-}
-
 impl HostResource {
-    /// Fails if the resource cannot be put to a use.
+    /// Fails if a use of the resource cannot begin.
     ///
     /// # Errors
     ///
-    /// [`EOPNOTSUPP`] if it was put to the other.
+    /// [`EOPNOTSUPP`] if there is, or was, one of the other kind.
     pub(crate) fn check_use(&self, how: Use) -> Result {
-        match self.used_as.load(Relaxed) {
-            0 => Ok(()),
-            before if before == how as u32 => Ok(()),
-            _ => Err(EOPNOTSUPP),
-        }
+        self.uses.check(how)
     }
 
-    /// Puts the resource to a use.
+    /// Begins a use of the resource, which fails unless [`Begun::succeeds`] is called.
     ///
     /// # Errors
     ///
-    /// [`EOPNOTSUPP`] if it was put to the other.
-    pub(crate) fn set_use(&self, how: Use) -> Result {
-        match self.used_as.cmpxchg(0, how as u32, Relaxed) {
-            Ok(_) => Ok(()),
-            Err(before) if before == how as u32 => Ok(()),
-            Err(_) => Err(EOPNOTSUPP),
-        }
+    /// As [`HostResource::check_use`].
+    pub(crate) fn begin_use(&self, how: Use) -> Result<Begun<'_>> {
+        self.uses.begin(how)
     }
 
     /// A resource that the host does not know yet.
@@ -168,7 +154,7 @@ impl HostResource {
             id,
             pending,
             detached: AtomicFlag::new(false),
-            used_as: Atomic::new(0),
+            uses: Uses::new(),
             inner: KBox::pin_init(
                 new_spinlock!(
                     Inner {

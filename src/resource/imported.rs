@@ -213,7 +213,7 @@ pub(crate) fn import(dev: &Device, buf: &Importable) -> Result<ARef<Object>> {
     }
     gpu.transport.check()?;
     let host = HostResource::new(gpu)?;
-    host.set_use(Use::Shared)?;
+    host.begin_use(Use::Shared)?.succeeds();
     let revocation = DmaBufRevocation::new(gpu)?;
     let invalidate = Arc::new(InvalidateMappings(revocation.clone()), GFP_KERNEL)?;
     // The memory is in `DeviceMappings` before the device goes, which releases it.

@@ -9,6 +9,7 @@
 //! - [`imported`]: memory of other drivers;
 //! - [`pinned`]: user memory that is pinned;
 //! - [`releases`]: user memory that is released by a worker;
+//! - [`uses`]: what a buffer is used for;
 //! - [`device_mapping`]: addresses for devices that do not see physical ones.
 
 pub(crate) mod device_mapping;
@@ -20,6 +21,7 @@ pub(crate) mod non_blob;
 pub(crate) mod pinned;
 pub(crate) mod releases;
 pub(crate) mod userptr;
+mod uses;
 
 use crate::{
     context::Context,
@@ -68,8 +70,9 @@ use zerocopy::IntoBytes;
 
 pub(crate) use self::{
     device_mapping::DeviceMapping,
-    host_resource::{
-        HostResource,
+    host_resource::HostResource,
+    uses::{
+        Begun,
         Use, //
     },
 };
@@ -149,22 +152,23 @@ impl Resource {
     }
 
     /// The buffer is about to be shared through a dma-buf: has the host give it a UUID if it may be
-    /// shared with other virtio devices there.
+    /// shared with other virtio devices there. The buffer is not shared unless what is returned
+    /// succeeds.
     ///
     /// # Errors
     ///
     /// [`EINVAL`] for what cannot be shared, [`EOPNOTSUPP`] for what a job in fault mode has
     /// listed, those of [`HostResource::assign_uuid`].
-    pub(crate) fn prepare_export(&self) -> Result {
+    pub(crate) fn prepare_export(&self) -> Result<Begun<'_>> {
         match &self.kind {
             // The core knows what it has imported, and exports it as the dma-buf that it is.
             Kind::Userptr(_) | Kind::Imported(_) => Err(EINVAL),
             _ => {
-                self.host.set_use(Use::Shared)?;
+                let shared = self.host.begin_use(Use::Shared)?;
                 if self.is_known_elsewhere() {
                     self.host.assign_uuid()?;
                 }
-                Ok(())
+                Ok(shared)
             }
         }
     }

@@ -8,6 +8,7 @@
 
 use super::{
     buffers,
+    clone_list,
     command_bytes,
     deps::InFences,
     fence_event,
@@ -26,7 +27,10 @@ use crate::{
         },
         virtio_gpu::Submit3d,
     },
-    resource::Use,
+    resource::{
+        Begun,
+        Use, //
+    },
     svm::Svm,
     transport::control::{
         commands,
@@ -104,9 +108,9 @@ pub(super) fn submit(file: &File, svm: &Arc<Svm>, args: &mut ExecBuffer) -> Resu
     let event = fence_event(file, context, Some(ring))?;
     let mut room = RoomGivenBack(event.as_ref().map(|_| file));
 
-    for buffer in &listed {
-        buffer.host.set_use(Use::FaultMode)?;
-    }
+    // The job may be over, and drop its list, before the end of this call.
+    let used = clone_list(&listed)?;
+    let mut uses = KVVec::with_capacity(used.len(), GFP_KERNEL)?;
     let kept = KBox::new(Listed::new(file.attachments(), listed)?, GFP_KERNEL)?;
     let noted = svm.new_job(args.ring_idx, event, kept)?;
     let fixed = Submit3d {
@@ -121,12 +125,18 @@ pub(super) fn submit(file: &File, svm: &Arc<Svm>, args: &mut ExecBuffer) -> Resu
     request.then(noted.completion(context)?);
     let job = request.build()?;
     let credit = gpu.control.credit_patiently(&file.quota, &job)?;
+    // Only now, as what is waited for above may take any time.
+    for buffer in &used {
+        // There is room.
+        let _ = uses.push_within_capacity(buffer.host.begin_use(Use::FaultMode)?);
+    }
     let notification = gpu
         .control
         .send_accepted(job, credit, |fence_id| noted.publish(fence_id))?;
     noted.sent();
     // An exit to the host.
     drop(notification);
+    uses.into_iter().for_each(Begun::succeeds);
     room.0 = None;
     ins.reset();
     Ok(())

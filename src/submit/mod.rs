@@ -270,7 +270,7 @@ fn buffers(file: &File, args: &ExecBuffer) -> Result<KVVec<ARef<Object>>> {
     Ok(buffers)
 }
 
-fn clone_list(buffers: &KVVec<ARef<Object>>) -> Result<KVVec<ARef<Object>>> {
+fn clone_list(buffers: &[ARef<Object>]) -> Result<KVVec<ARef<Object>>> {
     let mut clone = KVVec::with_capacity(buffers.len(), GFP_KERNEL)?;
     for buffer in buffers {
         clone.push(buffer.clone(), GFP_KERNEL)?;

@@ -3,13 +3,17 @@
 //! Buffers: their creation, transfers, mappings, and sharing.
 
 use virtgpu_client::protocol::compute as wire;
-use virtgpu_client::{BlobOptions, Device, Memory, Region};
+use virtgpu_client::{BlobOptions, Device, Errno, Memory, Region};
 
-use super::{each_fault, each_fault_of_a_file, each_fault_of_a_handle, nothing, FailNth};
-use crate::check;
+use super::jobs::{fault_mode, list};
+use super::{
+    each_fault, each_fault_of_a_file, each_fault_of_a_handle, each_fault_on_a_buffer, nothing,
+    FailNth,
+};
 use crate::ktap::TestResult;
 use crate::support::memory::small_pages;
 use crate::support::{eventually, job, procfs, raw, udmabuf, Env, PAGE};
+use crate::{check, check_err};
 
 fn create(env: &Env, what: &str, options: &BlobOptions<'_>) -> TestResult {
     let device = env.compute()?;
@@ -134,6 +138,39 @@ pub(super) fn prime(env: &Env) -> TestResult {
     // What is left works.
     let at = wire::Operand::resource(blob.resource(), 0);
     job::add(&first, at, 4096, 1, blob.handle())
+}
+
+/// A buffer that could not be exported is not shared: jobs in fault mode can list it.
+pub(super) fn prime_or_fault_mode(env: &Env) -> TestResult {
+    /// Once there is a dma-buf the core keeps it, whatever fails then: noting it for the file, and
+    /// the copy of the result.
+    const AFTERWARDS: u32 = 2;
+    let space = fault_mode(env)?;
+    // SAFETY: The jobs use no memory.
+    let device = unsafe { space.device() };
+    let (mut failed, mut shared) = (0, 0);
+    each_fault_on_a_buffer(
+        device,
+        |handle, result| {
+            let listed = list(device, handle);
+            match result {
+                Ok(_) => check_err!(listed, Errno::OPNOTSUPP, "listing what was exported"),
+                Err(_) if listed == Err(Errno::OPNOTSUPP) => shared += 1,
+                Err(_) => {
+                    listed?;
+                    failed += 1;
+                }
+            }
+            Ok(())
+        },
+        |handle| device.prime_export(handle),
+    )?;
+    println!("    # {failed} faults shared nothing, {shared} came later");
+    check!(
+        shared <= AFTERWARDS,
+        "{shared} exports have failed and share the buffer"
+    );
+    Ok(())
 }
 
 pub(super) fn prime_import(env: &Env) -> TestResult {

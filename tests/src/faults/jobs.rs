@@ -6,12 +6,14 @@ use std::fs;
 use std::os::unix::net::UnixDatagram;
 
 use virtgpu_client::protocol::{compute as wire, uapi};
-use virtgpu_client::{compute, BlobOptions, Bytes, Errno, Exec};
+use virtgpu_client::{
+    compute, AddressSpace, BlobOptions, Bytes, Device, Errno, Exec, SpaceOptions,
+};
 
-use super::{configure, each_fault, each_fault_of_a_file, nothing};
+use super::{configure, each_fault, each_fault_of_a_file, each_fault_on_a_buffer, nothing};
 use crate::ktap::{Outcome, TestResult};
 use crate::support::{job, Env, PAGE};
-use crate::{check, check_eq};
+use crate::{check, check_eq, check_err, skip};
 
 pub(super) fn execbuffer(env: &Env) -> TestResult {
     let device = env.compute()?;
@@ -23,6 +25,59 @@ pub(super) fn execbuffer(env: &Env) -> TestResult {
     stream.add_u32(blobs[0].at(0), 4096, 1);
     let exec = Exec::new(stream.as_bytes()).ring(1).buffers(&handles);
     each_fault("EXECBUFFER", || exec.submit(&device), nothing)
+}
+
+/// The space of a new file.
+pub(super) fn fault_mode(env: &Env) -> TestResult<AddressSpace> {
+    let device = env.open()?;
+    if device.userptr_modes()? & uapi::USERPTR_MODE_SVM == 0 {
+        skip!("there is no shared virtual memory here");
+    }
+    device.context_init_compute(1)?;
+    Ok(AddressSpace::enable(device, SpaceOptions::new())?)
+}
+
+/// Submits a job of a context in fault mode that lists a buffer, and does nothing.
+pub(super) fn list(device: &Device, handle: u32) -> Result<(), Errno> {
+    let mut stream = compute::Stream::new();
+    stream.delay(1);
+    Exec::new(stream.as_bytes())
+        .ring(0)
+        .buffers(&[handle])
+        .submit(device)
+}
+
+/// A job in fault mode that is not sent has listed nothing: the buffer can still be shared.
+pub(super) fn execbuffer_fault_mode(env: &Env) -> TestResult {
+    /// It was sent if the copy of the result fails, and there may be a fault more or less before
+    /// that.
+    const MOST_UNTOLD: u32 = 2;
+    let space = fault_mode(env)?;
+    // SAFETY: The jobs use no memory.
+    let device = unsafe { space.device() };
+    let mut untold = 0;
+    each_fault_on_a_buffer(
+        device,
+        |handle, result| {
+            let exported = device.prime_export(handle).map(drop);
+            match result {
+                Ok(()) => check_err!(
+                    exported,
+                    Errno::OPNOTSUPP,
+                    "exporting what a job has listed"
+                ),
+                Err(Errno::FAULT) if exported == Err(Errno::OPNOTSUPP) => untold += 1,
+                Err(_) => exported?,
+            }
+            Ok(())
+        },
+        |handle| list(device, handle),
+    )?;
+    check!(
+        untold <= MOST_UNTOLD,
+        "{untold} jobs have failed and list the buffer"
+    );
+    Ok(())
 }
 
 pub(super) fn execbuffer_long(env: &Env) -> TestResult {

@@ -13,7 +13,7 @@ use std::fs::{self, File};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 
-use virtgpu_client::{Device, Errno};
+use virtgpu_client::{BlobOptions, Device, Errno};
 
 use crate::ktap::{Driver, Family, Kernel, Outcome, TestResult};
 use crate::support::{errno, eventually, job, procfs};
@@ -21,12 +21,12 @@ use crate::{cases, check};
 
 use self::buffers::{
     attached_later, create_guest_blob, create_host3d_guest_blob, create_host_blob, create_picture,
-    gem_close, map, mmap, prime, prime_import, resource_info, transfers,
+    gem_close, map, mmap, prime, prime_import, prime_or_fault_mode, resource_info, transfers,
 };
 use self::device::{context_init, get_caps, getparam, implicit_context, open_and_close, probe};
 use self::jobs::{
-    execbuffer, execbuffer_fences, execbuffer_long, execbuffer_polled, execbuffer_syncobjs,
-    execbuffer_without_large_pages, wait,
+    execbuffer, execbuffer_fault_mode, execbuffer_fences, execbuffer_long, execbuffer_polled,
+    execbuffer_syncobjs, execbuffer_without_large_pages, wait,
 };
 use self::memory::{prefetch, query, register, register_fragmented, register_memfd, register_rocm};
 
@@ -57,6 +57,7 @@ pub(crate) const FAMILY: Family = Family {
         execbuffer_fences: 600,
         execbuffer_syncobjs: 600,
         execbuffer_polled: 600,
+        execbuffer_fault_mode: 600,
         wait: 600,
         register: 600,
         register_fragmented: 900,
@@ -66,6 +67,7 @@ pub(crate) const FAMILY: Family = Family {
         prefetch: 600,
         gem_close: 600,
         prime: 600,
+        prime_or_fault_mode: 600,
         prime_import: 900,
         probe: 900,
     ],
@@ -207,6 +209,28 @@ pub(crate) fn each_fault_of_a_handle(
         |handle| Ok(device.gem_close(handle)?),
         || device.gem_close(next).is_ok(),
     )
+}
+
+/// Calls `attempt` with a new buffer for each of its faults, and then `look` with the buffer and
+/// the result.
+pub(super) fn each_fault_on_a_buffer<T>(
+    device: &Device,
+    mut look: impl FnMut(u32, Result<T, Errno>) -> TestResult,
+    attempt: impl Fn(u32) -> Result<T, Errno>,
+) -> TestResult {
+    let switch = FailNth::open()?;
+    for nth in 1..1000 {
+        let blob = device.create_blob(&BlobOptions::guest(4096))?;
+        switch.arm(nth)?;
+        let result = attempt(blob.handle());
+        let hit = switch.disarm();
+        look(blob.handle(), result)?;
+        if !hit {
+            return Ok(());
+        }
+    }
+    check!(false, "there are faults after 1000 calls");
+    Ok(())
 }
 
 /// Calls `attempt`, which returns a new file, with each of its faults.

@@ -27,6 +27,7 @@ pub(crate) const FAMILY: Family = family(
         in_fences_are_waited_for,
         no_command_with_a_blob,
         shared_or_fault_mode,
+        failed_job_lists_nothing,
         buffer_is_not_busy,
         buffer_closed_in_use,
         pinned_closed_in_use,
@@ -268,6 +269,51 @@ fn shared_or_fault_mode(env: &Env) -> TestResult {
         .submit(own);
     check_err!(result, Errno::OPNOTSUPP, "listing both kinds");
     drop(own.prime_export(fresh.handle())?);
+    Ok(())
+}
+
+/// A job that was waiting for others when its context was lost was never sent, and a buffer that it
+/// has listed can be shared.
+fn failed_job_lists_nothing(env: &Env) -> TestResult {
+    const LIMIT: u32 = 256;
+    let svm = open(env)?;
+    let place = Place::base(PAGE)?;
+    let mut failing = compute::Stream::new();
+    failing
+        .spin_until(at(place.address(0)), 1, 100_000_000)
+        .fill(at(0), 8, 1);
+    let (sent, unsent) = (
+        svm.device().create_blob(&BlobOptions::guest(4096))?,
+        svm.device().create_blob(&BlobOptions::guest(4096))?,
+    );
+    svm.submit(0, &failing)?;
+    for _ in 1..LIMIT {
+        listing(&svm, sent.handle())?;
+    }
+    let tid = AtomicI32::new(0);
+    let result = std::thread::scope(|scope| {
+        let submitter = scope.spawn(|| {
+            // SAFETY: Takes nothing.
+            tid.store(unsafe { libc::gettid() }, Ordering::SeqCst);
+            listing(&svm, unsent.handle())
+        });
+        // At several looks, as it also sleeps for a moment elsewhere.
+        let mut looks = 0;
+        let waits = eventually(job::LIMIT, || {
+            let asleep = procfs::asleep(tid.load(Ordering::SeqCst));
+            looks = if asleep { looks + 1 } else { 0 };
+            submitter.is_finished() || looks == 10
+        });
+        place.write_u64(0, 1);
+        (submitter.join().expect("no panic"), waits)
+    });
+    check_eq!(result, (Err(Errno::IO), true), "the job that waits");
+    drop(svm.device().prime_export(unsent.handle())?);
+    check_err!(
+        svm.device().prime_export(sent.handle()).map(drop),
+        Errno::OPNOTSUPP,
+        "exporting what a job has listed"
+    );
     Ok(())
 }
 

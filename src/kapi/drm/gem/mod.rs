@@ -49,6 +49,7 @@ use core::{
 };
 use kernel::{
     error::{
+        from_err_ptr,
         from_result,
         to_result, //
     },
@@ -99,12 +100,13 @@ pub(crate) trait DriverObject: Sized + Send + Sync + 'static {
     /// Go to userspace.
     fn io_memory(obj: &Object<Self>) -> Result<IoMemory>;
 
-    /// The object is about to be shared through a dma-buf. May sleep.
+    /// The object is to be shared through a dma-buf, which `make` makes and this returns. May
+    /// sleep.
     ///
     /// # Errors
     ///
-    /// Go to userspace.
-    fn export(obj: &Object<Self>) -> Result;
+    /// Go to userspace; those of `make` are to be returned.
+    fn export<B>(obj: &Object<Self>, make: impl FnOnce() -> Result<B>) -> Result<B>;
 
     /// The UUID by which other virtio devices find a shared object on the host. May sleep.
     ///
@@ -422,11 +424,9 @@ impl<O: DriverObject> Object<O> {
     ) -> *mut bindings::dma_buf {
         // SAFETY: The core calls with an object of this driver.
         let obj = unsafe { Self::from_raw(raw) };
-        match O::export(obj) {
-            // SAFETY: The arguments are those of the core.
-            Ok(()) => unsafe { prime::export::<O::Driver>(raw, flags) },
-            Err(e) => e.to_ptr(),
-        }
+        // SAFETY: The arguments are those of the core.
+        let make = || from_err_ptr(unsafe { prime::export::<O::Driver>(raw, flags) });
+        O::export(obj, make).unwrap_or_else(Error::to_ptr)
     }
 }
 
