@@ -44,6 +44,10 @@ use kernel::{
         RBTreeNodeReservation, //
     },
     sync::{
+        atomic::{
+            ordering::Relaxed,
+            Atomic, //
+        },
         Arc,
         Mutex,
         SetOnce, //
@@ -150,9 +154,14 @@ impl Attachments {
     }
 }
 
+/// The number of the file that is opened next. There are more than will ever be opened.
+static NEXT_FILE: Atomic<u64> = Atomic::new(1);
+
 /// What the driver keeps of an open file.
 #[pin_data]
 pub(crate) struct FileData {
+    /// No other file of any device has it, before or after.
+    number: u64,
     /// The device.
     pub(crate) gpu: Arc<Gpu>,
     /// The file's part of the control queue.
@@ -196,6 +205,7 @@ impl FileData {
         )?;
         KBox::pin_init(
             try_pin_init!(Self {
+                number: NEXT_FILE.fetch_add(1, Relaxed),
                 gpu: gpu.clone(),
                 quota,
                 mirror_quota,
@@ -232,8 +242,8 @@ impl FileData {
     ///
     /// # Errors
     ///
-    /// [`ENOMEM`], those of
-    /// [`ControlQueue::credit`](crate::transport::control::ControlQueue::credit).
+    /// [`EOPNOTSUPP`] if a job in fault mode of another file has listed the resource; [`ENOMEM`],
+    /// those of [`ControlQueue::credit`](crate::transport::control::ControlQueue::credit).
     pub(crate) fn open_resource(&self, resource: &HostResource) -> Result {
         if !self.gpu.features.virgl {
             return Ok(());
@@ -242,6 +252,16 @@ impl FileData {
             // There is but one kind of context, and so programs do not ask for it.
             self.ensure_context()?;
         }
+        let shared = resource.begin_open(self.number)?;
+        self.count_handle(resource)?;
+        if let Some(shared) = shared {
+            shared.succeeds();
+        }
+        Ok(())
+    }
+
+    /// Counts a handle to a resource, and attaches it to the context with the first one.
+    fn count_handle(&self, resource: &HostResource) -> Result {
         let node = RBTreeNodeReservation::new(GFP_KERNEL)?;
         let mut guard = self.attachments.attached.lock();
         let attached = &mut *guard;

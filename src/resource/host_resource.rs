@@ -52,6 +52,7 @@ use kernel::{
     sync::{
         atomic::{
             ordering::Relaxed,
+            Atomic,
             AtomicFlag, //
         },
         Arc,
@@ -101,6 +102,8 @@ pub(crate) struct HostResource {
     detached: AtomicFlag,
     /// What it is used for.
     uses: Uses,
+    /// The number of the file that had the first handle, 0 if there was none.
+    opener: Atomic<u64>,
     inner: Pin<KBox<SpinLock<Inner>>>,
 }
 
@@ -133,6 +136,20 @@ impl HostResource {
         self.uses.begin(how)
     }
 
+    /// A handle is being made for the file with this number, which is not 0. If it is not the file
+    /// that had the first one, the resource is shared, provided that what is returned succeeds.
+    ///
+    /// # Errors
+    ///
+    /// [`EOPNOTSUPP`] if a job in fault mode has listed the resource.
+    pub(crate) fn begin_open(&self, file: u64) -> Result<Option<Begun<'_>>> {
+        match self.opener.cmpxchg(0, file, Relaxed) {
+            Ok(_) => Ok(None),
+            Err(first) if first == file => Ok(None),
+            Err(_) => self.begin_use(Use::Shared).map(Some),
+        }
+    }
+
     /// A resource that the host does not know yet.
     ///
     /// # Errors
@@ -155,6 +172,7 @@ impl HostResource {
             pending,
             detached: AtomicFlag::new(false),
             uses: Uses::new(),
+            opener: Atomic::new(0),
             inner: KBox::pin_init(
                 new_spinlock!(
                     Inner {

@@ -132,19 +132,28 @@ pub(crate) fn card() -> Option<PathBuf> {
         })
 }
 
-/// A global name of user memory opens for no one else.
-fn not_by_name(_: &Env) -> TestResult {
+/// Two files of the primary node that may make and open global names, if there can be such. The
+/// first one has stopped being the node's master, which the second one has become.
+pub(crate) fn two_masters() -> TestResult<Option<[Device; 2]>> {
     const DROP_MASTER: u32 = ((b'd' as u32) << 8) | 0x1f;
     let Some(path) = card() else {
-        skip!("no primary node")
+        return Ok(None);
     };
     let first = Device::open_path(&path)?;
-    first.context_init_compute(1)?;
     // SAFETY: The ioctl takes no argument.
     if let Err(error) = unsafe { ioctl::call(&first, DROP_MASTER, std::ptr::null_mut()) } {
-        skip!("cannot stop being master: {error}");
+        println!("    # cannot stop being master: {error}");
+        return Ok(None);
     }
-    let second = Device::open_path(&path)?;
+    Ok(Some([first, Device::open_path(&path)?]))
+}
+
+/// A global name of user memory opens for no one else.
+fn not_by_name(_: &Env) -> TestResult {
+    let Some([first, second]) = two_masters()? else {
+        skip!("no primary node, or no way to stop being its master")
+    };
+    first.context_init_compute(1)?;
     second.context_init_compute(1)?;
     let memory = small_pages(PAGE)?;
     let userptr = first.register(&memory, RegisterOptions::pinned())?;

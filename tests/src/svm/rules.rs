@@ -8,17 +8,19 @@ use std::time::Duration;
 
 use virtgpu_client::protocol::uapi::{self, svm_reason, svm_state};
 use virtgpu_client::{
-    compute, pointer, BlobOptions, Bytes, Errno, Exec, Memory, RegisterOptions, SpaceOptions,
+    compute, pointer, AddressSpace, BlobOptions, Bytes, Errno, Exec, Memory, RegisterOptions,
+    SpaceOptions,
 };
 
 use super::silent::{Silent, SIZE};
 use super::support::{at, device, family, open, open_with, others_work, End, Svm, RINGS, USUAL};
+use crate::handles::two_masters;
 use crate::ktap::{Case, Family, Outcome, TestResult};
 use crate::support::place::Place;
 use crate::support::stat::Oracle;
 use crate::support::uffd::Uffd;
 use crate::support::{eventually, gpu, job, procfs, Env, PAGE};
-use crate::{cases, check, check_eq, check_err};
+use crate::{cases, check, check_eq, check_err, skip};
 
 pub(crate) const FAMILY: Family = family(
     "svm_rules",
@@ -28,6 +30,7 @@ pub(crate) const FAMILY: Family = family(
         no_command_with_a_blob,
         shared_or_fault_mode,
         failed_job_lists_nothing,
+        shared_by_name,
         buffer_is_not_busy,
         buffer_closed_in_use,
         pinned_closed_in_use,
@@ -269,6 +272,49 @@ fn shared_or_fault_mode(env: &Env) -> TestResult {
         .submit(own);
     check_err!(result, Errno::OPNOTSUPP, "listing both kinds");
     drop(own.prime_export(fresh.handle())?);
+    Ok(())
+}
+
+/// A buffer whose name another file has opened is shared, too.
+fn shared_by_name(_: &Env) -> TestResult {
+    let Some([first, second]) = two_masters()? else {
+        skip!("no primary node, or no way to stop being its master")
+    };
+    if first.userptr_modes()? & uapi::USERPTR_MODE_SVM == 0 {
+        skip!("there is no shared virtual memory here");
+    }
+    first.context_init_compute(RINGS)?;
+    second.context_init_compute(RINGS)?;
+    let svm = Svm::new(AddressSpace::enable(first, USUAL)?)?;
+    let own = svm.device();
+    let used = own.create_blob(&BlobOptions::guest(4096))?;
+    let name = own.gem_flink(used.handle())?;
+    // A name alone shares nothing, and neither does a second handle of the same file.
+    let again = own.gem_open(name)?;
+    listing(&svm, used.handle())?;
+    own.gem_close(again)?;
+    for _ in 0..2 {
+        check_err!(
+            second.gem_open(name).map(drop),
+            Errno::OPNOTSUPP,
+            "GEM_OPEN of what a job has listed"
+        );
+    }
+    listing(&svm, used.handle())?;
+    check_eq!(svm.finish(0)?, End::Done, "the jobs");
+    let shared = own.create_blob(&BlobOptions::guest(4096))?;
+    let opened = second.gem_open(own.gem_flink(shared.handle())?)?;
+    check_err!(
+        listing(&svm, shared.handle()),
+        Errno::OPNOTSUPP,
+        "listing what another file has opened"
+    );
+    second.gem_close(opened)?;
+    check_err!(
+        listing(&svm, shared.handle()),
+        Errno::OPNOTSUPP,
+        "listing what another file had opened"
+    );
     Ok(())
 }
 
