@@ -5,7 +5,8 @@
 //! A timeline runs one job at a time, in order. Different ones run at the same time, each job on a
 //! thread of a pool that grows as needed. Jobs of contexts in fault mode have a pool of their own,
 //! of which a context has a share only: they stall for as long as the guest likes, and nothing but
-//! themselves and what is behind them on their ring may wait for that.
+//! themselves and what is behind them on their ring may wait for that. So there is a limit on what
+//! contexts have beyond their first job, and none on the first.
 
 use std::sync::{Arc, Condvar, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -16,7 +17,7 @@ use virtgpu_protocol::virtio_gpu::response;
 
 use crate::cancel::Cancel;
 use crate::compute::{self, Addresses, Environment, Failure, Memory};
-use crate::device::state::{FaultingJob, Item, Job, State, Timeline, Which, Work};
+use crate::device::state::{FaultingJob, Item, Job, Pool, State, Timeline, Which, Work};
 use crate::device::Device;
 use crate::log::names;
 use crate::log::Event;
@@ -28,8 +29,6 @@ use crate::queues::QUEUE_SIZE;
 
 /// The most worker threads: one for each job that a full queue holds.
 const MAX_WORKERS: usize = QUEUE_SIZE;
-/// The most of jobs that may stall.
-const MAX_STALLERS: usize = 512;
 /// Between two times that a job without end is carried out.
 const ENDLESS_PAUSE: Duration = Duration::from_millis(1);
 /// How long a worker waits for work before it ends.
@@ -81,7 +80,8 @@ impl Device {
     fn call_worker(self: &Arc<Self>, state: &mut State, which: Which) {
         let most = match which {
             Which::Others => MAX_WORKERS,
-            Which::Faulting => MAX_STALLERS,
+            // As many as can be at work: where it is the turn of one more, a worker is free.
+            Which::Faulting => state.contexts.len() + Pool::MORE,
         };
         let pool = state.pool(which);
         if pool.ready.len() > pool.idle && pool.workers < most {
@@ -110,14 +110,15 @@ impl Device {
         let mut state = self.lock();
         loop {
             if let Some(timeline) = state.pool(which).next() {
-                state.pool(which).serve(timeline, true);
-                // Where a context had its share, the end of one of its jobs makes another possible,
-                // which is not the next one of this worker if somebody else's turn was first.
+                state.pool(which).begin(timeline);
+                // Where a context had its share, or all had, the end of a job makes another
+                // possible, which is not the next one of this worker if somebody else's turn was
+                // first.
                 if which == Which::Faulting && state.pool(which).has_next() {
                     self.call_worker(&mut state, which);
                 }
                 state = self.advance(state, timeline);
-                state.pool(which).serve(timeline, false);
+                state.pool(which).end(timeline);
                 continue;
             }
             state.pool(which).idle += 1;
@@ -128,7 +129,7 @@ impl Device {
             state = guard;
             let pool = state.pool(which);
             pool.idle -= 1;
-            if waited.timed_out() && pool.ready.is_empty() {
+            if waited.timed_out() && !pool.has_next() {
                 pool.workers -= 1;
                 return;
             }

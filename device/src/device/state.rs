@@ -167,18 +167,26 @@ pub(crate) struct Pool {
     /// Workers.
     pub(crate) workers: usize,
     /// How many of them each context has at work, of jobs that may stall.
-    pub(crate) busy: HashMap<u32, usize>,
+    busy: HashMap<u32, usize>,
+    /// Those of them that are not the only one of their context.
+    more: usize,
 }
 
 impl Pool {
     /// The most that a context has at work of those.
     const SHARE: usize = 8;
+    /// The most that all contexts have, beyond one for each.
+    pub(crate) const MORE: usize = 512;
 
-    /// Whether the context of a timeline can have one more at work.
+    /// Whether the context of a timeline can have one more at work. It always has one, however many
+    /// jobs of others stall.
     fn may_serve(&self, timeline: Timeline) -> bool {
-        match timeline {
-            Timeline::Faulting(ctx, _) => self.busy.get(&ctx).is_none_or(|n| *n < Self::SHARE),
-            _ => true,
+        let Timeline::Faulting(ctx, _) = timeline else {
+            return true;
+        };
+        match self.busy.get(&ctx) {
+            Some(busy) => *busy < Self::SHARE && self.more < Self::MORE,
+            None => true,
         }
     }
 
@@ -194,18 +202,26 @@ impl Pool {
         self.ready.remove(at)
     }
 
-    /// A worker begins, or ends, to serve a timeline.
-    pub(crate) fn serve(&mut self, timeline: Timeline, begins: bool) {
+    /// A worker begins to serve a timeline.
+    pub(crate) fn begin(&mut self, timeline: Timeline) {
+        if let Timeline::Faulting(ctx, _) = timeline {
+            let busy = self.busy.entry(ctx).or_default();
+            self.more += usize::from(*busy > 0);
+            *busy += 1;
+        }
+    }
+
+    /// It has served it.
+    pub(crate) fn end(&mut self, timeline: Timeline) {
         let Timeline::Faulting(ctx, _) = timeline else {
             return;
         };
-        let busy = self.busy.entry(ctx).or_default();
-        match begins {
-            true => *busy += 1,
-            false => *busy = busy.saturating_sub(1),
-        }
-        if *busy == 0 {
-            self.busy.remove(&ctx);
+        match self.busy.get_mut(&ctx) {
+            Some(busy) if *busy > 1 => {
+                *busy -= 1;
+                self.more -= 1;
+            }
+            _ => drop(self.busy.remove(&ctx)),
         }
     }
 }

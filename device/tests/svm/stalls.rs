@@ -240,6 +240,64 @@ fn no_one_waits_for_a_stall() {
     driver.vm.end(false);
 }
 
+/// However many jobs of however many contexts stall, a context has one that runs.
+#[test]
+fn each_context_has_a_job() {
+    // More in all than the device runs, and more of each context.
+    const CONTEXTS: u32 = 100;
+    const RINGS: u8 = 9;
+    const NEWCOMER: u32 = 1000;
+    let mut driver = Driver::new();
+    let open = |driver: &mut Driver, ctx| {
+        driver.vm.context(ctx);
+        assert_eq!(driver.vm.status(&context_space(ctx, ctx, TASK_SIZE)), 0);
+    };
+    let contexts = 10..10 + CONTEXTS;
+    for ctx in contexts.clone() {
+        open(&mut driver, ctx);
+        for ring in 0..RINGS {
+            let request = driver.vm.submit(ctx, Some(ring), &[fill(0, VA, 8, 1)]);
+            driver.vm.ok(&request);
+        }
+    }
+    let faults: Vec<Event> = contexts.clone().map(|_| driver.fault()).collect();
+    let mut spaces: Vec<u32> = faults.iter().map(|fault| fault.space_id.get()).collect();
+    spaces.sort_unstable();
+    assert!(spaces.into_iter().eq(contexts), "one fault of each space");
+    // One of each context, and 512 more.
+    driver.wait(|driver| {
+        let stat = driver.stat();
+        let stalled = stat.faults.get() + stat.joined_faults.get();
+        (stalled == u64::from(CONTEXTS) + 512).then_some(())
+    });
+    driver.quiet();
+    open(&mut driver, NEWCOMER);
+    let map = |space, offset| mirror_map(space, VA, &[(FREE + offset, 4096, 3)]);
+    assert_eq!(driver.vm.status(&map(NEWCOMER, PAGE)), 0);
+    for ring in 0..2 {
+        let request = driver.vm.submit(NEWCOMER, Some(ring), &[fill(0, VA, 8, 5)]);
+        driver.vm.ok(&request);
+    }
+    // What was the second is the first when that is over.
+    for _ in 0..2 {
+        let done = driver.ring_done();
+        let seen = (done.space_id.get(), done.access.get());
+        assert_eq!(seen, (NEWCOMER, job_result::OK));
+    }
+    assert_eq!(driver.word(FREE + PAGE), 5);
+    // All have their turns when they can go on.
+    for fault in faults {
+        let space = fault.space_id.get();
+        assert_eq!(driver.vm.status(&map(space, 0)), 0);
+        let resolve = fault_resolve(space, fault.id.get(), resolution::OK);
+        driver.vm.done(&resolve);
+    }
+    for _ in 0..CONTEXTS * u32::from(RINGS) {
+        assert_eq!(driver.ring_done().access.get(), job_result::OK);
+    }
+    driver.vm.end(false);
+}
+
 /// A resource that is detached and attached again is not the one that the job was given.
 #[test]
 fn detached_and_attached_again() {

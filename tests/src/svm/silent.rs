@@ -6,9 +6,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use virtgpu_client::protocol::uapi::{svm_access, svm_state};
-use virtgpu_client::{compute, Bytes, Comparison, Deadline, Errno, Exec, Memory};
+use virtgpu_client::{compute, AddressSpace, Bytes, Comparison, Deadline, Errno, Exec, Memory};
 
-use super::support::{at, bad_address, device, family, open, End, Svm, RINGS};
+use super::support::{at, bad_address, device, family, open, End, Svm, RINGS, USUAL};
 use crate::ktap::{reap, Family, TestResult};
 use crate::mirrored::fences::waits;
 use crate::support::place::{Place, READ, RW};
@@ -21,6 +21,7 @@ pub(crate) const FAMILY: Family = family(
     cases![
         others_go_on,
         other_rings_go_on,
+        others_go_on_beside_many: 200,
         memory_beside_a_stall_is_taken,
         stores_are_not_repeated,
         munmap,
@@ -112,6 +113,37 @@ fn other_rings_go_on(env: &Env) -> TestResult {
     check_eq!(free.read_u32(0), 3, "additions to new memory");
     silent.uffd.zero(silent.place.address(0), PAGE)?;
     check_eq!(svm.finish(1)?, End::Done, "the job that has waited");
+    Ok(())
+}
+
+/// More jobs wait than the device runs beyond one of each context.
+fn others_go_on_beside_many(env: &Env) -> TestResult {
+    const CONTEXTS: usize = 80;
+    /// What the device runs of a context.
+    const JOBS: u32 = 8;
+    // Skips where there is no shared virtual memory.
+    drop(open(env)?);
+    let silent = Silent::new()?;
+    let contexts = (0..CONTEXTS)
+        .map(|_| {
+            let device = env.open()?;
+            device.context_init_compute(JOBS)?;
+            let svm = Svm::new(AddressSpace::enable(device, USUAL)?)?;
+            for ring in 0..JOBS {
+                svm.submit(ring, &Svm::writing(silent.place.address(0), 7))?;
+            }
+            Ok(svm)
+        })
+        .collect::<TestResult<Vec<_>>>()?;
+    bounded("another context", || {
+        super::support::others_work(env, "many jobs that wait")
+    })?;
+    silent.uffd.unregister(silent.place.address(0), SIZE)?;
+    for svm in &contexts {
+        for ring in 0..JOBS {
+            check_eq!(svm.finish(ring)?, End::Done, "a job, when it need not wait");
+        }
+    }
     Ok(())
 }
 
