@@ -52,6 +52,8 @@ const MAX_FAULTS: usize = 1024;
 pub(crate) struct MirrorFeatures {
     /// Most entries of a MAP.
     pub(crate) max_entries: u32,
+    /// Most spaces at a time, at least one.
+    pub(crate) max_spaces: u32,
 }
 
 /// What the device offers and the driver uses.
@@ -204,7 +206,15 @@ impl Features {
             );
             return Ok(None);
         }
-        Ok(Some(MirrorFeatures { max_entries }))
+        let max_spaces = field(offset_of!(MirrorConfig, max_spaces))?;
+        if max_spaces == 0 {
+            dev_info!(vdev.as_ref(), "no mirrored memory: no spaces\n");
+            return Ok(None);
+        }
+        Ok(Some(MirrorFeatures {
+            max_entries,
+            max_spaces,
+        }))
     }
 
     /// Whether the device takes blobs of `size` bytes.

@@ -32,6 +32,7 @@ use crate::{
         MirrorQuota,
         Posted,
         SpaceOf,
+        SpaceSlot,
         Ticket,
         MAP_DESCRIPTORS,
         MAX_ENTRIES, //
@@ -70,6 +71,7 @@ impl SpaceOwner for Loss {
 /// The space of a resource or a context.
 pub(crate) struct Space {
     queue: MirrorQueue,
+    slot: SpaceSlot,
     counters: Arc<Counters>,
     id: Id,
     write: bool,
@@ -97,15 +99,17 @@ pub(super) fn to_result(response: u32) -> Result {
 }
 
 impl Space {
-    /// A space that the device does not know yet, which it may write only with `write`. Its
-    /// commands take room of `quota`.
+    /// A space that the device does not know yet, which it may write only with `write`. It is one
+    /// of the file that `quota` is of, and its commands take room of that.
     ///
     /// # Errors
     ///
-    /// [`EOPNOTSUPP`] if the device has no mirror queue, [`ENOMEM`], [`ENOSPC`].
+    /// [`EOPNOTSUPP`] if the device has no mirror queue, [`ENOSPC`] if it has no more spaces for
+    /// the file, [`ENOMEM`].
     pub(crate) fn new(gpu: &Gpu, quota: &Arc<MirrorQuota>, write: bool) -> Result<Self> {
         let mirror = gpu.features.mirror.ok_or(EOPNOTSUPP)?;
         Ok(Self {
+            slot: SpaceSlot::new(&gpu.transport, quota, mirror.max_spaces as usize)?,
             queue: MirrorQueue::new(&gpu.transport, quota),
             counters: gpu.counters.clone(),
             id: gpu.space_ids.allocate_cyclic()?,
@@ -331,6 +335,9 @@ impl Space {
         first.queue.destroy(commands)?;
         // Not before the device has ended them. A lost one has them until it is reset.
         first.counters.ended_spaces.add(count);
+        // Nor later: whoever has closed a registration may make another one. References to the
+        // space can be held by who looks through all of them.
+        spaces.for_each(|space| space.slot.give_back());
         Ok(())
     }
 }

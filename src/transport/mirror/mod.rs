@@ -15,6 +15,7 @@
 
 mod queue;
 mod room;
+mod spaces;
 
 pub(crate) use self::{
     queue::{
@@ -23,7 +24,8 @@ pub(crate) use self::{
         Posted,
         SpaceOf, //
     },
-    room::MirrorQuota, //
+    room::MirrorQuota,
+    spaces::SpaceSlot, //
 };
 
 use self::room::Room;
@@ -194,6 +196,8 @@ struct Inner {
     queue: Option<Queue<Shared, Owned>>,
     /// Descriptors for MAP and SPACE_CREATE.
     room: Room,
+    /// Spaces that files have.
+    spaces: usize,
     /// Descriptors for commands that end a space.
     reserve: usize,
     /// Descriptors for INVALIDATE.
@@ -260,6 +264,7 @@ impl Mirror {
             inner <- new_spinlock_irq!(Inner {
                 queue: None,
                 room: Room::new(),
+                spaces: 0,
                 reserve: 0,
                 invalidate_reserve: 0,
                 exclusive_reserve: 0,

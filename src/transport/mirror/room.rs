@@ -108,6 +108,8 @@ struct Line {
 #[pin_data]
 pub(crate) struct MirrorQuota {
     line: LockedBy<Line, Inner>,
+    /// Spaces that the file has.
+    pub(super) spaces: LockedBy<usize, Inner>,
     #[pin]
     links: ListLinks,
     #[pin]
@@ -141,6 +143,7 @@ impl MirrorQuota {
         Arc::pin_init(
             pin_init!(Self {
                 line: LockedBy::new(&mirror.inner, line),
+                spaces: LockedBy::new(&mirror.inner, 0),
                 links <- ListLinks::new(),
                 tracker <- AtomicTracker::new(),
             }),

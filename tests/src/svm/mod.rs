@@ -13,6 +13,7 @@ mod knobs;
 mod mm;
 mod rules;
 mod silent;
+mod spaces;
 mod storm;
 mod support;
 
@@ -31,6 +32,7 @@ pub(crate) const FAMILIES: &[Family] = &[
     rules::SCARCE,
     rules::SCARCER,
     rules::LOST,
+    spaces::FAMILY,
     storm::FAMILY,
     exclusive::FAMILY,
     exclusive::CROWDED,
