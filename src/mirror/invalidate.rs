@@ -235,15 +235,14 @@ impl MirroredRange {
     pub(super) fn set_unmapped(&self, span: Range<usize>) {
         let mut dirtied = 0;
         self.each_part(span, Having::Reachable, true, |table, part| {
-            // Huge pages are dirty as a whole.
             let mut dirty = 0..0;
-            table.set_unmapped(part, |page| {
-                dirtied += u64::from(page.writable);
-                if page.writable && !dirty.contains(&page.tracked.phys()) {
+            table.set_unmapped(part, |pages| {
+                if pages.writable {
+                    dirtied += pages.count as u64;
                     // The kernel does not see the device's writes. Only the process's pages are in
                     // the table: before one ceases to be that, a callback for it is called, which
                     // takes the lock, held here, and takes it out.
-                    dirty = page.tracked.mark_dirty();
+                    pages.mark_dirty(&mut dirty);
                 }
             });
         });
@@ -255,12 +254,14 @@ impl MirroredRange {
         let mut guard = self.lock.commits.lock();
         let mut dirtied = 0;
         let mut dirty = 0..0;
-        self.table.access_mut(&mut guard).set_evicted(span, |page| {
-            dirtied += u64::from(page.writable);
-            if page.writable && !dirty.contains(&page.tracked.phys()) {
-                dirty = page.tracked.mark_dirty();
-            }
-        });
+        self.table
+            .access_mut(&mut guard)
+            .set_evicted(span, |pages| {
+                if pages.writable {
+                    dirtied += pages.count as u64;
+                    pages.mark_dirty(&mut dirty);
+                }
+            });
         self.gpu.counters.dirtied_pages.add(dirtied);
     }
 
@@ -314,7 +315,7 @@ impl MirroredRange {
             dirtied += u64::from(page.writable);
             page.tracked.keep();
             if page.writable {
-                page.tracked.mark_dirty();
+                page.tracked.mark_dirty(0);
             }
         });
         self.gpu.counters.quarantined_pages.add(kept);

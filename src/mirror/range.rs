@@ -301,13 +301,16 @@ impl MirroredRange {
     /// [`MirroredRange::quarantine`] has taken.
     pub(super) fn release_quarantine(&self, table: &mut Table, part: Range<usize>) {
         let (mut dirtied, mut released) = (0, 0);
-        table.release_quarantine(part, |page, quarantined| {
-            dirtied += u64::from(page.writable);
-            released += u64::from(quarantined);
-            if page.writable {
-                page.tracked.mark_dirty();
+        table.release_quarantine(part, |pages, quarantined| {
+            let count = pages.count as u64;
+            if pages.writable {
+                dirtied += count;
+                pages.mark_dirty(&mut (0..0));
             }
-            page.tracked.release();
+            if quarantined {
+                released += count;
+                pages.tracked.release();
+            }
         });
         self.gpu.counters.dirtied_pages.add(dirtied);
         self.gpu.counters.released_pages.add(released);

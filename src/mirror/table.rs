@@ -16,6 +16,8 @@
 #[cfg(CONFIG_KUNIT = "y")]
 mod interleavings;
 #[cfg(CONFIG_KUNIT = "y")]
+mod leaves;
+#[cfg(CONFIG_KUNIT = "y")]
 mod model;
 
 use crate::kapi::mm::{
@@ -24,6 +26,7 @@ use crate::kapi::mm::{
 };
 use core::ops::Range;
 use kernel::{
+    page::PAGE_SHIFT,
     prelude::*,
     rbtree::{
         RBTree,
@@ -40,14 +43,16 @@ const MOST_PASSED: usize = 128;
 
 /// The device may reach the page.
 const REACHABLE: u64 = 1 << 0;
-/// MAP has not been answered.
-const MAPPING: u64 = 1 << 1;
 /// Jobs may rely on it.
-const MAPPED: u64 = 1 << 2;
-/// The device may write it.
-const WRITABLE: u64 = 1 << 3;
+const MAPPED: u64 = 1 << 1;
 /// It was asked for, and was not found unmapped since.
-const WANTED: u64 = 1 << 4;
+const WANTED: u64 = 1 << 2;
+/// Those that are counted.
+const COUNTED: u64 = REACHABLE | MAPPED | WANTED;
+/// The device has not responded to MAP.
+const MAPPING: u64 = 1 << 3;
+/// The device may write it.
+const WRITABLE: u64 = 1 << 4;
 /// The driver has a reference on its folio, because the device is lost.
 const QUARANTINED: u64 = 1 << 5;
 /// It is being evicted, and MAP was not sent since.
@@ -57,10 +62,12 @@ const EXCLUSIVE: u64 = 1 << 7;
 const FLAGS: u64 = TrackedPage::FLAGS;
 const _: () = assert!(EXCLUSIVE < FLAGS);
 
-/// A page that the device may reach.
-pub(super) struct ReachablePage<'a> {
+/// A page that the device may reach, or several that are one behind the other.
+pub(super) struct ReachablePages<'a> {
+    /// The first one.
     pub(super) tracked: &'a mut TrackedPage,
-    /// Whether the device may have written it.
+    pub(super) count: usize,
+    /// Whether the device may have written them.
     pub(super) writable: bool,
 }
 
@@ -127,7 +134,16 @@ impl Layout {
 }
 
 /// The states of neighbouring pages.
+///
+/// As long as all are in the same state, and those that have an address follow each other in
+/// memory, as the pages of a huge page do, they are kept as one *leaf*. What is done to a part of
+/// it splits it, for which there is memory, as callbacks must not allocate any.
 struct Granule {
+    /// How many pages there are.
+    len: usize,
+    /// The first page, if all are in its state. Has no reference.
+    leaf: TrackedPage,
+    /// Otherwise all pages. Has room for them from the beginning.
     pages: KVec<TrackedPage>,
     /// The sum of [`packed`] over their words.
     sums: u64,
@@ -195,13 +211,12 @@ impl Table {
     /// [`ENOMEM`].
     pub(super) fn new_granule(layout: Layout, page: usize) -> Result<NewGranule> {
         let pages = layout.granule(page).len();
-        let mut granule = Granule {
+        let granule = Granule {
+            len: pages,
+            leaf: TrackedPage::default(),
             pages: KVec::with_capacity(pages, GFP_KERNEL_ACCOUNT)?,
             sums: 0,
         };
-        for _ in 0..pages {
-            granule.pages.push_within_capacity(TrackedPage::default())?;
-        }
         let node = RBTreeNode::new(layout.index(page), granule, GFP_KERNEL_ACCOUNT)?;
         Ok(NewGranule(node))
     }
@@ -266,10 +281,7 @@ impl Table {
         while at < which.end {
             let index = self.layout.index(at);
             at = self.layout.pages_of(index).end;
-            let is_empty = |granule: &Granule| {
-                granule.sums == 0 && granule.pages.iter().all(|page| page.word() == 0)
-            };
-            if self.granules.get(&index).is_some_and(is_empty) {
+            if self.granules.get(&index).is_some_and(Granule::is_empty) {
                 self.granules.remove(&index);
             }
         }
@@ -286,11 +298,11 @@ impl Table {
     }
 
     /// Calls `with` for each granule that has pages of `which`, with its first page and their place
-    /// in it; counts what it changes.
+    /// in it; counts what it changes. It returns how many words it has looked at.
     fn each_granule(
         &mut self,
         which: Range<usize>,
-        mut with: impl FnMut(usize, &mut Granule, Range<usize>),
+        mut with: impl FnMut(usize, &mut Granule, Range<usize>) -> usize,
     ) {
         let first = self.layout.index(which.start);
         let Some(mut cursor) = self.granules.cursor_lower_bound_mut(&first) else {
@@ -303,10 +315,9 @@ impl Table {
                 break;
             }
             let from = which.start.saturating_sub(base);
-            let to = (which.end - base).min(granule.pages.len());
-            self.looked += to.saturating_sub(from) + 1;
+            let to = (which.end - base).min(granule.len);
             self.totals.subtract(granule.sums);
-            with(base, granule, from..to);
+            self.looked += 1 + with(base, granule, from..to);
             self.totals.add(granule.sums);
             match cursor.move_next() {
                 Some(next) => cursor = next,
@@ -315,39 +326,19 @@ impl Table {
         }
     }
 
-    /// Changes the pages `which` that have granules; with [`None`] a page stays as it is.
+    /// Changes the pages `which` that have granules, one by one, or several that are one behind the
+    /// other in the same state; with [`None`] they stay as they are.
     fn each(
         &mut self,
         which: Range<usize>,
-        mut change: impl FnMut(&mut TrackedPage, u64) -> Option<u64>,
+        mut change: impl FnMut(ReachablePages<'_>, u64) -> Option<u64>,
     ) {
-        self.each_granule(which, |_, granule, part| {
-            for page in granule.pages.get_mut(part).into_iter().flatten() {
-                let word = page.word();
-                if let Some(new) = change(page, word) {
-                    page.set(new);
-                    granule.sums -= packed(word);
-                    granule.sums += packed(new);
-                }
-            }
-        });
+        self.each_granule(which, |_, granule, part| granule.each(part, &mut change));
     }
 
     /// Takes `flags` from the words of the pages `which` that have granules.
     fn clear(&mut self, which: Range<usize>, flags: u64) {
-        self.each_granule(which, |_, granule, part| {
-            // Counting takes longer than clearing.
-            if part.len() == granule.pages.len() {
-                granule.pages.iter_mut().for_each(|page| page.clear(flags));
-                granule.sums &= !lanes(flags);
-                return;
-            }
-            for page in granule.pages.get_mut(part).into_iter().flatten() {
-                granule.sums -= packed(page.word());
-                page.clear(flags);
-                granule.sums += packed(page.word());
-            }
-        });
+        self.each_granule(which, |_, granule, part| granule.clear(part, flags));
     }
 
     /// The first pages in `which` that a job would need and that are not mapped: neighbours, `most`
@@ -359,10 +350,8 @@ impl Table {
         most: usize,
         sparse: bool,
     ) -> Option<Range<usize>> {
-        let stale = |page: &TrackedPage| {
-            let word = page.word();
-            word & MAPPED == 0 && (!sparse || word & WANTED != 0)
-        };
+        let is_stale = |word: u64| word & MAPPED == 0 && (!sparse || word & WANTED != 0);
+        let stale = |page: &TrackedPage| is_stale(page.word());
         let mut at = which.start;
         let mut passed = 0;
         let mut found: Option<Range<usize>> = None;
@@ -385,6 +374,9 @@ impl Table {
                 None if sparse => None,
                 None => Some(at..end),
                 Some(granule) if granule.is_ready(sparse) => None,
+                Some(granule) if granule.is_leaf() => {
+                    is_stale(granule.leaf.word()).then_some(at..end)
+                }
                 Some(Granule { pages, .. }) => {
                     self.looked += end - at;
                     let pages = pages.get(at - granule.start..end - granule.start)?;
@@ -428,10 +420,11 @@ impl Table {
     /// no others at the same places. What it may have written it may have written for good.
     pub(super) fn set_mapping(&mut self, from: usize, pages: &[HmmPage], writable: bool) {
         let write = if writable { WRITABLE } else { 0 };
-        let mut found = pages.iter();
-        self.each(from..from + pages.len(), |_, word| {
-            let flags = REACHABLE | MAPPING | WANTED | write | word & (QUARANTINED | WRITABLE);
-            Some(found.next()?.phys() & !FLAGS | flags)
+        let flags = REACHABLE | MAPPING | WANTED | write;
+        self.each_granule(from..from + pages.len(), |base, granule, part| {
+            let first = base + part.start - from;
+            let pages = pages.get(first..first + part.len()).unwrap_or_default();
+            granule.set_addresses(part, pages, WRITABLE, |_| flags)
         });
     }
 
@@ -440,16 +433,18 @@ impl Table {
     ///
     /// Pages which the device reaches already are the same ones, and no right is taken from it.
     pub(super) fn set_reachable(&mut self, from: usize, pages: &[HmmPage], rights: &[Reach]) {
-        let mut found = pages.iter().zip(rights);
-        self.each(from..from + pages.len(), |_, word| {
-            let (page, reach) = found.next()?;
-            let rights = match reach {
-                Reach::Exclusive => WRITABLE | EXCLUSIVE,
-                Reach::Write => WRITABLE,
-                _ => 0,
-            };
-            let kept = word & (QUARANTINED | WRITABLE | EXCLUSIVE);
-            Some(page.phys() & !FLAGS | REACHABLE | MAPPED | rights | kept)
+        let flags = |reach: &Reach| match reach {
+            Reach::Exclusive => REACHABLE | MAPPED | WRITABLE | EXCLUSIVE,
+            Reach::Write => REACHABLE | MAPPED | WRITABLE,
+            _ => REACHABLE | MAPPED,
+        };
+        self.each_granule(from..from + pages.len(), |base, granule, part| {
+            let first = base + part.start - from;
+            let places = first..first + part.len();
+            let pages = pages.get(places.clone()).unwrap_or_default();
+            let rights = rights.get(places).unwrap_or_default();
+            let of = |at: usize| rights.get(at).map_or(0, flags);
+            granule.set_addresses(part, pages, WRITABLE | EXCLUSIVE, of)
         });
     }
 
@@ -459,17 +454,23 @@ impl Table {
         let first = which.start;
         self.each_granule(which, |base, granule, part| {
             if granule.sums & lanes(REACHABLE) == 0 {
-                return;
+                return 0;
             }
-            let pages = granule.pages.get(part.clone()).unwrap_or_default();
             let places = into.iter_mut().skip(base + part.start - first);
+            if granule.is_leaf() {
+                let reach = Reach::of(granule.leaf.word());
+                places.take(part.len()).for_each(|place| *place = reach);
+                return 1;
+            }
+            let pages = granule.pages.get(part).unwrap_or_default();
             for (place, page) in places.zip(pages) {
                 *place = Reach::of(page.word());
             }
+            pages.len()
         });
     }
 
-    /// MAP was answered: jobs may rely on those of the pages `which` that are still there.
+    /// The device has responded to MAP: jobs may rely on those of the pages `which` that are still there.
     pub(super) fn set_mapped(&mut self, which: Range<usize>) {
         self.each(which, |_, word| {
             (word & MAPPING != 0).then_some(word & !MAPPING | MAPPED)
@@ -507,26 +508,31 @@ impl Table {
         let first = self.layout.index(which.start);
         let mut cursor = self.granules.cursor_lower_bound_mut(&first);
         while let Some(at) = cursor {
-            let (index, Granule { pages, sums }) = at.current();
+            let (index, granule) = at.current();
             let base = self.layout.pages_of(*index).start;
             if base >= which.end {
                 break;
             }
             self.looked += 1;
-            if sums & lanes(REACHABLE) == 0 {
+            let from = which.start.saturating_sub(base);
+            let to = (which.end - base).min(granule.len);
+            if granule.sums & lanes(REACHABLE) == 0 || from >= to {
                 cursor = at.move_next();
                 continue;
             }
-            let from = which.start.saturating_sub(base);
-            let to = (which.end - base).min(pages.len());
-            let part = pages.get(from..to).unwrap_or_default();
+            let part = granule.pages.get(from..to).unwrap_or_default();
             self.looked += part.len();
             let hit = |page: &TrackedPage| page.word() & REACHABLE != 0;
-            if let (Some(first), Some(last)) =
-                (part.iter().position(hit), part.iter().rposition(hit))
-            {
-                let start = span.map_or(base + from + first, |span| span.start);
-                span = Some(start..base + from + last + 1);
+            let found = match granule.is_leaf() {
+                true => Some(from..to),
+                false => part.iter().position(hit).map(|first| {
+                    let last = part.iter().rposition(hit).unwrap_or(first);
+                    from + first..from + last + 1
+                }),
+            };
+            if let Some(found) = found {
+                let start = span.map_or(base + found.start, |span| span.start);
+                span = Some(start..base + found.end);
             }
             cursor = at.move_next();
         }
@@ -538,13 +544,13 @@ impl Table {
     pub(super) fn set_unmapped(
         &mut self,
         which: Range<usize>,
-        mut with: impl FnMut(ReachablePage<'_>),
+        mut with: impl FnMut(ReachablePages<'_>),
     ) {
-        self.each(which.clone(), |page, word| {
+        self.each(which.clone(), |pages, word| {
             if word & REACHABLE == 0 || word & (MAPPING | MAPPED) != 0 {
                 return None;
             }
-            with(ReachablePage::of(page));
+            with(pages);
             Some(if word & QUARANTINED != 0 {
                 word & !REACHABLE
             } else {
@@ -558,11 +564,11 @@ impl Table {
     /// number of those that the device may reach.
     pub(super) fn evict(&mut self, which: Range<usize>) -> usize {
         let mut count = 0;
-        self.each(which, |_, word| {
+        self.each(which, |pages, word| {
             if word & REACHABLE == 0 {
                 return None;
             }
-            count += 1;
+            count += pages.count;
             Some(word & !(MAPPING | MAPPED) | EVICTING)
         });
         count
@@ -573,29 +579,31 @@ impl Table {
     pub(super) fn set_evicted(
         &mut self,
         which: Range<usize>,
-        mut with: impl FnMut(ReachablePage<'_>),
+        mut with: impl FnMut(ReachablePages<'_>),
     ) {
-        self.each(which, |page, word| {
+        self.each(which, |pages, word| {
             if word & EVICTING == 0 || word & QUARANTINED != 0 {
                 return None;
             }
-            with(ReachablePage::of(page));
+            with(pages);
             Some(word & WANTED)
         });
     }
 
     /// The device is lost and may reach the pages `which`: marks each that is not in quarantine
-    /// yet, and calls `with` for it.
+    /// yet, and calls `with` for it, one by one.
     pub(super) fn set_quarantined(
         &mut self,
         which: Range<usize>,
-        mut with: impl FnMut(ReachablePage<'_>),
+        mut with: impl FnMut(ReachablePages<'_>),
     ) {
-        self.each(which, |page, word| {
+        // A reference is one on a folio, of which there may be several in a granule.
+        self.each_granule(which.clone(), |_, granule, _| granule.split());
+        self.each(which, |pages, word| {
             if word & REACHABLE == 0 || word & QUARANTINED != 0 {
                 return None;
             }
-            with(ReachablePage::of(page));
+            with(pages);
             Some(word | QUARANTINED)
         });
     }
@@ -616,11 +624,11 @@ impl Table {
     pub(super) fn release_quarantine(
         &mut self,
         which: Range<usize>,
-        mut with: impl FnMut(ReachablePage<'_>, bool),
+        mut with: impl FnMut(ReachablePages<'_>, bool),
     ) {
-        self.each(which, |page, word| {
+        self.each(which, |pages, word| {
             if word & (REACHABLE | QUARANTINED) != 0 {
-                with(ReachablePage::of(page), word & QUARANTINED != 0);
+                with(pages, word & QUARANTINED != 0);
             }
             Some(word & WANTED)
         });
@@ -628,13 +636,156 @@ impl Table {
 }
 
 impl Granule {
+    /// Whether all pages are in one state, and there is only the leaf.
+    fn is_leaf(&self) -> bool {
+        self.pages.is_empty()
+    }
+
+    /// Whether nothing is known of any page.
+    fn is_empty(&self) -> bool {
+        let nothing = |page: &TrackedPage| page.word() == 0;
+        self.sums == 0 && nothing(&self.leaf) && self.pages.iter().all(nothing)
+    }
+
+    /// The word of page `at`.
+    #[cfg(CONFIG_KUNIT = "y")]
+    fn word(&self, at: usize) -> u64 {
+        let page = self.pages.get(at);
+        page.map_or_else(|| self.leaf_word(at), |page| page.word())
+    }
+
+    /// The word of page `at` of the leaf.
+    fn leaf_word(&self, at: usize) -> u64 {
+        let word = self.leaf.word();
+        match word & REACHABLE {
+            0 => word,
+            _ => word + ((at as u64) << PAGE_SHIFT),
+        }
+    }
+
+    /// Keeps the pages one by one from now on. Returns how many words that has set.
+    fn split(&mut self) -> usize {
+        if !self.is_leaf() {
+            return 0;
+        }
+        for at in 0..self.len {
+            let mut page = TrackedPage::default();
+            page.set(self.leaf_word(at));
+            // There is room.
+            let _ = self.pages.push_within_capacity(page);
+        }
+        self.leaf.set(0);
+        self.len
+    }
+
+    /// Changes pages, as [`Table::each`] does, of which none changes that the device cannot reach.
+    /// Returns how many words it has looked at.
+    fn each(
+        &mut self,
+        part: Range<usize>,
+        change: &mut impl FnMut(ReachablePages<'_>, u64) -> Option<u64>,
+    ) -> usize {
+        let whole = part == (0..self.len);
+        let word = self.leaf.word();
+        if self.is_leaf() && (whole || word & REACHABLE == 0) {
+            if word & REACHABLE == 0 {
+                return 1;
+            }
+            if let Some(new) = change(ReachablePages::of(&mut self.leaf, self.len), word) {
+                self.leaf.set(new);
+                self.sums = packed(new) * self.len as u64;
+            }
+            return 1;
+        }
+        let looked = self.split() + part.len();
+        for page in self.pages.get_mut(part).into_iter().flatten() {
+            let word = page.word();
+            if let Some(new) = change(ReachablePages::of(page, 1), word) {
+                page.set(new);
+                if (word ^ new) & COUNTED != 0 {
+                    self.sums -= packed(word);
+                    self.sums += packed(new);
+                }
+            }
+        }
+        if whole && self.is_empty() {
+            self.pages.clear();
+        }
+        looked
+    }
+
+    /// Takes `flags` from the words of pages. Returns how many words it has looked at.
+    fn clear(&mut self, part: Range<usize>, flags: u64) -> usize {
+        if part == (0..self.len) {
+            self.leaf.clear(flags);
+            self.pages.iter_mut().for_each(|page| page.clear(flags));
+            // Counting takes longer than clearing.
+            self.sums &= !lanes(flags);
+            return self.pages.len().max(1);
+        }
+        if self.is_leaf() && self.leaf.word() & flags == 0 {
+            return 1;
+        }
+        let looked = self.split() + part.len();
+        for page in self.pages.get_mut(part).into_iter().flatten() {
+            self.sums -= packed(page.word());
+            page.clear(flags);
+            self.sums += packed(page.word());
+        }
+        looked
+    }
+
+    /// Gives the pages of `part` the addresses of `found`, each with its `flags`. Those of their
+    /// flags that are in `stay` stay. Returns how many words it has looked at.
+    fn set_addresses(
+        &mut self,
+        part: Range<usize>,
+        found: &[HmmPage],
+        stay: u64,
+        flags: impl Fn(usize) -> u64,
+    ) -> usize {
+        let word = |page: &HmmPage, at: usize| page.phys() & !FLAGS | flags(at);
+        let follow = |found: &[HmmPage]| found.windows(2).all(|two| two[0].is_followed_by(two[1]));
+        let same = |first: u64| (1..found.len()).all(|at| flags(at) == first);
+        if let (Some(first), true) = (found.first(), part == (0..self.len)) {
+            let before = match self.is_leaf() {
+                true => Some(self.leaf.word()),
+                false => self.common(stay | QUARANTINED),
+            };
+            if let Some(before) = before.filter(|_| same(flags(0)) && follow(found)) {
+                self.pages.clear();
+                let new = word(first, 0) | before & stay;
+                self.leaf.set(new);
+                self.sums = packed(new) * self.len as u64;
+                return found.len();
+            }
+        }
+        let looked = self.split() + part.len();
+        let pages = self.pages.get_mut(part).into_iter().flatten();
+        for (at, (page, found)) in pages.zip(found).enumerate() {
+            let old = page.word();
+            let new = word(found, at) | old & (stay | QUARANTINED);
+            page.set(new);
+            self.sums -= packed(old);
+            self.sums += packed(new);
+        }
+        looked
+    }
+
+    /// Which of `flags` the pages have, if they all have the same ones, and none is in quarantine.
+    fn common(&self, flags: u64) -> Option<u64> {
+        let first = self.pages.first()?.word() & flags;
+        let is_same = |page: &TrackedPage| page.word() & flags == first;
+        (first & QUARANTINED == 0 && self.pages.iter().all(is_same)).then_some(first)
+    }
+
     /// Whether no job lacks anything here; with `sparse`, anything that was asked for.
     fn is_ready(&self, sparse: bool) -> bool {
         let [_, mapped, wanted, ready] = Counts::unpack(self.sums);
         if sparse {
             ready == wanted
         } else {
-            mapped == self.pages.len()
+            mapped == self.len
         }
     }
 }
@@ -655,19 +806,54 @@ impl Reach {
     }
 }
 
-impl<'a> ReachablePage<'a> {
-    fn of(tracked: &'a mut TrackedPage) -> Self {
+impl<'a> ReachablePages<'a> {
+    fn of(tracked: &'a mut TrackedPage, count: usize) -> Self {
         let writable = tracked.word() & WRITABLE != 0;
-        Self { tracked, writable }
+        Self {
+            tracked,
+            count,
+            writable,
+        }
+    }
+
+    /// Their physical addresses.
+    #[cfg(CONFIG_KUNIT = "y")]
+    pub(super) fn addresses(&self) -> impl Iterator<Item = u64> {
+        let first = self.tracked.phys();
+        (0..self.count as u64).map(move |at| first + (at << PAGE_SHIFT))
+    }
+
+    /// Tells the kernel that the device has written the pages. `dirty` are addresses of which it
+    /// was told last: huge pages are dirty as a whole.
+    pub(super) fn mark_dirty(&self, dirty: &mut Range<u64>) {
+        let mut at = 0;
+        while at < self.count {
+            let phys = self.tracked.phys() + ((at as u64) << PAGE_SHIFT);
+            if !dirty.contains(&phys) {
+                *dirty = self.tracked.mark_dirty(at);
+            }
+            let end = dirty.end.saturating_sub(self.tracked.phys()) >> PAGE_SHIFT;
+            at = (end as usize).max(at + 1);
+        }
     }
 }
 
 /// What a word counts for, each count in 16 bits of its own: a sum over a granule fits.
 fn packed(word: u64) -> u64 {
     const _: () = assert!(GRANULE < 1 << 16);
-    let has = |flag: u64| word / flag & 1;
-    let (mapped, wanted) = (has(MAPPED), has(WANTED));
-    has(REACHABLE) | mapped << 16 | wanted << 32 | (mapped & wanted) << 48
+    const COUNTS: [u64; COUNTED as usize + 1] = {
+        let mut counts = [0; COUNTED as usize + 1];
+        let mut word = 0;
+        while word < counts.len() as u64 {
+            let (mapped, wanted) = (word / MAPPED & 1, word / WANTED & 1);
+            counts[word as usize] =
+                word & REACHABLE | mapped << 16 | wanted << 32 | (mapped & wanted) << 48;
+            word += 1;
+        }
+        counts
+    };
+    const _: () = assert!(REACHABLE == 1);
+    COUNTS[(word & COUNTED) as usize]
 }
 
 /// The counts of [`packed`] that are 0 for words without `flags`.

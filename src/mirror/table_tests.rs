@@ -148,7 +148,9 @@ mod tests {
         table.set_mapping(1, &pages[..1], false);
         table.invalidate(1..3, false);
         let mut written = 0;
-        table.set_unmapped(1..3, |page| written += usize::from(page.writable));
+        table.set_unmapped(1..3, |pages| {
+            written += if pages.writable { pages.count } else { 0 };
+        });
         assert_eq!(written, 2);
         // And not for ever.
         table.set_mapping(1, &pages[..1], false);

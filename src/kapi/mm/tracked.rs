@@ -15,7 +15,10 @@
 use crate::kapi::bindings;
 use core::ops::Range;
 use kernel::{
-    page::PAGE_SIZE,
+    page::{
+        PAGE_SHIFT,
+        PAGE_SIZE, //
+    },
     prelude::*, //
 };
 
@@ -70,13 +73,14 @@ impl TrackedPage {
         self.0 & Self::ADDRESS
     }
 
-    /// Tells the kernel that a device has written the page. Does not sleep. Returns the physical
-    /// addresses of which this tells it, those of the page's folio; none, and the kernel warns, if
-    /// the page was freed.
-    pub(crate) fn mark_dirty(&self) -> Range<u64> {
+    /// Tells the kernel that a device has written the page, or the one that is `behind` pages
+    /// behind it. Does not sleep. Returns the physical addresses of which this tells it, those of
+    /// the page's folio; none, and the kernel warns, if the page was freed.
+    pub(crate) fn mark_dirty(&self, behind: usize) -> Range<u64> {
+        let phys = self.phys().wrapping_add((behind as u64) << PAGE_SHIFT);
         let mut dirty = bindings::kapi_run::default();
         // SAFETY: Any address may be asked for; `dirty` is valid for writes.
-        unsafe { bindings::kapi_page_mark_dirty(self.phys(), &mut dirty) };
+        unsafe { bindings::kapi_page_mark_dirty(phys, &mut dirty) };
         dirty.addr..dirty.addr + dirty.length
     }
 

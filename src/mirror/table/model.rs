@@ -21,13 +21,18 @@ mod populate;
 use super::{
     packed,
     Counts,
+    Granule,
     Having,
     Layout,
-    ReachablePage,
+    ReachablePages,
     Table,
-    GRANULE, //
+    GRANULE,
+    QUARANTINED, //
 };
-use crate::kapi::mm::HmmPage;
+use crate::kapi::mm::{
+    HmmPage,
+    TrackedPage, //
+};
 use core::ops::Range;
 use kernel::{
     page::PAGE_SHIFT,
@@ -228,14 +233,32 @@ pub(super) struct Model {
     mistake: Option<Mistake>,
 }
 
+/// Those of the same age are one behind the other, so that they make a leaf.
 fn page(which: usize, age: Age) -> HmmPage {
-    HmmPage::made_up(1 << 20 | which << 8 | usize::from(age))
+    const _: () = assert!(PAGES <= 1 << 2);
+    HmmPage::made_up(1 << 20 | usize::from(age) << 2 | which)
 }
 
 /// Which page that is.
 fn age(which: usize, phys: u64) -> Option<Age> {
-    let age = (phys >> PAGE_SHIFT) as Age;
+    let age = (phys >> PAGE_SHIFT >> 2) as Age;
     (page(which, age).phys() == phys).then_some(age)
+}
+
+impl Granule {
+    /// Makes a leaf of the pages if they can be one: so both are seen, as what happens splits it.
+    fn join(&mut self) {
+        self.split();
+        let first = self.pages.first().map_or(0, |page| page.word());
+        self.leaf.set(first);
+        let pages = self.pages.iter().enumerate();
+        let fits = |(at, page): (usize, &TrackedPage)| page.word() == self.leaf_word(at);
+        if first & QUARANTINED == 0 && pages.clone().all(fits) {
+            self.pages.clear();
+        } else {
+            self.leaf.set(0);
+        }
+    }
 }
 
 impl Model {
@@ -287,10 +310,12 @@ impl Model {
             let Some(granule) = table.granules.get_mut(&index) else {
                 return Err(c"no granule");
             };
+            granule.split();
             for (page, &word) in granule.pages.iter_mut().zip(&state.words[pages]) {
                 page.set(word);
             }
             granule.sums = granule.pages.iter().map(|page| packed(page.word())).sum();
+            granule.join();
             table.totals.add(granule.sums);
         }
         Ok(true)
@@ -335,8 +360,8 @@ impl Model {
             *there = granule.is_some();
             if let Some(granule) = granule {
                 let words = &mut state.words[self.table.layout.pages_of(index)];
-                for (word, page) in words.iter_mut().zip(granule.pages.iter()) {
-                    *word = page.word();
+                for (at, word) in words.iter_mut().enumerate() {
+                    *word = granule.word(at);
                 }
             }
         }
@@ -377,11 +402,18 @@ impl Model {
 
     /// The place of a page that the table speaks of, and which of those that were there it is,
     /// unless it may have been freed by now.
-    fn owner(state: &State, page: ReachablePage<'_>) -> Option<(usize, Age)> {
+    fn owner(state: &State, phys: u64) -> Option<(usize, Age)> {
         (0..PAGES).find_map(|which| {
-            let age = age(which, page.tracked.phys())?;
+            let age = age(which, phys)?;
             Self::is_kept(state, which, age).then_some((which, age))
         })
+    }
+
+    /// Whether all of the pages are such ones.
+    fn are_owned(state: &State, pages: &ReachablePages<'_>) -> bool {
+        pages
+            .addresses()
+            .all(|phys| Self::owner(state, phys).is_some())
     }
 
     fn kept(kept: bool) -> Check {

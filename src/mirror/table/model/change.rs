@@ -175,7 +175,7 @@ impl Model {
     pub(super) fn set_unmapped(&mut self, which: Span) -> Check {
         let (state, mut kept) = (self.state, true);
         self.parts(which, |table, part| {
-            table.set_unmapped(part, |page| kept &= Self::owner(&state, page).is_some());
+            table.set_unmapped(part, |pages| kept &= Self::are_owned(&state, &pages));
         });
         Self::kept(kept)
     }
@@ -200,13 +200,15 @@ impl Model {
             return Ok(true);
         }
         let (state, mut kept) = (&mut self.state, true);
-        self.table
-            .set_quarantined(part, |page| match Self::owner(state, page) {
+        self.table.set_quarantined(part, |page| {
+            kept &= page.count == 1;
+            match Self::owner(state, page.tracked.phys()) {
                 Some((which, age)) if state.quarantined[which].is_none() => {
                     state.quarantined[which] = Some(age)
                 }
                 _ => kept = false,
-            });
+            }
+        });
         Self::kept(kept)
     }
 }

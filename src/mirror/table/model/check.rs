@@ -80,7 +80,7 @@ impl Model {
             return Err(c"the counts are wrong");
         }
         for granule in self.table.granules.values() {
-            let words = granule.pages.iter().map(|page| page.word());
+            let words = (0..granule.len).map(|at| granule.word(at));
             if granule.sums != words.map(packed).sum::<u64>() {
                 return Err(c"the sums of a granule are wrong");
             }

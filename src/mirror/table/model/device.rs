@@ -122,12 +122,14 @@ impl Model {
 
     pub(super) fn release_quarantine(&mut self, part: Range<usize>) -> Check {
         let (state, mut kept) = (&mut self.state, true);
-        self.table.release_quarantine(part, |page, quarantined| {
-            let owner = Self::owner(state, page);
-            kept &= owner.is_some();
-            if let Some((which, age)) = owner.filter(|_| quarantined) {
-                kept &= state.quarantined[which] == Some(age);
-                state.quarantined[which] = None;
+        self.table.release_quarantine(part, |pages, quarantined| {
+            for phys in pages.addresses() {
+                let owner = Self::owner(state, phys);
+                kept &= owner.is_some();
+                if let Some((which, age)) = owner.filter(|_| quarantined) {
+                    kept &= state.quarantined[which] == Some(age);
+                    state.quarantined[which] = None;
+                }
             }
         });
         Self::kept(kept)

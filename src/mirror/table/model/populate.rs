@@ -182,8 +182,8 @@ impl Model {
             return self.set_unmapped(which);
         }
         let (state, mut kept) = (&self.state, true);
-        self.table.set_evicted(which.range(), |page| {
-            kept &= Self::owner(state, page).is_some();
+        self.table.set_evicted(which.range(), |pages| {
+            kept &= Self::are_owned(state, &pages);
         });
         Self::kept(kept)
     }
