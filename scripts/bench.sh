@@ -3,14 +3,14 @@
 # bench.sh [options and measures of virtgpu-bench]: builds everything, runs the
 # benchmarks in guests with the release kernel and keeps the results in
 # bench/results/KERNEL-DATE.json, and a picture of them beside it. P8 has three guests: the reference device and
-# QEMU's virtio-gpu-gl, with OpenGL and with Vulkan. --before FILE is a file here, an
-# older build of the module for the release kernel.
+# QEMU's virtio-gpu-gl, with OpenGL and with Vulkan; P10 has three others, whose instructions are counted.
+# --before FILE is a file here, an older build of the module for the release kernel.
 . "$(dirname "$0")/lib.sh"
 
 options=() measures=() files=
 while [ $# -gt 0 ]; do
 	case $1 in
-	P[1-9]) measures+=("$1") ;;
+	P[1-9] | P10) measures+=("$1") ;;
 	--before)
 		# The guest finds it by its name alone; the clone is where QEMU's side sees it.
 		[ -f "${2:?--before needs a file}" ] || die "no file $2"
@@ -24,10 +24,14 @@ while [ $# -gt 0 ]; do
 	esac
 	shift
 done
-hosts=(reference)
-case " ${measures[*]:-P8} " in
-*" P8 "*) hosts+=(virgl venus) ;;
-esac
+[ ${#measures[@]} -gt 0 ] || measures=(P1 P2 P3 P4 P5 P6 P7 P8 P9 P10)
+timed=() counted=()
+for measure in "${measures[@]}"; do
+	case $measure in
+	P10) counted=(P10) ;;
+	*) timed+=("$measure") ;;
+	esac
+done
 
 "$TOP/scripts/programs.sh"
 kernel=$("$TOP/scripts/kernel.sh" release)
@@ -35,23 +39,33 @@ build_module release
 
 # The table begins with its heading and ends with the whole result on one line.
 table='/^id  *value /,/^BENCH-JSON /'
-status=0
-for host in "${hosts[@]}"; do
-	mem=1G only=(P8)
-	if [ "$host" = reference ]; then
-		mem=${BENCH_MEM:-6G} only=("${measures[@]}")
-	fi
-	note "booting the guest on the host GPU \"$host\" (log: $BUILD/logs/bench-$host/console.log)"
-	"$TOP/scripts/vm.sh" --name "bench-$host" --kernel release --host-gpu "$host" --mem "$mem" --files "$files" \
-		--timeout "${BENCH_TIMEOUT:-3600}" \
-		"virtgpu-bench ${options[*]} --host-gpu $host ${only[*]}" | sed -u "${table}d" || status=$?
+status=0 logs=()
+# guest NAME HOST-GPU MEM VM-OPTIONS MEASURE...
+guest() {
+	local name=$1 host=$2 mem=$3 vm=()
+	read -ra vm <<<"$4"
+	shift 4
+	[ $# -gt 0 ] || return 0
+	logs+=("$BUILD/logs/$name/job.log")
+	note "booting the guest on the host GPU \"$host\" (log: $BUILD/logs/$name/console.log)"
+	"$TOP/scripts/vm.sh" --name "$name" --kernel release --host-gpu "$host" --mem "$mem" --files "$files" \
+		--timeout "${BENCH_TIMEOUT:-3600}" "${vm[@]}" \
+		"virtgpu-bench ${options[*]} --host-gpu $host $*" | sed -u "${table}d" || status=$?
+}
+guest bench-reference reference "${BENCH_MEM:-6G}" "" "${timed[@]}"
+for host in virgl venus; do
+	case " ${timed[*]} " in
+	*" P8 "*) guest "bench-$host" "$host" 1G "" P8 ;;
+	esac
+done
+for host in reference virgl venus; do
+	guest "count-$host" "$host" 2G --count "${counted[@]}"
 done
 
 json=() heading=
-for host in "${hosts[@]}"; do
-	log=$BUILD/logs/bench-$host/job.log
+for log in "${logs[@]}"; do
 	json+=("$(tr -d '\r' <"$log" | sed -n 's/^BENCH-JSON //p' | tail -n1)")
-	[ -n "${json[-1]}" ] || die "the benchmark printed no result, see build/logs/bench-$host"
+	[ -n "${json[-1]}" ] || die "the benchmark printed no result, see ${log#"$TOP"/}"
 	tr -d '\r' <"$log" | sed -n "${table}p" | grep -v '^BENCH-JSON ' | tail -n "+${heading:-1}"
 	heading=2
 done

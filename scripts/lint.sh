@@ -52,7 +52,7 @@ checkpatch)
 	ignore=FILE_PATH_CHANGES,BIT_MACRO
 	status=0
 	# shellcheck disable=SC2046
-	checkpatch --ignore $ignore $(find src uapi tests/exporter -name '*.[ch]' ! -name trace.h | sort) || status=1
+	checkpatch --ignore $ignore $(find src uapi tests/exporter bench/plugin -name '*.[ch]' ! -name trace.h | sort) || status=1
 	checkpatch --ignore $ignore,OPEN_ENDED_LINE,PARENTHESIS_ALIGNMENT src/trace/trace.h || status=1
 	exit $status
 	;;

@@ -17,6 +17,7 @@ for a in "$@"; do
 	--kernel=*) kind=${a#*=} ;;
 	--host-gpu=*) host_gpu=${a#*=} ;;
 	--trees=*) trees=${a#*=} ;;
+	--count) "$TOP/scripts/count.sh" ;;
 	esac
 	previous=$a
 done

@@ -69,6 +69,7 @@ fn baseline(measure: &str) -> &'static str {
         "P7" => "against 1 byte",
         "P8" => "against Linux's own driver on the same device",
         "P9" => "against what the row says",
+        "P10" => "against Linux's own driver, or what the row says; instructions",
         _ => "",
     }
 }

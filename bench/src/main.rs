@@ -4,18 +4,21 @@
 //! mirroring costs where nothing is used yet (P3), what it saves programs that allocate and free
 //! all the time (P4), how long it delays the kernel (P5), how few memory entries registrations need
 //! (P6) and how little memory of the kernel's (P7), how this driver compares with Linux's own (P8),
-//! and what it costs that jobs use pointers of the process, with nothing registered (P9).
+//! what it costs that jobs use pointers of the process, with nothing registered (P9), and how many
+//! instructions the kernel executes for calls of P8, P4 and P5 (P10).
 //!
 //! Everything is a ratio of two numbers from the same run. The result is a table, and a last line
 //! `BENCH-JSON {"rows":[...]}`.
 
 mod copying;
+mod counting;
 mod drivers;
 mod entries;
 mod faulting;
 mod footprint;
 mod gup;
 mod memory;
+mod meter;
 mod p3_register_untouched;
 mod p4_alloc_use_free;
 mod p5_invalidate;
@@ -51,7 +54,7 @@ struct Options {
 }
 
 const USAGE: &str = "\
-usage: virtgpu-bench [options] [P1] [P2] [P3] [P4] [P5] [P6] [P7] [P8] [P9]
+usage: virtgpu-bench [options] [P1] [P2] [P3] [P4] [P5] [P6] [P7] [P8] [P9] [P10]
   --runs N       repetitions of each measurement, 5 or more (5)
   --largest MIB  largest registration of P1 (1024)
   --touch MIB    untouched memory that P9 has a job fill (64)
@@ -59,7 +62,8 @@ usage: virtgpu-bench [options] [P1] [P2] [P3] [P4] [P5] [P6] [P7] [P8] [P9]
   --before FILE  an older build of it, which P8 measures in the same run, in rows of its own
   --c MODULE     Linux's module: a file, or a name for modprobe (virtio-gpu)
   --host-gpu GPU what P8 finds in the guest: reference, virgl or venus, as vm.sh --host-gpu
-                 (reference); the other measures want the reference device";
+                 (reference); the other measures but P10 want the reference device
+P10 is taken only if it is named, in a guest whose instructions are counted (vm.sh --count)";
 
 fn options() -> Result<Options, String> {
     let mut options = Options {
@@ -95,7 +99,7 @@ fn options() -> Result<Options, String> {
                 options.host_gpu =
                     HostGpu::named(&name).ok_or_else(|| format!("{name}: no such device"))?;
             }
-            "P1" | "P2" | "P3" | "P4" | "P5" | "P6" | "P7" | "P8" | "P9" => {
+            "P1" | "P2" | "P3" | "P4" | "P5" | "P6" | "P7" | "P8" | "P9" | "P10" => {
                 options.only.push(argument);
             }
             _ => return Err(USAGE.into()),
@@ -106,7 +110,7 @@ fn options() -> Result<Options, String> {
 
 impl Options {
     fn wants(&self, measure: &str) -> bool {
-        self.only.is_empty() || self.only.iter().any(|name| name == measure)
+        (self.only.is_empty() && measure != "P10") || self.only.iter().any(|name| name == measure)
     }
 }
 
@@ -120,14 +124,17 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    if options.host_gpu != HostGpu::Reference && options.only != ["P8"] {
-        eprintln!("only P8 can be measured on another device than the reference device");
+    let anywhere = |name: &String| name == "P8" || name == "P10";
+    if options.host_gpu != HostGpu::Reference
+        && (options.only.is_empty() || !options.only.iter().all(anywhere))
+    {
+        eprintln!("only P8 and P10 can be measured on another device than the reference device");
         return ExitCode::from(2);
     }
     setup::prepare();
     let mut report = Report::new();
     let mut failed = false;
-    let measures: [(&str, Measure); 9] = [
+    let measures: [(&str, Measure); 10] = [
         ("P1", pinning::measure),
         ("P2", copying::measure),
         ("P3", p3_register_untouched::measure),
@@ -137,6 +144,7 @@ fn main() -> ExitCode {
         ("P7", footprint::measure),
         ("P8", drivers::measure),
         ("P9", faulting::measure),
+        ("P10", counting::measure),
     ];
     for (name, measure) in measures {
         if !options.wants(name) {

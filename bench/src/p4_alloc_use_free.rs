@@ -25,6 +25,8 @@ use virtgpu_client::{
 };
 
 use crate::memory::{make, Kind};
+use crate::meter::profile::{Profile, Worst};
+use crate::meter::{linger, Meter, Symbols};
 use crate::report::{Goal, Report, Sample};
 use crate::setup::{
     map_all, nothing, open_mirroring, since, vm_pin, wait, wait_pinned, Result, MIB, PAGE,
@@ -125,18 +127,21 @@ struct Use<'d> {
     device: &'d Device,
     sum: Blob<'d>,
     sum_map: BlobMap,
+    /// Whether it lingers for the end of each job.
+    lingers: bool,
     /// Different in each use.
     stamp: u64,
 }
 
 impl<'d> Use<'d> {
-    fn new(device: &'d Device) -> Result<Self> {
+    fn new(device: &'d Device, lingers: bool) -> Result<Self> {
         let sum = device.create_blob(&BlobOptions::guest(PAGE as u64))?;
         let sum_map = sum.map()?;
         Ok(Self {
             device,
             sum,
             sum_map,
+            lingers,
             stamp: 0,
         })
     }
@@ -157,7 +162,13 @@ impl<'d> Use<'d> {
         job.stride_read(self.sum.at(0), at(0), length, PAGE as u64)
             .fill(at(last as u64), 8, !self.stamp);
         let handles = [handle, self.sum.handle()];
-        wait(&Exec::new(job.as_bytes()).buffers(&handles), self.device)?;
+        let fence = Exec::new(job.as_bytes())
+            .buffers(&handles)
+            .submit_with_fence(self.device)?;
+        if self.lingers {
+            linger(|| block.read_u64(last) == !self.stamp);
+        }
+        fence.wait(Some(Duration::from_secs(120)))?;
         let pages = length / PAGE as u64;
         let expected = (0..pages)
             .map(|page| (self.stamp + page) & 0xff)
@@ -297,12 +308,26 @@ impl<'d> Way<'d> {
 /// What one run of a way gave.
 #[derive(Default)]
 struct Results {
+    /// Or instructions.
     time: Sample,
+    profile: Profile,
     /// Share of the jobs that needed no new registration.
     hits: Sample,
 }
 
 pub(crate) fn measure(options: &Options, report: &mut Report) -> Result {
+    let mut worst = Worst::new();
+    compare(options, report, "P4", &mut Meter::Clock, &mut worst)
+}
+
+/// Goes all ways, in rows of `measure`. Only times have goals.
+pub(crate) fn compare(
+    options: &Options,
+    report: &mut Report,
+    measure: &str,
+    meter: &mut Meter,
+    worst: &mut Worst,
+) -> Result {
     let device = open_mirroring()?;
     for source in [Source::Malloc, Source::Mmap] {
         for (name, length, times) in [
@@ -310,12 +335,13 @@ pub(crate) fn measure(options: &Options, report: &mut Report) -> Result {
             ("1MiB", MIB, 50),
             ("16MiB", 16 * MIB, 10),
         ] {
-            let id = format!("P4-{}-{name}", source.name());
-            let ways = Ways::new(&device, source, [length, times])?;
-            ways.compare(options, report, &id)?;
+            let id = format!("{measure}-{}-{name}", source.name());
+            let lingers = !matches!(meter, Meter::Clock);
+            let ways = Ways::new(&device, source, [length, times], lingers)?;
+            ways.compare(options, report, &id, meter, worst)?;
         }
     }
-    submission(options, report, &device)
+    submission(options, report, &device, measure, meter)
 }
 
 /// The ways, and what they are to do.
@@ -331,10 +357,15 @@ struct Ways<'d> {
 }
 
 impl<'d> Ways<'d> {
-    fn new(device: &'d Device, source: Source, [length, times]: [usize; 2]) -> Result<Self> {
+    fn new(
+        device: &'d Device,
+        source: Source,
+        [length, times]: [usize; 2],
+        lingers: bool,
+    ) -> Result<Self> {
         let permanent = Way::permanent(device, source, length)?;
         Ok(Self {
-            user: Use::new(device)?,
+            user: Use::new(device, lingers)?,
             source,
             length,
             times,
@@ -348,9 +379,41 @@ impl<'d> Ways<'d> {
         })
     }
 
-    /// Goes all ways, in turns of a few times: the medians of nanoseconds, which a busy host
-    /// disturbs least.
-    fn run(&mut self) -> Result<[f64; 4]> {
+    /// Goes all ways, in turns of a few times.
+    fn run(&mut self, meter: &mut Meter, symbols: &Symbols) -> Result<[(f64, Profile); 4]> {
+        match meter {
+            Meter::Clock => Ok(self.time()?.map(|time| (time, Profile::default()))),
+            Meter::Instructions(_) => self.count(meter, symbols),
+        }
+    }
+
+    /// The medians of instructions, and where they are. What the driver does in the background for
+    /// a turn is done when a job after it has taken a while, without which the job is counted, too.
+    fn count(&mut self, meter: &mut Meter, symbols: &Symbols) -> Result<[(f64, Profile); 4]> {
+        let mut job = compute::Stream::new();
+        job.delay(300);
+        let device = self.user.device;
+        let settle = || wait(&Exec::new(job.as_bytes()), device);
+        let alone = meter.median(TURN as u32, |meter| meter.one(settle))?;
+        let mut counts: [(f64, Profile); 4] = Default::default();
+        for (way, count) in self.ways.iter_mut().zip(&mut counts) {
+            let (user, source, length) = (&mut self.user, self.source, self.length);
+            let pinned = self.pinned;
+            let number = meter.number("", "", |meter| {
+                meter.median((self.times / TURN) as u32, |meter| {
+                    let once = || way.once(user, source, length);
+                    let count = meter.batch(TURN as u32, once, settle)?;
+                    wait_pinned(pinned)?;
+                    Ok(count - alone / TURN as f64)
+                })
+            })?;
+            *count = (number.value, Profile::new(&number, symbols));
+        }
+        Ok(counts)
+    }
+
+    /// The medians of nanoseconds, which a busy host disturbs least.
+    fn time(&mut self) -> Result<[f64; 4]> {
         let mut times: [Sample; 4] = Default::default();
         for _ in 0..self.times / TURN {
             for (way, times) in self.ways.iter_mut().zip(&mut times) {
@@ -366,12 +429,22 @@ impl<'d> Ways<'d> {
         Ok(times.map(|times| times.median()))
     }
 
-    fn compare(mut self, options: &Options, report: &mut Report, id: &str) -> Result {
+    fn compare(
+        mut self,
+        options: &Options,
+        report: &mut Report,
+        id: &str,
+        meter: &mut Meter,
+        worst: &mut Worst,
+    ) -> Result {
         let mut results: [Results; 4] = Default::default();
+        let symbols = meter.symbols()?;
         // Once for malloc to settle, then in turns.
         for run in 0..=options.runs {
-            let times = self.run()?;
-            for ((way, results), time) in self.ways.iter_mut().zip(&mut results).zip(times) {
+            let times = self.run(meter, &symbols)?;
+            for ((way, results), (time, profile)) in
+                self.ways.iter_mut().zip(&mut results).zip(times)
+            {
                 let hits = match way {
                     Way::Cached(cache) => cache.hits(),
                     _ => 0.0,
@@ -379,29 +452,51 @@ impl<'d> Ways<'d> {
                 if run > 0 {
                     results.time.0.push(time);
                     results.hits.0.push(hits);
+                    results.profile = profile;
                 }
             }
         }
+        let clock = matches!(meter, Meter::Clock);
         let goal = |goal| match self.source {
-            Source::Malloc => goal,
-            Source::Mmap => Goal::None,
+            Source::Malloc if clock => goal,
+            _ => Goal::None,
+        };
+        // Of times it is how many times as fast.
+        let add: fn(&mut Report, &str, &str, &'static str, [Sample; 2], Goal) = match clock {
+            true => Report::add_speedup,
+            false => Report::add,
         };
         let [pinning, windows, ranges, permanent] = results;
         for (what, suffix, mirrored) in [("windows", "", windows), ("ranges", "-ranges", ranges)] {
-            report.add_speedup(
-                &format!("{id}{suffix}"),
+            let row = format!("{id}{suffix}");
+            worst.add(
+                &row,
+                mirrored.time.median() / pinning.time.median(),
+                [
+                    ("mirrored", &mirrored.profile),
+                    ("pinned", &pinning.profile),
+                ],
+            );
+            add(
+                report,
+                &row,
                 &format!("allocate, job, free: {what} stay mirrored, against pinned each time"),
-                "ns",
+                meter.unit(),
                 [mirrored.time.clone(), pinning.time.clone()],
                 goal(Goal::AtLeast(1.3)),
             );
-            report.add_speedup(
-                &format!("{id}{suffix}-rate"),
+            let row = format!("{id}{suffix}-rate");
+            add(
+                report,
+                &row,
                 "the same, against jobs on memory that stays allocated and pinned",
-                "ns",
+                meter.unit(),
                 [mirrored.time, permanent.time.clone()],
                 goal(Goal::AtLeast(0.95)),
             );
+            if !clock {
+                continue;
+            }
             let all = Sample(vec![1.0; mirrored.hits.0.len()]);
             report.add(
                 &format!("{id}{suffix}-hits"),
@@ -427,7 +522,13 @@ impl<'d> Ways<'d> {
 }
 
 /// The other side: what a job costs on memory that is registered and in use already.
-fn submission(options: &Options, report: &mut Report, device: &Device) -> Result {
+fn submission(
+    options: &Options,
+    report: &mut Report,
+    device: &Device,
+    measure: &str,
+    meter: &mut Meter,
+) -> Result {
     const TIMES: usize = 500;
     let memory = make(Kind::Thp, 16 * MIB)?;
     let mirrored = device.register(&memory, RegisterOptions::mirrored())?;
@@ -438,17 +539,17 @@ fn submission(options: &Options, report: &mut Report, device: &Device) -> Result
     let mut results: [[Sample; 2]; 2] = Default::default();
     for run in 0..=options.runs {
         let mut new: [[Sample; 2]; 2] = Default::default();
-        for _ in 0..TIMES {
+        for _ in 0..meter.times(TIMES) {
             let handles = [mirrored.handle(), pinned.handle()];
             for (handle, [submit, whole]) in handles.into_iter().zip(&mut new) {
                 let handles = [handle];
-                let start = Instant::now();
-                let fence = Exec::new(stream.as_bytes())
-                    .buffers(&handles)
-                    .submit_with_fence(device)?;
-                submit.0.push(since(start));
-                fence.wait(Some(Duration::from_secs(120)))?;
-                whole.0.push(since(start));
+                let exec = Exec::new(stream.as_bytes()).buffers(&handles);
+                let [first, both] = meter.two(
+                    || Ok(exec.submit_with_fence(device)?),
+                    |fence| Ok(fence.wait(Some(Duration::from_secs(120)))?),
+                )?;
+                submit.0.push(first);
+                whole.0.push(both);
             }
         }
         if run > 0 {
@@ -463,16 +564,16 @@ fn submission(options: &Options, report: &mut Report, device: &Device) -> Result
     }
     let [[submit, whole], [pinned_submit, pinned_whole]] = results;
     report.add(
-        "P4-warm-submit",
+        &format!("{measure}-warm-submit"),
         "EXECBUFFER with 16 MiB that are mapped already: mirrored, against pinned",
-        "ns",
+        meter.unit(),
         [submit, pinned_submit],
         Goal::None,
     );
     report.add(
-        "P4-warm-round-trip",
+        &format!("{measure}-warm-round-trip"),
         "the same until the job is done",
-        "ns",
+        meter.unit(),
         [whole, pinned_whole],
         Goal::None,
     );

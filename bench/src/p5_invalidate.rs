@@ -17,7 +17,7 @@ use crate::setup::{map_all, nothing, open_mirroring, since, Result, Stats, HUGE,
 use crate::trace::Tracer;
 use crate::Options;
 
-const WHOLE: RegisterOptions = RegisterOptions::mirrored();
+pub(crate) const WHOLE: RegisterOptions = RegisterOptions::mirrored();
 /// Calls notifiers back, and returns when the device has acknowledged.
 pub(crate) const FUNCTION: &str = "__mmu_notifier_invalidate_range_start";
 
@@ -53,6 +53,34 @@ pub(crate) fn measure(options: &Options, report: &mut Report) -> Result {
     bench.many(report)
 }
 
+/// Runs `change` with the registrations mapped; they must lose everything, by one INVALIDATE
+/// each. Returns what `change` does.
+pub(crate) fn taken<M>(
+    (device, stats): (&Device, &Stats),
+    userptrs: &[Registration<'_, M>],
+    change: impl FnOnce() -> Result<f64>,
+) -> Result<f64> {
+    let mut before = Vec::new();
+    for userptr in userptrs {
+        map_all(device, userptr.handle())?;
+        before.push(userptr.query()?.invalidations);
+    }
+    let told = stats.read(device)?.invalidates;
+    let time = change()?;
+    let told = stats.read(device)?.invalidates - told;
+    if told != userptrs.len() as u64 {
+        let count = userptrs.len();
+        return Err(format!("{told} INVALIDATEs for {count} registrations").into());
+    }
+    for (userptr, before) in userptrs.iter().zip(before) {
+        let query = userptr.query()?;
+        if (query.mapped_bytes, query.invalidations) != (0, before + 1) {
+            return Err("a registration was not told, or more than once".into());
+        }
+    }
+    Ok(time)
+}
+
 struct Bench<'d> {
     options: &'d Options,
     device: &'d Device,
@@ -63,34 +91,6 @@ struct Bench<'d> {
 }
 
 impl Bench<'_> {
-    /// Runs `change` with the registrations mapped; they must lose everything, by one INVALIDATE
-    /// each. Returns what `change` does.
-    fn taken<M>(
-        &self,
-        userptrs: &[Registration<'_, M>],
-        change: impl FnOnce() -> Result<f64>,
-    ) -> Result<f64> {
-        let mut before = Vec::new();
-        for userptr in userptrs {
-            map_all(self.device, userptr.handle())?;
-            before.push(userptr.query()?.invalidations);
-        }
-        let told = self.stats.read(self.device)?.invalidates;
-        let time = change()?;
-        let told = self.stats.read(self.device)?.invalidates - told;
-        if told != userptrs.len() as u64 {
-            let count = userptrs.len();
-            return Err(format!("{told} INVALIDATEs for {count} registrations").into());
-        }
-        for (userptr, before) in userptrs.iter().zip(before) {
-            let query = userptr.query()?;
-            if (query.mapped_bytes, query.invalidations) != (0, before + 1) {
-                return Err("a registration was not told, or more than once".into());
-            }
-        }
-        Ok(time)
-    }
-
     /// The times of the callbacks, of which there must have been `count`.
     fn callbacks(&self, count: usize) -> Result<Sample> {
         let times = self.tracer.times()?;
@@ -122,12 +122,12 @@ impl Bench<'_> {
             // Each of the three right after a round trip, which is in the same state of the caches.
             for _ in 0..TIMES {
                 touch(&memory);
-                self.taken(&userptr, || {
+                taken((self.device, &self.stats), &userptr, || {
                     round_trip()?;
                     self.tracer.during(|| drop_pages(&memory))
                 })?;
                 touch(&memory);
-                let time = self.taken(&userptr, || {
+                let time = taken((self.device, &self.stats), &userptr, || {
                     round_trip()?;
                     drop_pages(&memory)
                 })?;
@@ -174,7 +174,7 @@ impl Bench<'_> {
         let (mut callback, mut trips) = (Sample::default(), Sample::default());
         for run in 0..=self.options.runs {
             self.tracer.clear()?;
-            self.taken(&userptrs, || {
+            taken((self.device, &self.stats), &userptrs, || {
                 self.tracer.during(|| memory.unmap().map(|()| 0.0))
             })?;
             memory.map()?;

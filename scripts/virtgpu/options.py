@@ -19,6 +19,9 @@ def parser():
         help="this project's module, Linux's own virtio-gpu, both but none loaded, or nothing")
     add("--mem", default="1536M", help="guest memory (default %(default)s)")
     add("--cpus", type=int, default=2)
+    add("--count", action="store_true",
+        help="one processor, whose instructions QEMU's plugin counts (bench/plugin/count.c), for "
+             "virtgpu-bench P10")
     add("--device-args", default="", help="more arguments of virtgpu-device")
     add("--device", choices=["reference", "second"], default="reference",
         help="this project's device in Rust, or the second one, tests/second-device")
@@ -72,6 +75,8 @@ def read(words):
         # translations in IOTLB messages; the crate vhost 0.18 knows neither ("Missing memory
         # mapping").
         p.error("--iommu is for QEMU's virtio-gpu: the reference device cannot follow an IOMMU")
+    if args.count:
+        args.cpus = 1
     if not args.job and not args.interactive:
         p.error("no job given")
     return args

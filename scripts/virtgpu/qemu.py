@@ -71,6 +71,7 @@ def command_line(args, run, gpus, qmp):
         "-kernel", f"{environment.kernel_folder(args.kernel)}/vmlinuz",
         "-initrd", f"{run}/initramfs.cpio", "-append", kernel_line(args),
         "-serial", f"file:{run}/console.log",
+        *(["-plugin", f"{environment.BUILD}/count.so"] if args.count else []),
         *(["-device", "intel-iommu,intremap=off"] if args.iommu else []),
         # With room for the host-visible memory of a device that is plugged in later; below 4 GiB,
         # as an emulated processor's other room is at the end of its 40 bits, which are called

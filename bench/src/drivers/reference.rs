@@ -4,59 +4,62 @@
 
 use virtgpu_client::{compute, BlobOptions, Bytes, Device, Exec};
 
-use super::timing::{batch, median, timed, woken_after, Number};
+use super::calls;
+use crate::meter::{Meter, Number};
 use crate::setup::{nothing, wait, Result};
 
-pub(super) fn numbers(device: &Device) -> Result<Vec<Number>> {
+pub(super) fn numbers(device: &Device, meter: &mut Meter) -> Result<Vec<Number>> {
     device.context_init_compute(2)?;
-    Ok(vec![
-        Number {
-            id: "P8-blob",
-            what: "a guest blob created and closed",
-            nanoseconds: blobs(device)?,
-        },
-        Number {
-            id: "P8-execbuffer",
-            what: "round trip of a job that does nothing",
-            nanoseconds: trips(device)?,
-        },
-        Number {
-            id: "P8-fence",
-            what: "from the job's last write to the return of poll",
-            nanoseconds: latency(device)?,
-        },
-    ])
+    let mut numbers = vec![
+        meter.number("blob", "a guest blob created and closed", |meter| {
+            blobs(device, meter)
+        })?,
+        meter.number(
+            "execbuffer",
+            "round trip of a job that does nothing",
+            |meter| trips(device, meter),
+        )?,
+        meter.number(
+            "fence",
+            "from the job's last write to the return of poll",
+            |meter| latency(device, meter),
+        )?,
+    ];
+    if let Meter::Instructions(_) = meter {
+        numbers.extend(calls::numbers(device, meter)?);
+    }
+    Ok(numbers)
 }
 
-fn blobs(device: &Device) -> Result<f64> {
+fn blobs(device: &Device, meter: &mut Meter) -> Result<f64> {
     let nothing = nothing();
     let create = || {
         device.create_blob(&BlobOptions::guest(64 << 10))?;
         Ok(())
     };
-    median(10, || {
-        batch(50, create, || wait(&Exec::new(nothing.as_bytes()), device))
+    meter.median(10, |meter| {
+        meter.batch(50, create, || wait(&Exec::new(nothing.as_bytes()), device))
     })
 }
 
-fn trips(device: &Device) -> Result<f64> {
+fn trips(device: &Device, meter: &mut Meter) -> Result<f64> {
     let nothing = nothing();
-    median(2000, || {
-        timed(|| wait(&Exec::new(nothing.as_bytes()), device))
+    meter.median(2000, |meter| {
+        meter.trip(&Exec::new(nothing.as_bytes()), device)
     })
 }
 
-fn latency(device: &Device) -> Result<f64> {
+fn latency(device: &Device, meter: &mut Meter) -> Result<f64> {
     let blob = device.create_blob(&BlobOptions::guest(4096))?;
     let map = blob.map()?;
     let mut stream = compute::Stream::new();
     // Long enough for the waiter to sleep.
     stream.delay(300).fill(blob.at(0), 8, 1);
-    median(300, || {
+    meter.median(300, |meter| {
         map.write_u64(0, 0);
-        woken_after(
+        meter.woken(
             || map.read_u64(0) != 0,
-            || wait(&Exec::new(stream.as_bytes()), device),
+            || Exec::new(stream.as_bytes()).submit_with_fence(device),
         )
     })
 }

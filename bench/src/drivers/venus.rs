@@ -5,8 +5,8 @@
 use virtgpu_client::protocol::virtio_gpu::capset;
 use virtgpu_client::{Blob, BlobMap, BlobOptions, Bytes, Device, Exec};
 
-use super::timing::{batch, median, timed, woken_after, Number};
 use super::venus_stream::Stream;
+use crate::meter::{Meter, Number};
 use crate::setup::{wait, Result};
 
 /// The ring whose fences signal when the host has read the commands.
@@ -14,36 +14,36 @@ const CPU_RING: u32 = 0;
 /// The ring of a queue of the Vulkan device.
 const QUEUE_RING: u32 = 1;
 
-pub(super) fn numbers(device: &Device) -> Result<Vec<Number>> {
+pub(super) fn numbers(device: &Device, meter: &mut Meter) -> Result<Vec<Number>> {
     device.context_init_capset(capset::VENUS, 2)?;
     let replies = Replies::new(device)?;
     replies.bind_queue()?;
     Ok(vec![
-        Number {
-            id: "P8-venus-guest-blob",
-            what: "a guest blob of 64 KiB created and closed",
-            nanoseconds: guest_blobs(device)?,
-        },
-        Number {
-            id: "P8-venus-host-blob",
-            what: "a host blob of 64 KiB created, mapped, written, unmapped and closed",
-            nanoseconds: host_blobs(device)?,
-        },
-        Number {
-            id: "P8-venus-execbuffer",
-            what: "round trip of a job that does nothing",
-            nanoseconds: trips(device)?,
-        },
-        Number {
-            id: "P8-venus-fence",
-            what: "from the job's last write to the return of poll, ring 0",
-            nanoseconds: replies.latency(CPU_RING)?,
-        },
-        Number {
-            id: "P8-venus-fence-queue",
-            what: "the same on the ring of a Vulkan queue",
-            nanoseconds: replies.latency(QUEUE_RING)?,
-        },
+        meter.number(
+            "venus-guest-blob",
+            "a guest blob of 64 KiB created and closed",
+            |meter| guest_blobs(device, meter),
+        )?,
+        meter.number(
+            "venus-host-blob",
+            "a host blob of 64 KiB created, mapped, written, unmapped and closed",
+            |meter| host_blobs(device, meter),
+        )?,
+        meter.number(
+            "venus-execbuffer",
+            "round trip of a job that does nothing",
+            |meter| trips(device, meter),
+        )?,
+        meter.number(
+            "venus-fence",
+            "from the job's last write to the return of poll, ring 0",
+            |meter| replies.latency(CPU_RING, meter),
+        )?,
+        meter.number(
+            "venus-fence-queue",
+            "the same on the ring of a Vulkan queue",
+            |meter| replies.latency(QUEUE_RING, meter),
+        )?,
     ])
 }
 
@@ -56,15 +56,15 @@ fn settle(device: &Device) -> Result {
     wait(&Exec::new(nothing.as_bytes()).ring(CPU_RING), device)
 }
 
-fn guest_blobs(device: &Device) -> Result<f64> {
+fn guest_blobs(device: &Device, meter: &mut Meter) -> Result<f64> {
     let create = || {
         device.create_blob(&BlobOptions::guest(64 << 10))?;
         Ok(())
     };
-    median(20, || batch(25, create, || settle(device)))
+    meter.median(20, |meter| meter.batch(25, create, || settle(device)))
 }
 
-fn host_blobs(device: &Device) -> Result<f64> {
+fn host_blobs(device: &Device, meter: &mut Meter) -> Result<f64> {
     let create = || {
         let blob = device.create_blob(&BlobOptions::host3d(64 << 10, SHARED_MEMORY))?;
         let map = blob.map()?;
@@ -74,11 +74,15 @@ fn host_blobs(device: &Device) -> Result<f64> {
         }
         Ok(())
     };
-    median(10, || batch(10, create, || settle(device)))
+    meter.median(10, |meter| meter.batch(10, create, || settle(device)))
 }
 
-fn trips(device: &Device) -> Result<f64> {
-    median(200, || timed(|| settle(device)))
+fn trips(device: &Device, meter: &mut Meter) -> Result<f64> {
+    let mut nothing = Stream::default();
+    nothing.nothing();
+    meter.median(200, |meter| {
+        meter.trip(&Exec::new(nothing.as_bytes()).ring(CPU_RING), device)
+    })
 }
 
 /// Memory that the host writes its answers to.
@@ -110,7 +114,7 @@ impl<'d> Replies<'d> {
         Ok(())
     }
 
-    fn latency(&self, ring: u32) -> Result<f64> {
+    fn latency(&self, ring: u32, meter: &mut Meter) -> Result<f64> {
         let mut stream = Stream::default();
         stream.reply_to(self.blob.resource(), SIZE);
         // Long enough for the waiter to sleep.
@@ -118,11 +122,15 @@ impl<'d> Replies<'d> {
             stream.nothing();
         }
         stream.version();
-        median(100, || {
+        meter.median(100, |meter| {
             self.map.write_u32(Stream::VERSION_AT, 0);
-            woken_after(
+            meter.woken(
                 || self.map.read_u32(Stream::VERSION_AT) != 0,
-                || wait(&Exec::new(stream.as_bytes()).ring(ring), self.device),
+                || {
+                    Exec::new(stream.as_bytes())
+                        .ring(ring)
+                        .submit_with_fence(self.device)
+                },
             )
         })
     }

@@ -7,7 +7,7 @@ use virtgpu_client::protocol::virtio_gpu::capset;
 use virtgpu_client::protocol::virtio_gpu_image::{format, target};
 use virtgpu_client::{Bytes, Device, Exec, Image, Region};
 
-use super::timing::{batch, median, timed, woken_after, Number};
+use crate::meter::{Meter, Number};
 use crate::setup::{wait, Result, MIB};
 
 /// `VIRGL_BIND_VERTEX_BUFFER`: a buffer that has storage of its own on the host.
@@ -15,35 +15,35 @@ const BIND_VERTEX_BUFFER: u32 = 1 << 4;
 /// `VIRGL_CCMD_NOP`, without operands: a whole job.
 const NOP: [u8; 4] = [0; 4];
 
-pub(super) fn numbers(device: &Device) -> Result<Vec<Number>> {
+pub(super) fn numbers(device: &Device, meter: &mut Meter) -> Result<Vec<Number>> {
     device.context_init_capset(capset::VIRGL2, 1)?;
     let copies = Copies::new(device)?;
     Ok(vec![
-        Number {
-            id: "P8-virgl-create",
-            what: "a host buffer of 64 KiB created and closed",
-            nanoseconds: resources(device)?,
-        },
-        Number {
-            id: "P8-virgl-execbuffer",
-            what: "round trip of a job that does nothing",
-            nanoseconds: median(1000, || timed(|| wait(&Exec::new(&NOP), device)))?,
-        },
-        Number {
-            id: "P8-virgl-to-host",
-            what: "1 MiB copied to the host and waited for",
-            nanoseconds: copies.upload()?,
-        },
-        Number {
-            id: "P8-virgl-from-host",
-            what: "1 MiB copied from the host and waited for",
-            nanoseconds: copies.download()?,
-        },
-        Number {
-            id: "P8-virgl-fence",
-            what: "from the job's last write to the return of poll",
-            nanoseconds: copies.latency(device)?,
-        },
+        meter.number(
+            "virgl-create",
+            "a host buffer of 64 KiB created and closed",
+            |meter| resources(device, meter),
+        )?,
+        meter.number(
+            "virgl-execbuffer",
+            "round trip of a job that does nothing",
+            |meter| meter.median(1000, |meter| meter.trip(&Exec::new(&NOP), device)),
+        )?,
+        meter.number(
+            "virgl-to-host",
+            "1 MiB copied to the host and waited for",
+            |meter| copies.upload(meter),
+        )?,
+        meter.number(
+            "virgl-from-host",
+            "1 MiB copied from the host and waited for",
+            |meter| copies.download(meter),
+        )?,
+        meter.number(
+            "virgl-fence",
+            "from the job's last write to the return of poll",
+            |meter| copies.latency(device, meter),
+        )?,
     ])
 }
 
@@ -61,9 +61,11 @@ fn buffer(device: &Device, size: u32) -> Result<Image<'_>> {
     })?)
 }
 
-fn resources(device: &Device) -> Result<f64> {
+fn resources(device: &Device, meter: &mut Meter) -> Result<f64> {
     let create = || buffer(device, 64 << 10).map(drop);
-    median(40, || batch(25, create, || wait(&Exec::new(&NOP), device)))
+    meter.median(40, |meter| {
+        meter.batch(25, create, || wait(&Exec::new(&NOP), device))
+    })
 }
 
 /// Copies of a buffer. The last word shows that they have happened.
@@ -88,12 +90,12 @@ impl<'d> Copies<'d> {
         Region::bytes(0, SIZE as u32)
     }
 
-    fn upload(&self) -> Result<f64> {
+    fn upload(&self, meter: &mut Meter) -> Result<f64> {
         let mut count = 0_u64;
-        let time = median(200, || {
+        let time = meter.median(200, |meter| {
             count += 1;
             self.map.write_u64(LAST, count);
-            timed(|| Ok(self.buffer.to_host(&Self::everything())?))
+            meter.one(|| Ok(self.buffer.to_host(&Self::everything())?))
         })?;
         self.map.fill(0);
         self.buffer.from_host(&Self::everything())?;
@@ -104,10 +106,10 @@ impl<'d> Copies<'d> {
         Ok(time)
     }
 
-    fn download(&self) -> Result<f64> {
-        median(200, || {
+    fn download(&self, meter: &mut Meter) -> Result<f64> {
+        meter.median(200, |meter| {
             self.map.write_u64(LAST, 0);
-            let time = timed(|| Ok(self.buffer.from_host(&Self::everything())?))?;
+            let time = meter.one(|| Ok(self.buffer.from_host(&Self::everything())?))?;
             if self.map.read_u64(LAST) == 0 {
                 return Err("nothing was copied from the host".into());
             }
@@ -115,14 +117,14 @@ impl<'d> Copies<'d> {
         })
     }
 
-    fn latency(&self, device: &Device) -> Result<f64> {
+    fn latency(&self, device: &Device, meter: &mut Meter) -> Result<f64> {
         let job = copy_from_host(self.buffer.resource(), SIZE as u32);
         let buffers = [self.buffer.handle()];
-        median(200, || {
+        meter.median(200, |meter| {
             self.map.write_u64(LAST, 0);
-            woken_after(
+            meter.woken(
                 || self.map.read_u64(LAST) != 0,
-                || wait(&Exec::new(&job).buffers(&buffers), device),
+                || Exec::new(&job).buffers(&buffers).submit_with_fence(device),
             )
         })
     }

@@ -1,0 +1,229 @@
+// SPDX-License-Identifier: MIT OR GPL-2.0-only
+
+//! What a call takes, in one of two units: nanoseconds, whose medians a busy host disturbs least,
+//! or instructions that the kernel executes for it, which a host does not change at all.
+
+mod busy;
+mod counter;
+pub(crate) mod profile;
+mod symbols;
+mod woken;
+
+use std::time::{Duration, Instant};
+
+use virtgpu_client::{Device, Exec, SyncFile};
+
+use crate::report::Sample;
+use crate::setup::{since, Result};
+pub(crate) use counter::Block;
+use counter::{Counter, Seen};
+pub(crate) use symbols::Symbols;
+
+/// Longer than any job of the measures takes.
+const LIMIT: Duration = Duration::from_secs(120);
+/// How long a thread lingers for the end of a job.
+const LINGER: Duration = Duration::from_millis(2);
+/// How often something is counted, at most. It takes the same each time, or nearly so.
+const COUNTS: u32 = 15;
+
+/// What measures.
+pub(crate) enum Meter {
+    /// The time.
+    Clock,
+    /// QEMU's plugin, which counts instructions of the kernel.
+    Instructions(Counter),
+}
+
+/// Something measured.
+pub(crate) struct Number {
+    pub(crate) id: String,
+    pub(crate) what: &'static str,
+    /// In the unit of the meter.
+    pub(crate) value: f64,
+    /// Where the instructions were executed, if they were counted: the blocks of the repetition
+    /// that took the fewest, which is this number of calls.
+    pub(crate) blocks: Vec<Block>,
+    pub(crate) calls: u32,
+    /// Instructions of interrupts and of other threads meanwhile.
+    pub(crate) others: f64,
+}
+
+/// Waits without the kernel until `done`, and a while longer for the interrupt. Whether who waits
+/// for a job sleeps is chance otherwise, and a matter of thousands of instructions.
+pub(crate) fn linger(done: impl Fn() -> bool) {
+    let deadline = Instant::now() + LIMIT;
+    while !done() && Instant::now() < deadline {}
+    let end = Instant::now() + LINGER;
+    while Instant::now() < end {}
+}
+
+impl Meter {
+    /// One that counts, in a guest that QEMU's plugin sees.
+    pub(crate) fn instructions() -> Result<Self> {
+        Ok(Self::Instructions(Counter::new()?))
+    }
+
+    pub(crate) fn unit(&self) -> &'static str {
+        match self {
+            Self::Clock => "ns",
+            Self::Instructions(_) => "insn",
+        }
+    }
+
+    /// Gives what `measure` returns a name.
+    pub(crate) fn number(
+        &mut self,
+        id: impl Into<String>,
+        what: &'static str,
+        measure: impl FnOnce(&mut Self) -> Result<f64>,
+    ) -> Result<Number> {
+        let value = measure(self)?;
+        let seen = match self {
+            Self::Clock => Seen::default(),
+            Self::Instructions(counter) => counter.take_seen(),
+        };
+        Ok(Number {
+            id: id.into(),
+            what,
+            value,
+            blocks: seen.blocks,
+            calls: seen.calls,
+            others: seen.others.median(),
+        })
+    }
+
+    /// The median of what `run` returns. It runs a tenth as often before that, as the first of
+    /// everything is different.
+    pub(crate) fn median(
+        &mut self,
+        times: u32,
+        mut run: impl FnMut(&mut Self) -> Result<f64>,
+    ) -> Result<f64> {
+        let (before, times) = match self {
+            Self::Clock => (times.div_ceil(10), times),
+            Self::Instructions(_) => (times.div_ceil(10).min(COUNTS), times.min(COUNTS)),
+        };
+        for _ in 0..before {
+            run(self)?;
+        }
+        if let Self::Instructions(counter) = self {
+            counter.take_seen();
+        }
+        let mut sample = Sample::default();
+        for _ in 0..times {
+            sample.0.push(run(self)?);
+        }
+        Ok(sample.median())
+    }
+
+    /// How often something is measured that is to be measured so many times.
+    pub(crate) fn times(&self, times: usize) -> usize {
+        match self {
+            Self::Clock => times,
+            Self::Instructions(_) => times.min(COUNTS as usize),
+        }
+    }
+
+    /// Functions of the kernel, which only instructions are in.
+    pub(crate) fn symbols(&self) -> Result<Symbols> {
+        match self {
+            Self::Clock => Ok(Symbols::none()),
+            Self::Instructions(_) => Symbols::read(),
+        }
+    }
+
+    /// What one `run` takes.
+    pub(crate) fn one(&mut self, run: impl FnOnce() -> Result) -> Result<f64> {
+        self.of(1, run)
+    }
+
+    /// What one of `run` takes, if there are `size` of them and the device has seen the last one
+    /// when `settle` returns.
+    pub(crate) fn batch(
+        &mut self,
+        size: u32,
+        mut run: impl FnMut() -> Result,
+        settle: impl FnOnce() -> Result,
+    ) -> Result<f64> {
+        self.of(size, || {
+            for _ in 0..size {
+                run()?;
+            }
+            settle()
+        })
+    }
+
+    /// What `first` takes, and what it takes together with `second`, which waits for what `first`
+    /// has begun. When instructions are counted, that has ended by then.
+    pub(crate) fn two<T>(
+        &mut self,
+        first: impl FnOnce() -> Result<T>,
+        second: impl FnOnce(T) -> Result,
+    ) -> Result<[f64; 2]> {
+        match self {
+            Self::Clock => {
+                let start = Instant::now();
+                let between = first()?;
+                let one = since(start);
+                second(between)?;
+                Ok([one, since(start)])
+            }
+            Self::Instructions(counter) => {
+                let mut between = None;
+                let one = counter.count(1, || {
+                    between = Some(first()?);
+                    Ok(())
+                })?;
+                linger(|| true);
+                let two = counter.count(1, || between.map_or(Ok(()), second))?;
+                Ok([one, one + two])
+            }
+        }
+    }
+
+    fn of(&mut self, calls: u32, run: impl FnOnce() -> Result) -> Result<f64> {
+        match self {
+            Self::Clock => {
+                let start = Instant::now();
+                run()?;
+                Ok(since(start) / f64::from(calls))
+            }
+            Self::Instructions(counter) => counter.count(calls, run),
+        }
+    }
+
+    /// What a job takes from its submission to its end. When instructions are counted, it has ended
+    /// before it is waited for.
+    pub(crate) fn trip(&mut self, exec: &Exec<'_>, device: &Device) -> Result<f64> {
+        let lingers = matches!(self, Self::Instructions(_));
+        self.one(|| {
+            let fence = exec.submit_with_fence(device)?;
+            if lingers {
+                linger(|| true);
+            }
+            Ok(fence.wait(Some(LIMIT))?)
+        })
+    }
+
+    /// What the end of a job takes for who waits for it. In nanoseconds it is the time from the
+    /// moment at which another processor sees that `written` is true to the end of waiting; 0 if
+    /// the other one was late, because the host did not let it run. Counted is all of waiting, from
+    /// the call of poll to its return, with the interrupt.
+    pub(crate) fn woken(
+        &mut self,
+        written: impl Fn() -> bool + Sync,
+        submit: impl FnOnce() -> virtgpu_client::Result<SyncFile>,
+    ) -> Result<f64> {
+        match self {
+            Self::Clock => woken::after(written, || Ok(submit()?.wait(Some(LIMIT))?)),
+            Self::Instructions(counter) => {
+                let fence = submit()?;
+                let count = counter.count(1, || Ok(fence.wait(Some(LIMIT))?))?;
+                match written() {
+                    true => Ok(count),
+                    false => Err("the job has written nothing".into()),
+                }
+            }
+        }
+    }
+}
