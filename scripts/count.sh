@@ -4,9 +4,11 @@
 # (bench/plugin/count.c), unless it is there.
 . "$(dirname "$0")/lib.sh"
 
-source=bench/plugin/count.c
-[ ! "$BUILD/count.so" -nt "$TOP/$source" ] || exit 0
+cd "$TOP"
+if [ build/count.so -nt bench/plugin/count.c ] && [ build/count.so -nt bench/plugin/qemu.h ]; then
+	exit 0
+fi
 # Replaced as a whole: a guest may be using it.
 new=build/count.so.$$
-"$TOP/scripts/in-root" gcc -O2 -Wall -Wextra -Werror -shared -fPIC -fvisibility=hidden -o "$new" "$source"
-mv "$TOP/$new" "$BUILD/count.so"
+scripts/in-root gcc -O2 -Wall -Wextra -Werror -shared -fPIC -fvisibility=hidden -o "$new" bench/plugin/count.c
+mv "$new" build/count.so

@@ -17,83 +17,13 @@
  *
  * An interrupt ends with its iretq. Other threads run from one __switch_to_asm() to another: that
  * function alone stores the stack pointer in one task_struct and loads that of another.
- *
- * The program is built without QEMU's header, which Debian has in no package: what it needs of the
- * interface (version 7, QEMU 11.1) is declared here.
  */
 #include <stdbool.h>
 #include <stddef.h>
-#include <stdint.h>
 #include <stdio.h>
 #include <string.h>
 
-#define EXPORT __attribute__((visibility("default")))
-
-struct qemu_plugin_tb;
-struct qemu_plugin_insn;
-struct qemu_plugin_scoreboard;
-
-/* Only what is asked for. */
-struct qemu_info {
-	const char *target_name;
-	struct {
-		int min;
-		int cur;
-	} version;
-	bool system_emulation;
-	struct {
-		int smp_vcpus;
-		int max_vcpus;
-	} system;
-};
-
-struct entry {
-	struct qemu_plugin_scoreboard *score;
-	size_t offset;
-};
-
-struct value {
-	int type;
-	union {
-		uint64_t u64;
-		uint64_t u128[2];
-	} data;
-};
-
-/* GLib's GByteArray. */
-struct bytes {
-	uint8_t *data;
-	unsigned int len;
-};
-
-enum { NO_REGISTERS = 0 };
-enum { INLINE_ADD = 0 };
-enum { NOT_EQUAL = 3 };
-enum { READS = 1, WRITES = 2 };
-enum { INTERRUPT = 1, EXCEPTION = 2 };
-
-typedef void (*translated_fn)(struct qemu_plugin_tb *tb, void *data);
-typedef void (*executed_fn)(unsigned int vcpu, void *data);
-typedef void (*accessed_fn)(unsigned int vcpu, uint32_t info, uint64_t address, void *data);
-typedef void (*interrupted_fn)(unsigned int vcpu, int type, uint64_t from, uint64_t to, void *data);
-
-void qemu_plugin_register_vcpu_tb_trans_cb(uint64_t id, translated_fn fn, void *data);
-void qemu_plugin_register_vcpu_discon_cb(uint64_t id, int types, interrupted_fn fn, void *data);
-void qemu_plugin_register_vcpu_mem_cb(struct qemu_plugin_insn *insn, accessed_fn fn, int registers,
-				      int accesses, void *data);
-void qemu_plugin_register_vcpu_tb_exec_inline_per_vcpu(struct qemu_plugin_tb *tb, int op,
-						       struct entry entry, uint64_t operand);
-void qemu_plugin_register_vcpu_insn_exec_cond_cb(struct qemu_plugin_insn *insn, executed_fn fn,
-						 int registers, int condition, struct entry entry,
-						 uint64_t operand, void *data);
-size_t qemu_plugin_tb_n_insns(const struct qemu_plugin_tb *tb);
-uint64_t qemu_plugin_tb_vaddr(const struct qemu_plugin_tb *tb);
-struct qemu_plugin_insn *qemu_plugin_tb_get_insn(const struct qemu_plugin_tb *tb, size_t index);
-size_t qemu_plugin_insn_data(const struct qemu_plugin_insn *insn, void *to, size_t size);
-struct value qemu_plugin_mem_get_value(uint32_t info);
-bool qemu_plugin_write_memory_vaddr(uint64_t address, struct bytes *bytes);
-struct qemu_plugin_scoreboard *qemu_plugin_scoreboard_new(size_t size);
-void *qemu_plugin_scoreboard_find(struct qemu_plugin_scoreboard *score, unsigned int vcpu);
+#include "qemu.h"
 
 EXPORT int qemu_plugin_version = 7;
 
@@ -102,22 +32,23 @@ EXPORT int qemu_plugin_version = 7;
 #define STOP 0x76677002u
 
 struct block {
-	uint64_t address;
-	uint32_t instructions;
-	uint32_t executions;
+	__u64 address;
+	__u32 instructions;
+	__u32 executions;
 };
 
 struct reply {
 	/* Of the thread. */
-	uint64_t instructions;
+	__u64 instructions;
 	/* Of interrupts and of other threads. */
-	uint64_t others;
+	__u64 others;
 	/* Interrupts of the timer. */
-	uint64_t ticks;
-	uint64_t blocks;
+	__u64 ticks;
+	__u64 blocks;
 	/* Whether it was told everything that was counted. */
-	uint64_t complete;
-	uint64_t reserved;
+	__u64 complete;
+	/* How often the thread let another one run: in a call, not in an interrupt. */
+	__u64 breaks;
 };
 
 /* Many more than a kernel has that are executed. Powers of two. */
@@ -129,36 +60,37 @@ struct reply {
 /* What the translated code changes by itself. */
 struct counters {
 	/* Interrupts that have not returned. */
-	uint64_t depth;
+	__u64 depth;
 	/* How often each block was entered since the last flush(). */
-	uint64_t executions[MOST_BLOCKS];
+	__u64 executions[MOST_BLOCKS];
 };
 
 static struct qemu_plugin_scoreboard *score;
 /* In the order of their first translation. */
 static struct block blocks[MOST_BLOCKS];
-static uint32_t block_count;
+static __u32 block_count;
 /* One more than the number of a block, by its hash. */
-static uint32_t buckets[BUCKETS];
+static __u32 buckets[BUCKETS];
 static bool overflow;
 
 static bool is_counting;
-static uint64_t timer_handler;
+static __u64 timer_handler;
 /* Where the thread's task_struct has its stack pointer, if it is known yet. */
-static uint64_t thread;
+static __u64 thread;
 /* Whether another thread runs. */
 static bool is_away;
 /* Whether the outermost interrupt is the timer's. */
 static bool is_tick;
 /* What it was in when it was switched away from. */
 static struct {
-	uint64_t depth;
+	__u64 depth;
 	bool is_tick;
 } left;
 /* How often the thread has entered each block. */
-static uint64_t executions[MOST_BLOCKS];
-static uint64_t others;
-static uint64_t ticks;
+static __u64 executions[MOST_BLOCKS];
+static __u64 others;
+static __u64 ticks;
+static __u64 breaks;
 static struct {
 	struct reply head;
 	struct block blocks[MOST_TOLD];
@@ -170,15 +102,16 @@ static struct counters *counters_of(unsigned int vcpu)
 }
 
 /* block_of - the number of a block, the same one each time that it is translated */
-static uint32_t block_of(uint64_t address, uint32_t instructions)
+static __u32 block_of(__u64 address, __u32 instructions)
 {
-	uint64_t hash = (address * 31 + instructions) * 0x9e3779b97f4a7c15ull;
-	uint32_t bucket = (hash >> 40) % BUCKETS;
+	__u64 hash = (address * 31 + instructions) * 0x9e3779b97f4a7c15ull;
+	__u32 bucket = (hash >> 40) % BUCKETS;
 
 	for (; buckets[bucket]; bucket = (bucket + 1) % BUCKETS) {
-		uint32_t number = buckets[bucket] - 1;
+		__u32 number = buckets[bucket] - 1;
 
-		if (blocks[number].address == address && blocks[number].instructions == instructions)
+		if (blocks[number].address == address &&
+		    blocks[number].instructions == instructions)
 			return number;
 	}
 	if (block_count == MOST_BLOCKS) {
@@ -195,8 +128,8 @@ static void flush(struct counters *counters)
 {
 	bool is_interrupt = counters->depth;
 
-	for (uint32_t i = 0; i < block_count; i++) {
-		uint64_t count = counters->executions[i];
+	for (__u32 i = 0; i < block_count; i++) {
+		__u64 count = counters->executions[i];
 
 		if (!count)
 			continue;
@@ -210,7 +143,7 @@ static void flush(struct counters *counters)
 	}
 }
 
-static void start(struct counters *counters, uint64_t handler)
+static void start(struct counters *counters, __u64 handler)
 {
 	memset(counters->executions, 0, block_count * sizeof(counters->executions[0]));
 	memset(executions, 0, block_count * sizeof(executions[0]));
@@ -220,20 +153,26 @@ static void start(struct counters *counters, uint64_t handler)
 	is_away = false;
 	others = 0;
 	ticks = 0;
+	breaks = 0;
 	is_counting = true;
 }
 
-static void stop(struct counters *counters, uint64_t address, uint64_t room)
+static void stop(struct counters *counters, __u64 address, __u64 room)
 {
-	struct bytes bytes = { .data = (uint8_t *)&reply };
-	uint64_t count = 0;
+	struct bytes bytes = { .data = (__u8 *)&reply };
+	__u64 count = 0;
 
 	flush(counters);
 	is_counting = false;
-	reply.head = (struct reply){ .others = others, .ticks = ticks, .complete = !overflow };
+	reply.head = (struct reply){
+		.others = others,
+		.ticks = ticks,
+		.complete = !overflow,
+		.breaks = breaks,
+	};
 	if (room > MOST_TOLD)
 		room = MOST_TOLD;
-	for (uint32_t i = 0; i < block_count; i++) {
+	for (__u32 i = 0; i < block_count; i++) {
 		if (!executions[i])
 			continue;
 		reply.head.instructions += executions[i] * blocks[i].instructions;
@@ -250,9 +189,9 @@ static void stop(struct counters *counters, uint64_t address, uint64_t room)
 		fprintf(stderr, "count: the guest's memory cannot be written\n");
 }
 
-static void told(unsigned int vcpu, uint32_t info, uint64_t address, void *data)
+static void told(unsigned int vcpu, __u32 info, __u64 address, void *data)
 {
-	uint64_t value = qemu_plugin_mem_get_value(info).data.u64;
+	__u64 value = qemu_plugin_mem_get_value(info).data.u64;
 
 	if ((uintptr_t)data == START)
 		start(counters_of(vcpu), value);
@@ -260,7 +199,7 @@ static void told(unsigned int vcpu, uint32_t info, uint64_t address, void *data)
 		stop(counters_of(vcpu), address, value);
 }
 
-static void interrupted(unsigned int vcpu, int type, uint64_t from, uint64_t to, void *data)
+static void interrupted(unsigned int vcpu, int type, __u64 from, __u64 to, void *data)
 {
 	struct counters *counters = counters_of(vcpu);
 
@@ -290,7 +229,7 @@ static void returns(unsigned int vcpu, void *data)
 }
 
 /* leaves - the processor leaves a thread, whose stack pointer it stores at an address */
-static void leaves(unsigned int vcpu, uint32_t info, uint64_t address, void *data)
+static void leaves(unsigned int vcpu, __u32 info, __u64 address, void *data)
 {
 	struct counters *counters = counters_of(vcpu);
 
@@ -305,12 +244,13 @@ static void leaves(unsigned int vcpu, uint32_t info, uint64_t address, void *dat
 		left.depth = counters->depth;
 		left.is_tick = is_tick;
 		is_away = true;
+		breaks += !counters->depth;
 	}
 	counters->depth = 0;
 }
 
 /* enters - the processor loads the stack pointer of another thread */
-static void enters(unsigned int vcpu, uint32_t info, uint64_t address, void *data)
+static void enters(unsigned int vcpu, __u32 info, __u64 address, void *data)
 {
 	struct counters *counters = counters_of(vcpu);
 
@@ -325,11 +265,11 @@ static void enters(unsigned int vcpu, uint32_t info, uint64_t address, void *dat
 }
 
 /* says_when - which of the two stores an instruction is, 0 if it is none */
-static uint32_t says_when(const struct qemu_plugin_insn *insn)
+static __u32 says_when(const struct qemu_plugin_insn *insn)
 {
-	static const uint8_t store[] = { 0x48, 0x89, 0xb7 };
-	uint8_t code[sizeof(store) + sizeof(uint32_t)];
-	uint32_t displacement;
+	static const __u8 store[] = { 0x48, 0x89, 0xb7 };
+	__u8 code[sizeof(store) + sizeof(__u32)];
+	__u32 displacement;
 
 	if (qemu_plugin_insn_data(insn, code, sizeof(code)) != sizeof(code) ||
 	    memcmp(code, store, sizeof(store)))
@@ -341,20 +281,20 @@ static uint32_t says_when(const struct qemu_plugin_insn *insn)
 /* has_switch - whether instructions from one on are those of __switch_to_asm() about the stack */
 static bool has_switch(const struct qemu_plugin_tb *tb, size_t index)
 {
-	static const uint8_t store[] = { 0x48, 0x89, 0xa7 }, load[] = { 0x48, 0x8b, 0xa6 };
-	uint8_t first[7], second[7];
+	static const __u8 store[] = { 0x48, 0x89, 0xa7 }, load[] = { 0x48, 0x8b, 0xa6 };
+	__u8 first[7], second[7];
 
 	if (index + 1 >= qemu_plugin_tb_n_insns(tb))
 		return false;
 	return qemu_plugin_insn_data(qemu_plugin_tb_get_insn(tb, index), first, 7) == 7 &&
 	       qemu_plugin_insn_data(qemu_plugin_tb_get_insn(tb, index + 1), second, 7) == 7 &&
 	       !memcmp(first, store, 3) && !memcmp(second, load, 3) &&
-	       !memcmp(first + 3, second + 3, sizeof(uint32_t));
+	       !memcmp(first + 3, second + 3, sizeof(__u32));
 }
 
 static bool is_iretq(const struct qemu_plugin_insn *insn)
 {
-	uint8_t code[2];
+	__u8 code[2];
 
 	return qemu_plugin_insn_data(insn, code, sizeof(code)) == sizeof(code) &&
 	       code[0] == 0x48 && code[1] == 0xcf;
@@ -362,7 +302,7 @@ static bool is_iretq(const struct qemu_plugin_insn *insn)
 
 static void translated(struct qemu_plugin_tb *tb, void *data)
 {
-	uint64_t address = qemu_plugin_tb_vaddr(tb);
+	__u64 address = qemu_plugin_tb_vaddr(tb);
 	size_t count = qemu_plugin_tb_n_insns(tb);
 	struct entry entry = { .score = score };
 	struct qemu_plugin_insn *last;
@@ -374,7 +314,7 @@ static void translated(struct qemu_plugin_tb *tb, void *data)
 	if (!(address >> 63)) {
 		for (size_t i = 0; i < count; i++) {
 			struct qemu_plugin_insn *insn = qemu_plugin_tb_get_insn(tb, i);
-			uint32_t when = says_when(insn);
+			__u32 when = says_when(insn);
 
 			if (when)
 				qemu_plugin_register_vcpu_mem_cb(insn, told, NO_REGISTERS, WRITES,
@@ -391,7 +331,7 @@ static void translated(struct qemu_plugin_tb *tb, void *data)
 						 NO_REGISTERS, READS, NULL);
 	}
 	entry.offset = offsetof(struct counters, executions) +
-		       block_of(address, count) * sizeof(uint64_t);
+		       block_of(address, count) * sizeof(__u64);
 	qemu_plugin_register_vcpu_tb_exec_inline_per_vcpu(tb, INLINE_ADD, entry, 1);
 	last = qemu_plugin_tb_get_insn(tb, count - 1);
 	if (is_iretq(last)) {
@@ -401,7 +341,7 @@ static void translated(struct qemu_plugin_tb *tb, void *data)
 	}
 }
 
-EXPORT int qemu_plugin_install(uint64_t id, const struct qemu_info *info, int argc, char **argv)
+EXPORT int qemu_plugin_install(__u64 id, const struct qemu_info *info, int argc, char **argv)
 {
 	(void)argc;
 	(void)argv;

@@ -529,7 +529,7 @@ fn submission(
     measure: &str,
     meter: &mut Meter,
 ) -> Result {
-    const TIMES: usize = 500;
+    const TIMES: u32 = 500;
     let memory = make(Kind::Thp, 16 * MIB)?;
     let mirrored = device.register(&memory, RegisterOptions::mirrored())?;
     let pinned = device.register(&memory, RegisterOptions::pinned())?;

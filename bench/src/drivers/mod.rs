@@ -93,7 +93,7 @@ pub(crate) fn compare(
         );
         let samples = [row.ours, row.theirs.clone()];
         report.add(&id, row.what, meter.unit(), samples, goal);
-        if let Meter::Instructions(_) = meter {
+        if row.others.iter().any(|others| others.median() > 0.0) {
             let what = "meanwhile, in interrupts and other threads";
             let id = format!("{id}-others");
             report.add(&id, what, meter.unit(), row.others, Goal::None);

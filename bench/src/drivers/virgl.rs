@@ -42,7 +42,7 @@ pub(super) fn numbers(device: &Device, meter: &mut Meter) -> Result<Vec<Number>>
         meter.number(
             "virgl-fence",
             "from the job's last write to the return of poll",
-            |meter| copies.latency(device, meter),
+            |meter| copies.latency(meter),
         )?,
     ])
 }
@@ -70,6 +70,7 @@ fn resources(device: &Device, meter: &mut Meter) -> Result<f64> {
 
 /// Copies of a buffer. The last word shows that they have happened.
 struct Copies<'d> {
+    device: &'d Device,
     buffer: Image<'d>,
     map: virtgpu_client::BlobMap,
 }
@@ -83,7 +84,11 @@ impl<'d> Copies<'d> {
         let buffer = buffer(device, SIZE as u32)?;
         let map = buffer.map()?;
         map.fill(PATTERN);
-        Ok(Self { buffer, map })
+        Ok(Self {
+            device,
+            buffer,
+            map,
+        })
     }
 
     fn everything() -> Region {
@@ -91,11 +96,15 @@ impl<'d> Copies<'d> {
     }
 
     fn upload(&self, meter: &mut Meter) -> Result<f64> {
+        let handle = self.buffer.handle();
         let mut count = 0_u64;
         let time = meter.median(200, |meter| {
             count += 1;
             self.map.write_u64(LAST, count);
-            meter.one(|| Ok(self.buffer.to_host(&Self::everything())?))
+            meter.round(
+                || Ok(self.device.transfer_to_host(handle, &Self::everything())?),
+                |()| Ok(self.device.wait(handle)?),
+            )
         })?;
         self.map.fill(0);
         self.buffer.from_host(&Self::everything())?;
@@ -107,9 +116,17 @@ impl<'d> Copies<'d> {
     }
 
     fn download(&self, meter: &mut Meter) -> Result<f64> {
+        let handle = self.buffer.handle();
         meter.median(200, |meter| {
             self.map.write_u64(LAST, 0);
-            let time = meter.one(|| Ok(self.buffer.from_host(&Self::everything())?))?;
+            let time = meter.round(
+                || {
+                    Ok(self
+                        .device
+                        .transfer_from_host(handle, &Self::everything())?)
+                },
+                |()| Ok(self.device.wait(handle)?),
+            )?;
             if self.map.read_u64(LAST) == 0 {
                 return Err("nothing was copied from the host".into());
             }
@@ -117,14 +134,18 @@ impl<'d> Copies<'d> {
         })
     }
 
-    fn latency(&self, device: &Device, meter: &mut Meter) -> Result<f64> {
-        let job = copy_from_host(self.buffer.resource(), SIZE as u32);
+    fn latency(&self, meter: &mut Meter) -> Result<f64> {
+        let job = copy_from_host(self.buffer.resource(), SIZE as u32).repeat(meter.stretch());
         let buffers = [self.buffer.handle()];
         meter.median(200, |meter| {
             self.map.write_u64(LAST, 0);
             meter.woken(
                 || self.map.read_u64(LAST) != 0,
-                || Exec::new(&job).buffers(&buffers).submit_with_fence(device),
+                || {
+                    Exec::new(&job)
+                        .buffers(&buffers)
+                        .submit_with_fence(self.device)
+                },
             )
         })
     }

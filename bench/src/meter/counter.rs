@@ -3,6 +3,7 @@
 //! The guest's side of QEMU's plugin `bench/plugin/count.c`, which says what the two stores are.
 
 use std::arch::asm;
+use std::collections::BTreeMap;
 
 use super::busy::Busy;
 use super::symbols::Symbols;
@@ -38,37 +39,31 @@ struct Reply {
     ticks: u64,
     blocks: u64,
     complete: u64,
-    reserved: u64,
+    /// How often this thread let another one run: in a call, not in an interrupt.
+    breaks: u64,
     block: [Block; BLOCKS],
 }
 
-/// What [`Counter::count`] has seen of some repetitions.
+/// What a count has shown beside the number.
+#[derive(Default)]
 pub(super) struct Seen {
-    /// The fewest instructions of a call.
-    least: f64,
-    /// Where those were, in how many calls.
+    /// How often this thread let another one run.
+    pub(super) breaks: u64,
+    /// Where the instructions were, in how many calls.
     pub(super) blocks: Vec<Block>,
     pub(super) calls: u32,
     /// Instructions of a call that others executed.
-    pub(super) others: Sample,
-}
-
-impl Default for Seen {
-    fn default() -> Self {
-        Self {
-            least: f64::INFINITY,
-            blocks: Vec::new(),
-            calls: 1,
-            others: Sample::default(),
-        }
-    }
+    pub(super) others: f64,
 }
 
 /// Counts instructions that the kernel executes.
 pub(crate) struct Counter {
     reply: Box<Reply>,
     timer_handler: u64,
+    /// Of the last count.
     seen: Seen,
+    /// Of the repetition that was chosen last.
+    typical: Seen,
     _busy: Busy,
 }
 
@@ -80,7 +75,7 @@ impl Counter {
             ticks: 0,
             blocks: 0,
             complete: NO_REPLY,
-            reserved: 0,
+            breaks: 0,
             // The plugin writes only to memory that is there: not zeros, which might not be.
             block: [Block {
                 address: 0,
@@ -95,10 +90,10 @@ impl Counter {
             reply,
             timer_handler,
             seen: Seen::default(),
+            typical: Seen::default(),
             _busy: Busy::new()?,
         };
         counter.count(1, || Ok(()))?;
-        counter.take_seen();
         Ok(counter)
     }
 
@@ -115,19 +110,44 @@ impl Counter {
             _ => {}
         }
         let calls_of = |count: u64| count as f64 / f64::from(calls);
-        let per_call = calls_of(self.reply.instructions);
-        self.seen.others.0.push(calls_of(self.reply.others));
-        if per_call < self.seen.least {
-            self.seen.least = per_call;
-            self.seen.blocks = self.reply.block[..self.reply.blocks as usize].to_vec();
-            self.seen.calls = calls;
-        }
-        Ok(per_call)
+        self.seen = Seen {
+            breaks: self.reply.breaks,
+            blocks: self.reply.block[..self.reply.blocks as usize].to_vec(),
+            calls,
+            others: calls_of(self.reply.others),
+        };
+        Ok(calls_of(self.reply.instructions))
     }
 
-    /// What was seen since this was last called.
+    /// What the last count has shown.
     pub(super) fn take_seen(&mut self) -> Seen {
         std::mem::take(&mut self.seen)
+    }
+
+    /// Chooses among repetitions; returns the count of the chosen one.
+    pub(super) fn choose_typical(&mut self, counts: Vec<f64>, seen: Vec<Seen>) -> f64 {
+        let mut all: Vec<_> = counts.into_iter().zip(seen).collect();
+        let usual = usual(all.iter().map(|(_, seen)| seen.breaks));
+        all.retain(|(_, seen)| seen.breaks == usual);
+        all.sort_by(|(left, _), (right, _)| left.total_cmp(right));
+        let others = Sample(all.iter().map(|(_, seen)| seen.others).collect());
+        let middle = (all.len() - 1) / 2;
+        let (count, seen) = all.swap_remove(middle);
+        self.typical = Seen {
+            others: others.median(),
+            ..seen
+        };
+        count
+    }
+
+    /// What was chosen last.
+    pub(super) fn take_typical(&mut self) -> Seen {
+        std::mem::take(&mut self.typical)
+    }
+
+    /// Whether this thread did not sleep in the last count.
+    pub(super) fn is_without_break(&self) -> bool {
+        self.seen.breaks == 0
     }
 
     fn tell<const WHAT: i32>(&mut self, value: u64) {
@@ -144,5 +164,30 @@ impl Counter {
                 options(nostack, preserves_flags),
             );
         }
+    }
+}
+
+/// The most frequent number, and the smallest of those that are equally frequent; 0 of none.
+fn usual(numbers: impl Iterator<Item = u64>) -> u64 {
+    let mut times = BTreeMap::new();
+    for number in numbers {
+        *times.entry(number).or_insert(0) += 1;
+    }
+    let most = times.values().copied().max();
+    times
+        .into_iter()
+        .find(|(_, count)| Some(*count) == most)
+        .map_or(0, |(number, _)| number)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn usual_numbers() {
+        assert_eq!(usual([3, 1, 1, 2].into_iter()), 1);
+        assert_eq!(usual([2, 1, 1, 2].into_iter()), 1);
+        assert_eq!(usual([].into_iter()), 0);
     }
 }

@@ -23,6 +23,8 @@ pub(crate) use symbols::Symbols;
 const LIMIT: Duration = Duration::from_secs(120);
 /// How long a thread lingers for the end of a job.
 const LINGER: Duration = Duration::from_millis(2);
+/// How often a job may be late.
+const TRIES: u32 = 100;
 /// How often something is counted, at most. It takes the same each time, or nearly so.
 const COUNTS: u32 = 15;
 
@@ -53,7 +55,11 @@ pub(crate) struct Number {
 pub(crate) fn linger(done: impl Fn() -> bool) {
     let deadline = Instant::now() + LIMIT;
     while !done() && Instant::now() < deadline {}
-    let end = Instant::now() + LINGER;
+    linger_for(LINGER);
+}
+
+fn linger_for(time: Duration) {
+    let end = Instant::now() + time;
     while Instant::now() < end {}
 }
 
@@ -80,7 +86,7 @@ impl Meter {
         let value = measure(self)?;
         let seen = match self {
             Self::Clock => Seen::default(),
-            Self::Instructions(counter) => counter.take_seen(),
+            Self::Instructions(counter) => counter.take_typical(),
         };
         Ok(Number {
             id: id.into(),
@@ -88,39 +94,42 @@ impl Meter {
             value,
             blocks: seen.blocks,
             calls: seen.calls,
-            others: seen.others.median(),
+            others: seen.others,
         })
     }
 
     /// The median of what `run` returns. It runs a tenth as often before that, as the first of
     /// everything is different.
+    ///
+    /// Of counts it is the median of those with the usual number of breaks: others have the
+    /// scheduler's work as well.
     pub(crate) fn median(
         &mut self,
         times: u32,
         mut run: impl FnMut(&mut Self) -> Result<f64>,
     ) -> Result<f64> {
-        let (before, times) = match self {
-            Self::Clock => (times.div_ceil(10), times),
-            Self::Instructions(_) => (times.div_ceil(10).min(COUNTS), times.min(COUNTS)),
-        };
-        for _ in 0..before {
+        for _ in 0..self.times(times.div_ceil(10)) {
             run(self)?;
         }
-        if let Self::Instructions(counter) = self {
-            counter.take_seen();
-        }
         let mut sample = Sample::default();
-        for _ in 0..times {
+        let mut seen = Vec::new();
+        for _ in 0..self.times(times) {
             sample.0.push(run(self)?);
+            if let Self::Instructions(counter) = self {
+                seen.push(counter.take_seen());
+            }
         }
-        Ok(sample.median())
+        match self {
+            Self::Clock => Ok(sample.median()),
+            Self::Instructions(counter) => Ok(counter.choose_typical(sample.0, seen)),
+        }
     }
 
     /// How often something is measured that is to be measured so many times.
-    pub(crate) fn times(&self, times: usize) -> usize {
+    pub(crate) fn times(&self, times: u32) -> u32 {
         match self {
             Self::Clock => times,
-            Self::Instructions(_) => times.min(COUNTS as usize),
+            Self::Instructions(_) => times.min(COUNTS),
         }
     }
 
@@ -192,38 +201,70 @@ impl Meter {
         }
     }
 
-    /// What a job takes from its submission to its end. When instructions are counted, it has ended
-    /// before it is waited for.
+    /// What a job takes from its submission to its end.
     pub(crate) fn trip(&mut self, exec: &Exec<'_>, device: &Device) -> Result<f64> {
-        let lingers = matches!(self, Self::Instructions(_));
-        self.one(|| {
-            let fence = exec.submit_with_fence(device)?;
-            if lingers {
-                linger(|| true);
+        self.round(
+            || Ok(exec.submit_with_fence(device)?),
+            |fence| Ok(fence.wait(Some(LIMIT))?),
+        )
+    }
+
+    /// What it takes to `begin` something that the device does, and to wait for its `end`. When
+    /// instructions are counted, it has ended before it is waited for.
+    pub(crate) fn round<T>(
+        &mut self,
+        begin: impl Fn() -> Result<T>,
+        end: impl Fn(T) -> Result,
+    ) -> Result<f64> {
+        let Self::Instructions(counter) = self else {
+            return self.one(|| end(begin()?));
+        };
+        // A busy host may be late, and QEMU's looks for some things every 10 ms only.
+        for attempt in 0..TRIES {
+            let count = counter.count(1, || {
+                let begun = begin()?;
+                linger_for(LINGER * if attempt == 0 { 1 } else { 12 });
+                end(begun)
+            })?;
+            if counter.is_without_break() {
+                return Ok(count);
             }
-            Ok(fence.wait(Some(LIMIT))?)
-        })
+        }
+        Err("what the device does is not done in time".into())
     }
 
     /// What the end of a job takes for who waits for it. In nanoseconds it is the time from the
     /// moment at which another processor sees that `written` is true to the end of waiting; 0 if
     /// the other one was late, because the host did not let it run. Counted is all of waiting, from
-    /// the call of poll to its return, with the interrupt.
+    /// the call of poll, in which the thread sleeps, to its return.
     pub(crate) fn woken(
         &mut self,
         written: impl Fn() -> bool + Sync,
-        submit: impl FnOnce() -> virtgpu_client::Result<SyncFile>,
+        submit: impl Fn() -> virtgpu_client::Result<SyncFile>,
     ) -> Result<f64> {
         match self {
             Self::Clock => woken::after(written, || Ok(submit()?.wait(Some(LIMIT))?)),
             Self::Instructions(counter) => {
-                let fence = submit()?;
-                let count = counter.count(1, || Ok(fence.wait(Some(LIMIT))?))?;
-                match written() {
-                    true => Ok(count),
-                    false => Err("the job has written nothing".into()),
+                for _ in 0..TRIES {
+                    let fence = submit()?;
+                    let count = counter.count(1, || Ok(fence.wait(Some(LIMIT))?))?;
+                    if !written() {
+                        return Err("the job has written nothing".into());
+                    }
+                    if !counter.is_without_break() {
+                        return Ok(count);
+                    }
                 }
+                Err("jobs are done before they are waited for".into())
             }
+        }
+    }
+
+    /// How many times as much is to be done by a job that is to take a while. Who counts is slower.
+    pub(crate) fn stretch(&self) -> usize {
+        match self {
+            Self::Clock => 1,
+            Self::Instructions(_) => 16,
         }
     }
 }

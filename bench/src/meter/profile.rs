@@ -52,27 +52,39 @@ impl Profile {
     }
 }
 
-/// Rows with the profiles of their value and of their baseline.
-pub(crate) struct Worst(Vec<(f64, String, [(String, Profile); 2])>);
+/// A row.
+struct Profiled {
+    id: String,
+    /// How many times as many instructions its value has.
+    ratio: f64,
+    /// Of its value and of its baseline, and what those are.
+    profiles: [(String, Profile); 2],
+}
+
+/// Rows of a kind, to find the worst ones.
+pub(crate) struct Worst(Vec<Profiled>);
 
 impl Worst {
     pub(crate) const fn new() -> Self {
         Self(Vec::new())
     }
 
-    /// One more, with how many times as many instructions the value has.
     pub(crate) fn add(&mut self, id: &str, ratio: f64, profiles: [(&str, &Profile); 2]) {
         let profiles = profiles.map(|(of, profile)| (of.to_string(), profile.clone()));
-        self.0.push((ratio, id.into(), profiles));
+        self.0.push(Profiled {
+            id: id.into(),
+            ratio,
+            profiles,
+        });
     }
 
     /// Prints the profiles of those with the highest ratios.
     pub(crate) fn print(mut self) {
         self.0
-            .sort_by(|(left, ..), (right, ..)| right.total_cmp(left));
-        for (_, id, profiles) in self.0.iter().take(ROWS) {
-            for (of, profile) in profiles {
-                profile.print(&format!("{id}, {of}"));
+            .sort_by(|left, right| right.ratio.total_cmp(&left.ratio));
+        for row in self.0.iter().take(ROWS) {
+            for (of, profile) in &row.profiles {
+                profile.print(&format!("{}, {of}", row.id));
             }
         }
     }
