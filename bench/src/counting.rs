@@ -28,7 +28,7 @@ pub(crate) fn measure(options: &Options, report: &mut Report) -> Result {
         callbacks(options, report, &mut meter, &mut held_up)?;
     }
     for worst in [calls, memory, held_up] {
-        worst.print();
+        worst.print(options.profiles);
     }
     Ok(())
 }

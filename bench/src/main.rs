@@ -49,6 +49,8 @@ struct Options {
     largest: usize,
     /// What P9 touches for the first time, in MiB.
     touch: usize,
+    /// Of how many rows of each kind P10 lists functions.
+    profiles: usize,
     /// What the device is.
     host_gpu: HostGpu,
 }
@@ -58,6 +60,7 @@ usage: virtgpu-bench [options] [P1] [P2] [P3] [P4] [P5] [P6] [P7] [P8] [P9] [P10
   --runs N       repetitions of each measurement, 5 or more (5)
   --largest MIB  largest registration of P1 (1024)
   --touch MIB    untouched memory that P9 has a job fill (64)
+  --profiles N   rows of each kind, the worst, of which P10 lists functions (3)
   --ours FILE    this project's module (/job/virtgpu_userptr.ko)
   --before FILE  an older build of it, which P8 measures in the same run, in rows of its own
   --c MODULE     Linux's module: a file, or a name for modprobe (virtio-gpu)
@@ -74,6 +77,7 @@ fn options() -> Result<Options, String> {
         c: "virtio-gpu".into(),
         largest: 1024,
         touch: 64,
+        profiles: 3,
         host_gpu: HostGpu::Reference,
     };
     let mut arguments = std::env::args().skip(1);
@@ -91,6 +95,7 @@ fn options() -> Result<Options, String> {
             "--runs" => options.runs = number(value()?)?.max(5),
             "--largest" => options.largest = number(value()?)?.max(32),
             "--touch" => options.touch = number(value()?)?.max(2),
+            "--profiles" => options.profiles = number(value()?)?,
             "--ours" => options.ours = value()?.into(),
             "--before" => options.before = Some(value()?.into()),
             "--c" => options.c = value()?,

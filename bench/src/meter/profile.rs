@@ -8,8 +8,6 @@ use super::{Number, Symbols};
 
 /// Functions that are named, of each profile.
 const SHOWN: usize = 15;
-/// Rows whose profiles are shown.
-const ROWS: usize = 3;
 
 /// Instructions of one call, by function, the most first.
 #[derive(Clone, Debug, Default)]
@@ -78,11 +76,11 @@ impl Worst {
         });
     }
 
-    /// Prints the profiles of those with the highest ratios.
-    pub(crate) fn print(mut self) {
+    /// Prints the profiles of so many rows, those with the highest ratios.
+    pub(crate) fn print(mut self, rows: usize) {
         self.0
             .sort_by(|left, right| right.ratio.total_cmp(&left.ratio));
-        for row in self.0.iter().take(ROWS) {
+        for row in self.0.iter().take(rows) {
             for (of, profile) in &row.profiles {
                 profile.print(&format!("{}, {of}", row.id));
             }
