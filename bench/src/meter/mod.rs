@@ -25,6 +25,7 @@ const LIMIT: Duration = Duration::from_secs(120);
 const LINGER: Duration = Duration::from_millis(2);
 /// How often a job may be late.
 const TRIES: u32 = 100;
+const LATE: &str = "what the device does is not done in time";
 /// How often something is counted, at most. It takes the same each time, or nearly so.
 const COUNTS: u32 = 15;
 
@@ -162,32 +163,34 @@ impl Meter {
         })
     }
 
-    /// What `first` takes, and what it takes together with `second`, which waits for what `first`
-    /// has begun. When instructions are counted, that has ended by then.
+    /// What it takes to `begin` something, and that together with waiting for its `end`, as in
+    /// [`Meter::round`].
     pub(crate) fn two<T>(
         &mut self,
-        first: impl FnOnce() -> Result<T>,
-        second: impl FnOnce(T) -> Result,
+        begin: impl Fn() -> Result<T>,
+        end: impl Fn(T) -> Result,
     ) -> Result<[f64; 2]> {
-        match self {
-            Self::Clock => {
-                let start = Instant::now();
-                let between = first()?;
-                let one = since(start);
-                second(between)?;
-                Ok([one, since(start)])
-            }
-            Self::Instructions(counter) => {
-                let mut between = None;
-                let one = counter.count(1, || {
-                    between = Some(first()?);
-                    Ok(())
-                })?;
-                linger(|| true);
-                let two = counter.count(1, || between.map_or(Ok(()), second))?;
-                Ok([one, one + two])
+        let Self::Instructions(counter) = self else {
+            let start = Instant::now();
+            let begun = begin()?;
+            let one = since(start);
+            end(begun)?;
+            return Ok([one, since(start)]);
+        };
+        for _ in 0..TRIES {
+            let mut begun = None;
+            let one = counter.count(1, || {
+                begun = Some(begin()?);
+                Ok(())
+            })?;
+            let is_whole = counter.is_without_break();
+            linger(|| true);
+            let two = counter.count(1, || begun.map_or(Ok(()), &end))?;
+            if is_whole && counter.is_without_break() {
+                return Ok([one, one + two]);
             }
         }
+        Err(LATE.into())
     }
 
     fn of(&mut self, calls: u32, run: impl FnOnce() -> Result) -> Result<f64> {
@@ -230,7 +233,7 @@ impl Meter {
                 return Ok(count);
             }
         }
-        Err("what the device does is not done in time".into())
+        Err(LATE.into())
     }
 
     /// What the end of a job takes for who waits for it. In nanoseconds it is the time from the
