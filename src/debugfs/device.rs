@@ -9,11 +9,15 @@ use crate::{
         Device,
         GpuDriver, //
     },
-    kapi::drm::debugfs::{
-        Folder,
-        Show, //
+    kapi::drm::{
+        client::TableEntry,
+        debugfs::{
+            Folder,
+            Show, //
+        },
     },
-    protocol::uapi, //
+    protocol::uapi,
+    resource::Resource, //
 };
 use kernel::seq_file::{
     seq_print,
@@ -90,6 +94,34 @@ impl Show<GpuDriver> for Window {
     }
 }
 
+/// A registration in the table of a file.
+#[derive(Clone, Copy)]
+struct Registration {
+    handle: u32,
+    flags: u32,
+    addr: u64,
+    size: u64,
+    region: Region,
+    resident: u64,
+}
+
+impl Registration {
+    /// The registration, if `object` is one.
+    fn look(object: &TableEntry<'_, Resource>) -> Option<Self> {
+        let userptr = object.userptr()?;
+        let size = object.usage().size;
+        let (region, resident) = Region::of(object, size);
+        Some(Self {
+            handle: object.handle(),
+            flags: userptr.flags,
+            addr: userptr.addr,
+            size,
+            region,
+            resident,
+        })
+    }
+}
+
 /// Every registration: whose it is, and what it keeps from moving.
 struct UserMemory;
 
@@ -110,27 +142,23 @@ impl Show<GpuDriver> for UserMemory {
         );
         dev.for_each_file(|file| {
             let owner = file.owner();
-            for (handle, object) in file.objects() {
-                let Some(userptr) = object.userptr() else {
-                    continue;
-                };
-                let (region, resident) = Region::of(&object);
-                let (mode, pinned) = match region {
-                    Region::UserptrPinned => ("pinned", resident),
+            for found in file.look_at_objects(Registration::look).flatten() {
+                let (mode, pinned) = match found.region {
+                    Region::UserptrPinned => ("pinned", found.resident),
                     _ => ("mirrored", 0),
                 };
-                let writes = userptr.flags & uapi::USERPTR_RDONLY == 0;
+                let writes = found.flags & uapi::USERPTR_RDONLY == 0;
                 seq_print!(
                     out,
                     "{:>8} {:<16} {:>6} {:<8} {:<6} {:#18x} {:>14} {:>14} {:>14}\n",
                     owner.pid,
                     owner.name(),
-                    handle,
+                    found.handle,
                     mode,
                     if writes { "rw" } else { "r" },
-                    userptr.addr,
-                    object.size(),
-                    resident,
+                    found.addr,
+                    found.size,
+                    found.resident,
                     pinned
                 );
             }

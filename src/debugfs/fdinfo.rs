@@ -3,15 +3,21 @@
 //! What a file says of itself in `/proc/PID/fdinfo`: its memory, kind by kind.
 
 use crate::{
-    drm::{
-        File,
-        Object, //
+    drm::File,
+    kapi::drm::{
+        client::{
+            ObjectUsage,
+            TableEntry, //
+        },
+        fdinfo::{
+            FdInfo,
+            MemoryStats, //
+        },
     },
-    kapi::drm::fdinfo::{
-        FdInfo,
-        MemoryStats, //
+    resource::{
+        Kind,
+        Resource, //
     },
-    resource::Kind, //
 };
 use kernel::prelude::*;
 
@@ -39,10 +45,9 @@ impl Region {
         (Self::Imported, c"imported"),
     ];
 
-    /// Where the memory of `object` is, and how many bytes of it the device can reach in the
-    /// guest's memory.
-    pub(super) fn of(object: &Object) -> (Self, u64) {
-        let size = object.size() as u64;
+    /// Where the memory of `object`, of `size` bytes, is, and how many bytes of it the device can
+    /// reach in the guest's memory. Does not sleep.
+    pub(super) fn of(object: &Resource, size: u64) -> (Self, u64) {
         // The reset of the device releases what was held for it.
         let held = match &object.mapping {
             Some(mapping) if !mapping.is_live() => 0,
@@ -60,14 +65,20 @@ impl Region {
     }
 }
 
+/// What an object adds to its file.
+fn look(object: &TableEntry<'_, Resource>) -> (ObjectUsage, Region, u64) {
+    let usage = object.usage();
+    let (region, resident) = Region::of(object, usage.size);
+    (usage, region, resident)
+}
+
 /// Writes what `file` has. An object with two handles counts twice.
 pub(crate) fn show(file: &File, out: &FdInfo) {
     let mut all = Region::ALL.map(|_| MemoryStats::default());
-    for (_, object) in file.objects() {
-        let (region, resident) = Region::of(&object);
+    for (usage, region, resident) in file.look_at_objects(look) {
         let place = Region::ALL.iter().position(|(other, _)| *other == region);
         if let Some(stats) = place.and_then(|place| all.get_mut(place)) {
-            stats.add(&object, resident);
+            stats.add(usage, resident);
         }
     }
     for ((_, name), stats) in Region::ALL.iter().zip(&all) {

@@ -123,10 +123,13 @@ bool kapi_drm_firmware_drivers_only(void);
 
 /* drm/drm_file.h */
 /*
- * A reference to the object with the lowest handle that is not below *handle,
- * which becomes that handle, or NULL.
+ * Calls @look, under the file's table_lock, with the object that has the lowest
+ * handle not below *handle, which becomes that handle; false if there is none.
  */
-struct drm_gem_object *kapi_drm_file_next_object(struct drm_file *file, int *handle);
+bool kapi_drm_file_look_at_next(struct drm_file *file, int *handle,
+				void (*look)(struct drm_gem_object *obj, int handle,
+					     void *data),
+				void *data);
 /* Process id and name (TASK_COMM_LEN bytes); left alone if it is gone. */
 void kapi_drm_file_owner(struct drm_file *file, int *pid, char *comm);
 /* Calls for each file of the device, under its filelist_mutex. */

@@ -251,17 +251,16 @@ impl MirroredRange {
 
     /// The same for pages that were evicted, except for those for which MAP was sent since.
     pub(super) fn set_evicted(&self, span: Range<usize>) {
-        let mut guard = self.lock.commits.lock();
         let mut dirtied = 0;
         let mut dirty = 0..0;
-        self.table
-            .access_mut(&mut guard)
-            .set_evicted(span, |pages| {
+        self.with_table(|table| {
+            table.set_evicted(span, |pages| {
                 if pages.writable {
                     dirtied += pages.count as u64;
                     pages.mark_dirty(&mut dirty);
                 }
             });
+        });
         self.gpu.counters.dirtied_pages.add(dirtied);
     }
 

@@ -123,7 +123,9 @@ pub(crate) struct MirroredRange {
     pub(super) jobs: Option<Jobs>,
     /// The lock of `table`.
     pub(super) lock: Arc<NotifierLock>,
-    pub(super) table: LockedBy<Table, Commits>,
+    table: LockedBy<Table, Commits>,
+    /// Pages of `table` that jobs may rely on, for those who must not sleep.
+    mapped: Atomic<u64>,
     /// Pages.
     pub(super) pages: usize,
     pub(super) layout: Layout,
@@ -180,6 +182,7 @@ impl MirroredRange {
                 jobs,
                 lock: lock.clone(),
                 table: LockedBy::new(&lock.commits, Table::new(layout)),
+                mapped: Atomic::new(0),
                 pages,
                 layout,
                 write,
@@ -205,9 +208,9 @@ impl MirroredRange {
         self.revoked.load(Relaxed)
     }
 
-    /// Bytes that jobs may rely on now.
+    /// Bytes that jobs may rely on now. Does not sleep.
     pub(crate) fn mapped_bytes(&self) -> u64 {
-        self.with_table(|table| (table.mapped() as u64) << PAGE_SHIFT)
+        self.mapped.load(Relaxed) << PAGE_SHIFT
     }
 
     /// Calls `with` with the lock held, for less than a granule's work or what one MAP needs.
@@ -228,10 +231,12 @@ impl MirroredRange {
         Some(self.look(&mut guard, with))
     }
 
-    /// Calls `with` with the lock held, and counts what it looks at.
+    /// Calls `with` with the lock held, and counts what it looks at and what is mapped then. The
+    /// table is changed by no other way.
     pub(super) fn look<R>(&self, commits: &mut Commits, with: impl FnOnce(&mut Table) -> R) -> R {
         let table = self.table.access_mut(commits);
         let outcome = with(table);
+        self.mapped.store(table.mapped() as u64, Relaxed);
         self.gpu
             .counters
             .longest_look

@@ -28,6 +28,10 @@ use kernel::{
     new_mutex,
     prelude::*,
     sync::{
+        atomic::{
+            ordering::Relaxed,
+            AtomicFlag, //
+        },
         Arc,
         Mutex, //
     },
@@ -37,6 +41,17 @@ use kernel::{
 struct Shared {
     /// `None` once it can reach nothing. Protects only itself; held while memory is mapped.
     backing: Pin<KBox<Mutex<Option<Backing>>>>,
+    /// Whether there is anything in `backing`, for those who must not sleep.
+    live: AtomicFlag,
+}
+
+impl Shared {
+    /// Drops what is held for the mapping. It counts as live until that is done.
+    fn end(&self) {
+        let mut backing = self.backing.lock();
+        *backing = None;
+        self.live.store(false, Relaxed);
+    }
 }
 
 struct Backing {
@@ -63,8 +78,7 @@ impl Drop for Backing {
 
 impl Reachable for Shared {
     fn release(&self) {
-        // Under the lock, so that `is_live` is true until it is done.
-        *self.backing.lock() = None;
+        self.end();
     }
 
     /// Tells programs that use mirrored memory that the device is lost.
@@ -96,6 +110,7 @@ impl DeviceMapping {
         let shared = Arc::new(
             Shared {
                 backing: KBox::pin_init(new_mutex!(Some(backing), "Shared::backing"), GFP_KERNEL)?,
+                live: AtomicFlag::new(true),
             },
             GFP_KERNEL,
         )?;
@@ -149,9 +164,9 @@ impl DeviceMapping {
         Unmap(self.shared.clone())
     }
 
-    /// Whether the device can still reach the memory.
+    /// Whether the device can still reach the memory. Does not sleep.
     pub(crate) fn is_live(&self) -> bool {
-        self.shared.backing.lock().is_some()
+        self.shared.live.load(Relaxed)
     }
 }
 
@@ -161,7 +176,10 @@ pub(super) struct Unmap(Arc<Shared>);
 impl Unmap {
     /// Releases the memory. The device does not use it any more.
     pub(super) fn run(&self) {
-        let backing = self.0.backing.lock().take();
+        let mut guard = self.0.backing.lock();
+        let backing = guard.take();
+        self.0.live.store(false, Relaxed);
+        drop(guard);
         drop(backing);
     }
 }
@@ -169,7 +187,7 @@ impl Unmap {
 impl Drop for DeviceMapping {
     fn drop(&mut self) {
         // First this, so that the removal of the device does not miss it.
-        *self.shared.backing.lock() = None;
+        self.shared.end();
         self.gpu
             .mappings
             .remove(ReachedBy::Resource(self.resource_id));

@@ -34,6 +34,7 @@ mod prime;
 mod probe;
 mod quarantine;
 mod read_only;
+mod readers;
 mod releases;
 mod remove;
 mod revoked;
@@ -94,6 +95,7 @@ const FAMILIES: &[&Family] = &[
     &ring::DIRECT,
     &ring::TEARDOWN,
     &releases::FAMILY,
+    &readers::FAMILY,
     &mappings::FAMILY,
     &quarantine::MIRRORED,
     &quarantine::PINNED,

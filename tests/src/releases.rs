@@ -6,6 +6,7 @@
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::thread::Scope;
 use std::time::{Duration, Instant};
 
 use virtgpu_client::{compute, Device, Errno, Exec, Memory, RegisterOptions};
@@ -136,26 +137,57 @@ fn closed_faster_than_released(env: &Env) -> TestResult {
     Ok(())
 }
 
-/// Leaves the end of registrations to jobs, while changes of other memory of the process are under
-/// way for 12 seconds and more, as each has to wait for a job of a file of its own: as long as
-/// there is one, the kernel removes no notifier of the process. Says so when that has begun.
+/// Changes of memory of this process that are under way for 12 seconds and more, as each has to
+/// wait for a job of a file of its own: as long as there is one, the kernel removes no notifier of
+/// the process.
+pub(crate) struct LongChanges {
+    _devices: Vec<Device>,
+    memory: Place,
+}
+
+impl LongChanges {
+    const COUNT: usize = 9;
+
+    /// Prepares them.
+    pub(crate) fn new(env: &Env) -> TestResult<Self> {
+        let devices = (0..Self::COUNT)
+            .map(|_| open_mirrored(env))
+            .collect::<TestResult<Vec<_>>>()?;
+        let memory = Place::new(Pages::Base, Self::COUNT * PAGE)?;
+        let options = RegisterOptions::mirrored();
+        for (page, device) in devices.iter().enumerate() {
+            let userptr = device.register_range(&memory, page * PAGE, PAGE, options)?;
+            userptr.prefetch(0, PAGE as u64)?;
+            keep(device, userptr.handle(), 0, 60_000_000)?;
+            std::mem::forget(userptr);
+        }
+        Ok(Self {
+            _devices: devices,
+            memory,
+        })
+    }
+
+    /// Begins them, in threads of `scope`.
+    pub(crate) fn begin<'scope>(&'scope self, scope: &'scope Scope<'scope, '_>) {
+        for page in 0..Self::COUNT {
+            scope.spawn(move || {
+                // Each begins before the one ahead ends, which takes the 2 s of `job_grace_ms`.
+                std::thread::sleep(Duration::from_millis(1500 * page as u64));
+                self.memory.advise(page * PAGE, PAGE, libc::MADV_DONTNEED)
+            });
+        }
+    }
+}
+
+/// Leaves the end of registrations to jobs, while no notifier of the process can be removed. Says
+/// so when that has begun.
 fn hold_notifiers(env: &Env, mut ready: UnixStream) -> TestResult {
-    const CHANGES: usize = 9;
     const REGISTRATIONS: usize = 4;
 
     let device = open_mirrored(env)?;
-    let others = (0..CHANGES)
-        .map(|_| open_mirrored(env))
-        .collect::<TestResult<Vec<_>>>()?;
-    let changing = Place::new(Pages::Base, CHANGES * PAGE)?;
+    let changes = LongChanges::new(env)?;
     let place = Place::new(Pages::Base, REGISTRATIONS * PAGE)?;
     let options = RegisterOptions::mirrored();
-    for (page, other) in others.iter().enumerate() {
-        let userptr = other.register_range(&changing, page * PAGE, PAGE, options)?;
-        userptr.prefetch(0, PAGE as u64)?;
-        keep(other, userptr.handle(), 0, 60_000_000)?;
-        std::mem::forget(userptr);
-    }
     let registrations = (0..REGISTRATIONS)
         .map(|page| {
             let userptr = device.register_range(&place, page * PAGE, PAGE, options)?;
@@ -164,14 +196,7 @@ fn hold_notifiers(env: &Env, mut ready: UnixStream) -> TestResult {
         })
         .collect::<Result<Vec<_>, Errno>>()?;
     std::thread::scope(|scope| {
-        for page in 0..CHANGES {
-            let changing = &changing;
-            scope.spawn(move || {
-                // Each begins before the one ahead ends, which takes the 2 s of `job_grace_ms`.
-                std::thread::sleep(Duration::from_millis(1500 * page as u64));
-                changing.advise(page * PAGE, PAGE, libc::MADV_DONTNEED)
-            });
-        }
+        changes.begin(scope);
         for (ring, userptr) in registrations.into_iter().enumerate() {
             keep(&device, userptr.handle(), ring as u32, 500_000)?;
             userptr.close()?;

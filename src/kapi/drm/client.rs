@@ -15,11 +15,8 @@ use super::{
     File, //
 };
 use crate::kapi::bindings;
-use core::ptr::NonNull;
-use kernel::{
-    prelude::*,
-    sync::aref::ARef, //
-};
+use core::ops::Deref;
+use kernel::prelude::*;
 
 /// Bytes of a task's name, with the 0 at its end.
 const COMM_LEN: usize = bindings::TASK_COMM_LEN as usize;
@@ -40,6 +37,80 @@ impl Owner {
     }
 }
 
+/// An object in the table of a file, whose spinlock is held. It gives no reference to the object,
+/// since that may become the last one, and whoever drops the last one waits for the device.
+pub(crate) struct TableEntry<'a, O: DriverObject> {
+    handle: u32,
+    object: &'a Object<O>,
+}
+
+/// What an object counts for in the statistics of memory.
+#[derive(Clone, Copy)]
+pub(crate) struct ObjectUsage {
+    /// Bytes.
+    pub(crate) size: u64,
+    /// It has several handles, or is exported or imported.
+    pub(super) shared: bool,
+    /// A job uses it.
+    pub(super) active: bool,
+}
+
+impl<O: DriverObject> TableEntry<'_, O> {
+    /// The handle.
+    pub(crate) fn handle(&self) -> u32 {
+        self.handle
+    }
+
+    /// What it counts for.
+    pub(crate) fn usage(&self) -> ObjectUsage {
+        let raw = self.object.as_raw();
+        // SAFETY: The object is valid. Both functions only look, also under a spinlock: the core of
+        // DRM calls them under this one.
+        let (shared, active) = unsafe {
+            (
+                bindings::kapi_drm_gem_object_is_shared(raw),
+                bindings::kapi_drm_gem_object_is_active(raw),
+            )
+        };
+        ObjectUsage {
+            size: self.object.size() as u64,
+            shared,
+            active,
+        }
+    }
+}
+
+impl<O: DriverObject> Deref for TableEntry<'_, O> {
+    type Target = O;
+
+    fn deref(&self) -> &O {
+        self.object
+    }
+}
+
+/// A look at one object.
+struct Visit<O: DriverObject, R> {
+    look: fn(&TableEntry<'_, O>) -> R,
+    found: Option<R>,
+}
+
+extern "C" fn visit_callback<O: DriverObject, R>(
+    raw: *mut bindings::drm_gem_object,
+    handle: c_int,
+    data: *mut c_void,
+) {
+    // SAFETY: `look_at_objects` passes a `Visit` of these types, which it does not use meanwhile.
+    let visit = unsafe { &mut *data.cast::<Visit<O, R>>() };
+    // SAFETY: The object is in the table of a file of a device of the driver of `O`, whose objects
+    // are all of this type. It has the reference of its handle until it is taken out of the table,
+    // for which the lock is needed that the caller holds.
+    let object = unsafe { Object::<O>::from_raw(raw) };
+    visit.found = Some((visit.look)(&TableEntry {
+        handle: handle as u32,
+        object,
+    }));
+}
+
 impl<T: Driver> File<T> {
     /// The process that opened the file, or that it was handed to.
     pub(crate) fn owner(&self) -> Owner {
@@ -58,28 +129,42 @@ impl<T: Driver> File<T> {
         owner
     }
 
-    /// The objects with a handle of the file, each handle once, those that are made or closed
-    /// meanwhile perhaps. Takes a spinlock between one and the next.
-    pub(crate) fn objects(&self) -> impl Iterator<Item = (u32, ARef<Object<T::Object>>)> + '_
+    /// What `look` finds in the objects with a handle of the file, each handle once, those that are
+    /// made or closed meanwhile perhaps.
+    ///
+    /// `look` is called with a spinlock held: it must not sleep. It has nothing but the object, and
+    /// what it returns is a copy, which neither keeps the object nor is dropped under the lock. The
+    /// lock is free again when the iterator returns.
+    pub(crate) fn look_at_objects<R: Copy + 'static>(
+        &self,
+        look: fn(&TableEntry<'_, T::Object>) -> R,
+    ) -> impl Iterator<Item = R> + '_
     where
         T::Object: DriverObject<Driver = T>,
     {
         let mut next = 0;
         core::iter::from_fn(move || {
             let mut handle = next;
-            // SAFETY: The file is valid, and so is the integer.
-            let raw = unsafe { bindings::kapi_drm_file_next_object(self.as_raw(), &mut handle) };
-            let raw = NonNull::new(raw)?;
+            let mut visit = Visit { look, found: None };
+            // SAFETY: The file is valid, and so is the integer. The callback fits the data, which
+            // is borrowed for the call.
+            let has_one = unsafe {
+                bindings::kapi_drm_file_look_at_next(
+                    self.as_raw(),
+                    &mut handle,
+                    Some(visit_callback::<T::Object, R>),
+                    (&raw mut visit).cast(),
+                )
+            };
             next = handle.saturating_add(1);
-            // SAFETY: The function returns a reference to an object of the file's device, all of
-            // which are of this type.
-            Some((handle as u32, unsafe { ARef::from_raw(raw.cast()) }))
+            visit.found.filter(|_| has_one)
         })
     }
 }
 
 impl<T: Driver> Device<T> {
-    /// Calls `with` for each open file, none of which is closed meanwhile. May sleep.
+    /// Calls `with` for each open file, none of which is closed meanwhile. Nobody opens or closes
+    /// the device before `with` is done, so it must not wait for anything.
     #[cfg(CONFIG_DEBUG_FS)]
     pub(crate) fn for_each_file(&self, mut with: impl FnMut(&File<T>)) {
         extern "C" fn call<T: Driver, F: FnMut(&File<T>)>(

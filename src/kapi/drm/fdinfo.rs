@@ -6,10 +6,7 @@
 //! `Documentation/gpu/drm-usage-stats.rst`.
 
 use super::{
-    gem::{
-        DriverObject,
-        Object, //
-    },
+    client::ObjectUsage,
     Driver,
     File, //
 };
@@ -25,23 +22,15 @@ pub(crate) struct MemoryStats(bindings::drm_memory_stats);
 
 impl MemoryStats {
     /// Adds an object, of which so many bytes are in memory.
-    pub(crate) fn add<O: DriverObject>(&mut self, object: &Object<O>, resident: u64) {
-        let size = object.size() as u64;
-        // SAFETY: The object is valid.
-        let (shared, active) = unsafe {
-            (
-                bindings::kapi_drm_gem_object_is_shared(object.as_raw()),
-                bindings::kapi_drm_gem_object_is_active(object.as_raw()),
-            )
-        };
-        if shared {
-            self.0.shared += size;
+    pub(crate) fn add(&mut self, usage: ObjectUsage, resident: u64) {
+        if usage.shared {
+            self.0.shared += usage.size;
         } else {
-            self.0.private += size;
+            self.0.private += usage.size;
         }
         self.0.resident += resident;
-        if active {
-            self.0.active += size;
+        if usage.active {
+            self.0.active += usage.size;
         }
     }
 }

@@ -22,15 +22,18 @@ bool kapi_drm_firmware_drivers_only(void)
 	return drm_firmware_drivers_only();
 }
 
-struct drm_gem_object *kapi_drm_file_next_object(struct drm_file *file, int *handle)
+bool kapi_drm_file_look_at_next(struct drm_file *file, int *handle,
+				void (*look)(struct drm_gem_object *obj, int handle,
+					     void *data),
+				void *data)
 {
 	struct drm_gem_object *obj;
 
 	spin_lock(&file->table_lock);
-	/* Skips handles whose object is not there yet. */
+	/* Skips handles whose object is not there yet, or not any more. */
 	obj = idr_get_next(&file->object_idr, handle);
 	if (obj)
-		drm_gem_object_get(obj);
+		look(obj, *handle, data);
 	spin_unlock(&file->table_lock);
 	return obj;
 }
