@@ -63,6 +63,7 @@ pub(crate) struct VirtgpuUserptr {
     driver: Registration<virtio::Adapter<gpu::VirtioGpu>>,
     /// Dropped after the driver: what it has released meanwhile is still to go.
     releases: ModuleWorkqueueOwner,
+    drops: ModuleWorkqueueOwner,
     /// Dropped after the driver, and before what address spaces end on.
     workers: AllStopped,
     svm_ends: ModuleWorkqueueOwner,
@@ -91,6 +92,7 @@ impl InPlaceModule for VirtgpuUserptr {
             },
             // First, as the driver's devices use it.
             releases: releases::QUEUE.create(c"virtgpu-release")?,
+            drops: releases::DROPS.create(c"virtgpu-drop")?,
             workers: AllStopped,
             svm_ends: svm::QUEUE.create(c"virtgpu-svm-end")?,
             svm_drops: svm::DROPS.create(c"virtgpu-svm-drop")?,

@@ -10,6 +10,7 @@
 
 use super::{
     pinned::Pinned,
+    releases::DROPS,
     Entries, //
 };
 use crate::{
@@ -25,7 +26,7 @@ use crate::{
     }, //
 };
 use kernel::{
-    new_mutex,
+    impl_has_work, new_mutex, new_work,
     prelude::*,
     sync::{
         atomic::{
@@ -35,14 +36,38 @@ use kernel::{
         Arc,
         Mutex, //
     },
+    workqueue::{
+        Work,
+        WorkItem, //
+    },
 };
 
 /// What the device can reach of one resource.
+#[pin_data]
 struct Shared {
     /// `None` once it can reach nothing. Protects only itself; held while memory is mapped.
     backing: Pin<KBox<Mutex<Option<Backing>>>>,
     /// Whether there is anything in `backing`, for those who must not sleep.
     live: AtomicFlag,
+    /// Unmaps what is revoked.
+    #[pin]
+    unmap: Work<Shared, 1>,
+}
+
+impl_has_work! {
+    impl HasWork<Self, 1> for Shared { self.unmap }
+}
+
+impl WorkItem<1> for Shared {
+    type Pointer = Arc<Self>;
+
+    fn run(this: Arc<Self>) {
+        // Under the lock, so that the removal of the device does not miss it.
+        let mut backing = this.backing.lock();
+        // Not after the exporter has learnt of it.
+        this.live.store(false, Relaxed);
+        *backing = None;
+    }
 }
 
 impl Shared {
@@ -107,11 +132,13 @@ impl DeviceMapping {
     /// [`ENOMEM`], [`ENODEV`] if the device is gone.
     pub(crate) fn new(gpu: &Arc<Gpu>, resource_id: u32, memory: Memory) -> Result<Self> {
         let backing = Backing { memory };
-        let shared = Arc::new(
-            Shared {
-                backing: KBox::pin_init(new_mutex!(Some(backing), "Shared::backing"), GFP_KERNEL)?,
+        let backing = KBox::pin_init(new_mutex!(Some(backing), "Shared::backing"), GFP_KERNEL)?;
+        let shared = Arc::pin_init(
+            pin_init!(Shared {
+                backing,
                 live: AtomicFlag::new(true),
-            },
+                unmap <- new_work!("Shared::unmap"),
+            }),
             GFP_KERNEL,
         )?;
         let this = Self {
@@ -174,13 +201,13 @@ impl DeviceMapping {
 pub(super) struct Unmap(Arc<Shared>);
 
 impl Unmap {
-    /// Releases the memory. The device does not use it any more.
+    /// Has the memory released, which the device does not use any more. Does not wait for that,
+    /// as the exporter may let it wait.
     pub(super) fn run(&self) {
-        let mut guard = self.0.backing.lock();
-        let backing = guard.take();
-        self.0.live.store(false, Relaxed);
-        drop(guard);
-        drop(backing);
+        if !DROPS.enqueue::<Arc<Shared>, 1>(self.0.clone()) {
+            // The module is being unloaded, and does not wait for this thread.
+            self.0.end();
+        }
     }
 }
 

@@ -71,15 +71,15 @@ impl Completion for Unreferenced {
         if state.waiter && !aborted {
             return;
         }
-        // Unpinning takes time that others must not wait for. A reset has unpinned it, or does.
-        let releases = match &state.object {
-            Some(object) if !aborted => object.userptr().map(|userptr| userptr.releases().clone()),
-            _ => None,
-        };
+        let object = state.object.as_ref();
+        let userptr = object.and_then(|object| object.userptr());
+        let releases = userptr.map(|userptr| userptr.releases().clone());
         drop(state);
         match releases {
+            // A reset has unpinned and unmapped it, or does.
+            _ if aborted => self.0.empty(),
             Some(releases) => releases.drop_later(self.0.clone()),
-            None => self.0.empty(),
+            None => self.0.empty_later(),
         }
     }
 }
@@ -466,8 +466,13 @@ impl HostResource {
                 Some(create) => Expect::SuccessUnlessFailed(create),
                 None => {
                     let pending = this.pending.clone();
-                    drop(object);
-                    return pending.empty();
+                    let others_wait = object.userptr().is_none() && current_is_worker();
+                    pending.state.lock().object = Some(object);
+                    return if others_wait {
+                        pending.empty_later()
+                    } else {
+                        pending.empty()
+                    };
                 }
             },
             None | Some(Response::Invalid) => {

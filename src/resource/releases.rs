@@ -1,7 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Registrations of user memory whose last reference went in a worker.
+//! Objects that are dropped where nobody waits for it, and registrations of user memory whose last
+//! reference went in a worker.
 //!
+//! Dropping an object may take long: an imported one waits for the reservation of its dma-buf,
+//! which others hold as long as they like, and a large one has many pages to give back. Every
+//! client waits for the worker that learns of the response to UNREF, so each object has a work of
+//! its own, on another queue.
+//!
+//! The rest is about registrations.
 //! Ending one waits for the device, and removing a notifier waits for all invalidations of a
 //! process's memory, which that process can keep up for as long as it likes. So this must not be
 //! done by a worker that others wait for. A file has a list of what it has to release, and a work
@@ -49,6 +56,11 @@ use kernel::{
 /// What registrations are released on; it lives as long as the module.
 pub(crate) static QUEUE: ModuleWorkqueue = ModuleWorkqueue::new();
 
+/// What objects are dropped on, which are no registrations, and memory of others is unmapped on; it
+/// lives as long as the module. Not the queue of the registrations, where a work may wait for the
+/// memory of a process.
+pub(crate) static DROPS: ModuleWorkqueue = ModuleWorkqueue::new();
+
 /// Most registrations of a file that are being released when another is made.
 const MAX_PENDING: usize = 64;
 
@@ -63,8 +75,14 @@ pub(super) struct PendingUnref {
     links: ListLinks,
     #[pin]
     tracker: AtomicTracker,
+    /// Drops the object.
+    #[pin]
+    drop_work: Work<PendingUnref, 1>,
 }
 
+impl_has_work! {
+    impl HasWork<Self, 1> for PendingUnref { self.drop_work }
+}
 impl_list_arc_safe! {
     impl ListArcSafe<0> for PendingUnref { tracked_by tracker: AtomicTracker; }
 }
@@ -90,6 +108,7 @@ impl PendingUnref {
                 state <- new_spinlock!(state, "PendingUnref::state"),
                 links <- ListLinks::new(),
                 tracker <- AtomicTracker::new(),
+                drop_work <- new_work!("PendingUnref::drop_work"),
             }),
             GFP_KERNEL,
         )
@@ -108,6 +127,22 @@ impl PendingUnref {
         drop(state);
         drop(object);
         drop(in_release);
+    }
+
+    /// Has the object dropped where nobody waits for it.
+    pub(super) fn empty_later(self: &Arc<Self>) {
+        if !DROPS.enqueue::<Arc<Self>, 1>(self.clone()) {
+            // The module is being unloaded, and does not wait for this thread.
+            self.empty();
+        }
+    }
+}
+
+impl WorkItem<1> for PendingUnref {
+    type Pointer = Arc<Self>;
+
+    fn run(this: Arc<Self>) {
+        this.empty();
     }
 }
 

@@ -4,19 +4,20 @@
 //! needs an exporter or an importer of our own.
 
 use std::os::fd::OwnedFd;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use virtgpu_client::protocol::compute::Operand;
 use virtgpu_client::protocol::uapi;
 use virtgpu_client::{
-    compute, BlobOptions, Bytes, Device, Errno, Exec, Mapping, Memory, SyncStatus,
+    compute, BlobOptions, Bytes, Device, Errno, Exec, Mapping, Memory, RegisterOptions, SyncStatus,
 };
 
 use crate::ktap::{Driver, Family, Kernel, TestResult};
 use crate::prime::{resource, used, HALF_SECOND};
 use crate::support::exporter::Exporter;
 use crate::support::gpu::Gpu;
-use crate::support::{eventually, exporter, gpu, job, Env, PAGE};
+use crate::support::memory::small_pages;
+use crate::support::{eventually, exporter, gpu, job, procfs, Env, PAGE};
 use crate::{cases, check, check_eq, check_err, skip};
 
 pub(crate) const FAMILY: Family = Family {
@@ -30,6 +31,7 @@ pub(crate) const FAMILY: Family = Family {
         under_a_job,
         in_two_files,
         and_unbound,
+        others_beside_a_held_reservation: 120,
         imported_while_the_device_goes,
         attached_without_pages,
         worked_on_without_pages,
@@ -240,6 +242,53 @@ fn and_unbound(env: &Env) -> TestResult {
     gpu.bind()?;
     gpu::wait_for_node(env)?;
     import.end()
+}
+
+/// Others close and register memory while somebody holds the reservation of an imported buffer that
+/// is revoked, and then closed.
+fn others_beside_a_held_reservation(env: &Env) -> TestResult {
+    const LIMIT: Duration = Duration::from_secs(5);
+
+    let exporter = exporter::load()?;
+    let device = env.compute()?;
+    let (fd, memory) = exporter.buffer(4)?;
+    let handle = device.prime_import(&fd)?;
+    used(&device, &memory, handle, 1)?;
+    // The exporter waits for the fence, with the reservation locked.
+    let working = exporter.import(&fd, true)?;
+    working.behave(true, false)?;
+    let other = env.compute()?;
+    let own = small_pages(16 * PAGE)?;
+    let (revoking, outcome) = std::thread::scope(|scope| {
+        let revoking = scope.spawn(|| exporter.revoke(&fd, gpu::LIMIT));
+        let others = || -> TestResult<Duration> {
+            let revoked = eventually(
+                job::LIMIT,
+                || matches!(device.query(handle), Ok(query) if query.state == uapi::bo_state::REVOKED),
+            );
+            check!(revoked, "the buffer is not revoked");
+            let begun = Instant::now();
+            device.gem_close(handle)?;
+            for round in 0..3 {
+                let registration = other.register(&own, RegisterOptions::pinned())?;
+                registration.close()?;
+                check_eq!(procfs::vm_pin()?, 0, "VmPin after close {round}");
+            }
+            Ok(begun.elapsed())
+        };
+        let outcome = others();
+        let holds = !revoking.is_finished();
+        let ended = working.behave(false, false);
+        let revoking = revoking.join().expect("no panic");
+        (revoking, outcome.and_then(|took| Ok((took, holds, ended?))))
+    });
+    let (took, holds, ()) = outcome?;
+    println!("    # closing, and three registrations of another: {took:?}");
+    check!(took < LIMIT, "others took {took:?}");
+    check!(holds, "the reservation was held meanwhile");
+    revoking?;
+    drop((working, device, other, fd, memory));
+    exporter.unload()
 }
 
 /// The memory is mapped for the device before the device goes, or not at all.

@@ -135,8 +135,8 @@ impl ControlQueue {
     /// Waits until the commands that the device has answered by now are completed: nothing is left
     /// of a job whose fence was signalled by its response.
     ///
-    /// Waits for the worker, which waits for nothing, and no longer than for a response. Must not
-    /// be called by a [`Completion`].
+    /// Waits for the worker, which waits neither for the device nor for other drivers, and no
+    /// longer than for a response. Must not be called by a [`Completion`].
     pub(crate) fn settle(&self) {
         let answered = self.inner.lock().answered;
         self.completion_wait.wait_timeout(
