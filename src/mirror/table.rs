@@ -470,7 +470,8 @@ impl Table {
         });
     }
 
-    /// The device has responded to MAP: jobs may rely on those of the pages `which` that are still there.
+    /// The device has responded to MAP: jobs may rely on those of the pages `which` that are still
+    /// there.
     pub(super) fn set_mapped(&mut self, which: Range<usize>) {
         self.each(which, |_, word| {
             (word & MAPPING != 0).then_some(word & !MAPPING | MAPPED)
