@@ -87,7 +87,7 @@ impl ContextParams {
 pub(crate) struct Context {
     /// The device.
     pub(crate) gpu: Arc<Gpu>,
-    /// No other context has it before the host has answered that this one is gone, and all of its
+    /// No other context has it before the host has confirmed that this one is gone, and all of its
     /// jobs: these hold the context.
     id: Arc<Id>,
     timelines: u64,
@@ -156,7 +156,7 @@ impl Context {
     }
 
     /// Has the host destroy the context and end its jobs, unless that was done before. The fences
-    /// of those that it does not end are signalled when it has answered, or has not done so in
+    /// of those that it does not end are signalled when it has responded, or has not done so in
     /// time.
     pub(crate) fn destroy(&self) {
         self.gpu.control.close_jobs(&self.jobs);

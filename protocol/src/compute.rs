@@ -4,11 +4,11 @@
 //!
 //! A context created with capability set [`CAPSET_ID`] takes `SUBMIT_3D` commands whose payload is
 //! an array of [`Op`], executed in order on the ring the command names. All integers are
-//! little-endian. A job with a malformed operation is answered with `ERR_INVALID_PARAMETER` and has
-//! no effect. A job that touches what its context may not touch is answered with `ERR_UNSPEC`, and
+//! little-endian. A job with a malformed operation has the response `ERR_INVALID_PARAMETER` and has
+//! no effect. A job that touches what its context may not touch has the response `ERR_UNSPEC`, and
 //! so is every later job of that context. A context in fault mode has addresses, which operands
-//! name with resource 0; its jobs are answered when they are accepted, and an event tells of their
-//! end.
+//! name with resource 0; the response to its jobs comes when they are accepted, and an event tells
+//! of their end.
 
 use zerocopy::little_endian::{U32, U64};
 use zerocopy_derive::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};

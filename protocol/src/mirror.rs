@@ -62,11 +62,11 @@ pub mod device_state {
 
 /// Command types, [`Header::kind`].
 pub mod command {
-    /// [`SpaceCreate`](super::SpaceCreate); answered by a status.
+    /// [`SpaceCreate`](super::SpaceCreate); the response is a status.
     pub const SPACE_CREATE: u32 = 0x0400;
     /// A bare header; the used entry is the response.
     pub const SPACE_DESTROY: u32 = 0x0401;
-    /// [`Map`](super::Map) and its entries; answered by a status.
+    /// [`Map`](super::Map) and its entries; the response is a status.
     pub const MAP: u32 = 0x0402;
     /// [`Invalidate`](super::Invalidate); the used entry is the response.
     pub const INVALIDATE: u32 = 0x0403;

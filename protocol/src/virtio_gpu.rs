@@ -95,14 +95,14 @@ pub mod response {
     pub const ERR_INVALID_PARAMETER: u32 = 0x1205;
 }
 
-/// `Header::flags`: answer only when the work is complete, and repeat `fence_id`.
+/// `Header::flags`: respond only when the work is complete, and repeat `fence_id`.
 pub const FLAG_FENCE: u32 = 1 << 0;
 /// `Header::flags`: the fence belongs to timeline `ring_idx` of the context.
 pub const FLAG_INFO_RING_IDX: u32 = 1 << 1;
 /// Most timelines of a context: userspace names them by the bits of a 64-bit mask.
 pub const MAX_RINGS: u32 = 64;
 
-/// The first bytes of every request and of every answer.
+/// The first bytes of every request and of every response.
 #[derive(
     Clone,
     Copy,

@@ -127,7 +127,7 @@ def where_it_hangs(run, qmp_path):
         with open(f"{run}/registers", "w") as f:
             f.write(registers.get("return", str(registers)))
     except OSError as error:
-        return f"QEMU does not answer: {error}"
+        return f"QEMU does not respond: {error}"
     return in_short(silent_since, text(console)[len(silent_since):])
 
 

@@ -72,13 +72,13 @@ impl Show<GpuDriver> for Features {
     }
 }
 
-/// The newest fence that the device has answered, and the newest that it was sent.
+/// The newest fence that the device has responded to, and the newest that it was sent.
 struct Fences;
 
 impl Show<GpuDriver> for Fences {
     fn show(gpu: &Device, out: &SeqFile) {
-        let (answered, sent) = gpu.control.fences();
-        seq_print!(out, "fence {} {}\n", answered, sent);
+        let (responded, sent) = gpu.control.fences();
+        seq_print!(out, "fence {} {}\n", responded, sent);
     }
 }
 

@@ -78,8 +78,8 @@ impl Capsets {
                 ..Default::default()
             };
             let request = Request::<commands::GetCapsetInfo>::new(0, &fixed);
-            let answered = match control.call(quota, request) {
-                Ok(answered) => answered,
+            let sent = match control.call(quota, request) {
+                Ok(sent) => sent,
                 Err(e) if e == ENODEV => return Err(e),
                 Err(e) => {
                     dev_warn!(vdev, "capability set {}: {:?}\n", index, e);
@@ -90,7 +90,7 @@ impl Capsets {
                     continue;
                 }
             };
-            let response = answered.response();
+            let response = sent.response();
             let info = Info {
                 id: response.capset_id.get(),
                 max_version: response.capset_max_version.get(),
@@ -138,7 +138,7 @@ impl Capsets {
     ///
     /// # Errors
     ///
-    /// [`EINVAL`] if there is none, [`ENODEV`] if the device does not answer.
+    /// [`EINVAL`] if there is none, [`ENODEV`] if the device does not respond.
     pub(crate) fn get(
         &self,
         control: &ControlQueue,
@@ -163,9 +163,9 @@ impl Capsets {
         let size = info.max_size as usize;
         let mut request = Request::<commands::GetCapset>::new(0, &fixed);
         request.response_data(Chunks::zeroed(size, control.pieces(2))?);
-        let answered = control.call(quota, request)?;
+        let sent = control.call(quota, request)?;
         let mut bytes = KVVec::from_elem(0, size, GFP_KERNEL)?;
-        answered.read_data(&mut bytes);
+        sent.read_data(&mut bytes);
 
         let bytes = Arc::new(bytes, GFP_KERNEL)?;
         let mut cache = self.cache.lock();

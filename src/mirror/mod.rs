@@ -236,7 +236,7 @@ impl Mirrored {
             return Err(EIO);
         }
         if self.range.is_ready(&self.range.lock.commits.lock()) {
-            // MAPs of another thread have been answered when their pages are mapped.
+            // MAPs of another thread have been responded to when their pages are mapped.
             return Ok(());
         }
         let mode = if self.range.sparse {

@@ -172,7 +172,7 @@ impl MirroredRange {
         (end, outcome)
     }
 
-    /// As [`MirroredRange::map_stale`], but leaves in `sent` what was not answered.
+    /// As [`MirroredRange::map_stale`], but leaves in `sent` what was not responded to.
     fn send_stale(
         &self,
         notifier: &Notifier,

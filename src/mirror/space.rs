@@ -197,7 +197,7 @@ impl Space {
         }
         let created = create.clone_arc();
         let mut credit = self.queue.credit(create.descriptors())?;
-        // Also for a space whose creation is never answered.
+        // Also for a space whose creation is never responded to.
         *self.destroy.lock() = Some(destroy);
         self.counters.spaces.add(1);
         let sent = self.queue.add(create, &mut credit);

@@ -6,7 +6,7 @@
 //! whenever one changes:
 //!
 //! - *unmapped*;
-//! - *mapping*: MAP was sent, and has not been answered; the device may reach the page;
+//! - *mapping*: MAP was sent, and has not been responded to; the device may reach the page;
 //! - *mapped*: jobs may rely on it;
 //! - *invalidating*: the kernel is about to change the page tables, and the device may still
 //!   reach the page; then unmapped again.

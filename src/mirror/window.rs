@@ -64,10 +64,10 @@ impl Sent {
     }
 
     /// Whether the device has responded to all of them.
-    pub(crate) fn is_answered(&self) -> bool {
+    pub(crate) fn has_response(&self) -> bool {
         self.0
             .iter()
-            .all(|(command, _)| MirrorQueue::is_answered(command))
+            .all(|(command, _)| MirrorQueue::has_response(command))
     }
 }
 

@@ -2,10 +2,10 @@
 
 //! From the creation of a resource on the host to the release of its memory.
 //!
-//! Memory that the host may know is released only after the host has answered RESOURCE_UNREF, or
-//! the device has been reset. The command for that is made together with the resource, so that
-//! releasing needs no memory, and carries the object itself: whatever becomes of the command,
-//! it finishes where it is safe to drop the object.
+//! Memory that the host may know is released only after the host has responded to RESOURCE_UNREF,
+//! or the device has been reset. The command for that is made together with the resource, so that
+//! releasing needs no memory, and carries the object itself: whatever becomes of the command, it
+//! finishes where it is safe to drop the object.
 
 use super::{
     releases::{
@@ -229,7 +229,7 @@ impl HostResource {
         self.detached.load(Relaxed)
     }
 
-    /// How the creation ended, if the host has answered; [`Response::Aborted`] if it was never
+    /// How the creation ended, if the host has responded; [`Response::Aborted`] if it was never
     /// sent.
     pub(crate) fn creation(&self) -> Option<Response> {
         let mut inner = self.inner.lock();
@@ -262,7 +262,7 @@ impl HostResource {
         }
     }
 
-    /// How handing over the guest memory ended, if the host has answered; success if that was part
+    /// How handing over the guest memory ended, if the host has responded; success if that was part
     /// of the creation.
     fn backing(&self) -> Option<Response> {
         let mut inner = self.inner.lock();
@@ -278,7 +278,7 @@ impl HostResource {
         response
     }
 
-    /// Whether the host has the resource and its memory, if it has answered; otherwise why not.
+    /// Whether the host has the resource and its memory, if it has responded; otherwise why not.
     pub(crate) fn outcome(&self) -> Option<Response> {
         match self.creation()? {
             Response::Ok(_) => self.backing(),
@@ -303,7 +303,7 @@ impl HostResource {
     ///
     /// # Errors
     ///
-    /// That of the host, [`ENODEV`], [`EBUSY`] if it has not answered, [`ERESTARTSYS`] on a fatal
+    /// That of the host, [`ENODEV`], [`EBUSY`] if it has not responded, [`ERESTARTSYS`] on a fatal
     /// signal.
     pub(crate) fn wait(&self) -> Result {
         let pending = {
@@ -383,8 +383,8 @@ impl HostResource {
     ///
     /// # Errors
     ///
-    /// That of the host; [`EBUSY`] if it has not answered, in time or for want of room in the ring;
-    /// [`ERESTARTSYS`] on a fatal signal; [`ENOMEM`], [`ENODEV`].
+    /// That of the host; [`EBUSY`] if it has not responded, in time or for want of room in the
+    /// ring; [`ERESTARTSYS`] on a fatal signal; [`ENOMEM`], [`ENODEV`].
     pub(super) fn uuid(&self) -> Result<[u8; 16]> {
         let control = &self.gpu.control;
         let assign = match self.uuid_command() {
@@ -508,10 +508,10 @@ impl HostResource {
         }
 
         // A file that is closed with many registrations does not wait for each of them in vain.
-        let answered = !gpu.control.is_late() && gpu.control.wait(&command).is_ok();
+        let responded = !gpu.control.is_late() && gpu.control.wait(&command).is_ok();
         let mut state = pending.state.lock();
         state.waiter = false;
-        let object = if answered || state.ended.is_some() {
+        let object = if responded || state.ended.is_some() {
             state.object.take()
         } else {
             // The response, which may have to wait for jobs, or the reset will release it.

@@ -161,7 +161,7 @@ impl Showing {
             ..Default::default()
         };
         let mut unmap = Request::<commands::ResourceUnmapBlob>::new(0, &fixed);
-        // Until the host has answered that nothing is mapped there.
+        // Until the host has confirmed that nothing is mapped there.
         unmap.keep(range)?;
         unmap.about(object.host.shared_id());
         let unmap = unmap.build()?;
@@ -206,7 +206,7 @@ impl HostMemory {
     /// # Errors
     ///
     /// [`EINVAL`] if the host refused, [`ENOSPC`] if the window is full, [`EBUSY`] if the host has
-    /// not answered, [`ERESTARTSYS`] on a fatal signal, [`ENODEV`].
+    /// not responded, [`ERESTARTSYS`] on a fatal signal, [`ENODEV`].
     pub(super) fn map(&self, object: &Object) -> Result<IoMemory> {
         let gpu = object.gpu();
         gpu.transport.check()?;

@@ -64,7 +64,7 @@ pub(crate) static DROPS: ModuleWorkqueue = ModuleWorkqueue::new();
 /// Most registrations of a file that are being released when another is made.
 const MAX_PENDING: usize = 64;
 
-/// An object without references, until the host has answered RESOURCE_UNREF.
+/// An object without references, until the host has responded to RESOURCE_UNREF.
 #[pin_data]
 pub(super) struct PendingUnref {
     /// Protects only itself.

@@ -150,7 +150,7 @@ pub(crate) fn submit(file: &File, args: &mut ExecBuffer) -> Result {
     let out = OutFences::prepare(file, args)?;
     let ins = InFences::wait(file, args, timeline)?;
 
-    // Also where the program does not ask for one: without fence the host answers when it has read
+    // Also where the program does not ask for one: without fence the host responds when it has read
     // the job.
     let fence = UnpublishedFence::new::<Timeline>(timeline)?;
     let event = fence_event(file, &context, ring)?;

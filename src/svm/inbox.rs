@@ -172,8 +172,8 @@ impl UserWork for Worker {
     fn run(&self) {
         let mut inbox = self.svm.inbox.lock();
         // A fault on a page whose MAP has failed comes back until that is seen.
-        let is_answered = |oldest: &Unconfirmed| oldest.sent.is_answered();
-        let fault = match inbox.unconfirmed.first().is_some_and(is_answered) {
+        let has_response = |oldest: &Unconfirmed| oldest.sent.has_response();
+        let fault = match inbox.unconfirmed.first().is_some_and(has_response) {
             true => None,
             false => inbox.waiting.remove(0).ok(),
         };

@@ -68,7 +68,7 @@ pub(crate) fn command(device: &CStr, header: &Header, descriptors: usize) {
     }
 }
 
-/// The device has answered the command with `header`.
+/// The device has responded to the command with `header`.
 pub(crate) fn response(device: &CStr, header: &Header, response: u32) {
     // SAFETY: The string is valid.
     unsafe {

@@ -74,8 +74,8 @@ pub(crate) trait OnReset: Send + Sync {
 /// How long a device may take.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Timeouts {
-    /// To answer anything while something is to be answered that is not a job, in milliseconds.
-    /// Waits are bounded by it, too.
+    /// To respond to anything while something is to be responded to that is not a job, in
+    /// milliseconds. Waits are bounded by it, too.
     pub(crate) response_ms: u32,
     /// To end a job, in milliseconds, until its context is lost; 0 for no limit.
     pub(crate) job_ms: u32,
@@ -209,7 +209,7 @@ impl Transport {
         device.name()
     }
 
-    /// How long the device may take to answer, in milliseconds.
+    /// How long the device may take to respond, in milliseconds.
     pub(crate) fn response_timeout_ms(&self) -> u32 {
         self.timeouts.response_ms
     }
@@ -241,7 +241,7 @@ impl Transport {
         self.epoch.elapsed().as_millis()
     }
 
-    /// Has the worker complete the commands that were answered. May be called in any context.
+    /// Has the worker complete the commands that were responded to. May be called in any context.
     pub(super) fn complete_later(self: &Arc<Self>) {
         let _ = self.workqueue.enqueue::<Arc<Self>, 1>(self.clone());
     }
@@ -267,12 +267,12 @@ impl Transport {
     }
 }
 
-/// Completes answered commands.
+/// Completes commands that the device has responded to.
 impl WorkItem<1> for Transport {
     type Pointer = Arc<Self>;
 
     fn run(this: Arc<Self>) {
-        this.control.complete_answered();
+        this.control.complete_responded();
     }
 }
 

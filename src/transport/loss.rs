@@ -2,14 +2,14 @@
 
 //! The end of a device: how it is lost, reset and stopped.
 //!
-//! A device that breaks a ring, answers a command that releases memory with something that cannot
-//! be, answers nothing at all, or is removed is *lost*: waiters return, no more commands are sent,
-//! and a worker resets it. One command that is not answered, or not properly, fails for its sender
-//! alone (`control::patience`). Only when the reset has returned is the device known not to write,
-//! and only then are the fences signalled with an error, the commands completed as aborted, and
-//! what they hold released. A device that does not return from its reset for [`RESET_TIMEOUT_MS`]
-//! gets its fences signalled nevertheless, so that others can go on; its memory then stays, and so
-//! does the module: removal waits for the reset.
+//! A device that breaks a ring, responds to a command that releases memory with something that
+//! cannot be, responds to nothing at all, or is removed is *lost*: waiters return, no more commands
+//! are sent, and a worker resets it. One command that is not responded to, or not properly, fails
+//! for its sender alone (`control::patience`). Only when the reset has returned is the device known
+//! not to write, and only then are the fences signalled with an error, the commands completed as
+//! aborted, and what they hold released. A device that does not return from its reset for
+//! [`RESET_TIMEOUT_MS`] gets its fences signalled nevertheless, so that others can go on; its
+//! memory then stays, and so does the module: removal waits for the reset.
 
 use super::{
     control::{
@@ -106,14 +106,14 @@ impl WorkItem<2> for Transport {
         this.binding.reset();
         this.mirror.reset();
 
-        let unanswered = {
+        let outstanding = {
             let mut inner = this.control.inner.lock();
             inner.state = State::Reset;
-            this.control.take_unanswered(&mut inner)
+            this.control.take_outstanding(&mut inner)
         };
-        let aborted = this.control.abort_all(unanswered);
+        let aborted = this.control.abort_all(outstanding);
 
-        // Commands that were answered before come first.
+        // Commands that were responded to before come first.
         this.workqueue.flush();
         Control::complete_all(aborted);
         this.on_reset.reset();

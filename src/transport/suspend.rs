@@ -25,7 +25,7 @@ impl Transport {
     ///
     /// # Errors
     ///
-    /// [`EBUSY`] if it has not answered everything.
+    /// [`EBUSY`] if it has not responded to everything.
     pub(crate) fn sleep(self: &Arc<Self>) -> Result {
         cancel_delayed_sync::<Self, 4>(self);
         self.workqueue.flush();

@@ -3,7 +3,8 @@
 //! The watchdog: a timer that runs as long as something is to be noticed that no interrupt tells.
 //!
 //! What it notices is a matter of the control queue, and described in `control::patience`: a device
-//! that answers nothing, jobs that do not end, and commands that found no descriptors or no memory.
+//! that responds to nothing, jobs that do not end, and commands that found no descriptors or no
+//! memory.
 
 use super::{
     control::{
@@ -46,7 +47,7 @@ impl Transport {
     }
 }
 
-/// Notices a device that answers nothing, and jobs that do not end.
+/// Notices a device that responds to nothing, and jobs that do not end.
 impl WorkItem<4> for Transport {
     type Pointer = Arc<Self>;
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0-only
 
-//! Single ioctls on the reference device, from entry to exit, each when the device has answered
+//! Single ioctls on the reference device, from entry to exit, each when the device has responded
 //! what came before it. Only instructions are worth it: as times they are too short.
 
 use virtgpu_client::{BlobOptions, Device, Exec};

@@ -85,7 +85,7 @@ fn trips(device: &Device, meter: &mut Meter) -> Result<f64> {
     })
 }
 
-/// Memory that the host writes its answers to.
+/// Memory that the host writes its responses to.
 struct Replies<'d> {
     device: &'d Device,
     blob: Blob<'d>,

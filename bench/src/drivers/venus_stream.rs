@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0-only
 
-//! The few commands of Vulkan that are needed to get answers and a queue, as venus has them on the
-//! wire: numbers are little-endian and packed, a pointer is a u64 that is 0 or 1 and what it points
-//! to, an array is its length as a u64 and its elements.
+//! The few commands of Vulkan that are needed to get responses and a queue, as venus has them on
+//! the wire: numbers are little-endian and packed, a pointer is a u64 that is 0 or 1 and what it
+//! points to, an array is its length as a u64 and its elements.
 //!
 //! The names of commands and structures are those of Vulkan and of its extension
 //! `VK_MESA_venus_protocol`.
@@ -27,7 +27,7 @@ mod structure {
     pub(super) const DEVICE_QUEUE_TIMELINE_INFO: u32 = 1_000_384_005;
 }
 
-/// The command is answered.
+/// There is a response to the command.
 const GENERATE_REPLY: u32 = 1;
 /// `VK_API_VERSION_1_1`, which has `vkGetDeviceQueue2`.
 const API_VERSION: u32 = (1 << 22) | (1 << 12);
@@ -47,10 +47,10 @@ mod object {
 pub(super) struct Stream(Vec<u8>);
 
 impl Stream {
-    /// Where in the answer to [`Stream::version`] the version is: behind the command, the result
+    /// Where in the response to [`Stream::version`] the version is: behind the command, the result
     /// and a pointer.
     pub(super) const VERSION_AT: usize = 4 + 4 + 8;
-    /// With what the answer to [`Stream::bind_queue`] starts, if all of it went well.
+    /// With what the response to [`Stream::bind_queue`] starts, if all of it went well.
     pub(super) const LAST_OF_BIND_QUEUE: u32 = command::GET_DEVICE_QUEUE2;
 
     pub(super) fn as_bytes(&self) -> &[u8] {
@@ -76,7 +76,7 @@ impl Stream {
         self.u32(0).u64(NULL)
     }
 
-    /// Answers go to the first `size` bytes of a resource.
+    /// Responses go to the first `size` bytes of a resource.
     pub(super) fn reply_to(&mut self, resource: u32, size: u64) {
         let offset = 0;
         self.command(command::SET_REPLY_COMMAND_STREAM, 0)
@@ -86,7 +86,7 @@ impl Stream {
             .u64(size);
     }
 
-    /// Asks for the version and wants no answer.
+    /// Asks for the version and wants no response.
     pub(super) fn nothing(&mut self) {
         self.command(command::ENUMERATE_INSTANCE_VERSION, 0)
             .u64(PRESENT);
@@ -98,7 +98,8 @@ impl Stream {
             .u64(PRESENT);
     }
 
-    /// Makes a queue of the first device, for fences of ring `ring`. The last command is answered.
+    /// Makes a queue of the first device, for fences of ring `ring`. The last command has a
+    /// response.
     pub(super) fn bind_queue(&mut self, ring: u32) {
         let (flags, version, count, family, index) = (0, 0, 1, 0, 0);
         self.command(command::CREATE_INSTANCE, 0)

@@ -25,7 +25,7 @@ VIRTGPU-GUEST-TAINTED 12800
 VIRTGPU-GUEST-DONE rc=1
 """
 GOOD_LOG = """VIRTGPU-GUEST-START
-[    9.0] virtgpu_userptr virtio0: device lost: it does not answer
+[    9.0] virtgpu_userptr virtio0: device lost: it does not respond
 VIRTGPU-GUEST-TAINTED 12288
 VIRTGPU-GUEST-DONE rc=0
 """
@@ -79,7 +79,7 @@ class Outcome(unittest.TestCase):
         self.assertTrue(lost(gpu()))
         self.assertFalse(lost(gpu("--adversary silence")))
         self.assertFalse(lost(gpu(status=-9, killed=True)))
-        reset = GOOD_LOG.replace("it does not answer", "its bus resets it")
+        reset = GOOD_LOG.replace("it does not respond", "its bus resets it")
         self.assertFalse(lost(gpu(), log=reset))
 
     def test_devices_end_well(self):

@@ -4,7 +4,7 @@
 //! page alone. How it gets it is in `mirror/exclusive.rs`.
 //!
 //! The page is looked up as for a write before the kernel is asked for it alone. That is where a
-//! userfaultfd may answer, or another device gives the page back; and it is a lookup like any
+//! userfaultfd may bring, or another device gives the page back; and it is a lookup like any
 //! other, so that a change of the page between the two is noticed in the same way. Taking the page
 //! may be such a change itself, once: where it was part of a huge page, or was shared with a child.
 

@@ -70,11 +70,12 @@ pub(crate) type Command = Message<Shared, Owned>;
 /// What all who wait for a command see of it.
 #[pin_data]
 pub(crate) struct Shared {
-    /// What the device answered: a [`response`], or [`PENDING`], [`ABORTED`] or [`INVALID`].
+    /// The device's response: a [`response`], or [`PENDING`], [`ABORTED`] or [`INVALID`].
     /// Validated once, because the device can change its response afterwards.
     pub(super) status: Atomic<u32>,
     /// When a job must have ended, 0 for no limit or if its time has not begun, or another command
-    /// must have been answered, as in [`Transport::now`]. Changed under the control queue's lock.
+    /// must have been responded to, as in [`Transport::now`]. Changed under the control queue's
+    /// lock.
     pub(super) deadline: Atomic<i64>,
     /// Whose job it is, if it is one.
     pub(super) job: Option<JobOf>,
@@ -89,7 +90,8 @@ pub(crate) struct Shared {
     pub(super) overdrawn: Atomic<usize>,
     /// It is a job, and its context is gone from the host. Set under the control queue's lock.
     pub(super) abandoned: AtomicFlag,
-    /// What undoes it was refused, as it was not answered yet. Set under the control queue's lock.
+    /// What undoes it was refused, as it was not responded to yet. Set under the control queue's
+    /// lock.
     pub(super) undone_early: AtomicFlag,
     /// Who waits for the response.
     #[pin]
@@ -126,7 +128,7 @@ impl Shared {
 pub(crate) struct JobContext {
     /// A job was sent. Under the control queue's lock.
     had_jobs: AtomicFlag,
-    /// The host answers jobs when it has accepted them. Under the control queue's lock.
+    /// The host responds to jobs when it has accepted them. Under the control queue's lock.
     fault_mode: AtomicFlag,
     /// A job touched what it may not, or took too long: the host takes no more.
     lost: AtomicFlag,
@@ -241,14 +243,14 @@ const CANCELLED: i64 = i64::MAX;
 
 /// Whose job a command is. Its response may take any time.
 pub(crate) struct JobOf {
-    /// The context's id, which no other context has as long as this command is not answered.
+    /// The context's id, which no other context has as long as this command is not responded to.
     pub(super) context: u32,
     pub(super) of: Arc<JobContext>,
     /// The job is on a ring of the context's own, and waits for no other context's jobs.
     pub(super) on_ring: bool,
     /// A response [`response::ERR_UNSPEC`] says that the context is lost.
     pub(super) lost_on_error: bool,
-    /// The context is in fault mode: the host answers when it has accepted the job.
+    /// The context is in fault mode: the host responds when it has accepted the job.
     pub(super) fault_mode: bool,
 }
 
@@ -289,7 +291,7 @@ pub(crate) struct Owned {
     /// The [`response`] that means success.
     pub(super) success: u32,
     pub(super) completion: Option<KBox<dyn Completion>>,
-    /// Memory that the device has written when it answers.
+    /// Memory that the device has written when it responds.
     pub(super) sync_for_cpu: Option<KBox<dyn SyncForCpu>>,
     /// As [`Request::about`].
     pub(super) id: Option<Arc<Id>>,
@@ -299,7 +301,8 @@ pub(crate) struct Owned {
 
 /// What the host knows of the fence of a command.
 pub(crate) enum HostFence {
-    /// Nothing: it answers when it has carried the command out, or, for a job, when it has read it.
+    /// Nothing: it responds when it has carried the command out, or, for a job, when it has read
+    /// it.
     Unknown,
     /// It signals it when all is done that came before, on the device's common timeline.
     Common,
@@ -314,7 +317,7 @@ pub(crate) enum Expect {
     /// It may not: a device that does is not to be trusted.
     Success,
     /// It may only if it has refused the other command, which this one undoes. If it has not yet
-    /// answered that one, this one is kept until it has, and sent again if need be.
+    /// responded to that one, this one is kept until it has, and sent again if need be.
     SuccessUnlessFailed(Arc<Command>),
 }
 
@@ -322,12 +325,12 @@ pub(crate) enum Expect {
 pub(crate) trait Completion: Send {
     /// Called once, by the control queue's worker, which no fence waits for.
     ///
-    /// Either the device has answered, or it has been reset: in both cases it is done with the
+    /// Either the device has responded, or it has been reset: in both cases it is done with the
     /// command. `self` is dropped afterwards.
     fn complete(&mut self, response: &Response);
 }
 
-/// Keeps something that the device may use as long as it has not answered.
+/// Keeps something that the device may use as long as it has not responded.
 struct Kept<T> {
     _kept: T,
 }
@@ -340,11 +343,11 @@ impl<T: Send> Completion for Kept<T> {
 /// How a command ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Response {
-    /// The device has answered with a [`response`] `OK_*`.
+    /// The device has responded with a [`response`] `OK_*`.
     Ok(u32),
-    /// The device has answered with a [`response`] `ERR_*`.
+    /// The device has responded with a [`response`] `ERR_*`.
     Error(u32),
-    /// The device has answered what makes no sense, and may or may not have done what it was asked.
+    /// The device's response makes no sense, and it may or may not have done what it was asked.
     Invalid,
     /// The device was reset.
     Aborted,
@@ -419,7 +422,7 @@ impl<'a, C: CommandToHost> Request<'a, C> {
         self.event = event;
     }
 
-    /// The device writes `memory` before it answers: the CPU is to see that before the fence is
+    /// The device writes `memory` before it responds: the CPU is to see that before the fence is
     /// signalled.
     pub(crate) fn sync_for_cpu(&mut self, memory: KBox<dyn SyncForCpu>) {
         self.sync_for_cpu = Some(memory);
@@ -431,7 +434,7 @@ impl<'a, C: CommandToHost> Request<'a, C> {
     }
 
     /// Names the resource or context that the command is about, whose id is not used again before
-    /// it is answered.
+    /// it is responded to.
     pub(crate) fn about(&mut self, id: &Arc<Id>) {
         self.id = Some(id.clone());
     }

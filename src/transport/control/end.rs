@@ -33,7 +33,7 @@ use kernel::{
 };
 
 impl Inner {
-    /// Whether the device has nothing to answer, and no teardown waits.
+    /// Whether the device has nothing to respond to, and no teardown waits.
     #[cfg(CONFIG_PM_SLEEP)]
     pub(in crate::transport) fn is_idle(&self) -> bool {
         self.backlog.is_empty() && self.in_flight.iter().all(Option::is_none)
@@ -64,30 +64,30 @@ impl Control {
         for command in inner.in_flight.iter().flatten() {
             command.shared.wait.wake_all();
         }
-        // What is not in the ring, or was answered as it cannot be.
+        // What is not in the ring, or has a response as there cannot be.
         for command in inner.held.iter() {
             command.shared.wait.wake_all();
         }
     }
 
-    /// The device has been reset: takes the commands that it never answered.
-    pub(in crate::transport) fn take_unanswered(&self, inner: &mut Inner) -> List<Command> {
-        let mut unanswered = List::new();
+    /// The device has been reset: takes the commands that it never responded to.
+    pub(in crate::transport) fn take_outstanding(&self, inner: &mut Inner) -> List<Command> {
+        let mut outstanding = List::new();
         while let Some(mut command) = inner.queue.as_mut().and_then(|queue| queue.detach_unused()) {
             self.return_slots(inner, &mut command);
-            unanswered.push_back(command);
+            outstanding.push_back(command);
         }
-        unanswered.push_all_back(&mut inner.held);
-        unanswered
+        outstanding.push_all_back(&mut inner.held);
+        outstanding
     }
 
-    /// Aborts commands that the device never answered, and never will: signals their fences and
+    /// Aborts commands that the device never responded to, and never will: signals their fences and
     /// wakes their waiters. All fences before anything that may wait for others.
-    pub(in crate::transport) fn abort_all(&self, mut unanswered: List<Command>) -> List<Command> {
+    pub(in crate::transport) fn abort_all(&self, mut outstanding: List<Command>) -> List<Command> {
         let mut aborted = List::new();
         {
             let _section = Signalling::begin();
-            while let Some(command) = unanswered.pop_front() {
+            while let Some(command) = outstanding.pop_front() {
                 Self::abort(&command);
                 aborted.push_back(command);
             }
@@ -100,8 +100,8 @@ impl Control {
         aborted
     }
 
-    /// Aborts a command that the device never answered, and never will: signals its fence and wakes
-    /// its waiters.
+    /// Aborts a command that the device never responded to, and never will: signals its fence and
+    /// wakes its waiters.
     pub(super) fn abort(command: &Command) {
         command.shared.status.store(ABORTED, Release);
         command.shared.signal(Err(ENODEV));

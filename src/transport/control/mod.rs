@@ -118,7 +118,7 @@ impl Deref for ControlQueue {
 }
 
 impl ControlQueue {
-    /// The most parts that one command may have, request and answer included.
+    /// The most parts that one command may have, request and response included.
     pub(crate) fn max_descriptors(&self) -> usize {
         self.room.max_descriptors()
     }
@@ -130,11 +130,11 @@ impl ControlQueue {
         Pieces::new(count, self.transport.binding.max_piece())
     }
 
-    /// The highest fence that the device has answered, and the highest that it was sent.
+    /// The highest fence that the device has responded to, and the highest that it was sent.
     #[cfg(CONFIG_DEBUG_FS)]
     pub(crate) fn fences(&self) -> (u64, u64) {
         let inner = self.inner.lock();
-        (inner.answered_fence, inner.next_fence - 1)
+        (inner.responded_fence, inner.next_fence - 1)
     }
 
     /// Puts a command into the ring; the device is told when what is returned is dropped, which
@@ -208,8 +208,8 @@ impl ControlQueue {
         self.add_and(command, credit, publish, |queue| queue.kick_prepare())
     }
 
-    /// As [`ControlQueue::send`], for a job of a context in fault mode, which the device answers
-    /// when it has accepted it. `publish` gets the fence id by which the device will tell of the
+    /// As [`ControlQueue::send`], for a job of a context in fault mode, which the device responds
+    /// to when it has accepted it. `publish` gets the fence id by which the device will tell of the
     /// job's end; it is called with the queue's lock held, also if the job is not sent after all.
     ///
     /// # Errors
@@ -457,7 +457,7 @@ impl ControlQueue {
                 continue;
             };
             inner.pending.push_front(command);
-            // The next answer, or the watchdog, tries again.
+            // The next response, or the watchdog, tries again.
             if inner.state == State::Running {
                 self.transport.arm_watchdog(inner);
             } else {
@@ -494,7 +494,7 @@ impl ControlQueue {
                     }
                 }
                 Err((mut command, _)) => {
-                    // No memory to map it for the device: the next answer, or the watchdog, tries
+                    // No memory to map it for the device: the next response, or the watchdog, tries
                     // again.
                     if !has_room || inner.state != State::Running {
                         self.return_slots(inner, &mut command);

@@ -2,13 +2,13 @@
 
 //! Patience: how long who waits for what, and when a device is taken for dead.
 //!
-//! A host may take any time for a job, and makes what comes behind it wait; it may never answer one
-//! command, or the jobs of a context that was destroyed. That is the trouble of who sent them.
+//! A host may take any time for a job, and makes what comes behind it wait; it may never respond to
+//! one command, or the jobs of a context that was destroyed. That is the trouble of who sent them.
 //!
 //! - **A wait** for a command ends with `EBUSY` when its response has not come within the time
 //!   limit. The command stays in the ring, with what it holds. Most waits end by a fatal signal,
 //!   too. Who has a job to submit waits for room in the ring without a limit, as long as the device
-//!   answers anything.
+//!   responds to anything.
 //! - **A job** has no time limit, unless the module is told one. Then its context is lost when the
 //!   time is over, and no other context. Time does not count while the job may be waiting for a job
 //!   of another context, which is so where both are on the device's common timeline.
@@ -17,20 +17,21 @@
 //!   their context. Then their fences are signalled with `ECANCELED`; the ring keeps them.
 //! - **The jobs of a context** that the host has destroyed are *abandoned*: their fences are
 //!   signalled with `ECANCELED`, but the ring keeps them, and they keep what they may reach. When
-//!   they, and commands that were not answered in time, fill more than a quarter of the ring, there
-//!   are no new contexts.
-//! - **The device** is lost when it has answered nothing at all for as long as the time limit,
-//!   although there is something to answer besides jobs, and no job runs that could be in the way.
+//!   they, and commands that were not responded to in time, fill more than a quarter of the ring,
+//!   there are no new contexts.
+//! - **The device** is lost when it has responded to nothing at all for as long as the time limit,
+//!   although there is something to respond to besides jobs, and no job runs that could be in the
+//!   way.
 //!
 //! A host may go on with jobs of a context that it was asked to destroy, or have forgotten them.
-//! For eight times the limit of a job or the time of an answer, whichever is longer, from the
-//! question and again from the answer, they are in the way of others, unless a later job on the
+//! For eight times the limit of a job or the time of a response, whichever is longer, from the
+//! question and again from the response, they are in the way of others, unless a later job on the
 //! common timeline has succeeded. The device is not lost before the end of that, nor before it has
-//! answered CTX_DESTROY.
+//! responded to CTX_DESTROY.
 //!
-//! In the middle of the time in which a device answers nothing the watchdog sends a command of its
-//! own, which every device answers. So one command that the host never answers is not taken for the
-//! death of the device.
+//! In the middle of the time in which a device responds to nothing the watchdog sends a command of
+//! its own, which every device responds to. So one command that the host never responds to is not
+//! taken for the death of the device.
 //!
 //! The queue for invalidations has limits of its own, since memory management waits for it.
 
@@ -74,7 +75,7 @@ use kernel::{
 
 /// Waits.
 impl ControlQueue {
-    fn answered(command: &Command) -> bool {
+    fn has_response(command: &Command) -> bool {
         command.shared.status.load(Acquire) != PENDING
     }
 
@@ -85,7 +86,7 @@ impl ControlQueue {
     /// [`ENODEV`] if the device is lost, [`EBUSY`] when the time is over. The device may still know
     /// of everything in the command.
     pub(crate) fn wait(&self, command: &Command) -> Result<Response> {
-        let done = || Self::answered(command) || self.transport.is_lost();
+        let done = || Self::has_response(command) || self.transport.is_lost();
         let wait = &command.shared.wait;
         if !wait.wait_timeout(done, self.transport.timeouts.response_ms) {
             return Err(EBUSY);
@@ -99,7 +100,7 @@ impl ControlQueue {
     ///
     /// As [`ControlQueue::wait`], and [`ERESTARTSYS`] on a fatal signal.
     pub(crate) fn wait_killable(&self, command: &Command) -> Result<Response> {
-        let done = || Self::answered(command) || self.transport.is_lost();
+        let done = || Self::has_response(command) || self.transport.is_lost();
         let wait = &command.shared.wait;
         wait.wait_killable_timeout(done, self.transport.timeouts.response_ms)?;
         Self::ended_by_response(command)
@@ -108,7 +109,7 @@ impl ControlQueue {
     /// Whether a command that is no job is in the ring, or was.
     pub(crate) fn is_sent(command: &Command) -> bool {
         // Its time begins when it is there.
-        command.shared.deadline.load(Relaxed) != 0 || Self::answered(command)
+        command.shared.deadline.load(Relaxed) != 0 || Self::has_response(command)
     }
 
     /// Waits until a command that waits behind others is in the ring, killably and not longer than
@@ -132,15 +133,15 @@ impl ControlQueue {
         }
     }
 
-    /// Waits until the commands that the device has answered by now are completed: nothing is left
-    /// of a job whose fence was signalled by its response.
+    /// Waits until the commands that the device has responded to by now are completed: nothing is
+    /// left of a job whose fence was signalled by its response.
     ///
     /// Waits for the worker, which waits neither for the device nor for other drivers, and no
     /// longer than for a response. Must not be called by a [`Completion`].
     pub(crate) fn settle(&self) {
-        let answered = self.inner.lock().answered;
+        let responded = self.inner.lock().responded;
         self.completion_wait.wait_timeout(
-            || self.completed.load(Acquire) >= answered,
+            || self.completed.load(Acquire) >= responded,
             self.transport.timeouts.response_ms,
         );
     }
@@ -163,13 +164,13 @@ impl ControlQueue {
         Ok(sent)
     }
 
-    /// Waits for room for a job, as long as jobs run, which take any time, or the device answers
-    /// anything. A fatal signal ends the wait.
+    /// Waits for room for a job, as long as jobs run, which take any time, or the device responds
+    /// to anything. A fatal signal ends the wait.
     ///
     /// # Errors
     ///
-    /// As [`ControlQueue::credit`]; [`EBUSY`] if no job runs, and the device has answered nothing
-    /// for the time limit.
+    /// As [`ControlQueue::credit`]; [`EBUSY`] if no job runs, and the device has responded to
+    /// nothing for the time limit.
     pub(crate) fn credit_patiently(
         &self,
         quota: &Arc<RingQuota>,
@@ -183,7 +184,7 @@ impl ControlQueue {
         })
     }
 
-    /// Whether jobs run, or the device has answered anything within the time limit.
+    /// Whether jobs run, or the device has responded to anything within the time limit.
     fn may_go_on(&self) -> bool {
         let now = self.transport.now();
         let inner = self.inner.lock();
@@ -191,7 +192,7 @@ impl ControlQueue {
             || Self::runs(&inner, now)
     }
 
-    /// Commands that are no jobs and were not answered in time.
+    /// Commands that are no jobs and were not responded to in time.
     fn overdue(inner: &Inner, now: i64) -> impl Iterator<Item = &Arc<Command>> {
         inner.in_flight.iter().flatten().filter(move |command| {
             command.shared.job.is_none() && command.shared.deadline.load(Relaxed) < now
@@ -205,8 +206,8 @@ impl ControlQueue {
         Self::overdue(&self.inner.lock(), now).any(|command| command.shared.destroys.is_none())
     }
 
-    /// Fails if jobs of contexts that are gone, and commands that were not answered in time, fill
-    /// so much of the ring that others must be kept from adding to it.
+    /// Fails if jobs of contexts that are gone, and commands that were not responded to in time,
+    /// fill so much of the ring that others must be kept from adding to it.
     ///
     /// # Errors
     ///
@@ -224,11 +225,11 @@ impl ControlQueue {
     }
 }
 
-/// How many times the time limit of jobs or answers a job may be in the way of others after the end
-/// of its context.
+/// How many times the time limit of jobs or responses a job may be in the way of others after the
+/// end of its context.
 const ENDING_LIMITS: i64 = 8;
 
-/// As long as this is there, the watchdog finds out whether the device answers anything.
+/// As long as this is there, the watchdog finds out whether the device responds to anything.
 struct Starved<'a>(&'a ControlQueue);
 
 impl<'a> Starved<'a> {
@@ -261,7 +262,7 @@ impl ControlQueue {
     fn jobs_at_host(inner: &Inner, now: i64) -> impl Iterator<Item = (&Arc<Command>, &JobOf)> {
         inner.in_flight.iter().flatten().filter_map(move |command| {
             let (shared, job) = (&command.shared, command.shared.job.as_ref()?);
-            let passed = !job.on_ring && shared.order.load(Relaxed) < inner.common_answered;
+            let passed = !job.on_ring && shared.order.load(Relaxed) < inner.common_responded;
             let may_run = match job.of.ends_by() {
                 Some(ends_by) => now < ends_by && !passed,
                 None => true,
@@ -442,7 +443,7 @@ impl ControlQueue {
 
 /// The watchdog.
 impl ControlQueue {
-    /// A command that every device answers, if only by an error.
+    /// A command that every device responds to, if only by an error.
     pub(super) fn new_probe() -> Result<ListArc<Command>> {
         let fixed = GetCapsetInfo::default();
         Request::<commands::GetCapsetInfo>::new(0, &fixed).build()
@@ -480,15 +481,16 @@ impl ControlQueue {
         }
     }
 
-    /// Whether the device has something to answer that is no job, or should have answered jobs.
+    /// Whether the device has something to respond to that is no job, or should have responded to
+    /// jobs.
     fn is_waiting(inner: &Inner) -> bool {
         inner.commands != 0 || !inner.backlog.is_empty() || inner.starved != 0
     }
 
-    /// Notices a device that answers nothing, and jobs that do not end. Called by the watchdog.
+    /// Notices a device that responds to nothing, and jobs that do not end. Called by the watchdog.
     pub(in crate::transport) fn look(&self) {
         let limit = i64::from(self.transport.timeouts.response_ms);
-        let (silent, wants_probe, answered);
+        let (silent, wants_probe, responded);
         let mut notifications = [None, None];
         {
             let mut inner = self.inner.lock();
@@ -502,7 +504,7 @@ impl ControlQueue {
                 return;
             }
 
-            answered = inner.probed.take_if(|probed| Self::answered(probed));
+            responded = inner.probed.take_if(|probed| Self::has_response(probed));
             let now = self.transport.now();
             let quiet = now - inner.quiet_since;
             let runs = Self::runs(&inner, now);
@@ -511,11 +513,11 @@ impl ControlQueue {
             let asked = inner.asked_at.is_some_and(|at| now - at >= limit / 2);
             silent = asked && !runs && waits && quiet > limit;
             if silent {
-                dev_err!(self.transport.vdev, "device lost: it does not answer\n");
+                dev_err!(self.transport.vdev, "device lost: it does not respond\n");
                 self.transport.lose_locked(&mut inner);
             }
             if runs {
-                // When no job counts any longer it has the whole time for an answer.
+                // When no job counts any longer it has the whole time for a response.
                 inner.quiet_since = now;
                 inner.asked_at = None;
             } else if !silent && waits && quiet > limit / 2 {
@@ -539,11 +541,12 @@ impl ControlQueue {
             }
         }
         drop(notifications);
-        drop(answered);
+        drop(responded);
         self.lose_overdue();
         self.cancel_closed();
         if wants_probe {
-            // The device has just answered the one before. Without memory there is another time.
+            // The device has just responded to the one before. Without memory there is another
+            // time.
             if let Ok(probe) = Self::new_probe() {
                 let before = self.inner.lock().probe.replace(probe);
                 drop(before);

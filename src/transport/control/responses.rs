@@ -59,7 +59,8 @@ use zerocopy::IntoBytes;
 enum Validated {
     /// This is its `Shared::status`.
     Is(u32),
-    /// It was refused in this way, but what it undoes was not answered yet, and may still be done.
+    /// It was refused in this way, but what it undoes was not responded to yet, and may still be
+    /// done.
     TooEarly(u32),
     /// It was refused, and nothing says whether what it undoes was done: only a reset tells that
     /// the device is done with what the command holds.
@@ -84,7 +85,7 @@ impl ControlQueue {
         (command.shared.status.load(Acquire) != PENDING).then(|| Self::response(command))
     }
 
-    /// Changes what the device may answer to a command that was not sent yet.
+    /// Changes which responses the device may give to a command that was not sent yet.
     pub(crate) fn set_expect(command: &mut ListArc<Command>, expect: Expect) {
         Message::owned(command).expect = expect;
     }
@@ -93,10 +94,10 @@ impl ControlQueue {
     ///
     /// Returns them, and whether the device can be trusted further.
     fn collect(&self, inner: &mut Inner) -> (List<Command>, bool) {
-        let mut answered = List::new();
+        let mut responded = List::new();
         let mut sane = true;
         if inner.state != State::Running {
-            return (answered, true);
+            return (responded, true);
         }
         loop {
             let Some(queue) = inner.queue.as_mut() else {
@@ -119,16 +120,16 @@ impl ControlQueue {
                             && matches!(Self::response(&command), Response::Ok(_))
                         {
                             let order = command.shared.order.load(Relaxed);
-                            inner.common_answered = inner.common_answered.max(order);
+                            inner.common_responded = inner.common_responded.max(order);
                         }
-                        inner.answered_fence = inner.answered_fence.max(header.fence_id.get());
+                        inner.responded_fence = inner.responded_fence.max(header.fence_id.get());
                         trace::response(self.transport.name(), &header, status);
                         // Before its fence is signalled, see `settle`.
-                        inner.answered += 1;
+                        inner.responded += 1;
                         if command.shared.undone_early.load(Relaxed) {
-                            Self::look_at_early(inner, &command, &mut answered);
+                            Self::look_at_early(inner, &command, &mut responded);
                         }
-                        answered.push_back(command);
+                        responded.push_back(command);
                     }
                     Validated::TooEarly(kind) => {
                         self.note_end(inner, &mut command);
@@ -163,13 +164,13 @@ impl ControlQueue {
                 break;
             }
         }
-        (answered, sane)
+        (responded, sane)
     }
 
     /// What `len` bytes say in response to `command`.
     ///
     /// What cannot be a response is an error of that command alone, unless memory is released by
-    /// its answer.
+    /// its response.
     fn validate(command: &mut ListArc<Command>, len: u32) -> Validated {
         let asked = Message::owned(command).header;
         let len = len as usize;
@@ -254,12 +255,12 @@ impl ControlQueue {
         follows && Self::undoes_of(command, &id)
     }
 
-    /// Deals with the commands that undo things of the resource that `answered` is about, and were
-    /// refused too early: `answered` was answered now.
+    /// Deals with the commands that undo things of the resource that `responded` is about, and were
+    /// refused too early: it has a response now.
     ///
     /// If it has failed, so may what undoes it, which is over then. Otherwise that is sent again,
     /// before all that was not sent yet, in the order in which it was sent first.
-    fn look_at_early(inner: &mut Inner, answered: &Command, done: &mut List<Command>) {
+    fn look_at_early(inner: &mut Inner, responded: &Command, done: &mut List<Command>) {
         let mut early = core::mem::replace(&mut inner.early, List::new());
         let undoes = |command: &mut ListArc<Command>| match &Message::owned(command).expect {
             Expect::SuccessUnlessFailed(other) => Some(other.clone()),
@@ -269,7 +270,7 @@ impl ControlQueue {
         let mut id = None;
         let mut kept = List::new();
         while let Some(mut command) = early.pop_front() {
-            let is_it = undoes(&mut command).is_some_and(|other| ptr::eq(&*other, answered));
+            let is_it = undoes(&mut command).is_some_and(|other| ptr::eq(&*other, responded));
             if is_it {
                 id = Message::owned(&mut command).id.clone();
             }
@@ -294,7 +295,7 @@ impl ControlQueue {
                     let refused = Message::owned(&mut command).refused;
                     let kind = refused.unwrap_or(response::ERR_INVALID_RESOURCE_ID);
                     command.shared.status.store(kind, Release);
-                    inner.answered += 1;
+                    inner.responded += 1;
                     done.push_back(command);
                 }
                 Some(None) => {
@@ -349,7 +350,7 @@ impl ControlQueue {
     /// wakes who waits. Called in the interrupt, where fences are being signalled.
     pub(in crate::transport) fn used(&self) {
         let mut inner = self.inner.lock();
-        let (mut answered, sane) = self.collect(&mut inner);
+        let (mut responded, sane) = self.collect(&mut inner);
         let mut notification = None;
         if sane {
             notification = self.go_on(&mut inner);
@@ -362,7 +363,7 @@ impl ControlQueue {
 
         // Not under the lock: whoever waits for a fence may be called from here.
         let mut done = List::new();
-        while let Some(mut command) = answered.pop_front() {
+        while let Some(mut command) = responded.pop_front() {
             if let Some(job) = &command.shared.job {
                 if job.lost_on_error
                     && Self::response(&command) == Response::Error(response::ERR_UNSPEC)
@@ -391,8 +392,8 @@ impl ControlQueue {
 }
 
 impl Control {
-    /// Completes answered commands. Called by the worker only.
-    pub(in crate::transport) fn complete_answered(&self) {
+    /// Completes commands that the device has responded to. Called by the worker only.
+    pub(in crate::transport) fn complete_responded(&self) {
         loop {
             let command = self.done.lock().pop_front();
             let Some(mut command) = command else {
@@ -430,7 +431,7 @@ mod tests {
     }
 
     #[test]
-    fn plain_answers() {
+    fn plain_responses() {
         let asked = header(0x0102, 0, 0);
         assert!(is_response_to(&asked, &header(response::OK_NODATA, 0, 0)));
         assert!(is_response_to(&asked, &header(response::ERR_UNSPEC, 0, 0)));
@@ -464,7 +465,7 @@ mod tests {
     }
 
     #[test]
-    fn errors_of_answers() {
+    fn errors_of_responses() {
         assert_eq!(
             Response::Ok(response::OK_NODATA).to_result(),
             Ok(response::OK_NODATA)

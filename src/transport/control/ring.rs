@@ -56,10 +56,10 @@ pub(in crate::transport) struct Inner {
     /// Descriptors for teardown.
     pub(super) reserve: usize,
     pub(super) next_fence: u64,
-    /// The highest fence that was answered.
-    pub(super) answered_fence: u64,
+    /// The highest fence that was responded to.
+    pub(super) responded_fence: u64,
     /// [`Shared::order`] of the last fence of the device's common timeline that has succeeded.
-    pub(super) common_answered: u64,
+    pub(super) common_responded: u64,
     /// The commands in the ring, and in `pending`; as many places as the ring has descriptors.
     pub(super) in_flight: KVec<Option<Arc<Command>>>,
     /// The free places.
@@ -68,8 +68,8 @@ pub(in crate::transport) struct Inner {
     pub(super) pending: List<Command>,
     /// Teardown that waits for descriptors.
     pub(super) backlog: List<Command>,
-    /// Commands that were refused before what they undo was answered, in the order in which they
-    /// were sent.
+    /// Commands that were refused before what they undo was responded to, in the order in which
+    /// they were sent.
     pub(super) early: List<Command>,
     /// Commands that must not be completed before the reset.
     pub(super) held: List<Command>,
@@ -77,23 +77,23 @@ pub(in crate::transport) struct Inner {
     pub(super) commands: usize,
     /// Descriptors of jobs in the ring whose contexts are gone from the host.
     pub(super) abandoned: usize,
-    /// When the device has last answered, or has begun to have something to answer, or when the
-    /// watchdog has last found that jobs run; as in [`Transport::now`].
+    /// When the device has last responded, or has begun to have something to respond to, or when
+    /// the watchdog has last found that jobs run; as in [`Transport::now`].
     pub(super) quiet_since: i64,
     /// Who waits for room for a job, for longer than the time limit.
     pub(super) starved: usize,
-    /// Asks whether the device answers anything; made ahead, sent by the watchdog.
+    /// Asks whether the device responds to anything; made ahead, sent by the watchdog.
     pub(super) probe: Option<ListArc<Command>>,
-    /// The one that was sent last, until it is answered.
+    /// The one that was sent last, until it is responded to.
     pub(super) probed: Option<Arc<Command>>,
-    /// Since when the device has something to answer, and the probe was to be sent, as in
-    /// [`Transport::now`]; `None` again as soon as it answers anything, or the watchdog finds that
-    /// jobs run.
+    /// Since when the device has something to respond to, and the probe was to be sent, as in
+    /// [`Transport::now`]; `None` again as soon as it responds to anything, or the watchdog finds
+    /// that jobs run.
     pub(super) asked_at: Option<i64>,
     /// The watchdog is pending or running. Changed by [`Transport`] only.
     pub(in crate::transport) watching: bool,
-    /// Commands that the device has answered, ever.
-    pub(super) answered: u64,
+    /// Commands that the device has responded to, ever.
+    pub(super) responded: u64,
 }
 
 /// The control queue of a device, as part of its [`Transport`].
@@ -106,7 +106,7 @@ pub(crate) struct Control {
     /// Protects the list of commands that wait for their [`Completion`].
     #[pin]
     pub(super) done: SpinLockIrq<List<Command>>,
-    /// Answered commands that are completed, ever. Changed by the worker only.
+    /// Commands with a response that are completed, ever. Changed by the worker only.
     pub(super) completed: Atomic<u64>,
     /// Waiters for `completed`.
     #[pin]
@@ -126,8 +126,8 @@ impl Control {
                 line: Line::new(),
                 reserve: 0,
                 next_fence: 1,
-                answered_fence: 0,
-                common_answered: 0,
+                responded_fence: 0,
+                common_responded: 0,
                 in_flight: KVec::new(),
                 places: KVec::new(),
                 pending: List::new(),
@@ -142,7 +142,7 @@ impl Control {
                 probed: None,
                 asked_at: None,
                 watching: false,
-                answered: 0,
+                responded: 0,
             }, "Control::inner"),
             done <- new_spinlock_irq!(List::new(), "Control::done"),
             completed: Atomic::new(0),

@@ -5,7 +5,7 @@
 //! MAP and SPACE_CREATE are sent where one may wait, with room in the ring taken ahead.
 //! INVALIDATE is sent from notifier callbacks, on which memory reclaim waits: its commands are
 //! allocated with the queue, descriptors are kept for them, and a response is taken in the
-//! interrupt. One command is one descriptor, and the used entry is the whole answer.
+//! interrupt. One command is one descriptor, and the used entry is the whole response.
 //!
 //! Who waits is woken for what it waits for, and not for what others do: there are places for each
 //! command that is on its way and for each who wants room ([`room`]), although not one of its own
@@ -94,7 +94,7 @@ pub(crate) type MirrorCommand = Message<Shared, Owned>;
 #[pin_data]
 pub(crate) struct Shared {
     /// A [`status`], [`PENDING`] or [`ABORTED`]. Validated once, because the device can change its
-    /// answer afterwards.
+    /// response afterwards.
     status: Atomic<u32>,
     /// The number of one that is no INVALIDATE, which says where its response is waited for. Set
     /// when it is put into the ring.
@@ -168,9 +168,9 @@ impl<const N: usize> Crowd<N> {
 /// Who is to look again when the lock is free.
 #[derive(Default)]
 struct Woken {
-    /// Places of [`Mirror::acknowledgements`], [`Mirror::answers`] and [`Mirror::room`].
+    /// Places of [`Mirror::acknowledgements`], [`Mirror::responses`] and [`Mirror::room`].
     acknowledgements: u128,
-    answers: u128,
+    responses: u128,
     room: u128,
     /// Those of [`Mirror::places`] and [`Mirror::destroys`].
     places: bool,
@@ -228,7 +228,7 @@ pub(super) struct Mirror {
     acknowledgements: Crowd<MAX_INVALIDATES>,
     /// Waiters for the used entries of other commands, by their numbers.
     #[pin]
-    answers: Crowd<PLACES>,
+    responses: Crowd<PLACES>,
     /// Waiters for credits, by their numbers.
     #[pin]
     room: Crowd<PLACES>,
@@ -240,11 +240,11 @@ pub(super) struct Mirror {
     destroys: WaitQueue,
 }
 
-fn message(request: &[u8], payload: Chunks, answered: bool) -> Result<ListArc<MirrorCommand>> {
+fn message(request: &[u8], payload: Chunks, responded: bool) -> Result<ListArc<MirrorCommand>> {
     Message::new(
         request,
         payload,
-        if answered { size_of::<u32>() } else { 0 },
+        if responded { size_of::<u32>() } else { 0 },
         Chunks::new(),
         pin_init!(Shared {
             status: Atomic::new(PENDING),
@@ -276,7 +276,7 @@ impl Mirror {
                 used: 0,
             }, "Mirror::inner"),
             acknowledgements <- Crowd::new(),
-            answers <- Crowd::new(),
+            responses <- Crowd::new(),
             room <- Crowd::new(),
             places <- WaitQueue::new(),
             destroys <- WaitQueue::new(),
@@ -321,7 +321,7 @@ impl Mirror {
     /// The device is lost: waiters look again.
     pub(super) fn wake(&self) {
         self.acknowledgements.wake_all();
-        self.answers.wake_all();
+        self.responses.wake_all();
         self.room.wake_all();
         self.places.wake_all();
         self.destroys.wake_all();
@@ -329,7 +329,7 @@ impl Mirror {
 
     fn wake_some(&self, woken: &Woken) {
         self.acknowledgements.wake(woken.acknowledgements);
-        self.answers.wake(woken.answers);
+        self.responses.wake(woken.responses);
         self.room.wake(woken.room);
         if woken.places {
             self.places.wake_all();
@@ -347,21 +347,21 @@ impl Mirror {
         outcome
     }
 
-    /// The device has been reset: aborts what it never answered.
+    /// The device has been reset: aborts what it never responded to.
     pub(super) fn reset(&self) {
-        let mut unanswered: List<MirrorCommand> = List::new();
+        let mut outstanding: List<MirrorCommand> = List::new();
         let mut inner = self.inner.lock();
         let mut woken = Woken::default();
         while let Some(mut command) = inner.queue.as_mut().and_then(|q| q.detach_unused()) {
             command.shared.status.store(ABORTED, Release);
             match inner.return_slots(&mut command, &mut woken) {
                 Some(place) => inner.put_back(place, command),
-                None => unanswered.push_back(command),
+                None => outstanding.push_back(command),
             }
         }
         drop(inner);
         self.wake();
-        drop(unanswered);
+        drop(outstanding);
     }
 
     /// Removes the queue: the device is gone.
@@ -372,7 +372,7 @@ impl Mirror {
     /// The device has used commands. Returns whether it keeps to the protocol.
     pub(super) fn used(&self) -> bool {
         let mut sane = true;
-        let mut answered: List<MirrorCommand> = List::new();
+        let mut responded: List<MirrorCommand> = List::new();
         let mut woken = Woken::default();
         let mut inner = self.inner.lock();
         loop {
@@ -389,13 +389,13 @@ impl Mirror {
                     .shared
                     .status
                     .store(status.unwrap_or(ABORTED), Release);
-                // Whoever waits for what was answered wrongly waits for the device to be lost.
+                // Whoever waits for what was responded to wrongly waits for the device to be lost.
                 match place.filter(|_| status.is_some()) {
                     Some(place) => {
                         inner.invalidates[place].number = 0;
                         inner.put_back(place, command);
                     }
-                    None => answered.push_back(command),
+                    None => responded.push_back(command),
                 }
             }
             // Who has hit many registrations at once waits for all, and each interrupt costs more
@@ -415,7 +415,7 @@ impl Mirror {
         inner.give_out(&mut woken);
         drop(inner);
         self.wake_some(&woken);
-        drop(answered);
+        drop(responded);
         sane
     }
 
@@ -454,7 +454,7 @@ impl Inner {
             }
             None => {
                 self.others -= 1;
-                woken.answers |= Crowd::<PLACES>::place(number);
+                woken.responses |= Crowd::<PLACES>::place(number);
             }
         }
         match source {

@@ -427,7 +427,7 @@ impl MirrorQueue {
     }
 
     /// Whether the device has responded to a command, or never will.
-    pub(crate) fn is_answered(command: &MirrorCommand) -> bool {
+    pub(crate) fn has_response(command: &MirrorCommand) -> bool {
         command.shared.status.load(Acquire) != PENDING
     }
 
@@ -441,7 +441,7 @@ impl MirrorQueue {
         let status = || command.shared.status.load(Acquire);
         let place = self
             .mirror()
-            .answers
+            .responses
             .at(command.shared.number.load(Relaxed));
         self.wait_for(place, || status() != PENDING)?;
         match status() {
@@ -455,10 +455,10 @@ impl MirrorQueue {
         let condition = || done() || transport.is_lost();
         let limit = transport.response_timeout_ms();
         if !queue.wait_timeout(condition, limit) {
-            // It need not have said so, if it has not answered all.
+            // It need not have said so, if it has not responded to all.
             let sane = self.mirror().used();
             if !sane || !done() {
-                transport.lose(c"it did not answer a mirror command in time");
+                transport.lose(c"it did not respond to a mirror command in time");
             }
         }
         if done() {
@@ -523,7 +523,7 @@ impl MirrorQueue {
     ///
     /// # Errors
     ///
-    /// [`ENODEV`] if the device is lost, which it is when it answers nothing in time.
+    /// [`ENODEV`] if the device is lost, which it is when it responds to nothing in time.
     pub(crate) fn invalidate(&self, space_id: u32, first: u64, last: u64) -> Result<Ticket> {
         // Others leave a descriptor until it is sent.
         let mut waits = None;
@@ -536,7 +536,7 @@ impl MirrorQueue {
                 Posted::Lost => return Err(ENODEV),
                 Posted::Full => {
                     waits.get_or_insert_with(|| InvalidateWaits::new(self.mirror()));
-                    self.wait_while_answering(&self.mirror().places, || {
+                    self.wait_while_responding(&self.mirror().places, || {
                         self.mirror().inner.lock().has_place()
                     })?;
                 }
@@ -552,16 +552,16 @@ impl MirrorQueue {
     pub(crate) fn wait_for_place(&self) -> Result {
         let mirror = self.mirror();
         let _waits = InvalidateWaits::new(mirror);
-        self.wait_while_answering(&mirror.places, || mirror.inner.lock().has_place())
+        self.wait_while_responding(&mirror.places, || mirror.inner.lock().has_place())
     }
 
-    /// Waits uninterruptibly for what the device's answers to others bring about. Each of those has
-    /// a time limit and a waiter, so there is none here as long as it answers.
+    /// Waits uninterruptibly for what the device's responses to others bring about. Each of those
+    /// has a time limit and a waiter, so there is none here as long as it responds.
     ///
     /// # Errors
     ///
-    /// [`ENODEV`] if the device is lost, which it is when it answers nothing in time.
-    fn wait_while_answering(&self, queue: &WaitQueue, mut done: impl FnMut() -> bool) -> Result {
+    /// [`ENODEV`] if the device is lost, which it is when it responds to nothing in time.
+    fn wait_while_responding(&self, queue: &WaitQueue, mut done: impl FnMut() -> bool) -> Result {
         let (mirror, transport) = (self.mirror(), &self.transport);
         let mut used = mirror.inner.lock().used;
         loop {
@@ -569,11 +569,11 @@ impl MirrorQueue {
             if queue.wait_timeout(condition, transport.response_timeout_ms()) {
                 return transport.check();
             }
-            // It need not have said so, if it has not answered all.
+            // It need not have said so, if it has not responded to all.
             let sane = mirror.used();
             let now = mirror.inner.lock().used;
             if !sane || core::mem::replace(&mut used, now) == now {
-                transport.lose(c"it did not answer a mirror command in time");
+                transport.lose(c"it did not respond to a mirror command in time");
             }
         }
     }
@@ -612,7 +612,7 @@ impl MirrorQueue {
         let mut taken = 0;
         let wanted = commands.iter().take(DESTROYS).count();
         // Who has one does not wait for more.
-        let waited = self.wait_while_answering(&mirror.destroys, || {
+        let waited = self.wait_while_responding(&mirror.destroys, || {
             let mut inner = mirror.inner.lock();
             if taken == 0 {
                 taken = inner.reserve.min(wanted);
