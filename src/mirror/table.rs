@@ -748,16 +748,32 @@ impl Granule {
         let word = |page: &HmmPage, at: usize| page.phys() & !FLAGS | flags(at);
         let follow = |found: &[HmmPage]| found.windows(2).all(|two| two[0].is_followed_by(two[1]));
         let same = |first: u64| (1..found.len()).all(|at| flags(at) == first);
-        if let (Some(first), true) = (found.first(), part == (0..self.len)) {
-            let before = match self.is_leaf() {
-                true => Some(self.leaf.word()),
-                false => self.common(stay | QUARANTINED),
-            };
-            if let Some(before) = before.filter(|_| same(flags(0)) && follow(found)) {
+        let whole = part == (0..self.len) && found.len() == self.len;
+        let before = match self.is_leaf() {
+            _ if !whole => None,
+            true => Some(self.leaf.word()),
+            false => self.common(stay | QUARANTINED),
+        };
+        if let (Some(first), Some(before)) = (found.first(), before) {
+            let before = before & stay;
+            if same(flags(0)) && follow(found) {
                 self.pages.clear();
-                let new = word(first, 0) | before & stay;
+                let new = word(first, 0) | before;
                 self.leaf.set(new);
                 self.sums = packed(new) * self.len as u64;
+                return found.len();
+            }
+            if self.is_leaf() {
+                self.leaf.set(0);
+                self.sums = 0;
+                for (at, found) in found.iter().enumerate() {
+                    let mut page = TrackedPage::default();
+                    let new = word(found, at) | before;
+                    page.set(new);
+                    self.sums += packed(new);
+                    // There is room.
+                    let _ = self.pages.push_within_capacity(page);
+                }
                 return found.len();
             }
         }
