@@ -67,6 +67,7 @@ pub(crate) struct VirtgpuUserptr {
     /// Dropped after the driver, and before what address spaces end on.
     workers: AllStopped,
     svm_ends: ModuleWorkqueueOwner,
+    svm_stops: ModuleWorkqueueOwner,
     svm_drops: ModuleWorkqueueOwner,
     /// Dropped after the driver, and after the fences of what is released.
     fence_readers: FenceReaders,
@@ -95,6 +96,7 @@ impl InPlaceModule for VirtgpuUserptr {
             drops: releases::DROPS.create(c"virtgpu-drop")?,
             workers: AllStopped,
             svm_ends: svm::QUEUE.create(c"virtgpu-svm-end")?,
+            svm_stops: svm::STOPS.create(c"virtgpu-svm-stop")?,
             svm_drops: svm::DROPS.create(c"virtgpu-svm-drop")?,
             driver <- Registration::new(<Self as kernel::ModuleMetadata>::NAME, module),
             fence_readers: FenceReaders,

@@ -33,30 +33,34 @@
 //! other way round.
 //!
 //! 1. `FileData::attached`, then `Svm::revoking` (mutexes, the second killable; the first is held
-//! while the host creates a context or an address space, the second while INVALIDATE is
-//! acknowledged) 2. `mmap_lock` (the kernel's; held by mmap of a host-visible buffer) Inside of it
-//! the lock of a folio (the kernel's; held while a page that the device gets alone is mapped), in
-//! which only 7 and those below are taken 3. `HostMemory::mapping` (mutex; held while a mapping is
-//! requested) 4. `DeviceMappings::live`, `Shared::backing`, `Capsets::cache`,
-//! `RangeAllocator::lock`, `Space::destroy`, `Bound::registration` (mutexes, one at a time; some
-//! are held across an allocation, `Shared::backing` also while MAP is responded to). Inside of them
-//! `Mapper::live` (mutex; held while memory is mapped for DMA or unmapped) 5. `Mirrored::outer`
-//! (killable mutex, one at a time; held while pages are faulted in, hence outside `mmap_lock`, and
-//! while MAP is responded to). Inside of it `Residents::evicting`, then `Residents::ranges` (a
-//! killable mutex and a mutex, one each per file; the first is held while INVALIDATE is
-//! acknowledged, the second across an allocation) 6. `dma_resv` of the buffers of a job (ww
-//! mutexes; held while the job is queued, never across a wait for the device) 7.
-//! `NotifierLock::commits` (mutex, one per file; taken by notifier callbacks, hence by memory
-//! reclaim: nothing is allocated with reclaim, faulted in or waited for under it) 8.
-//! `HostResource::inner`, `PendingUnref::state`, `Releases::waiting`, `MirroredRange::spare`,
-//! `RangeEvents::state`, `DmaBufRevocation::detach`, `JobContext::destroy`, `PeerMappings::mapped`,
-//! `Windows::tree`, `Windows::changes`, `Windows::spare`, `Svm::streams`, `Svm::in_vain`,
-//! `Svm::loss`, `Svm::phase` (spinlocks) 9. `EventSender::due`, `EventQueue::file` (spinlocks,
-//! never both; inside are locks of the kernel) 10. `Control::inner`, `Mirror::inner`,
-//! `Events::inner` (spinlocks, interrupts off, one at a time). Inside of the last `Events::owners`,
-//! then `Svm::inbox`. Inside of the first and of `Events::owners` `Jobs::inner`, in which a file's
-//! event is sent 11. `Control::done`, `Command::fence`, those of wait queues (spinlocks, interrupts
-//! off)
+//!    while the host creates a context or an address space, the second while INVALIDATE is
+//!    acknowledged)
+//! 2. `mmap_lock` (the kernel's; held by mmap of a host-visible buffer) Inside of it the lock of a
+//!    folio (the kernel's; held while a page that the device gets alone is mapped), in which only 7
+//!    and those below are taken
+//! 3. `HostMemory::mapping` (mutex; held while a mapping is requested)
+//! 4. `DeviceMappings::live`, `Shared::backing`, `Capsets::cache`, `RangeAllocator::lock`,
+//!    `Space::destroy`, `Bound::registration` (mutexes, one at
+//!    a time; some are held across an allocation, `Shared::backing` also until MAP has a response).
+//!    Inside of them `Mapper::live` (mutex; held while memory is mapped for DMA or unmapped)
+//! 5. `Mirrored::outer` (killable mutex, one at a time; held while pages are faulted in, hence
+//!    outside `mmap_lock`, and until MAP has a response). Inside of it `Residents::evicting`, then
+//!    `Residents::ranges` (a killable mutex and a mutex, one each per file; the first is held while
+//!    INVALIDATE is acknowledged, the second across an allocation)
+//! 6. `dma_resv` of the buffers of a job (ww mutexes; held while the job is queued, never across a
+//!    wait for the device)
+//! 7. `NotifierLock::commits` (mutex, one per file; taken by notifier callbacks, hence by memory
+//!    reclaim: nothing is allocated with reclaim, faulted in or waited for under it)
+//! 8. `HostResource::inner`, `PendingUnref::state`, `Releases::waiting`, `MirroredRange::spare`,
+//!    `RangeEvents::state`, `DmaBufRevocation::detach`, `JobContext::destroy`,
+//!    `PeerMappings::mapped`, `Windows::tree`, `Windows::changes`, `Windows::spare`,
+//!    `Svm::streams`, `Svm::in_vain`, `Svm::loss`, `Svm::phase` (spinlocks)
+//! 9. `EventSender::due`, `EventQueue::file` (spinlocks, never both; inside are locks of the
+//!    kernel)
+//! 10. `Control::inner`, `Mirror::inner`, `Events::inner` (spinlocks, interrupts off, one at a
+//!     time). Inside of the last `Events::owners`, then `Svm::inbox`. Inside of the first and of
+//!     `Events::owners` `Jobs::inner`, in which a file's event is sent
+//! 11. `Control::done`, `Command::fence`, those of wait queues (spinlocks, interrupts off)
 //!
 //! `Mirrored::outer` is taken with none of 2 to 4 held, and its end removes the notifier with
 //! nothing held that a callback takes.

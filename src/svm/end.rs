@@ -7,8 +7,10 @@
 //! process's memory that are under way; so it is done on a queue of its own, where an address space
 //! waits for no other. The file is closed long before.
 //!
-//! No one waits for the threads. They may have been stopped by a signal or a debugger, for as long
-//! as another process likes; the last that has seen the end has them all ended.
+//! The threads may have been stopped by a signal or a debugger, for as long as another process
+//! likes; the last that has seen the end has them all ended. One that is stopped between the two is
+//! waited for after all, which is why that is done on another queue: no end of an address space
+//! waits for it.
 //!
 //! The threads are there before the device knows the space, so that the process may end while the
 //! ioctl still waits for that. Then the rest waits for the ioctl: what it adds is to be removed.
@@ -28,6 +30,9 @@ use kernel::{
 
 /// What address spaces end on; it lives as long as the module.
 pub(crate) static QUEUE: ModuleWorkqueue = ModuleWorkqueue::new();
+
+/// What their threads are ended on; it lives as long as there are any.
+pub(crate) static STOPS: ModuleWorkqueue = ModuleWorkqueue::new();
 
 /// How far the life of an address space has come.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -96,7 +101,7 @@ impl Svm {
         }
     }
 
-    fn end(&self) {
+    fn end(self: &Arc<Self>) {
         // Behind all MAPs, and it resolves all faults. A lost device has the space until it is
         // reset.
         let ended = self.space.destroy();
@@ -112,17 +117,20 @@ impl Svm {
         // Nothing but this thread waits for what a busy process does to its memory.
         self.windows.remove_notifiers();
         if ended.is_ok() {
+            // Callbacks may have put pages into quarantine if the device was lost just then; but it
+            // has ended the space, and the reset does not see the windows any more.
+            self.windows.device_reset();
             self.windows.clear();
         }
         if self.set_ended() {
-            self.stop_workers();
+            self.queue_stop();
         }
     }
 
     /// Has a worker end the threads.
     pub(super) fn queue_stop(self: &Arc<Self>) {
         // The queue is there as long as there are threads.
-        let queued = QUEUE.enqueue::<Arc<Self>, 2>(self.clone());
+        let queued = STOPS.enqueue::<Arc<Self>, 2>(self.clone());
         debug_assert!(queued);
     }
 }

@@ -106,7 +106,7 @@ impl Inbox {
     }
 
     /// Whether the threads can be ended without a wait for one that a signal or a debugger has
-    /// stopped.
+    /// stopped, unless that happens now.
     fn can_stop(&self) -> bool {
         self.ended && self.left.count_ones() as usize == self.workers.len()
     }
@@ -368,8 +368,8 @@ impl Svm {
         inbox.can_stop()
     }
 
-    /// Ends the threads, and waits for that, which takes no time: each is at its end, or has
-    /// nothing to do. On return no thread is in the address space.
+    /// Ends the threads, and waits for that, which takes no time unless one was stopped just now:
+    /// each is at its end, or has nothing to do. On return no thread is in the address space.
     pub(super) fn stop_workers(&self) {
         let workers = core::mem::take(&mut self.inbox.lock().workers);
         drop(workers);

@@ -33,7 +33,10 @@ mod vain;
 mod wait;
 
 pub(crate) use self::{
-    end::QUEUE,
+    end::{
+        QUEUE,
+        STOPS, //
+    },
     jobs::{
         JobGuard,
         Kept,
