@@ -90,6 +90,10 @@ driver-patch)
 	work=$(mktemp -d)
 	cp -r src "$work/"
 	(cd "$work" && busybox patch -p1 -i /project/tests/mutants/driver.patch)
+	# A hunk that was lost with its file is a mutant that does nothing.
+	for mutant in $(sed -nE 's/^    ([A-Z][A-Za-z]+) = [0-9]+,$/\1/p' "$work/src/mutant.rs"); do
+		grep -rqE "(Mutant|Window)::$mutant\b" "$work/src" || { echo "mutant $mutant is nowhere"; exit 1; }
+	done
 	;;
 shell)
 	shellcheck -x -S warning -P scripts scripts/*.sh scripts/in-root .ci/run
