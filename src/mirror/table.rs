@@ -13,6 +13,7 @@
 //!
 //! The table keeps only the address of a page, and no reference to it.
 
+mod granule;
 #[cfg(CONFIG_KUNIT = "y")]
 mod interleavings;
 #[cfg(CONFIG_KUNIT = "y")]
@@ -20,13 +21,35 @@ mod leaves;
 #[cfg(CONFIG_KUNIT = "y")]
 mod model;
 
+pub(super) use self::granule::{
+    Reach,
+    ReachablePages, //
+};
+
+use self::granule::{
+    lanes,
+    Counts,
+    Granule,
+    EVICTING,
+    EXCLUSIVE,
+    MAPPED,
+    MAPPING,
+    QUARANTINED,
+    REACHABLE,
+    WANTED,
+    WRITABLE, //
+};
+#[cfg(CONFIG_KUNIT = "y")]
+use self::granule::{
+    packed,
+    FLAGS, //
+};
 use crate::kapi::mm::{
     HmmPage,
     TrackedPage, //
 };
 use core::ops::Range;
 use kernel::{
-    page::PAGE_SHIFT,
     prelude::*,
     rbtree::{
         RBTree,
@@ -40,52 +63,6 @@ pub(super) const GRANULE: usize = 512;
 
 /// Granules of which nothing but the counts is looked at before others get the lock.
 const MOST_PASSED: usize = 128;
-
-/// The device may reach the page.
-const REACHABLE: u64 = 1 << 0;
-/// Jobs may rely on it.
-const MAPPED: u64 = 1 << 1;
-/// It was asked for, and was not found unmapped since.
-const WANTED: u64 = 1 << 2;
-/// Those that are counted.
-const COUNTED: u64 = REACHABLE | MAPPED | WANTED;
-/// The device has not responded to MAP.
-const MAPPING: u64 = 1 << 3;
-/// The device may write it.
-const WRITABLE: u64 = 1 << 4;
-/// The driver has a reference on its folio, because the device is lost.
-const QUARANTINED: u64 = 1 << 5;
-/// It is being evicted, and MAP was not sent since.
-const EVICTING: u64 = 1 << 6;
-/// The device has it alone.
-const EXCLUSIVE: u64 = 1 << 7;
-const FLAGS: u64 = TrackedPage::FLAGS;
-const _: () = assert!(EXCLUSIVE < FLAGS);
-
-/// A page that the device may reach, or several that are one behind the other.
-pub(super) struct ReachablePages<'a> {
-    /// The first one.
-    pub(super) tracked: &'a mut TrackedPage,
-    pub(super) count: usize,
-    /// Whether the device may have written them.
-    pub(super) writable: bool,
-}
-
-/// What the device may do with a page.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Reach {
-    /// Nothing.
-    #[default]
-    Nothing,
-    /// It may reach the page still, but that is about to end.
-    Ending,
-    /// It may read.
-    Read,
-    /// It may read and write.
-    Write,
-    /// It may read and write, and no one else does.
-    Exclusive,
-}
 
 /// The pages of a mirrored range.
 pub(super) struct Table {
@@ -133,22 +110,6 @@ impl Layout {
     }
 }
 
-/// The states of neighbouring pages.
-///
-/// As long as all are in the same state, and those that have an address follow each other in
-/// memory, as the pages of a huge page do, they are kept as one *leaf*. What is done to a part of
-/// it splits it, for which there is memory, as callbacks must not allocate any.
-struct Granule {
-    /// How many pages there are.
-    len: usize,
-    /// The first page, if all are in its state. Has no reference.
-    leaf: TrackedPage,
-    /// Otherwise all pages. Has room for them from the beginning.
-    pages: KVec<TrackedPage>,
-    /// The sum of [`packed`] over their words.
-    sums: u64,
-}
-
 /// Which granules to look for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Having {
@@ -160,16 +121,6 @@ pub(super) enum Having {
 
 /// Memory for a granule, allocated ahead.
 pub(super) struct NewGranule(RBTreeNode<usize, Granule>);
-
-/// Pages in some states.
-#[derive(Default)]
-struct Counts {
-    reachable: usize,
-    mapped: usize,
-    wanted: usize,
-    /// Both mapped and wanted.
-    ready: usize,
-}
 
 impl Table {
     /// A table of unmapped pages.
@@ -211,12 +162,7 @@ impl Table {
     /// [`ENOMEM`].
     pub(super) fn new_granule(layout: Layout, page: usize) -> Result<NewGranule> {
         let pages = layout.granule(page).len();
-        let granule = Granule {
-            len: pages,
-            leaf: TrackedPage::default(),
-            pages: KVec::with_capacity(pages, GFP_KERNEL_ACCOUNT)?,
-            sums: 0,
-        };
+        let granule = Granule::new(pages)?;
         let node = RBTreeNode::new(layout.index(page), granule, GFP_KERNEL_ACCOUNT)?;
         Ok(NewGranule(node))
     }
@@ -633,276 +579,5 @@ impl Table {
             }
             Some(word & WANTED)
         });
-    }
-}
-
-impl Granule {
-    /// Whether all pages are in one state, and there is only the leaf.
-    fn is_leaf(&self) -> bool {
-        self.pages.is_empty()
-    }
-
-    /// Whether nothing is known of any page.
-    fn is_empty(&self) -> bool {
-        let nothing = |page: &TrackedPage| page.word() == 0;
-        self.sums == 0 && nothing(&self.leaf) && self.pages.iter().all(nothing)
-    }
-
-    /// The word of page `at`.
-    #[cfg(CONFIG_KUNIT = "y")]
-    fn word(&self, at: usize) -> u64 {
-        let page = self.pages.get(at);
-        page.map_or_else(|| self.leaf_word(at), |page| page.word())
-    }
-
-    /// The word of page `at` of the leaf.
-    fn leaf_word(&self, at: usize) -> u64 {
-        let word = self.leaf.word();
-        match word & REACHABLE {
-            0 => word,
-            _ => word + ((at as u64) << PAGE_SHIFT),
-        }
-    }
-
-    /// Keeps the pages one by one from now on. Returns how many words that has set.
-    fn split(&mut self) -> usize {
-        if !self.is_leaf() {
-            return 0;
-        }
-        for at in 0..self.len {
-            let mut page = TrackedPage::default();
-            page.set(self.leaf_word(at));
-            // There is room.
-            let _ = self.pages.push_within_capacity(page);
-        }
-        self.leaf.set(0);
-        self.len
-    }
-
-    /// Changes pages, as [`Table::each`] does, of which none changes that the device cannot reach.
-    /// Returns how many words it has looked at.
-    fn each(
-        &mut self,
-        part: Range<usize>,
-        change: &mut impl FnMut(ReachablePages<'_>, u64) -> Option<u64>,
-    ) -> usize {
-        let whole = part == (0..self.len);
-        let word = self.leaf.word();
-        if self.is_leaf() && (whole || word & REACHABLE == 0) {
-            if word & REACHABLE == 0 {
-                return 1;
-            }
-            if let Some(new) = change(ReachablePages::of(&mut self.leaf, self.len), word) {
-                self.leaf.set(new);
-                self.sums = packed(new) * self.len as u64;
-            }
-            return 1;
-        }
-        let looked = self.split() + part.len();
-        for page in self.pages.get_mut(part).into_iter().flatten() {
-            let word = page.word();
-            if let Some(new) = change(ReachablePages::of(page, 1), word) {
-                page.set(new);
-                if (word ^ new) & COUNTED != 0 {
-                    self.sums -= packed(word);
-                    self.sums += packed(new);
-                }
-            }
-        }
-        if whole && self.is_empty() {
-            self.pages.clear();
-        }
-        looked
-    }
-
-    /// Takes `flags` from the words of pages. Returns how many words it has looked at.
-    fn clear(&mut self, part: Range<usize>, flags: u64) -> usize {
-        if part == (0..self.len) {
-            self.leaf.clear(flags);
-            self.pages.iter_mut().for_each(|page| page.clear(flags));
-            // Counting takes longer than clearing.
-            self.sums &= !lanes(flags);
-            return self.pages.len().max(1);
-        }
-        if self.is_leaf() && self.leaf.word() & flags == 0 {
-            return 1;
-        }
-        let looked = self.split() + part.len();
-        for page in self.pages.get_mut(part).into_iter().flatten() {
-            self.sums -= packed(page.word());
-            page.clear(flags);
-            self.sums += packed(page.word());
-        }
-        looked
-    }
-
-    /// Gives the pages of `part` the addresses of `found`, each with its `flags`. Those of their
-    /// flags that are in `stay` stay. Returns how many words it has looked at.
-    fn set_addresses(
-        &mut self,
-        part: Range<usize>,
-        found: &[HmmPage],
-        stay: u64,
-        flags: impl Fn(usize) -> u64,
-    ) -> usize {
-        let word = |page: &HmmPage, at: usize| page.phys() & !FLAGS | flags(at);
-        let follow = |found: &[HmmPage]| found.windows(2).all(|two| two[0].is_followed_by(two[1]));
-        let same = |first: u64| (1..found.len()).all(|at| flags(at) == first);
-        let whole = part == (0..self.len) && found.len() == self.len;
-        let before = match self.is_leaf() {
-            _ if !whole => None,
-            true => Some(self.leaf.word()),
-            false => self.common(stay | QUARANTINED),
-        };
-        if let (Some(first), Some(before)) = (found.first(), before) {
-            let before = before & stay;
-            if same(flags(0)) && follow(found) {
-                self.pages.clear();
-                let new = word(first, 0) | before;
-                self.leaf.set(new);
-                self.sums = packed(new) * self.len as u64;
-                return found.len();
-            }
-            if self.is_leaf() {
-                self.leaf.set(0);
-                self.sums = 0;
-                for (at, found) in found.iter().enumerate() {
-                    let mut page = TrackedPage::default();
-                    let new = word(found, at) | before;
-                    page.set(new);
-                    self.sums += packed(new);
-                    // There is room.
-                    let _ = self.pages.push_within_capacity(page);
-                }
-                return found.len();
-            }
-        }
-        let looked = self.split() + part.len();
-        let pages = self.pages.get_mut(part).into_iter().flatten();
-        for (at, (page, found)) in pages.zip(found).enumerate() {
-            let old = page.word();
-            let new = word(found, at) | old & (stay | QUARANTINED);
-            page.set(new);
-            self.sums -= packed(old);
-            self.sums += packed(new);
-        }
-        looked
-    }
-
-    /// Which of `flags` the pages have, if they all have the same ones, and none is in quarantine.
-    fn common(&self, flags: u64) -> Option<u64> {
-        let first = self.pages.first()?.word() & flags;
-        let is_same = |page: &TrackedPage| page.word() & flags == first;
-        (first & QUARANTINED == 0 && self.pages.iter().all(is_same)).then_some(first)
-    }
-
-    /// Whether no job lacks anything here; with `sparse`, anything that was asked for.
-    fn is_ready(&self, sparse: bool) -> bool {
-        let [_, mapped, wanted, ready] = Counts::unpack(self.sums);
-        if sparse {
-            ready == wanted
-        } else {
-            mapped == self.len
-        }
-    }
-}
-
-impl Reach {
-    fn of(word: u64) -> Self {
-        if word & REACHABLE == 0 {
-            Self::Nothing
-        } else if word & MAPPED == 0 {
-            Self::Ending
-        } else if word & WRITABLE == 0 {
-            Self::Read
-        } else if word & EXCLUSIVE == 0 {
-            Self::Write
-        } else {
-            Self::Exclusive
-        }
-    }
-}
-
-impl<'a> ReachablePages<'a> {
-    fn of(tracked: &'a mut TrackedPage, count: usize) -> Self {
-        let writable = tracked.word() & WRITABLE != 0;
-        Self {
-            tracked,
-            count,
-            writable,
-        }
-    }
-
-    /// Their physical addresses.
-    #[cfg(CONFIG_KUNIT = "y")]
-    pub(super) fn addresses(&self) -> impl Iterator<Item = u64> {
-        let first = self.tracked.phys();
-        (0..self.count as u64).map(move |at| first + (at << PAGE_SHIFT))
-    }
-
-    /// Tells the kernel that the device has written the pages. `dirty` are addresses of which it
-    /// was told last: huge pages are dirty as a whole.
-    pub(super) fn mark_dirty(&self, dirty: &mut Range<u64>) {
-        let mut at = 0;
-        while at < self.count {
-            let phys = self.tracked.phys() + ((at as u64) << PAGE_SHIFT);
-            if !dirty.contains(&phys) {
-                *dirty = self.tracked.mark_dirty(at);
-            }
-            let end = dirty.end.saturating_sub(self.tracked.phys()) >> PAGE_SHIFT;
-            at = (end as usize).max(at + 1);
-        }
-    }
-}
-
-/// What a word counts for, each count in 16 bits of its own: a sum over a granule fits.
-fn packed(word: u64) -> u64 {
-    const _: () = assert!(GRANULE < 1 << 16);
-    const COUNTS: [u64; COUNTED as usize + 1] = {
-        let mut counts = [0; COUNTED as usize + 1];
-        let mut word = 0;
-        while word < counts.len() as u64 {
-            let (mapped, wanted) = (word / MAPPED & 1, word / WANTED & 1);
-            counts[word as usize] =
-                word & REACHABLE | mapped << 16 | wanted << 32 | (mapped & wanted) << 48;
-            word += 1;
-        }
-        counts
-    };
-    const _: () = assert!(REACHABLE == 1);
-    COUNTS[(word & COUNTED) as usize]
-}
-
-/// The counts of [`packed`] that are 0 for words without `flags`.
-fn lanes(flags: u64) -> u64 {
-    let lane = |flag: u64, place: u32| {
-        if flags & flag != 0 {
-            0xffff << (16 * place)
-        } else {
-            0
-        }
-    };
-    lane(REACHABLE, 0) | lane(MAPPED, 1) | lane(WANTED, 2) | lane(MAPPED | WANTED, 3)
-}
-
-impl Counts {
-    fn add(&mut self, sums: u64) {
-        let [reachable, mapped, wanted, ready] = Self::unpack(sums);
-        self.reachable += reachable;
-        self.mapped += mapped;
-        self.wanted += wanted;
-        self.ready += ready;
-    }
-
-    fn subtract(&mut self, sums: u64) {
-        let [reachable, mapped, wanted, ready] = Self::unpack(sums);
-        self.reachable -= reachable;
-        self.mapped -= mapped;
-        self.wanted -= wanted;
-        self.ready -= ready;
-    }
-
-    fn unpack(sums: u64) -> [usize; 4] {
-        [0, 16, 32, 48].map(|shift| usize::from((sums >> shift) as u16))
     }
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Objects that are dropped where nobody waits for it, and registrations of user memory whose last
+//! Objects that are dropped where no one waits for it, and registrations of user memory whose last
 //! reference went in a worker.
 //!
 //! Dropping an object may take long: an imported one waits for the reservation of its dma-buf,
@@ -129,7 +129,7 @@ impl PendingUnref {
         drop(in_release);
     }
 
-    /// Has the object dropped where nobody waits for it.
+    /// Has the object dropped where no one waits for it.
     pub(super) fn empty_later(self: &Arc<Self>) {
         if !DROPS.enqueue::<Arc<Self>, 1>(self.clone()) {
             // The module is being unloaded, and does not wait for this thread.

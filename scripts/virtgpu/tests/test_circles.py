@@ -5,12 +5,12 @@ A small tree in which all is well must pass; with each line of BAD it must not. 
 looked at, too.
 """
 
-import os
 import tempfile
 import unittest
 
 from ..environment import PROJECT
 from ..lint import circles
+from .test_layers import write
 
 GOOD = {
     "src/main.rs": "mod one;\nmod kapi;\n",
@@ -36,13 +36,6 @@ BAD = [
     ("src/one/c.rs", "fn f() { unsafe { g() } }"),
     ("src/one/mod.rs", "unsafe impl Send for A {}"),
 ]
-
-
-def write(top, files):
-    for name, text in files.items():
-        os.makedirs(os.path.dirname(f"{top}/{name}"), exist_ok=True)
-        with open(f"{top}/{name}", "w") as f:
-            f.write(text)
 
 
 class Circles(unittest.TestCase):

@@ -163,7 +163,7 @@ impl<T: Driver> File<T> {
 }
 
 impl<T: Driver> Device<T> {
-    /// Calls `with` for each open file, none of which is closed meanwhile. Nobody opens or closes
+    /// Calls `with` for each open file, none of which is closed meanwhile. No one opens or closes
     /// the device before `with` is done, so it must not wait for anything.
     #[cfg(CONFIG_DEBUG_FS)]
     pub(crate) fn for_each_file(&self, mut with: impl FnMut(&File<T>)) {

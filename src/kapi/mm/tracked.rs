@@ -79,7 +79,8 @@ impl TrackedPage {
     pub(crate) fn mark_dirty(&self, behind: usize) -> Range<u64> {
         let phys = self.phys().wrapping_add((behind as u64) << PAGE_SHIFT);
         let mut dirty = bindings::kapi_run::default();
-        // SAFETY: Any address may be asked for; `dirty` is valid for writes.
+        // SAFETY: Any address may be asked for, as mm/page_idle.c does; `dirty` is valid for
+        // writes.
         unsafe { bindings::kapi_page_mark_dirty(phys, &mut dirty) };
         dirty.addr..dirty.addr + dirty.length
     }
