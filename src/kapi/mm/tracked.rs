@@ -6,7 +6,9 @@
 //! the device has written, and has to keep pages from being used again if the device is lost. Both
 //! are asked of an address which, if the driver's notifier callbacks do what they promise, is still
 //! that of the process's page. Nothing here relies on that promise: a page that was freed has no
-//! references, which is noticed.
+//! references, which is noticed. As everywhere in the kernel where pages are found by address, one
+//! thing is not: that the memory is taken out of the machine in this moment, which pages that are
+//! in use prevent.
 //!
 //! C headers: [`include/linux/mm.h`](srctree/include/linux/mm.h),
 //! [`include/linux/pagemap.h`](srctree/include/linux/pagemap.h); mm/page_idle.c finds pages in the
@@ -79,7 +81,7 @@ impl TrackedPage {
     pub(crate) fn mark_dirty(&self, behind: usize) -> Range<u64> {
         let phys = self.phys().wrapping_add((behind as u64) << PAGE_SHIFT);
         let mut dirty = bindings::kapi_run::default();
-        // SAFETY: Any address may be asked for, as mm/page_idle.c does; `dirty` is valid for
+        // SAFETY: Any address may be asked for, see the head of this file; `dirty` is valid for
         // writes.
         unsafe { bindings::kapi_page_mark_dirty(phys, &mut dirty) };
         dirty.addr..dirty.addr + dirty.length
@@ -88,7 +90,7 @@ impl TrackedPage {
     /// Takes a reference on the page's folio, unless there is one already. Does not sleep. The
     /// kernel warns if the page was freed, and there is none then.
     pub(crate) fn keep(&mut self) {
-        // SAFETY: Any address may be asked for.
+        // SAFETY: Any address may be asked for, see the head of this file.
         if self.0 & Self::KEPT == 0 && unsafe { bindings::kapi_page_get(self.phys()) } {
             // INVARIANT: The reference is this one's from now on.
             self.0 |= Self::KEPT;
