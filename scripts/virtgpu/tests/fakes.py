@@ -48,12 +48,20 @@ def cases(*names):
 
 
 class FakeGuests(unittest.TestCase):
-    """Tests that have a folder for builds of their own, in which no guest has passed yet."""
+    """Tests that have a folder for builds of their own, in which no guest has passed yet, and an
+    environment that says nothing.
+    """
 
     def setUp(self):
         folder = tempfile.TemporaryDirectory()
         self.addCleanup(folder.cleanup)
         self.build = folder.name
+        # What the run was told in which these tests are a suite must not reach them.
+        given = mock.patch.dict(os.environ)
+        given.start()
+        self.addCleanup(given.stop)
+        for name in [name for name in os.environ if name.startswith("VIRTGPU_")]:
+            del os.environ[name]
         self.replace(environment, "BUILD", self.build)
         self.replace(families, "offered", lambda: {name: family(name) for name in "abc"})
 
