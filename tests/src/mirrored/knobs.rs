@@ -14,7 +14,7 @@ use crate::ktap::{Family, Outcome, TestResult};
 use crate::support::debugfs::Knobs;
 use crate::support::dmirror::Dmirror;
 use crate::support::place::{Pages, Place, READ, RW};
-use crate::support::{child, gpu, job, raced, Env, Random, PAGE};
+use crate::support::{child, gpu, job, raced, Env, Random, HUGE, PAGE};
 use crate::{cases, check, check_eq};
 
 pub(crate) const FAMILY: Family = family(
@@ -496,8 +496,10 @@ fn open_files_and_unloading(env: &Env) -> TestResult {
 fn lock_is_not_kept(env: &Env) -> TestResult {
     const SPACE: usize = 64 << 30;
     const MAPPED: usize = 4 << 30;
-    /// Words that are looked at for the longest MAP, and something for the granules they are in.
-    const MOST: u64 = 4 * 512 + 64;
+    /// Words that are looked at for the longest MAP, those of two leaves of which it has a part only,
+    /// and something for the granules they are in.
+    const MOST: u64 = (4 + 2) * 512 + 64;
+    const MIDDLE: usize = 1 << 20;
     let knobs = Knobs::open(env)?;
     let device = open(env)?;
     // Read-only, so that one huge page of zeroes is all that is needed.
@@ -511,6 +513,8 @@ fn lock_is_not_kept(env: &Env) -> TestResult {
     place.advise(0, SPACE, libc::MADV_DONTNEED)?;
     check_eq!(mirror.count()?.mapped_bytes, 0, "bytes mapped afterwards");
     mirror.prefetch(SPACE / 2, MAPPED)?;
+    // The longest MAP, from the middle of a granule to that of another.
+    mirror.prefetch(MIDDLE, 4 * HUGE)?;
     place.unmap(0, SPACE)?;
     let longest = knobs.counters()?.get("longest_look")?;
     println!("    # {longest} words at most");
