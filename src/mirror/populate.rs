@@ -255,7 +255,9 @@ impl MirroredRange {
         };
         let first = which.start + (offset >> PAGE_SHIFT);
         let hole = first..first + (len >> PAGE_SHIFT);
-        self.with_table(|table| table.set_unwanted(hole));
+        self.each_part(hole, Having::Anything, true, |table, part| {
+            table.set_unwanted(part);
+        });
         Ok(true)
     }
 
@@ -268,7 +270,12 @@ impl MirroredRange {
     ) -> Result<Sent> {
         let mut deadline = Deadline::new();
         loop {
-            let sequence = self.look_up(notifier, lookup, &mut which, &mut deadline)?;
+            let timeout_ms = deadline.next_try_ms()?;
+            let sequence = match self.look_up(notifier, lookup, &mut which, timeout_ms) {
+                // Where the machine has stood still, HMM may not have tried even once.
+                Err(e) if e == EBUSY => continue,
+                outcome => outcome?,
+            };
             count(&self.counters.faults, which.len() as u64);
             self.gpu.knobs.delay_map();
 
@@ -345,19 +352,18 @@ impl MirroredRange {
         notifier: &Notifier,
         lookup: &mut Lookup,
         which: &mut Range<usize>,
-        deadline: &mut Deadline,
+        timeout_ms: u32,
     ) -> Result<Sequence> {
         let Lookup { pages, .. } = lookup;
         pages.clear();
         let mut found: Option<Sequence> = None;
-        let timeout = deadline.next_try_ms()?;
         let mut at = which.start;
         while at < which.end {
             let end = self.layout.granule(at).end.min(which.end);
             self.ensure_granule(at)?;
             pages.resize(end - which.start, HmmPage::default(), GFP_KERNEL)?;
             let part = pages.get_mut(at - which.start..).unwrap_or_default();
-            let looked_up = self.look_up_granule(notifier, at, part, timeout);
+            let looked_up = self.look_up_granule(notifier, at, part, timeout_ms);
             match (found, looked_up) {
                 (None, sequence) => found = Some(sequence?),
                 (Some(first), Ok(sequence)) if sequence == first => {}

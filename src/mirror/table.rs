@@ -288,8 +288,8 @@ impl Table {
     }
 
     /// The first pages in `which` that a job would need and that are not mapped: neighbours, `most`
-    /// at most; with `sparse`, only those that were asked for. Empty if there are none before it,
-    /// and it is for the caller to go on from there.
+    /// at most, in two granules or as many as so many pages fill; with `sparse`, only those that were
+    /// asked for. Empty if there are none before it, and it is for the caller to go on from there.
     pub(super) fn next_stale(
         &mut self,
         which: Range<usize>,
@@ -298,6 +298,13 @@ impl Table {
     ) -> Option<Range<usize>> {
         let is_stale = |word: u64| word & MAPPED == 0 && (!sparse || word & WANTED != 0);
         let stale = |page: &TrackedPage| is_stale(page.word());
+        // Behind the pages that are taken, when they begin at `start`.
+        let stop = |start: usize| {
+            let last = self.layout.index(start) + (most / GRANULE).max(2) - 1;
+            start
+                .saturating_add(most)
+                .min(self.layout.pages_of(last).end)
+        };
         let mut at = which.start;
         let mut passed = 0;
         let mut found: Option<Range<usize>> = None;
@@ -330,6 +337,10 @@ impl Table {
                         Some(_) => Some(0),
                         None => pages.iter().position(stale),
                     };
+                    if first.is_none() {
+                        // That was enough for once.
+                        return (end < which.end).then_some(end..end);
+                    }
                     first.map(|first| {
                         let rest = pages.get(first..).unwrap_or_default();
                         let count = rest.iter().take_while(|page| stale(page)).count();
@@ -339,9 +350,9 @@ impl Table {
             };
             if let Some(next) = next {
                 let start = found.map_or(next.start, |found| found.start);
-                let full = next.end >= start.saturating_add(most);
-                found = Some(start..next.end.min(start.saturating_add(most)));
-                if full || next.end < end {
+                let stop = stop(start);
+                found = Some(start..next.end.min(stop));
+                if next.end >= stop || next.end < end {
                     break;
                 }
             } else if found.is_some() {

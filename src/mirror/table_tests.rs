@@ -113,6 +113,43 @@ mod tests {
         Ok(())
     }
 
+    /// Wherever the range and what is missing of it begin.
+    #[test]
+    fn no_commit_is_long() -> Result {
+        const PAGES: usize = 8 * GRANULE;
+        const MAPPED: usize = 4 * GRANULE;
+        const MOST: usize = 4 * (GRANULE + 1);
+        for (start, from) in [
+            (0, 0),
+            (0, 1),
+            (0, GRANULE - 1),
+            (1, 0),
+            (GRANULE / 2, GRANULE),
+        ] {
+            let layout = Layout::new(start, PAGES);
+            let mut table = Table::new(layout);
+            let mut at = 0;
+            while at < PAGES {
+                table.add(Table::new_granule(layout, at)?);
+                at = layout.granule(at).end;
+            }
+            // Of leaves, and of what was split.
+            for _ in 0..2 {
+                let missing = table.next_stale(from..PAGES, MAPPED, false).ok_or(EINVAL)?;
+                assert_eq!(missing.start, from);
+                assert!(missing.len() > MAPPED - GRANULE && missing.len() <= MAPPED);
+                assert!(table.take_looked() <= MOST);
+                let pages = KVec::from_elem(HmmPage::default(), missing.len(), GFP_KERNEL)?;
+                table.set_mapping(from, &pages, true);
+                assert!(table.take_looked() <= MOST);
+                table.invalidate(missing.clone(), false);
+                table.set_unmapped(missing, |_| ());
+                table.take_looked();
+            }
+        }
+        Ok(())
+    }
+
     #[test]
     fn empty_granules_are_given_back() -> Result {
         let (layout, mut table) = mapped(2)?;

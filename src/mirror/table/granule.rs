@@ -132,17 +132,46 @@ impl Granule {
 
     /// Keeps the pages one by one from now on. Returns how many words that has set.
     pub(super) fn split(&mut self) -> usize {
-        if !self.is_leaf() {
-            return 0;
+        self.one_by_one(0..0, |_, _| ())
+    }
+
+    /// Calls `with` for each page of `part`, with its place there, and keeps the pages one by one
+    /// from now on. Returns how many words it has looked at.
+    fn one_by_one(
+        &mut self,
+        part: Range<usize>,
+        mut with: impl FnMut(usize, &mut TrackedPage),
+    ) -> usize {
+        if self.is_leaf() {
+            for at in 0..self.len {
+                let mut page = TrackedPage::default();
+                page.set(self.leaf_word(at));
+                if part.contains(&at) {
+                    Self::counting(&mut self.sums, &mut page, |page| {
+                        with(at - part.start, page)
+                    });
+                }
+                // There is room.
+                let _ = self.pages.push_within_capacity(page);
+            }
+            self.leaf.set(0);
+            return self.len;
         }
-        for at in 0..self.len {
-            let mut page = TrackedPage::default();
-            page.set(self.leaf_word(at));
-            // There is room.
-            let _ = self.pages.push_within_capacity(page);
+        let pages = self.pages.get_mut(part.clone()).into_iter().flatten();
+        for (at, page) in pages.enumerate() {
+            Self::counting(&mut self.sums, page, |page| with(at, page));
         }
-        self.leaf.set(0);
-        self.len
+        part.len()
+    }
+
+    /// Changes a page, and `sums` with it.
+    fn counting(sums: &mut u64, page: &mut TrackedPage, change: impl FnOnce(&mut TrackedPage)) {
+        let before = page.word();
+        change(page);
+        if (before ^ page.word()) & COUNTED != 0 {
+            *sums -= packed(before);
+            *sums += packed(page.word());
+        }
     }
 
     /// Changes pages, as [`Table::each`] does, of which none changes that the device cannot reach.
@@ -164,17 +193,12 @@ impl Granule {
             }
             return 1;
         }
-        let looked = self.split() + part.len();
-        for page in self.pages.get_mut(part).into_iter().flatten() {
+        let looked = self.one_by_one(part, |_, page| {
             let word = page.word();
             if let Some(new) = change(ReachablePages::of(page, 1), word) {
                 page.set(new);
-                if (word ^ new) & COUNTED != 0 {
-                    self.sums -= packed(word);
-                    self.sums += packed(new);
-                }
             }
-        }
+        });
         if whole && self.is_empty() {
             self.pages.clear();
         }
@@ -193,13 +217,7 @@ impl Granule {
         if self.is_leaf() && self.leaf.word() & flags == 0 {
             return 1;
         }
-        let looked = self.split() + part.len();
-        for page in self.pages.get_mut(part).into_iter().flatten() {
-            self.sums -= packed(page.word());
-            page.clear(flags);
-            self.sums += packed(page.word());
-        }
-        looked
+        self.one_by_one(part, |_, page| page.clear(flags))
     }
 
     /// Gives the pages of `part` the addresses of `found`, each with its `flags`. Those of their
@@ -229,30 +247,12 @@ impl Granule {
                 self.sums = packed(new) * self.len as u64;
                 return found.len();
             }
-            if self.is_leaf() {
-                self.leaf.set(0);
-                self.sums = 0;
-                for (at, found) in found.iter().enumerate() {
-                    let mut page = TrackedPage::default();
-                    let new = word(found, at) | before;
-                    page.set(new);
-                    self.sums += packed(new);
-                    // There is room.
-                    let _ = self.pages.push_within_capacity(page);
-                }
-                return found.len();
+        }
+        self.one_by_one(part, |at, page| {
+            if let Some(found) = found.get(at) {
+                page.set(word(found, at) | page.word() & (stay | QUARANTINED));
             }
-        }
-        let looked = self.split() + part.len();
-        let pages = self.pages.get_mut(part).into_iter().flatten();
-        for (at, (page, found)) in pages.zip(found).enumerate() {
-            let old = page.word();
-            let new = word(found, at) | old & (stay | QUARANTINED);
-            page.set(new);
-            self.sums -= packed(old);
-            self.sums += packed(new);
-        }
-        looked
+        })
     }
 
     /// Which of `flags` the pages have, if they all have the same ones, and none is in quarantine.
