@@ -34,7 +34,6 @@ use crate::{
             }, //
         },
         sync::ModuleWorkqueueOwner,
-        task::AllStopped,
         virtio, //
     },
     module_parameters,
@@ -64,8 +63,6 @@ pub(crate) struct VirtgpuUserptr {
     /// Dropped after the driver: what it has released meanwhile is still to go.
     releases: ModuleWorkqueueOwner,
     drops: ModuleWorkqueueOwner,
-    /// Dropped after the driver, and before what address spaces end on.
-    workers: AllStopped,
     svm_ends: ModuleWorkqueueOwner,
     svm_stops: ModuleWorkqueueOwner,
     svm_drops: ModuleWorkqueueOwner,
@@ -94,7 +91,6 @@ impl InPlaceModule for VirtgpuUserptr {
             // First, as the driver's devices use it.
             releases: releases::QUEUE.create(c"virtgpu-release")?,
             drops: releases::DROPS.create(c"virtgpu-drop")?,
-            workers: AllStopped,
             svm_ends: svm::QUEUE.create(c"virtgpu-svm-end")?,
             svm_stops: svm::STOPS.create(c"virtgpu-svm-stop")?,
             svm_drops: svm::DROPS.create(c"virtgpu-svm-drop")?,

@@ -301,7 +301,10 @@ int kapi_current_make_exclusive(unsigned long addr, void *owner,
 /* folio_unlock() and folio_put() */
 void kapi_folio_unlock_put(struct folio *folio);
 
-/* linux/sched/vhost_task.h; without CONFIG_VHOST_TASK the first returns -EOPNOTSUPP. */
+/*
+ * linux/sched/vhost_task.h; without CONFIG_VHOST_TASK the first returns -EOPNOTSUPP. From its
+ * creation until it was stopped a task has a reference to the module.
+ */
 struct vhost_task *kapi_vhost_task_create(bool (*work)(void *data),
 					  void (*killed)(void *data), void *data,
 					  const char *name);
@@ -311,8 +314,6 @@ void kapi_vhost_task_wake(struct vhost_task *task);
 void kapi_vhost_task_stop(struct vhost_task *task);
 /* The first half of set_notify_signal(); waking @task is the other. */
 void kapi_set_notify_signal(struct task_struct *task);
-/* Waits until each task that was created was stopped. */
-void kapi_vhost_tasks_wait_stopped(void);
 /* __set_current_state(TASK_RUNNING) */
 void kapi_set_current_running(void);
 

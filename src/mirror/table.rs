@@ -288,8 +288,9 @@ impl Table {
     }
 
     /// The first pages in `which` that a job would need and that are not mapped: neighbours, `most`
-    /// at most, in two granules or as many as so many pages fill; with `sparse`, only those that were
-    /// asked for. Empty if there are none before it, and it is for the caller to go on from there.
+    /// at most, in two granules or as many as so many pages fill; with `sparse`, only those that
+    /// were asked for. Empty if there are none before it, and it is for the caller to go on from
+    /// there.
     pub(super) fn next_stale(
         &mut self,
         which: Range<usize>,

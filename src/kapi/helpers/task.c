@@ -5,16 +5,12 @@
  * See helpers.h.
  */
 
-#include <linux/atomic.h>
 #include <linux/err.h>
+#include <linux/module.h>
 #include <linux/sched.h>
 #include <linux/sched/vhost_task.h>
-#include <linux/wait_bit.h>
 
 #include "../helpers.h"
-
-/* Tasks that were created and not stopped. */
-static atomic_t vhost_tasks;
 
 struct vhost_task *kapi_vhost_task_create(bool (*work)(void *data),
 					  void (*killed)(void *data), void *data,
@@ -23,8 +19,9 @@ struct vhost_task *kapi_vhost_task_create(bool (*work)(void *data),
 #if IS_ENABLED(CONFIG_VHOST_TASK)
 	struct vhost_task *task = vhost_task_create(work, killed, data, name);
 
+	/* Its code is the module's. The caller has a reference, too. */
 	if (!IS_ERR(task))
-		atomic_inc(&vhost_tasks);
+		__module_get(THIS_MODULE);
 	return task;
 #else
 	return ERR_PTR(-EOPNOTSUPP);
@@ -49,14 +46,8 @@ void kapi_vhost_task_stop(struct vhost_task *task)
 {
 #if IS_ENABLED(CONFIG_VHOST_TASK)
 	vhost_task_stop(task);
+	module_put(THIS_MODULE);
 #endif
-	if (atomic_dec_and_test(&vhost_tasks))
-		wake_up_var(&vhost_tasks);
-}
-
-void kapi_vhost_tasks_wait_stopped(void)
-{
-	wait_var_event(&vhost_tasks, !atomic_read(&vhost_tasks));
 }
 
 void kapi_set_notify_signal(struct task_struct *task)

@@ -7,7 +7,6 @@
 mod user_worker;
 
 pub(crate) use self::user_worker::{
-    AllStopped,
     UserWork,
     UserWorker,
     HAS_USER_WORKERS, //

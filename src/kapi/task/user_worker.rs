@@ -70,6 +70,10 @@ struct Context<W> {
 /// Dropping it has the thread end, and waits for that. It must not be dropped by the thread itself,
 /// nor by one that the thread may wait for.
 ///
+/// The module cannot be unloaded as long as there is one. Who drops the last one needs another
+/// reason why the module stays until he has returned: an open file, or that the module's end waits
+/// for him, as it does for the work of a [`ModuleWorkqueue`](crate::kapi::sync::ModuleWorkqueue).
+///
 /// # Invariants
 ///
 /// `raw` is a task that was created for `context`, was started, and was not stopped. The task in
@@ -170,16 +174,5 @@ impl<W: UserWork> Drop for UserWorker<W> {
     fn drop(&mut self) {
         // SAFETY: By the type invariant the task was not stopped, and it is not used after this.
         unsafe { bindings::kapi_vhost_task_stop(self.raw.as_ptr()) }
-    }
-}
-
-/// What a module has as long as it may have [`UserWorker`]s: when this is dropped, it waits until
-/// all of them are gone, as they run the module's code.
-pub(crate) struct AllStopped;
-
-impl Drop for AllStopped {
-    fn drop(&mut self) {
-        // SAFETY: Waits only.
-        unsafe { bindings::kapi_vhost_tasks_wait_stopped() }
     }
 }

@@ -137,6 +137,14 @@ pub(crate) fn module_file() -> TestResult<PathBuf> {
     )))
 }
 
+/// How many use the driver, so that it cannot be unloaded.
+pub(crate) fn module_users() -> TestResult<u64> {
+    let text = fs::read_to_string("/sys/module/virtgpu_userptr/refcnt")?;
+    text.trim()
+        .parse()
+        .map_err(|e| Outcome::Fail(format!("{text:?}: {e}")))
+}
+
 /// delete_module(2), which does not wait.
 pub(crate) fn unload(module: &str) -> std::io::Result<()> {
     let name = cstring(module);

@@ -13,7 +13,7 @@ use super::{additions, SIZE};
 use crate::ktap::{pidfd, reap, TestResult};
 use crate::support::place::{Pages, Place};
 use crate::support::procfs;
-use crate::support::{bounded, child, eventually, job, raced, raw, Env, Random, HUGE, PAGE};
+use crate::support::{bounded, child, eventually, gpu, job, raced, raw, Env, Random, HUGE, PAGE};
 use crate::svm::support::{at, device, on_each_kind, open, others_work, Svm};
 use crate::{check, check_eq, check_err};
 
@@ -309,6 +309,7 @@ pub(super) fn stopped_and_closed(env: &Env) -> TestResult {
     let svm = open(env)?;
     let number = Place::shared_page()?;
     let before = svm.stat()?.spaces.get();
+    let users = gpu::module_users()?;
     let child = child::spawn(|| {
         let own = open(env)?;
         let place = Place::base(PAGE)?;
@@ -345,6 +346,9 @@ pub(super) fn stopped_and_closed(env: &Env) -> TestResult {
         check!(eventually(job::LIMIT, ended), "the space does not end");
         // What ends it does more, but nothing that takes time.
         others_work(env, "beside a stopped process")?;
+        // So that unloading it fails, and does not wait for the process.
+        let used = || gpu::module_users().is_ok_and(|now| now == users + 2);
+        check!(eventually(job::LIMIT, used), "users of the module");
         check_eq!(
             procfs::tasks_in("vhost_task_stop")?,
             Vec::<String>::new(),
@@ -366,5 +370,7 @@ pub(super) fn stopped_and_closed(env: &Env) -> TestResult {
     number.write_u64(8, 3);
     child.join()?;
     check!(ended, "the threads of the process do not end");
+    let unused = || gpu::module_users().is_ok_and(|now| now == users);
+    check!(eventually(job::LIMIT, unused), "the module stays in use");
     Ok(())
 }
