@@ -28,7 +28,7 @@ pub(crate) fn measure(options: &Options, report: &mut Report) -> Result {
         callbacks(options, report, &mut meter, &mut held_up)?;
     }
     for worst in [calls, memory, held_up] {
-        worst.print(options.profiles);
+        worst.print(options.profiles, options.functions);
     }
     Ok(())
 }

@@ -51,6 +51,8 @@ struct Options {
     touch: usize,
     /// Of how many rows of each kind P10 lists functions.
     profiles: usize,
+    /// How many.
+    functions: usize,
     /// What the device is.
     host_gpu: HostGpu,
 }
@@ -61,6 +63,7 @@ usage: virtgpu-bench [options] [P1] [P2] [P3] [P4] [P5] [P6] [P7] [P8] [P9] [P10
   --largest MIB  largest registration of P1 (1024)
   --touch MIB    untouched memory that P9 has a job fill (64)
   --profiles N   rows of each kind, the worst, of which P10 lists functions (3)
+  --functions N  how many it lists (15)
   --ours FILE    this project's module (/job/virtgpu_userptr.ko)
   --before FILE  an older build of it, which P8 measures in the same run, in rows of its own
   --c MODULE     Linux's module: a file, or a name for modprobe (virtio-gpu)
@@ -78,6 +81,7 @@ fn options() -> Result<Options, String> {
         largest: 1024,
         touch: 64,
         profiles: 3,
+        functions: 15,
         host_gpu: HostGpu::Reference,
     };
     let mut arguments = std::env::args().skip(1);
@@ -96,6 +100,7 @@ fn options() -> Result<Options, String> {
             "--largest" => options.largest = number(value()?)?.max(32),
             "--touch" => options.touch = number(value()?)?.max(2),
             "--profiles" => options.profiles = number(value()?)?,
+            "--functions" => options.functions = number(value()?)?,
             "--ours" => options.ours = value()?.into(),
             "--before" => options.before = Some(value()?.into()),
             "--c" => options.c = value()?,

@@ -6,9 +6,6 @@ use std::collections::HashMap;
 
 use super::{Number, Symbols};
 
-/// Functions that are named, of each profile.
-const SHOWN: usize = 15;
-
 /// Instructions of one call, by function, the most first.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Profile(Vec<(String, f64)>);
@@ -34,8 +31,8 @@ impl Profile {
         Self(profile)
     }
 
-    /// The first of them, a line each.
-    fn print(&self, of: &str) {
+    /// The first of them, so many, a line each.
+    fn print(&self, of: &str, functions: usize) {
         let all: f64 = self.0.iter().map(|(_, count)| count).sum();
         let own: f64 = self
             .0
@@ -44,7 +41,7 @@ impl Profile {
             .map(|(_, count)| count)
             .sum();
         eprintln!("  {of}: {all:.0} instructions, {own:.0} of them in modules");
-        for (name, count) in self.0.iter().take(SHOWN) {
+        for (name, count) in self.0.iter().take(functions) {
             eprintln!("    {count:>9.1}  {:>5.1} %  {name}", 100.0 * count / all);
         }
     }
@@ -76,13 +73,14 @@ impl Worst {
         });
     }
 
-    /// Prints the profiles of so many rows, those with the highest ratios.
-    pub(crate) fn print(mut self, rows: usize) {
+    /// Prints the profiles of so many rows, those with the highest ratios, and of each so many
+    /// functions.
+    pub(crate) fn print(mut self, rows: usize, functions: usize) {
         self.0
             .sort_by(|left, right| right.ratio.total_cmp(&left.ratio));
         for row in self.0.iter().take(rows) {
             for (of, profile) in &row.profiles {
-                profile.print(&format!("{}, {of}", row.id));
+                profile.print(&format!("{}, {of}", row.id), functions);
             }
         }
     }

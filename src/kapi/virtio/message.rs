@@ -5,10 +5,14 @@
 use crate::kapi::bindings;
 use core::{
     cell::UnsafeCell,
+    mem::MaybeUninit,
     ptr::NonNull, //
 };
 use kernel::{
-    alloc::flags::*,
+    alloc::{
+        flags::*,
+        Flags, //
+    },
     list::{
         impl_list_arc_safe,
         impl_list_item,
@@ -76,7 +80,9 @@ impl Pieces {
 /// Every piece comes from `kmalloc()` and has at least one byte.
 #[derive(Default)]
 pub(crate) struct Chunks {
-    pieces: KVec<KVec<u8>>,
+    /// Most have one piece, and need no list of them. It is no piece as long as it has no capacity.
+    first: KVec<u8>,
+    more: KVec<KVec<u8>>,
     len: usize,
     expected: usize,
 }
@@ -84,17 +90,14 @@ pub(crate) struct Chunks {
 impl Chunks {
     /// No bytes.
     pub(crate) const fn new() -> Self {
-        Self {
-            pieces: KVec::new(),
-            len: 0,
-            expected: 0,
-        }
+        Self::expecting(0)
     }
 
     /// No bytes yet, but about `len` to be appended.
     pub(crate) const fn expecting(len: usize) -> Self {
         Self {
-            pieces: KVec::new(),
+            first: KVec::new(),
+            more: KVec::new(),
             len: 0,
             expected: len,
         }
@@ -110,15 +113,16 @@ impl Chunks {
         let mut want = max.len;
         let mut left = len;
         while left > 0 {
-            let needed = Self::needed(left, max.left(this.pieces.len())).ok_or(ENOMEM)?;
-            let mut piece = Self::piece(left.min(want), needed)?;
+            let needed = Self::needed(left, max.left(this.count())).ok_or(ENOMEM)?;
+            let mut piece = Self::piece(left.min(want), needed, GFP_KERNEL_ACCOUNT | __GFP_ZERO)?;
             let take = piece.capacity().min(left);
             want = take;
-            piece.resize(take, 0, GFP_KERNEL)?;
-            this.pieces.push(piece, GFP_KERNEL)?;
+            // SAFETY: The vector is empty, has room for as many bytes, and they were zeroed when it
+            // was allocated.
+            unsafe { piece.inc_len(take) };
+            this.add(piece)?;
             left -= take;
         }
-        this.len = len;
         Ok(this)
     }
 
@@ -131,15 +135,25 @@ impl Chunks {
         (size <= max.len).then(|| size.max(PAGE_SIZE).min(max.len))
     }
 
+    /// Adds a piece behind the others, with the bytes that it has.
+    fn add(&mut self, piece: KVec<u8>) -> Result {
+        self.len += piece.len();
+        if self.first.capacity() == 0 {
+            self.first = piece;
+            return Ok(());
+        }
+        Ok(self.more.push(piece, GFP_KERNEL)?)
+    }
+
     /// A piece of `want` bytes, or of a smaller power of two, but not less than `needed` if that is
-    /// less.
-    fn piece(want: usize, needed: usize) -> Result<KVec<u8>> {
+    /// less; allocated with these flags, which are those of [`GFP_KERNEL`] and others.
+    fn piece(want: usize, needed: usize, flags: Flags) -> Result<KVec<u8>> {
         let mut want = want;
         loop {
             // Not worth reclaim: smaller pieces do.
-            let easily = GFP_NOWAIT | __GFP_NOWARN | (GFP_KERNEL_ACCOUNT & !GFP_KERNEL);
+            let easily = GFP_NOWAIT | __GFP_NOWARN | (flags & !GFP_KERNEL);
             if want <= needed {
-                return Ok(KVec::with_capacity(want, GFP_KERNEL_ACCOUNT)?);
+                return Ok(KVec::with_capacity(want, flags)?);
             }
             if let Ok(piece) = KVec::with_capacity(want, easily) {
                 return Ok(piece);
@@ -159,30 +173,34 @@ impl Chunks {
         if bytes.len() > max.len {
             return Err(E2BIG);
         }
-        let full = match self.pieces.last() {
-            Some(piece) => piece.capacity() - piece.len() < bytes.len(),
-            None => true,
-        };
-        if full {
-            if self.pieces.len() >= max.count {
+        let last = self.more.last().unwrap_or(&self.first);
+        if last.capacity() - last.len() < bytes.len() {
+            if self.count() >= max.count {
                 return Err(E2BIG);
             }
             let missing = self.expected.saturating_sub(self.len);
             let want = self
                 .len
                 .max(missing)
+                .max(bytes.len())
                 .next_power_of_two()
                 .clamp(CHUNK_MIN, max.len);
             let needed = match missing {
                 // Longer than expected.
                 0 => CHUNK_EASY.min(max.len),
-                _ => Self::needed(missing, max.left(self.pieces.len())).unwrap_or(max.len),
+                _ => Self::needed(missing, max.left(self.count())).unwrap_or(max.len),
             };
-            let piece = Self::piece(want, needed)?;
-            self.pieces.push(piece, GFP_KERNEL)?;
+            let needed = needed.max(bytes.len());
+            self.add(Self::piece(want, needed, GFP_KERNEL_ACCOUNT)?)?;
         }
-        if let Some(piece) = self.pieces.last_mut() {
-            piece.extend_from_slice(bytes, GFP_KERNEL)?;
+        let last = self.more.last_mut().unwrap_or(&mut self.first);
+        // As `extend_from_slice()`, which goes byte by byte.
+        let room = last.spare_capacity_mut().get_mut(..bytes.len());
+        let room = room.ok_or(EINVAL)?.as_mut_ptr().cast::<u8>();
+        // SAFETY: There is room for the bytes, which are somewhere else, and then they are there.
+        unsafe {
+            room.copy_from_nonoverlapping(bytes.as_ptr(), bytes.len());
+            last.inc_len(bytes.len());
         }
         self.len += bytes.len();
         Ok(())
@@ -194,29 +212,43 @@ impl Chunks {
     }
 
     /// The pieces.
+    fn vectors(&self) -> impl Iterator<Item = &KVec<u8>> {
+        let first = core::iter::once(&self.first);
+        Iterator::chain(first, &self.more).take(self.count())
+    }
+
+    /// The pieces.
     #[cfg(CONFIG_KUNIT = "y")]
     fn pieces(&self) -> impl Iterator<Item = &[u8]> {
-        self.pieces.iter().map(|piece| piece.as_slice())
+        self.vectors().map(|piece| piece.as_slice())
     }
 
     /// Addresses and lengths of the pieces: the device may write them at any time, so there must
     /// not be a reference to their bytes.
     fn raw_pieces(&self) -> impl Iterator<Item = (*const u8, usize)> + '_ {
-        self.pieces
-            .iter()
-            .map(|piece| (piece.as_ptr(), piece.len()))
+        self.vectors().map(|piece| (piece.as_ptr(), piece.len()))
     }
 
     /// The pieces, to be filled.
     pub(crate) fn pieces_mut(&mut self) -> impl Iterator<Item = &mut [u8]> {
-        self.pieces.iter_mut().map(|piece| piece.as_mut_slice())
+        let count = self.count();
+        let first = core::iter::once(&mut self.first);
+        Iterator::chain(first, &mut self.more)
+            .take(count)
+            .map(|piece| piece.as_mut_slice())
     }
 
     /// Number of pieces.
     pub(crate) fn count(&self) -> usize {
-        self.pieces.len()
+        usize::from(self.first.capacity() > 0) + self.more.len()
     }
 }
+
+/// Entries of a scatterlist that are on the stack; a message with more parts brings its own.
+const SHORT_TABLE: usize = 4;
+
+/// Room for a short scatterlist.
+pub(super) type ShortTable = [MaybeUninit<bindings::scatterlist>; SHORT_TABLE];
 
 /// Cache lines of its own, so that DMA to it disturbs nothing beside it. (Devices that are not
 /// coherent with the caches go through the DMA API, which copies what shares a line.)
@@ -243,6 +275,7 @@ pub(crate) struct Message<S, O> {
     response_len: usize,
     payload: Chunks,
     response_data: Chunks,
+    /// Room for the scatterlist, unless it is short.
     sg: UnsafeCell<KVec<bindings::scatterlist>>,
     request: Line<REQUEST_MAX>,
     response: Line<RESPONSE_MAX>,
@@ -307,23 +340,22 @@ impl<S, O> Message<S, O> {
         shared: impl PinInit<S>,
         owned: O,
     ) -> Result<ListArc<Self>> {
-        let mut fixed = [0; REQUEST_MAX];
-        fixed
-            .get_mut(..request.len())
-            .ok_or(EINVAL)?
-            .copy_from_slice(request);
-        if response_len > RESPONSE_MAX {
+        let request_len = request.len();
+        if request_len > REQUEST_MAX || response_len > RESPONSE_MAX {
             return Err(EINVAL);
         }
-        let request_len = request.len();
         let descriptors = payload.count() + response_data.count() + 2;
-        let sg = KVec::with_capacity(descriptors, GFP_KERNEL)?;
+        let sg = if descriptors > SHORT_TABLE {
+            KVec::with_capacity(descriptors, GFP_KERNEL)?
+        } else {
+            KVec::new()
+        };
 
         // INVARIANT: Both lengths were checked; the function is that of the type.
-        ListArc::pin_init(
+        let mut this = ListArc::pin_init(
             try_pin_init!(Self {
                 drop_token: drop_list_arc::<S, O>,
-                request: Line(UnsafeCell::new(fixed)),
+                request: Line(UnsafeCell::new([0; REQUEST_MAX])),
                 response: Line(UnsafeCell::new([0; RESPONSE_MAX])),
                 request_len,
                 response_len,
@@ -335,7 +367,9 @@ impl<S, O> Message<S, O> {
                 links <- ListLinks::new(),
             }),
             GFP_KERNEL,
-        )
+        )?;
+        Self::patch_request(&mut this, 0, request);
+        Ok(this)
     }
 
     /// The owner's data.
@@ -373,16 +407,17 @@ impl<S, O> Message<S, O> {
     ///
     /// Bytes beyond its end are dropped.
     pub(crate) fn patch_request(this: &mut ListArc<Self>, offset: usize, bytes: &[u8]) {
+        let room = this.request_len.saturating_sub(offset);
+        let bytes = bytes.get(..room).unwrap_or(bytes);
+        let offset = offset.min(this.request_len);
         let base = this.request.0.get().cast::<u8>();
-        for (i, &byte) in bytes.iter().enumerate() {
-            if offset + i >= this.request_len {
-                break;
-            }
-            // SAFETY: `offset + i` is within the array, by the check above and the type
-            // invariant. There is one `ListArc`, so no other thread writes, and while a driver
-            // holds it the message is in no queue, so that the device does not read.
-            unsafe { base.add(offset + i).write_volatile(byte) };
-        }
+        // SAFETY: The bytes are within the array, by the above and the type invariant. There is one
+        // `ListArc`, so no other thread accesses them, and while a driver holds it the message is
+        // in no queue, so that the device does not read.
+        unsafe {
+            base.add(offset)
+                .copy_from_nonoverlapping(bytes.as_ptr(), bytes.len())
+        };
     }
 
     /// Copies the fixed part of the response to `out`, as far as both go.
@@ -390,11 +425,15 @@ impl<S, O> Message<S, O> {
     /// The caller knows whether the device has written it. The device may go on writing
     /// although it said that it was done, hence the copy, and so only the copy may be validated.
     pub(crate) fn read_response(&self, out: &mut [u8]) {
-        let base = self.response.0.get().cast::<u8>();
-        for (i, byte) in out.iter_mut().enumerate().take(self.response_len) {
-            // SAFETY: `i` is within the array, by the type invariant. Nothing but the device
-            // writes it, and a volatile read of a byte tolerates that.
-            *byte = unsafe { base.add(i).read_volatile() };
+        const WORD: usize = size_of::<u64>();
+        const _: () = assert!(RESPONSE_MAX % WORD == 0);
+        let base = self.response.0.get().cast::<u64>();
+        let len = out.len().min(self.response_len);
+        for (i, bytes) in out[..len].chunks_mut(WORD).enumerate() {
+            // SAFETY: The word is within the array, which is whole words and aligned, by the type
+            // invariant. Nothing but the device writes it, and a volatile read tolerates that.
+            let word = unsafe { base.add(i).read_volatile() };
+            bytes.copy_from_slice(&word.to_ne_bytes()[..bytes.len()]);
         }
     }
 
@@ -414,18 +453,20 @@ impl<S, O> Message<S, O> {
 
     /// Fills the scatterlist. Returns it, and how many of its entries the device reads and writes.
     ///
-    /// The pointer is valid as long as the message is.
+    /// The pointer is valid as long as the message and `short` are.
     pub(super) fn scatterlist(
         this: &mut ListArc<Self>,
+        short: &mut ShortTable,
     ) -> (*mut bindings::scatterlist, usize, usize) {
         let outs = usize::from(this.request_len > 0) + this.payload.count();
         let ins = usize::from(this.response_len > 0) + this.response_data.count();
         // SAFETY: The caller has the one `ListArc`, and nothing else touches `sg`.
         let sg = unsafe { &mut *this.sg.get() };
-        let table = sg
-            .spare_capacity_mut()
-            .as_mut_ptr()
-            .cast::<bindings::scatterlist>();
+        let room = match outs + ins {
+            ..=SHORT_TABLE => short.as_mut_slice(),
+            _ => sg.spare_capacity_mut(),
+        };
+        let table = room.as_mut_ptr().cast::<bindings::scatterlist>();
 
         let request = this.request.0.get().cast::<u8>().cast_const();
         let response = this.response.0.get().cast::<u8>().cast_const();
@@ -439,8 +480,9 @@ impl<S, O> Message<S, O> {
             this.response_data.raw_pieces(),
         );
 
-        // SAFETY: `new` reserved room for all entries, and never pushed any. The addresses are
-        // those of `kmalloc()` memory, the `Arc`'s own or a piece's.
+        // SAFETY: There is room for all entries: a short table has it, and for others `new`
+        // reserved it, and never pushed any. The addresses are those of `kmalloc()` memory, the
+        // `Arc`'s own or a piece's.
         unsafe {
             if outs > 0 {
                 bindings::sg_init_table(table, outs as c_uint);

@@ -20,6 +20,7 @@ use super::{
 use crate::kapi::bindings;
 use core::{
     marker::PhantomData,
+    mem::MaybeUninit,
     ptr::{
         self,
         NonNull, //
@@ -173,7 +174,8 @@ impl<S: Send + Sync, O: Send> Queue<S, O> {
         if !has_room(parts, most, free_before, has_table) {
             return Err((message, ENOSPC));
         }
-        let (table, outs, ins) = Message::scatterlist(&mut message);
+        let mut short = [const { MaybeUninit::uninit() }; _];
+        let (table, outs, ins) = Message::scatterlist(&mut message, &mut short);
         let mut lists = if outs > 0 {
             // SAFETY: The table has `outs + ins` entries.
             [table, unsafe { table.add(outs) }]

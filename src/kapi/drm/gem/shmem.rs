@@ -115,8 +115,8 @@ impl<O: DriverObject> Object<O> {
     /// [`EINVAL`] if it is not a shmem object, [`ENOMEM`], [`EINTR`] or [`ERESTARTSYS`] on a
     /// signal, and those of `emit`.
     pub(crate) fn for_each_run(&self, mut emit: impl FnMut(u64, u64) -> Result) -> Result {
-        /// Pages looked at in one go.
-        const BATCH: usize = 256;
+        /// Pages looked at in one go: so few that their runs are on the stack.
+        const BATCH: usize = 16;
 
         if self.kind != Kind::Shmem {
             return Err(EINVAL);
@@ -129,10 +129,7 @@ impl<O: DriverObject> Object<O> {
                 unsafe { bindings::drm_gem_shmem_unpin(self.base.get()) };
             }
         }
-        let mut runs = KVec::with_capacity(BATCH, GFP_KERNEL)?;
-        for _ in 0..BATCH {
-            runs.push(bindings::kapi_run::default(), GFP_KERNEL)?;
-        }
+        let mut runs: [_; BATCH] = core::array::from_fn(|_| bindings::kapi_run::default());
         let count = self.size() >> kernel::page::PAGE_SHIFT;
         for first in (0..count).step_by(BATCH) {
             // SAFETY: A pinned object has an array of all its pages, and there is room for as many
