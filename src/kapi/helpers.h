@@ -15,6 +15,7 @@ struct device;
 struct dma_buf;
 struct dma_fence;
 struct dma_fence_chain;
+struct dma_resv;
 struct drm_device;
 struct drm_file;
 struct drm_gem_object;
@@ -352,6 +353,10 @@ void kapi_dma_unmap_phys(struct device *dev, u64 addr, size_t size, bool write,
 			 bool sync);
 /* Bytes of the bounce buffers that @dev uses together with others; 0 if unknown. */
 size_t kapi_dma_bounce_pool(struct device *dev);
+
+/* linux/dma-resv.h: without a context. */
+int kapi_dma_resv_lock_interruptible(struct dma_resv *resv);
+void kapi_dma_resv_unlock(struct dma_resv *resv);
 
 /* linux/dma-buf.h */
 void kapi_get_dma_buf(struct dma_buf *buf);

@@ -61,11 +61,9 @@ use kernel::{
 };
 
 /// The end of RESOURCE_UNREF.
-struct Unreferenced(Arc<PendingUnref>);
-
-impl Completion for Unreferenced {
-    fn complete(&mut self, response: &Response) {
-        let mut state = self.0.state.lock();
+impl Completion for PendingUnref {
+    fn complete(self: Arc<Self>, response: &Response) {
+        let mut state = self.state.lock();
         state.ended = Some(*response);
         let aborted = *response == Response::Aborted;
         if state.waiter && !aborted {
@@ -77,9 +75,9 @@ impl Completion for Unreferenced {
         drop(state);
         match releases {
             // A reset has unpinned and unmapped it, or does.
-            _ if aborted => self.0.empty(),
-            Some(releases) => releases.drop_later(self.0.clone()),
-            None => self.0.empty_later(),
+            _ if aborted => self.empty(),
+            Some(releases) => releases.drop_later(self),
+            None => self.empty_later(),
         }
     }
 }
@@ -163,7 +161,7 @@ impl HostResource {
             ..Default::default()
         };
         let mut unref = Request::<commands::ResourceUnref>::new(0, &fixed);
-        unref.then(KBox::new(Unreferenced(pending.clone()), GFP_KERNEL)?);
+        unref.then(pending.clone());
         unref.about(&id);
         let unref = unref.build()?;
         Ok(Self {

@@ -189,7 +189,7 @@ struct Detached {
 }
 
 impl Completion for Detached {
-    fn complete(&mut self, _response: &Response) {
+    fn complete(self: Arc<Self>, _response: &Response) {
         self.unmap.run();
     }
 }
@@ -247,7 +247,7 @@ pub(crate) fn import(dev: &Device, buf: &Importable) -> Result<ARef<Object>> {
     let detached = Detached {
         unmap: mapping.unmap(),
     };
-    detach.then(KBox::new(detached, GFP_KERNEL)?);
+    detach.then(Arc::new(detached, GFP_KERNEL)?);
     detach.about(host.shared_id());
     let mut detach = detach.build()?;
 

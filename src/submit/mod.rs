@@ -60,6 +60,7 @@ use crate::{
     transport::control::{
         commands,
         Command,
+        Completion,
         HostFence,
         Request, //
     },
@@ -158,25 +159,25 @@ pub(crate) fn submit(file: &File, args: &mut ExecBuffer) -> Result {
     let mut room = RoomGivenBack(event.as_ref().map(|_| file));
     let out_file = out.sync_file(&fence)?;
 
-    // Locking needs the list, and the job keeps it.
-    let locked = clone_list(&buffers)?;
-    let job = job(gpu, &context, payload, ring, event, buffers)?;
+    let used = Used::new(&context, buffers)?;
+    let locked = &used.buffers;
+    let job = job(gpu, &used, payload, ring, event)?;
 
     let moves = locked.iter().any(|object| mirrored(object).is_some());
     let mut deadline = None;
     let published = loop {
-        make_ready(file, &locked)?;
+        make_ready(file, locked)?;
         // Not kept while pages are faulted in, which may take any time.
         let credit = gpu.control.credit_patiently(&file.quota, &job)?;
         let reservation = if locked.is_empty() {
             None
         } else {
-            Some(Reservation::lock(&locked)?)
+            Some(Reservation::lock(locked)?)
         };
         let commits = moves.then(|| file.notifier_lock().commits.lock());
         if commits
             .as_ref()
-            .is_none_or(|commits| is_ready(&locked, commits) && !gpu.knobs.loses_race())
+            .is_none_or(|commits| is_ready(locked, commits) && !gpu.knobs.loses_race())
         {
             context.check()?;
             // Between the look at the pages and the attached fence there is nothing that sleeps:
@@ -218,26 +219,44 @@ pub(crate) fn submit_inline(file: &File, context: &Arc<Context>, addr: u64, size
     gpu.transport.check()?;
     let payload = command_bytes(gpu, addr, size)?;
     let fence = UnpublishedFence::new::<Timeline>(context.own_timeline())?;
-    let job = job(gpu, context, payload, None, None, KVVec::new())?;
+    let used = Used::new(context, KVVec::new())?;
+    let job = job(gpu, &used, payload, None, None)?;
     let credit = gpu.control.credit_patiently(&file.quota, &job)?;
     context.check()?;
     gpu.control.send_fenced(job, fence, credit).map(drop)
 }
 
-/// The command that submits a job of `context` with this payload, and keeps the buffers that the
-/// job uses.
+/// What a job uses, until it is over. Whether it failed is what its fence says.
+struct Used {
+    context: Arc<Context>,
+    buffers: KVVec<ARef<Object>>,
+}
+
+impl Completion for Used {}
+
+impl Used {
+    fn new(context: &Arc<Context>, buffers: KVVec<ARef<Object>>) -> Result<Arc<Self>> {
+        let this = Self {
+            context: context.clone(),
+            buffers,
+        };
+        Ok(Arc::new(this, GFP_KERNEL)?)
+    }
+}
+
+/// The command that submits a job with this payload, which keeps what the job has `used`.
 ///
 /// # Errors
 ///
 /// [`ENOMEM`].
 fn job(
     gpu: &Gpu,
-    context: &Arc<Context>,
+    used: &Arc<Used>,
     payload: Chunks,
     ring: Option<u8>,
     event: Option<ReservedEvent>,
-    buffers: KVVec<ARef<Object>>,
 ) -> Result<ListArc<Command>> {
+    let context = &used.context;
     let fixed = Submit3d {
         size: u32::try_from(payload.len())?.into(),
         ..Default::default()
@@ -248,8 +267,7 @@ fn job(
     // With a mirror queue, this error says that the job has touched what it may not.
     let lost_on_error = gpu.features.mirror.is_some();
     request.job(context.job().lost_on_error(lost_on_error));
-    // Whether it failed is what its fence says.
-    request.keep((context.clone(), buffers))?;
+    request.then(used.clone());
     request.build()
 }
 

@@ -153,13 +153,13 @@ impl JobGuard {
     /// # Errors
     ///
     /// [`ENOMEM`].
-    pub(crate) fn completion(&self, context: &Arc<Context>) -> Result<KBox<dyn Completion>> {
+    pub(crate) fn completion(&self, context: &Arc<Context>) -> Result<Arc<dyn Completion>> {
         let accepted = Acceptance {
             _context: context.clone(),
             svm: self.svm.clone(),
             number: self.number,
         };
-        Ok(KBox::new(accepted, GFP_KERNEL)?)
+        Ok(Arc::new(accepted, GFP_KERNEL)?)
     }
 
     /// The device calls the job `fence_id`. Called with the control queue's lock held.
@@ -196,7 +196,7 @@ struct Acceptance {
 }
 
 impl Completion for Acceptance {
-    fn complete(&mut self, response: &Response) {
+    fn complete(self: Arc<Self>, response: &Response) {
         let jobs = &self.svm.jobs;
         match response {
             Response::Ok(_) => {}

@@ -24,12 +24,21 @@ use kernel::{
 ///
 /// # Invariants
 ///
-/// `raw` are the GEM objects of `objects`. All reservations are locked with `context`, and have
-/// room for a fence.
+/// All reservations are locked, as `lock` says, and have room for a fence.
 pub(crate) struct Reservation<'a, O: DriverObject> {
     objects: &'a [ARef<Object<O>>],
-    raw: KVVec<*mut bindings::drm_gem_object>,
-    context: KBox<Opaque<bindings::ww_acquire_ctx>>,
+    lock: Lock,
+}
+
+/// How the reservations of a list of objects are locked.
+enum Lock {
+    /// There is one.
+    One,
+    /// These are the GEM objects of the list, with which it was begun.
+    Many {
+        raw: KVVec<*mut bindings::drm_gem_object>,
+        context: KBox<Opaque<bindings::ww_acquire_ctx>>,
+    },
 }
 
 impl<'a, O: DriverObject> Reservation<'a, O> {
@@ -40,6 +49,27 @@ impl<'a, O: DriverObject> Reservation<'a, O> {
     /// [`EALREADY`](kernel::error::code) if an object is listed twice, [`EINTR`] or
     /// [`ERESTARTSYS`] on a signal, [`ENOMEM`].
     pub(crate) fn lock(objects: &'a [ARef<Object<O>>]) -> Result<Self> {
+        let lock = match objects {
+            [object] => {
+                // SAFETY: A GEM object has a reservation.
+                to_result(unsafe {
+                    bindings::kapi_dma_resv_lock_interruptible((*object.as_raw()).resv)
+                })?;
+                Lock::One
+            }
+            _ => Self::lock_many(objects)?,
+        };
+        // INVARIANT: Room is made below; dropping `this` on failure unlocks.
+        let this = Self { objects, lock };
+        for object in objects {
+            // SAFETY: The reservation is locked.
+            to_result(unsafe { bindings::dma_resv_reserve_fences((*object.as_raw()).resv, 1) })?;
+        }
+        Ok(this)
+    }
+
+    /// Locks the reservations of several objects, or of none.
+    fn lock_many(objects: &[ARef<Object<O>>]) -> Result<Lock> {
         let context = KBox::new(Opaque::uninit(), GFP_KERNEL)?;
         let count = c_int::try_from(objects.len())?;
         let mut raw = KVVec::with_capacity(objects.len(), GFP_KERNEL)?;
@@ -51,17 +81,7 @@ impl<'a, O: DriverObject> Reservation<'a, O> {
         to_result(unsafe {
             bindings::drm_gem_lock_reservations(raw.as_mut_ptr(), count, context.get())
         })?;
-        // INVARIANT: Room is made below; dropping `this` on failure unlocks.
-        let this = Self {
-            objects,
-            raw,
-            context,
-        };
-        for object in objects {
-            // SAFETY: The reservation is locked.
-            to_result(unsafe { bindings::dma_resv_reserve_fences((*object.as_raw()).resv, 1) })?;
-        }
-        Ok(this)
+        Ok(Lock::Many { raw, context })
     }
 
     /// Adds `fence` to all objects as one that writes them, and unlocks them. Does not sleep or
@@ -91,13 +111,21 @@ impl<'a, O: DriverObject> Reservation<'a, O> {
 
 impl<O: DriverObject> Drop for Reservation<'_, O> {
     fn drop(&mut self) {
-        // SAFETY: By the type invariant all are locked with this context.
-        unsafe {
-            bindings::drm_gem_unlock_reservations(
-                self.raw.as_mut_ptr(),
-                self.raw.len() as c_int,
-                self.context.get(),
-            )
+        match &mut self.lock {
+            Lock::One => {
+                for object in self.objects {
+                    // SAFETY: By the type invariant it is locked, without a context.
+                    unsafe { bindings::kapi_dma_resv_unlock((*object.as_raw()).resv) }
+                }
+            }
+            // SAFETY: By the type invariant all are locked with this context.
+            Lock::Many { raw, context } => unsafe {
+                bindings::drm_gem_unlock_reservations(
+                    raw.as_mut_ptr(),
+                    raw.len() as c_int,
+                    context.get(),
+                )
+            },
         }
     }
 }

@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Fences of jobs.
+ * Fences of jobs, and the reservations that have them.
  *
  * See helpers.h.
  */
 #include <linux/dma-fence-chain.h>
 #include <linux/dma-fence-unwrap.h>
 #include <linux/dma-fence.h>
+#include <linux/dma-resv.h>
 
 #include "../helpers.h"
 
@@ -67,4 +68,14 @@ long kapi_dma_fence_wait_others(struct dma_fence *fence, u64 context,
 		}
 	}
 	return left;
+}
+
+int kapi_dma_resv_lock_interruptible(struct dma_resv *resv)
+{
+	return dma_resv_lock_interruptible(resv, NULL);
+}
+
+void kapi_dma_resv_unlock(struct dma_resv *resv)
+{
+	dma_resv_unlock(resv);
 }

@@ -290,7 +290,7 @@ pub(crate) struct Owned {
     pub(super) expect: Expect,
     /// The [`response`] that means success.
     pub(super) success: u32,
-    pub(super) completion: Option<KBox<dyn Completion>>,
+    pub(super) completion: Option<Arc<dyn Completion>>,
     /// Memory that the device has written when it responds.
     pub(super) sync_for_cpu: Option<KBox<dyn SyncForCpu>>,
     /// As [`Request::about`].
@@ -321,24 +321,22 @@ pub(crate) enum Expect {
     SuccessUnlessFailed(Arc<Command>),
 }
 
-/// What is left to do when a command has come to its end.
-pub(crate) trait Completion: Send {
+/// What a command keeps as long as the device may use it, and what is left to do with it when the
+/// command has come to its end.
+pub(crate) trait Completion: Send + Sync {
     /// Called once, by the control queue's worker, which no fence waits for.
     ///
     /// Either the device has responded, or it has been reset: in both cases it is done with the
-    /// command. `self` is dropped afterwards.
-    fn complete(&mut self, response: &Response);
+    /// command. Without more to do, what was kept is dropped.
+    fn complete(self: Arc<Self>, _response: &Response) {}
 }
 
-/// Keeps something that the device may use as long as it has not responded.
+/// Something that is kept, and nothing else.
 struct Kept<T> {
     _kept: T,
 }
 
-impl<T: Send> Completion for Kept<T> {
-    // How it ended does not matter.
-    fn complete(&mut self, _response: &Response) {}
-}
+impl<T: Send + Sync> Completion for Kept<T> {}
 
 /// How a command ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -381,7 +379,7 @@ pub(crate) struct Request<'a, C> {
     event: Option<ReservedEvent>,
     sync_for_cpu: Option<KBox<dyn SyncForCpu>>,
     job: Option<JobOf>,
-    completion: Option<KBox<dyn Completion>>,
+    completion: Option<Arc<dyn Completion>>,
     id: Option<Arc<Id>>,
     kind: PhantomData<C>,
 }
@@ -439,8 +437,8 @@ impl<'a, C: CommandToHost> Request<'a, C> {
         self.id = Some(id.clone());
     }
 
-    /// Says what is left to do when the command has come to its end.
-    pub(crate) fn then(&mut self, completion: KBox<dyn Completion>) {
+    /// Says what is kept, and left to do when the command has come to its end.
+    pub(crate) fn then(&mut self, completion: Arc<dyn Completion>) {
         self.completion = Some(completion);
     }
 
@@ -450,11 +448,11 @@ impl<'a, C: CommandToHost> Request<'a, C> {
     ///
     /// - [`ENOMEM`];
     /// - [`EINVAL`] if something is left to do, or to drop, already.
-    pub(crate) fn keep(&mut self, kept: impl Send + 'static) -> Result {
+    pub(crate) fn keep(&mut self, kept: impl Send + Sync + 'static) -> Result {
         if self.completion.is_some() {
             return Err(EINVAL);
         }
-        self.completion = Some(KBox::new(Kept { _kept: kept }, GFP_KERNEL)?);
+        self.completion = Some(Arc::new(Kept { _kept: kept }, GFP_KERNEL)?);
         Ok(())
     }
 

@@ -410,7 +410,7 @@ impl Control {
 
     pub(super) fn complete(command: &mut ListArc<Command>) {
         let response = ControlQueue::response(command);
-        if let Some(mut completion) = Message::owned(command).completion.take() {
+        if let Some(completion) = Message::owned(command).completion.take() {
             completion.complete(&response);
         }
         let owned = Message::owned(command);
