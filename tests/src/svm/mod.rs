@@ -12,6 +12,7 @@ mod hostile;
 mod knobs;
 mod mm;
 mod rules;
+mod scarce;
 mod silent;
 mod spaces;
 mod storm;
@@ -29,8 +30,8 @@ pub(crate) const FAMILIES: &[Family] = &[
     beside::FAMILY,
     silent::FAMILY,
     rules::FAMILY,
-    rules::SCARCE,
-    rules::SCARCER,
+    scarce::FAMILY,
+    scarce::SCARCER,
     rules::LOST,
     spaces::FAMILY,
     storm::FAMILY,
