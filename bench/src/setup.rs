@@ -64,7 +64,7 @@ pub(crate) struct Numbers {
 
 impl Stats {
     pub(crate) fn new(device: &Device) -> Result<Self> {
-        let blob = device.create_blob(&BlobOptions::guest(4096))?;
+        let blob = device.create_blob(&BlobOptions::guest(PAGE as u64))?;
         let map = blob.map()?;
         let mut job = compute::Stream::new();
         job.stat(blob.at(0));

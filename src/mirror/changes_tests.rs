@@ -9,16 +9,17 @@ use super::changes::{
 };
 use crate::kapi::mm::ChangeId;
 use core::ops::Range;
-use kernel::prelude::*;
+use kernel::{
+    page::PAGE_SIZE,
+    prelude::*, //
+};
 
 #[kunit_tests(virtgpu_userptr_changes)]
 mod tests {
     use super::*;
 
-    const PAGE: usize = 4096;
-
     fn pages(which: Range<usize>) -> Range<usize> {
-        which.start * PAGE..which.end * PAGE
+        which.start * PAGE_SIZE..which.end * PAGE_SIZE
     }
 
     fn change(number: usize) -> ChangeId {

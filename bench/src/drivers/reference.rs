@@ -6,7 +6,7 @@ use virtgpu_client::{compute, BlobOptions, Bytes, Device, Exec};
 
 use super::calls;
 use crate::meter::{Meter, Number};
-use crate::setup::{nothing, wait, Result};
+use crate::setup::{nothing, wait, Result, PAGE};
 
 pub(super) fn numbers(device: &Device, meter: &mut Meter) -> Result<Vec<Number>> {
     device.context_init_compute(2)?;
@@ -50,7 +50,7 @@ fn trips(device: &Device, meter: &mut Meter) -> Result<f64> {
 }
 
 fn latency(device: &Device, meter: &mut Meter) -> Result<f64> {
-    let blob = device.create_blob(&BlobOptions::guest(4096))?;
+    let blob = device.create_blob(&BlobOptions::guest(PAGE as u64))?;
     let map = blob.map()?;
     let mut stream = compute::Stream::new();
     // Long enough for the waiter to sleep.

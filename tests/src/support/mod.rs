@@ -23,6 +23,7 @@ pub(crate) mod memcg;
 pub(crate) mod memory;
 pub(crate) mod numa;
 pub(crate) mod pace;
+mod page;
 pub(crate) mod place;
 pub(crate) mod prefetch;
 pub(crate) mod procfs;
@@ -47,14 +48,8 @@ use std::time::{Duration, Instant};
 use virtgpu_client::protocol::uapi;
 use virtgpu_client::{Device, Errno};
 
+pub(crate) use self::page::{HUGE, P, PAGE};
 use crate::ktap::{Driver, Family, Kernel, Outcome, TestResult};
-
-/// A page.
-pub(crate) const PAGE: usize = 4096;
-/// The same for ioctls and jobs, whose addresses and lengths have 64 bits.
-pub(crate) const P: u64 = PAGE as u64;
-/// A huge page.
-pub(crate) const HUGE: usize = 2 << 20;
 
 /// Fewer rounds of a race show little, however slow the kernel is.
 pub(crate) const ROUNDS: u64 = 50;

@@ -12,6 +12,10 @@
 mod disturb;
 mod kernel;
 mod mirrored;
+// One size of pages for all programs of this package.
+#[allow(dead_code)]
+#[path = "../../support/page.rs"]
+mod page;
 mod pinned;
 mod pointers;
 
@@ -22,7 +26,8 @@ use std::time::{Duration, Instant};
 use virtgpu_client::protocol::uapi;
 use virtgpu_client::{compute, Device, Errno, Exec, Memory, Result};
 
-const PAGE: usize = 4096;
+use self::page::PAGE;
+
 const MIB: usize = 1 << 20;
 
 /// What a C program gets from malloc(3).
