@@ -283,11 +283,15 @@ impl Segments {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::fs::FileExt;
+
     use proptest::prelude::*;
     use vm_memory::{Bytes, GuestAddress};
     use zerocopy::little_endian::{U32, U64};
 
+    use crate::memory::hostmem::HostMemory;
     use crate::memory::ram::Memory;
+    use crate::memory::PAGE;
 
     const RAM: usize = 0x1_0000;
 
@@ -311,6 +315,30 @@ mod tests {
             length: U32::new(length),
             padding: U32::ZERO,
         }
+    }
+
+    #[test]
+    fn contents_follow_the_blob() {
+        let mut memory = HostMemory::new(16 * PAGE).unwrap();
+        let blob = memory.allocate(2 * PAGE).unwrap();
+        let view = Segments::from_host(blob.clone());
+        view.write(5000, b"before").unwrap();
+        memory.show(&blob, PAGE, true).unwrap();
+        let mut seen = [0; 6];
+        memory
+            .memfd()
+            .read_exact_at(&mut seen, PAGE + 5000)
+            .unwrap();
+        assert_eq!(&seen, b"before");
+        memory.memfd().write_all_at(b"guest!", PAGE + 8).unwrap();
+        view.read(8, &mut seen).unwrap();
+        assert_eq!(&seen, b"guest!");
+        memory.hide(&blob, PAGE, true).unwrap();
+        view.read(8, &mut seen).unwrap();
+        assert_eq!(&seen, b"guest!");
+        memory.memfd().read_exact_at(&mut seen, PAGE + 8).unwrap();
+        assert_eq!(seen, [0; 6]);
+        assert_eq!(memory.bytes_shown(), 0);
     }
 
     #[test]

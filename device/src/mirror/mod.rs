@@ -37,12 +37,11 @@ use crate::misbehave::adversary::Attack;
 use crate::misbehave::hammer::Hammer;
 use crate::misbehave::mutant::{self, Mutant};
 use crate::queues::chain::RequestBuffer;
-use crate::queues::events::EventRing;
+use crate::queues::events::{EventRing, OwnerId};
 use crate::queues::mirror::CommandRing;
 
 use backlog::Backlog;
 use stall::Faulting;
-pub(crate) use table::OwnerId;
 use table::Table;
 
 /// What the extension offers.

@@ -18,11 +18,17 @@ use zerocopy::IntoBytes;
 use super::ring::{give_back, scatter, GuestRing, Inner, Queue};
 use super::vring::Vring;
 use crate::log::{Event, EventLog};
-use crate::mirror::OwnerId;
 
 /// Events that wait for a buffer; more are lost, but for those that the guest waits for, of which
 /// it allows no more.
 const MOST: usize = 4096;
+
+/// What a space belongs to, as far as events that name it are forgotten with that.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum OwnerId {
+    Resource(u32),
+    Context(u32),
+}
 
 /// An event.
 #[derive(Clone, Copy, Debug)]

@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: GPL-2.0
-"""Whether files of src/ name each other in circles, and where `unsafe` is.
+"""Whether files of the driver or of the device name each other in circles, and where the driver has
+`unsafe`.
 
 The layers say which folder may use which; here it is the files of a folder. A file uses another if
 it names something of it, by a path of its own or through what another file makes public again.
 That a file uses the one of the folder it is in, and the other way round, is how modules are made,
 and no circle.
 
-kapi/drm/ is left out: a device, its files and its buffers have each other as parameters in C, too.
+src/kapi/drm/ is left out: a device, its files and its buffers have each other as parameters in C,
+too.
 
-`unsafe` belongs into kapi/; trace/ has it as well, as trace events are C functions.
+`unsafe` of the driver belongs into kapi/; trace/ has it as well, as trace events are C functions.
 """
 
 import collections
@@ -17,19 +19,31 @@ import os
 
 from . import layers
 
+DRIVER, DEVICE = "src", "device/src"
 WITHOUT = ("kapi", "drm")
 UNSAFE = (("kapi",), ("trace",))
 
 
-def modules(top):
-    """The files of src/ by their modules."""
-    files = sorted(glob.glob("src/**/*.rs", root_dir=top, recursive=True))
-    return {tuple(layers.module_of(file)): file for file in files}
+def modules(top, crate):
+    """The files of a crate by their modules."""
+    files = sorted(glob.glob(f"{crate}/**/*.rs", root_dir=top, recursive=True))
+    if f"{crate}/lib.rs" in files:
+        # The program beside a library is another crate.
+        files = [file for file in files if file != f"{crate}/main.rs"]
+    return {tuple(layers.module_of(file, crate)): file for file in files}
 
 
 def read(top, file):
     with open(f"{top}/{file}") as f:
         return f.read()
+
+
+def resolve(inside, path, files):
+    """The path from the root of the crate on, also of one that begins with a module of the file."""
+    found = layers.resolve(inside, path)
+    if found is None and tuple(inside + path[:1]) in files:
+        found = inside + path
+    return None if found is None else tuple(found)
 
 
 def public_again(files, texts):
@@ -43,9 +57,9 @@ def public_again(files, texts):
             leaves = []
             layers.tree(tokens, at + 1, [], leaves)
             for path, _ in leaves:
-                target = layers.resolve(list(module), path)
+                target = resolve(list(module), path, files)
                 if target and path[-1] != "self":
-                    found[module, path[-1]] = tuple(target)
+                    found[module, path[-1]] = target
     return found
 
 
@@ -68,10 +82,10 @@ def uses(files, texts):
     found = collections.defaultdict(dict)
     for module, text in texts.items():
         for inside, path, line in layers.paths(text, list(module)):
-            target = layers.resolve(inside, path)
+            target = resolve(inside, path, files)
             if target is None:
                 continue
-            other = home(tuple(target), files, again)
+            other = home(target, files, again)
             shorter = min(len(module), len(other))
             if module[:shorter] != other[:shorter]:
                 found[module].setdefault(other, f"{files[module]}:{line}")
@@ -95,25 +109,40 @@ def circle_from(start, found):
     return None
 
 
-def check(top):
-    """What is wrong, a line for each."""
-    files = modules(top)
-    texts = {module: read(top, file) for module, file in files.items()}
+def unsafe_outside(files, texts):
+    """Where the driver has `unsafe` that does not belong there, a line for each."""
     wrong = []
     for module, text in texts.items():
         if module[:1] not in UNSAFE:
             lines = sorted({token.line for token in layers.tokens(text) if token.text == "unsafe"})
             wrong += [f"{files[module]}:{line}: unsafe outside of kapi/" for line in lines]
+    return wrong
+
+
+def circles(files, texts, without=None):
+    """The circles, a line for each, but for those of a folder."""
     found = uses(files, texts)
-    reported = set()
+    wrong, reported = [], set()
     for module in sorted(found):
         circle = circle_from(module, found)
-        if not circle or module[:2] == WITHOUT or reported & set(circle):
+        if not circle or module[:2] == without or reported & set(circle):
             continue
         reported |= set(circle)
         steps = zip(circle, circle[1:] + circle[:1])
         wrong.append("a circle: " + ", ".join(
             f"{found[one][other]} uses {files[other]}" for one, other in steps))
+    return wrong
+
+
+def check(top):
+    """What is wrong, a line for each."""
+    wrong = []
+    for crate, without in ((DRIVER, WITHOUT), (DEVICE, None)):
+        files = modules(top, crate)
+        texts = {module: read(top, file) for module, file in files.items()}
+        if crate == DRIVER:
+            wrong += unsafe_outside(files, texts)
+        wrong += circles(files, texts, without)
     return wrong
 
 

@@ -130,10 +130,10 @@ def resolve(inside, path):
     return None
 
 
-def module_of(path):
-    """The module that a file of src/ is."""
-    parts = os.path.splitext(path)[0].split("/")[1:]
-    if parts[-1] in ("mod", "main"):
+def module_of(path, crate="src"):
+    """The module that a file of a crate's folder is."""
+    parts = os.path.splitext(os.path.relpath(path, crate))[0].split("/")
+    if parts[-1] in ("mod", "main", "lib"):
         parts.pop()
     return parts
 

@@ -22,6 +22,11 @@ GOOD = {
     "src/kapi/drm/mod.rs": "mod device;\nmod file;\n",
     "src/kapi/drm/device.rs": "use super::file::File;\n",
     "src/kapi/drm/file.rs": "use super::device::Device;\n",
+    "device/src/lib.rs": "mod high;\nmod low;\npub use high::A;\n",
+    "device/src/main.rs": "use virtgpu_device::high;\n",
+    "device/src/high/mod.rs": "mod a;\npub(crate) use a::A;\n",
+    "device/src/high/a.rs": "use crate::low::L;\nfn f() { unsafe { g() } }\n",
+    "device/src/low.rs": "use crate::low;\n",
 }
 
 # Where it is added, and what.
@@ -35,6 +40,10 @@ BAD = [
     ("src/one/c.rs", "mod tests { use super::super::b::B; }"),
     ("src/one/c.rs", "fn f() { unsafe { g() } }"),
     ("src/one/mod.rs", "unsafe impl Send for A {}"),
+    ("device/src/low.rs", "use crate::high::A;"),
+    ("device/src/low.rs", "use crate::high::a::f;"),
+    # Through the library's root, of which the program's file is none.
+    ("device/src/low.rs", "use crate::A;"),
 ]
 
 
@@ -57,13 +66,18 @@ class Circles(unittest.TestCase):
                 self.assertIn(name + ":", found[0])
 
     def test_the_tree_is_looked_at(self):
-        files = circles.modules(PROJECT)
-        texts = {module: circles.read(PROJECT, file) for module, file in files.items()}
-        found = circles.uses(files, texts)
+        found = self.uses(circles.DRIVER)
         # Shared through a folder, and by the path of a file.
         self.assertIn(("mirror", "space"), found["mirror", "range"])
         self.assertIn(("mirror", "windows"), found["svm",])
         self.assertIsNotNone(circles.circle_from(("kapi", "drm", "device"), found))
+        self.assertIn(("queues", "events"), self.uses(circles.DEVICE)["mirror",])
+
+    @staticmethod
+    def uses(crate):
+        files = circles.modules(PROJECT, crate)
+        texts = {module: circles.read(PROJECT, file) for module, file in files.items()}
+        return circles.uses(files, texts)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use virtgpu_protocol::mirror::{self as wire, access, space_kind, status};
 
-use super::{OwnerId, Space, Table, DESTROYED, LOST};
+use super::{Space, Table, DESTROYED, LOST};
 use crate::log::Event;
 use crate::memory::area::{self, Area};
 use crate::memory::usage::Usage;
@@ -16,7 +16,7 @@ use crate::mirror::runs::Runs;
 use crate::mirror::stall::Faulting;
 use crate::mirror::{Limits, Mirror};
 use crate::misbehave::mutant::Mutant;
-use crate::queues::events::Record;
+use crate::queues::events::{OwnerId, Record};
 
 impl Mirror {
     pub(super) fn create(&self, table: &mut Table, create: &wire::SpaceCreate) -> u32 {

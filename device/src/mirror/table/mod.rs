@@ -27,13 +27,7 @@ use crate::memory::area::Area;
 use crate::memory::ram::GuestRam;
 use crate::memory::usage::{Budget, Usage};
 use crate::memory::PAGE;
-
-/// What a space belongs to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum OwnerId {
-    Resource(u32),
-    Context(u32),
-}
+use crate::queues::events::OwnerId;
 
 /// A context that can have a space.
 #[derive(Debug)]
