@@ -32,7 +32,8 @@ use virtgpu_protocol::virtio_gpu::{command, response, Header, MAX_RINGS};
 use virtgpu_protocol::virtio_gpu_2d as wire2d;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-use crate::device::state::{Action, Item, Job, Timeline};
+use crate::device::state::{Action, Item, Job};
+use crate::device::timelines::Timeline;
 use crate::device::Device;
 use crate::log::names;
 use crate::log::Event;

@@ -17,7 +17,8 @@ use zerocopy::FromBytes;
 
 use super::{parse, Failed, Outcome};
 use crate::compute;
-use crate::device::state::{FaultingJob, Job, Live, State, Storage, Timeline, Work};
+use crate::device::state::{FaultingJob, Job, Live, State, Storage, Work};
+use crate::device::timelines::Timeline;
 use crate::device::Device;
 use crate::log::Event;
 use crate::memory::lent::Lent;

@@ -14,7 +14,8 @@ use virtgpu_protocol::virtio_gpu_image as wire_image;
 
 use super::image::image_failed;
 use super::{parse, Failed, Outcome};
-use crate::device::state::{Job, Live, Storage, Timeline, Work};
+use crate::device::state::{Job, Live, Storage, Work};
+use crate::device::timelines::Timeline;
 use crate::device::Device;
 use crate::log::Event;
 use crate::memory::image::{Copying, Direction, Transfer};

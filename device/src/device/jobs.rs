@@ -17,7 +17,8 @@ use virtgpu_protocol::virtio_gpu::response;
 
 use crate::cancel::Cancel;
 use crate::compute::{self, Addresses, Environment, Failure, Memory};
-use crate::device::state::{FaultingJob, Item, Job, Pool, State, Timeline, Which, Work};
+use crate::device::state::{FaultingJob, Item, Job, State, Work};
+use crate::device::timelines::{Pool, Timeline, Which};
 use crate::device::Device;
 use crate::log::names;
 use crate::log::Event;
@@ -72,7 +73,7 @@ impl Device {
         }
         lane.busy = true;
         let which = timeline.pool();
-        state.pool(which).ready.push_back(timeline);
+        state.pool(which).push(timeline);
         self.call_worker(state, which);
     }
 
@@ -84,7 +85,7 @@ impl Device {
             Which::Faulting => state.contexts.len() + Pool::MORE,
         };
         let pool = state.pool(which);
-        if pool.ready.len() > pool.idle && pool.workers < most {
+        if pool.ready() > pool.idle && pool.workers < most {
             let device = self.clone();
             let worker = std::thread::Builder::new()
                 .name("worker".into())
@@ -183,7 +184,7 @@ impl Device {
         }
         // Others first; the lane may be gone since a reset.
         if state.lanes.contains_key(&timeline) {
-            state.pool(timeline.pool()).ready.push_back(timeline);
+            state.pool(timeline.pool()).push(timeline);
         }
         state
     }

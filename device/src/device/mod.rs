@@ -14,6 +14,7 @@
 
 mod jobs;
 pub(crate) mod state;
+pub(crate) mod timelines;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
@@ -222,8 +223,8 @@ impl Device {
         let mut state = self.lock();
         state.cancel_all();
         let lanes = std::mem::take(&mut state.lanes);
-        state.workers.ready.clear();
-        state.stallers.ready.clear();
+        state.workers.clear();
+        state.stallers.clear();
         let queued = lanes.into_values().flat_map(|lane| lane.items);
         let deferred = std::mem::take(&mut state.deferred);
         let tickets = queued
@@ -242,8 +243,8 @@ impl Device {
         self.mirror.reset();
         // Jobs that ended meanwhile found nothing to do after them.
         state.lanes.clear();
-        state.workers.ready.clear();
-        state.stallers.ready.clear();
+        state.workers.clear();
+        state.stallers.clear();
         state.live.clear();
         state.queued_ops = 0;
         let resources = state.resources.len() as u64;

@@ -10,9 +10,10 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 
 use virtgpu_protocol::compute::Op;
-use virtgpu_protocol::virtio_gpu::{response, Header, FLAG_FENCE, FLAG_INFO_RING_IDX};
+use virtgpu_protocol::virtio_gpu::{response, Header, FLAG_FENCE};
 
 use crate::cancel::Cancel;
+use crate::device::timelines::{Pool, Timeline, Which};
 use crate::memory::hostmem::{HostBlob, HostMemory};
 use crate::memory::image::{Copying, Image};
 use crate::memory::lent::Lent;
@@ -110,120 +111,6 @@ pub(crate) struct Context {
     pub(crate) jobs: usize,
     /// What they count for, see [`Live::ops`].
     pub(crate) ops: usize,
-}
-
-/// A sequence of jobs and responses that is kept.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) enum Timeline {
-    /// That of all requests without a ring, of any context.
-    Global,
-    /// A ring of a context.
-    Ring(u32, u8),
-    /// The jobs of a ring of a context in fault mode, with which no responses wait.
-    Faulting(u32, u8),
-}
-
-impl Timeline {
-    /// The timeline of a request.
-    pub(crate) fn of(header: &Header) -> Self {
-        if header.flags.get() & FLAG_INFO_RING_IDX != 0 {
-            Self::Ring(header.ctx_id.get(), header.ring_idx)
-        } else {
-            Self::Global
-        }
-    }
-
-    /// The ring's number.
-    pub(crate) fn ring(self) -> Option<u8> {
-        match self {
-            Self::Global => None,
-            Self::Ring(_, ring) | Self::Faulting(_, ring) => Some(ring),
-        }
-    }
-
-    /// Which workers serve it.
-    pub(crate) fn pool(self) -> Which {
-        match self {
-            Self::Faulting(..) => Which::Faulting,
-            _ => Which::Others,
-        }
-    }
-}
-
-/// Workers: those of jobs that may stall, or all others.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Which {
-    Others,
-    Faulting,
-}
-
-/// The workers of one kind.
-#[derive(Debug, Default)]
-pub(crate) struct Pool {
-    /// Timelines that a worker should look at.
-    pub(crate) ready: VecDeque<Timeline>,
-    /// Workers waiting for one.
-    pub(crate) idle: usize,
-    /// Workers.
-    pub(crate) workers: usize,
-    /// How many of them each context has at work, of jobs that may stall.
-    busy: HashMap<u32, usize>,
-    /// Those of them that are not the only one of their context.
-    more: usize,
-}
-
-impl Pool {
-    /// The most that a context has at work of those.
-    const SHARE: usize = 8;
-    /// The most that all contexts have, beyond one for each.
-    pub(crate) const MORE: usize = 512;
-
-    /// Whether the context of a timeline can have one more at work. It always has one, however many
-    /// jobs of others stall.
-    fn may_serve(&self, timeline: Timeline) -> bool {
-        let Timeline::Faulting(ctx, _) = timeline else {
-            return true;
-        };
-        match self.busy.get(&ctx) {
-            Some(busy) => *busy < Self::SHARE && self.more < Self::MORE,
-            None => true,
-        }
-    }
-
-    /// Whether it is the turn of a timeline.
-    pub(crate) fn has_next(&self) -> bool {
-        self.ready.iter().any(|timeline| self.may_serve(*timeline))
-    }
-
-    /// The next timeline whose turn it is.
-    pub(crate) fn next(&mut self) -> Option<Timeline> {
-        let mut ready = self.ready.iter();
-        let at = ready.position(|timeline| self.may_serve(*timeline))?;
-        self.ready.remove(at)
-    }
-
-    /// A worker begins to serve a timeline.
-    pub(crate) fn begin(&mut self, timeline: Timeline) {
-        if let Timeline::Faulting(ctx, _) = timeline {
-            let busy = self.busy.entry(ctx).or_default();
-            self.more += usize::from(*busy > 0);
-            *busy += 1;
-        }
-    }
-
-    /// It has served it.
-    pub(crate) fn end(&mut self, timeline: Timeline) {
-        let Timeline::Faulting(ctx, _) = timeline else {
-            return;
-        };
-        match self.busy.get_mut(&ctx) {
-            Some(busy) if *busy > 1 => {
-                *busy -= 1;
-                self.more -= 1;
-            }
-            _ => drop(self.busy.remove(&ctx)),
-        }
-    }
 }
 
 /// What a job does.
