@@ -9,6 +9,7 @@
 mod beside;
 mod chasing;
 mod crowd;
+mod exclusive;
 mod one_page;
 mod tables;
 mod touching;
@@ -28,6 +29,9 @@ use crate::Options;
 const LIMIT: Duration = Duration::from_secs(120);
 
 pub(crate) fn measure(options: &Options, report: &mut Report) -> Result {
+    if exclusive::is_needed()? {
+        return exclusive::measure(options, report);
+    }
     one_page::measure(options, report)?;
     touching::measure(options, report)?;
     chasing::measure(options, report)?;

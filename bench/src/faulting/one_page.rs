@@ -43,7 +43,7 @@ pub(super) fn fault(svm: &Svm, memory: &Region) -> Result<f64> {
 }
 
 /// How long the kernel is held up by the loss of one page that the device reaches.
-fn invalidate(svm: &Svm, tracer: &Tracer, page: &Region) -> Result<f64> {
+pub(super) fn invalidate(svm: &Svm, tracer: &Tracer, page: &Region) -> Result<f64> {
     const TIMES: usize = 30;
     tracer.clear()?;
     for _ in 0..TIMES {
