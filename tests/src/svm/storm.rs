@@ -19,10 +19,111 @@ pub(crate) const FAMILY: Family = family(
     cases![
         same_page_one_fault,
         rings_random: 600,
+        chases_beside_everything: 600,
         first_touch_from_all_rings,
         two_processes_fair: 300,
     ],
 );
+
+/// Has the kernel do all sorts of things to memory, which stays what it is, until it is told to
+/// stop. Returns how many.
+fn disturb(place: &Place, stop: &AtomicBool) -> TestResult<u64> {
+    let mut random = Random(5);
+    let mut count = 0;
+    while !stop.load(Ordering::SeqCst) {
+        let at = random.below((place.len() / PAGE) as u64) as usize * PAGE;
+        let length = (random.below(64) as usize * PAGE + PAGE).min(place.len() - at);
+        match random.below(6) {
+            0 => place.advise(at, length, libc::MADV_PAGEOUT)?,
+            1 => place.protect(at, length, RW)?,
+            2 => place.advise(at, length, libc::MADV_NOHUGEPAGE)?,
+            3 => place.advise(at, length, libc::MADV_HUGEPAGE)?,
+            4 => drop(place.advise(at / HUGE * HUGE, HUGE, libc::MADV_COLLAPSE)),
+            _ => {
+                // SAFETY: The child does nothing but end, which any thread's child may.
+                let pid = unsafe { libc::fork() };
+                if pid == 0 {
+                    // SAFETY: Ends the child.
+                    unsafe { libc::_exit(0) }
+                }
+                crate::ktap::reap(pid)?;
+            }
+        }
+        count += 1;
+    }
+    Ok(count)
+}
+
+/// Lists of pointers are followed on each ring, and cut and joined by us in between, while the
+/// memory that they are in is moved, forked, paged out and protected.
+fn chases_beside_everything(env: &Env) -> TestResult {
+    const NODE: usize = 192;
+    const NODES: usize = 2 * HUGE / NODE;
+    const STEPS: u64 = 300;
+    let svm = open(env)?;
+    let place = Place::new(Pages::Huge, 2 * HUGE)?;
+    let stop = AtomicBool::new(false);
+    // Each node has the address of the next, in a random order, and the last that of the first.
+    let mut order: Vec<_> = (0..NODES).collect();
+    let mut random = Random(6);
+    for last in (1..NODES).rev() {
+        order.swap(last, random.below(last as u64 + 1) as usize);
+    }
+    let link = |order: &[usize], from: usize| {
+        let next = order[(from + 1) % NODES];
+        place.write_u64(order[from] * NODE, place.address(next * NODE));
+    };
+    (0..NODES).for_each(|from| link(&order, from));
+    let ends = Place::base(RINGS as usize * PAGE)?;
+    std::thread::scope(|scope| {
+        let disturber = scope.spawn(|| disturb(&place, &stop));
+        let mut work = || -> TestResult {
+            for round in 0..env.iterations(40) {
+                // Two nodes change places.
+                let (one, other) = (random.below(NODES as u64), random.below(NODES as u64));
+                let (one, other) = (one as usize, other as usize);
+                order.swap(one, other);
+                for at in [one, other] {
+                    link(&order, (at + NODES - 1) % NODES);
+                    link(&order, at);
+                }
+                for ring in 0..RINGS {
+                    let first = (one + ring as usize * NODES / RINGS as usize) % NODES;
+                    let mut stream = compute::Stream::new();
+                    let end = at(ends.address(ring as usize * PAGE));
+                    stream.pointer_chase(end, at(place.address(order[first] * NODE)), STEPS);
+                    svm.submit(ring, &stream)?;
+                }
+                for ring in 0..RINGS {
+                    check_eq!(svm.finish(ring)?, End::Done, "ring {ring} in round {round}");
+                    let first = (one + ring as usize * NODES / RINGS as usize) % NODES;
+                    check_eq!(
+                        ends.read_u64(ring as usize * PAGE),
+                        place.address(order[(first + STEPS as usize) % NODES] * NODE),
+                        "where ring {ring} has come to in round {round}"
+                    );
+                }
+            }
+            Ok(())
+        };
+        let worked = work();
+        stop.store(true, Ordering::SeqCst);
+        let count = disturber.join().expect("no panic")?;
+        println!("    # {count} disturbances");
+        check!(count > 0, "no disturbance");
+        worked
+    })?;
+    let query = svm.count()?;
+    println!(
+        "    # {} faults, {} pages, {} INVALIDATEs, {} retries",
+        query.faults, query.pages, query.invalidations, query.retries
+    );
+    check!(
+        query.invalidations > 0,
+        "nothing was taken from the device meanwhile"
+    );
+    Ok(())
+}
 
 /// Jobs of all rings touch the same untouched pages at the same time: each page is faulted in once,
 /// and no addition is lost.
@@ -75,32 +176,7 @@ fn rings_random(env: &Env) -> TestResult {
     let stop = AtomicBool::new(false);
     let rounds = env.iterations(400);
     let expected = std::thread::scope(|scope| {
-        let disturber = scope.spawn(|| -> TestResult<u64> {
-            let mut random = Random(5);
-            let mut count = 0;
-            while !stop.load(Ordering::SeqCst) {
-                let at = random.below((place.len() / PAGE) as u64) as usize * PAGE;
-                let length = (random.below(64) as usize * PAGE + PAGE).min(place.len() - at);
-                match random.below(6) {
-                    0 => place.advise(at, length, libc::MADV_PAGEOUT)?,
-                    1 => place.protect(at, length, RW)?,
-                    2 => place.advise(at, length, libc::MADV_NOHUGEPAGE)?,
-                    3 => place.advise(at, length, libc::MADV_HUGEPAGE)?,
-                    4 => drop(place.advise(at / HUGE * HUGE, HUGE, libc::MADV_COLLAPSE)),
-                    _ => {
-                        // SAFETY: The child does nothing but end, which any thread's child may.
-                        let pid = unsafe { libc::fork() };
-                        if pid == 0 {
-                            // SAFETY: Ends the child.
-                            unsafe { libc::_exit(0) }
-                        }
-                        crate::ktap::reap(pid)?;
-                    }
-                }
-                count += 1;
-            }
-            Ok(count)
-        });
+        let disturber = scope.spawn(|| disturb(&place, &stop));
         let workers: Vec<_> = (0..PARTS)
             .map(|part| {
                 let (svm, place) = (&svm, &place);
