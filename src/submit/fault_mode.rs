@@ -39,7 +39,9 @@ use crate::{
     },
 };
 use kernel::{
+    error::code::EALREADY,
     prelude::*,
+    rbtree::RBTree,
     sync::{
         aref::ARef,
         Arc, //
@@ -75,6 +77,27 @@ impl Drop for Listed {
     }
 }
 
+/// Fails if a buffer is listed twice. Jobs with fences find that out as the reservations of their
+/// buffers are locked.
+///
+/// # Errors
+///
+/// [`EALREADY`], [`ENOMEM`].
+fn check_listed_once(listed: &[ARef<Object>]) -> Result {
+    if listed.len() < 2 {
+        return Ok(());
+    }
+    // `sort_unstable()` has objtool warn of functions that it does not know to be without a return.
+    let mut ids = RBTree::new();
+    for buffer in listed {
+        let other = ids.try_create_and_insert(buffer.host.id(), (), GFP_KERNEL)?;
+        if other.is_some() {
+            return Err(EALREADY);
+        }
+    }
+    Ok(())
+}
+
 /// EXECBUFFER.
 ///
 /// # Errors
@@ -98,6 +121,7 @@ pub(super) fn submit(file: &File, svm: &Arc<Svm>, args: &mut ExecBuffer) -> Resu
     svm.check()?;
 
     let listed = buffers(file, args)?;
+    check_listed_once(&listed)?;
     for buffer in &listed {
         buffer.check_not_revoked()?;
         // Others could wait for one that they share.

@@ -338,3 +338,31 @@ pub(super) fn pinned_and_mirrored_too(env: &Env) -> TestResult {
     }
     Ok(())
 }
+
+/// As for jobs with fences: a buffer is in the list once, or not at all.
+pub(super) fn buffer_listed_twice(env: &Env) -> TestResult {
+    let svm = open(env)?;
+    let blobs = (0..3)
+        .map(|_| svm.device().create_blob(&BlobOptions::guest(4096)))
+        .collect::<Result<Vec<_>, _>>()?;
+    let [one, two, three] = [0, 1, 2].map(|index| blobs[index].handle());
+    let job = delay(1);
+    let exec = Exec::new(job.as_bytes()).ring(0);
+    for list in [
+        &[one, one][..],
+        &[one, two, one],
+        &[three, two, two],
+        &[two, one, three, two],
+    ] {
+        check_err!(
+            exec.buffers(list).submit(svm.device()),
+            Errno::ALREADY,
+            "a job with the buffers {list:?}"
+        );
+    }
+    // None of them was listed by a job that the driver took.
+    drop(svm.device().prime_export(one)?);
+    exec.buffers(&[three, two]).submit(svm.device())?;
+    check_eq!(svm.finish(0)?, End::Done, "a job that lists each once");
+    Ok(())
+}

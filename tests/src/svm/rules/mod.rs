@@ -12,9 +12,9 @@ use virtgpu_client::protocol::uapi::{self, svm_reason, svm_state};
 use virtgpu_client::{compute, BlobOptions, Bytes, Errno, Exec, Memory, RegisterOptions};
 
 use self::buffers::{
-    buffer_closed_in_use, buffer_is_not_busy, buffer_not_listed, failed_job_lists_nothing,
-    pinned_and_mirrored_too, pinned_closed_after_use, pinned_closed_in_use, shared_by_name,
-    shared_or_fault_mode,
+    buffer_closed_in_use, buffer_is_not_busy, buffer_listed_twice, buffer_not_listed,
+    failed_job_lists_nothing, pinned_and_mirrored_too, pinned_closed_after_use,
+    pinned_closed_in_use, shared_by_name, shared_or_fault_mode,
 };
 use super::support::{at, device, family, open, others_work, End, Svm, RINGS};
 use crate::ktap::{Family, TestResult};
@@ -38,6 +38,7 @@ pub(crate) const FAMILY: Family = family(
         pinned_closed_after_use,
         buffer_not_listed,
         refused_job,
+        buffer_listed_twice,
         fence_job_beside_stall,
         pinned_and_mirrored_too,
         two_files_one_process,
