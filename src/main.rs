@@ -54,7 +54,7 @@
 //! 8. `HostResource::inner`, `PendingUnref::state`, `Releases::waiting`, `MirroredRange::spare`,
 //!    `RangeEvents::state`, `DmaBufRevocation::detach`, `JobContext::destroy`,
 //!    `PeerMappings::mapped`, `Windows::tree`, `Windows::changes`, `Windows::spare`,
-//!    `Svm::streams`, `Svm::in_vain`, `Svm::loss`, `Svm::phase` (spinlocks)
+//!    `Svm::streams`, `Svm::in_vain`, `Svm::shortages`, `Svm::loss`, `Svm::phase` (spinlocks)
 //! 9. `EventSender::due`, `EventQueue::file` (spinlocks, never both; inside are locks of the
 //!    kernel)
 //! 10. `Control::inner`, `Mirror::inner`, `Events::inner` (spinlocks, interrupts off, one at a

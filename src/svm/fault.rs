@@ -198,7 +198,7 @@ impl Svm {
             } else {
                 self.wanted(&window, &area, page, write, extent.pages)
             };
-            let resolved = !self.scarce.load(Relaxed);
+            let resolved = !self.is_scarce();
             let extent = if narrow { extent.missed() } else { extent };
             // The page behind those that are mapped.
             let mut next = global_page;

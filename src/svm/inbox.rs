@@ -42,10 +42,7 @@ use kernel::{
         PAGE_SIZE, //
     },
     prelude::*,
-    sync::{
-        atomic::ordering::Relaxed,
-        Arc, //
-    }, //
+    sync::Arc, //
 };
 
 /// Faults that are not resolved, and the threads that serve them.
@@ -303,10 +300,20 @@ impl Svm {
         let Ok(response) = self.confirm_sent(window, sent) else {
             return;
         };
-        match response.status {
-            status::OK | status::NO_SUCH_SPACE => {}
-            _ if *ahead => self.ahead_refused.store(true, Relaxed),
-            _ => self.scarce.store(true, Relaxed),
+        let reached = match response.status {
+            status::OK | status::NO_SUCH_SPACE => return,
+            status::NO_MEMORY => Some(self.reached_pages()),
+            _ => None,
+        };
+        let mut shortages = self.shortages.lock();
+        let shortage = if *ahead {
+            &mut shortages.ahead
+        } else {
+            &mut shortages.faults
+        };
+        match reached {
+            Some(reached) => shortage.begin(reached),
+            None => shortage.begin_for_ever(),
         }
     }
 

@@ -28,6 +28,7 @@ mod fault;
 mod inbox;
 mod jobs;
 mod query;
+mod shortage;
 mod stream;
 mod vain;
 mod wait;
@@ -56,6 +57,7 @@ use self::{
     },
     jobs::Jobs,
     query::Counts,
+    shortage::Shortages,
     stream::Streams,
     vain::InVain, //
 };
@@ -216,11 +218,9 @@ pub(crate) struct Svm {
     /// Protects only itself.
     #[pin]
     in_vain: SpinLock<InVain>,
-    /// The device has refused a MAP for want of memory: from now on one is confirmed before its
-    /// fault is resolved.
-    scarce: AtomicFlag,
-    /// It has refused one that no fault asked for: there are none of these any more.
-    ahead_refused: AtomicFlag,
+    /// Protects only itself.
+    #[pin]
+    shortages: SpinLock<Shortages>,
     /// MAPs of one page, for faults, that it has refused for want of memory since it has accepted
     /// one.
     refusals: Atomic<u32>,
@@ -310,8 +310,7 @@ impl Svm {
                 inbox <- new_spinlock_irq!(inbox, "Svm::inbox"),
                 streams <- new_spinlock!(Streams::new(), "Svm::streams"),
                 in_vain <- new_spinlock!(in_vain, "Svm::in_vain"),
-                scarce: AtomicFlag::new(false),
-                ahead_refused: AtomicFlag::new(false),
+                shortages <- new_spinlock!(Shortages::none(), "Svm::shortages"),
                 refusals: Atomic::new(0),
                 jobs,
                 hand: Atomic::new(0),

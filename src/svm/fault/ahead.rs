@@ -87,7 +87,7 @@ impl Svm {
         address: usize,
         area: &Area,
     ) -> Result<Option<usize>> {
-        let refused = self.scarce.load(Relaxed) || self.ahead_refused.load(Relaxed);
+        let refused = self.shortages.lock().is_any();
         if refused || self.exact || area.has_userfaultfd() || area.is_random() {
             return Ok(None);
         }

@@ -37,6 +37,7 @@ impl Svm {
         let response = window.confirm(sent, &self.revoking)?;
         if response.status == status::OK && sent.pages() > 0 {
             self.refusals.store(0, Relaxed);
+            self.shortages.lock().taken(sent.pages());
         }
         Ok(response)
     }
@@ -46,6 +47,22 @@ impl Svm {
         if response.status == status::NO_MEMORY {
             self.refusals.fetch_add(1, Relaxed);
         }
+    }
+
+    /// Whether the device lacks room: MAPs for faults are small then, and confirmed before their
+    /// faults are resolved.
+    pub(super) fn is_scarce(&self) -> bool {
+        self.shortages.lock().faults.is_on()
+    }
+
+    /// How many pages the device reaches, but for those that are being invalidated.
+    pub(in crate::svm) fn reached_pages(&self) -> usize {
+        let (mut at, mut bytes) = (0, 0);
+        while let Some((number, window)) = self.windows.next(at) {
+            at = number + 1;
+            bytes += window.mapped_bytes();
+        }
+        (bytes >> PAGE_SHIFT) as usize
     }
 
     /// Changes whenever the device has ceased to reach pages, so that it may have room for others.
@@ -65,13 +82,10 @@ impl Svm {
     /// [`ENODEV`] if the device is lost, [`EINTR`] on a fatal signal.
     pub(super) fn make_room(&self, before: u64) -> Result<bool> {
         let revoking = self.revoking.lock()?;
-        let (mut at, mut bytes) = (0, 0);
-        while let Some((number, window)) = self.windows.next(at) {
-            at = number + 1;
-            bytes += window.mapped_bytes();
-        }
+        let reached = self.reached_pages();
+        self.shortages.lock().refused_again(reached);
         // What is being invalidated is not counted, but takes room as yet.
-        let least = usize::try_from(bytes >> PAGE_SHIFT)?.div_ceil(4).max(1);
+        let least = reached.div_ceil(4).max(1);
         let start = self.hand.load(Relaxed);
         let (mut done, mut wrapped) = (0, false);
         let mut hand = start;

@@ -13,10 +13,7 @@ use crate::{
         Window, //
     },
 };
-use kernel::{
-    page::PAGE_SHIFT,
-    sync::atomic::ordering::Relaxed, //
-};
+use kernel::page::PAGE_SHIFT;
 
 /// Most pages of a fault, if the device lacks room.
 const SCARCE_PAGES: usize = 16;
@@ -49,7 +46,7 @@ impl Svm {
         // The part of the granule that is of the area.
         let of = |address: usize| address.saturating_sub(window.start()) >> PAGE_SHIFT;
         let around = granule.start.max(of(area.start))..granule.end.min(of(area.end));
-        let scarce = self.scarce.load(Relaxed);
+        let scarce = self.is_scarce();
         let pages = if area.is_random() || area.has_userfaultfd() {
             // Whoever serves a userfaultfd is asked for what was touched.
             1

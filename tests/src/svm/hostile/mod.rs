@@ -10,6 +10,7 @@ mod context;
 mod device;
 mod endless;
 mod refused;
+mod room;
 
 use virtgpu_client::{compute, AddressSpace, SpaceOptions};
 
@@ -26,6 +27,7 @@ use self::refused::{
     counts_where_the_device_has_a_limit, counts_where_the_device_has_no_memory,
     one_context_has_no_memory, prefetch_tells_why, prefetch_waits_behind_the_refused,
 };
+use self::room::room_comes_back;
 use super::support::{family as well_behaved, Svm, RINGS, USUAL};
 use crate::cases;
 use crate::hostile::{given_back, unbinds};
@@ -154,6 +156,17 @@ pub(crate) const FAMILIES: &[Family] = &[
         "svm_hostile_map_refused_once",
         "--adversary refuse --adversary-on MAP --adversary-count 1 --adversary-context silent",
         cases![prefetch_waits_behind_the_refused: 300],
+    ),
+    family(
+        "svm_hostile_first_map_refused",
+        "--adversary refuse --adversary-on MAP --adversary-count 1 --adversary-context silent",
+        cases![room_comes_back: 300],
+    ),
+    // After the fault on the second granule, the third one is mapped ahead of its own.
+    family(
+        "svm_hostile_map_ahead_refused",
+        "--adversary refuse --adversary-on MAP --adversary-from 2 --adversary-count 1 --adversary-context silent",
+        cases![room_comes_back: 300],
     ),
     family(
         "svm_hostile_exclusive_limit",
