@@ -16,7 +16,7 @@ mod prefetch;
 mod room;
 mod wanted;
 
-use self::attempt::Attempt;
+use self::{attempt::Attempt, room::Room};
 use super::{
     inbox::Unconfirmed,
     Loss,
@@ -308,7 +308,7 @@ impl Svm {
         window: &Window,
         sent: &Sent,
         alone: bool,
-        room: u64,
+        room: Room,
     ) -> Result<Option<Outcome>> {
         let response = self.confirm_sent(window, sent)?;
         if alone {
@@ -317,7 +317,9 @@ impl Svm {
         Ok(Some(match response.status {
             status::OK => Outcome::Resolve(resolution::OK),
             // There may be room for one, but not for all.
-            status::NO_MEMORY if self.make_room(room + response.invalidations)? || !alone => {
+            status::NO_MEMORY
+                if self.make_room(room.but_for(response.invalidations))? || !alone =>
+            {
                 return Ok(None);
             }
             status::NO_MEMORY => Outcome::Refuse(svm_reason::NO_MEMORY),

@@ -9,6 +9,7 @@
 //! may be such a change itself, once: where it was part of a huge page, or was shared with a child.
 
 use super::{
+    room::Room,
     Loss,
     Outcome,
     Refusal,
@@ -126,13 +127,15 @@ impl Svm {
     /// Waits for the response to the MAP that was sent along with the resolution of `fault`. If the
     /// device has refused it, there is another fault, for which there is room by then, or which
     /// is refused, as the context is lost. [`Svm::room`] was `room` before it was sent.
-    fn confirm_alone(&self, window: &Window, sent: &Sent, fault: &Fault, room: u64) {
+    fn confirm_alone(&self, window: &Window, sent: &Sent, fault: &Fault, room: Room) {
         let Ok(response) = self.confirm_sent(window, sent) else {
             return;
         };
         self.note_refusal(&response);
         let reason = match response.status {
-            status::NO_MEMORY if self.make_room(room + response.invalidations) == Ok(false) => {
+            status::NO_MEMORY
+                if self.make_room(room.but_for(response.invalidations)) == Ok(false) =>
+            {
                 svm_reason::NO_MEMORY
             }
             // An event says that the space is gone.

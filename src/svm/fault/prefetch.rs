@@ -8,6 +8,7 @@
 use super::{
     attempt::Attempt,
     is_about_pages,
+    room::Room,
     Refusal,
     Svm, //
 };
@@ -50,7 +51,7 @@ struct Part {
     /// Pages for which MAP was sent, of which some may be gone again.
     pages: usize,
     /// [`Svm::room`] before that.
-    room: u64,
+    room: Room,
 }
 
 /// A part that the device has refused.
@@ -197,7 +198,7 @@ impl Svm {
                                 again.most = pages.div_ceil(2);
                                 again.deadline = Deadline::new();
                             }
-                            match self.make_room(part.room + response.invalidations) {
+                            match self.make_room(part.room.but_for(response.invalidations)) {
                                 Ok(false) if pages == 1 => return (at, Err(ENOMEM)),
                                 Ok(_) => {}
                                 Err(e) => return (at, Err(e)),

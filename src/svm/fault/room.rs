@@ -2,9 +2,11 @@
 
 //! Room in the device: what is done when it refuses a MAP for want of memory.
 //!
-//! A part of what the device reaches is revoked, and whoever was refused tries again. A fault is
-//! refused only if that cannot help: nothing was invalidated since its MAP was sent, by any thread,
-//! and nothing is being invalidated.
+//! A part of what the device reaches is revoked, and whoever was refused tries again. So does a
+//! thread that was refused meanwhile, before it revokes anything itself: if each took a part of
+//! what the one before has left, that would be most of what the device reaches. A fault is refused
+//! only if that cannot help: nothing was invalidated since its MAP was sent, by any thread, and
+//! nothing is being invalidated.
 
 use super::super::Svm;
 use crate::{
@@ -30,6 +32,23 @@ use kernel::{
 /// between them that it accepts, before there is said to be none: many more than there are threads
 /// that serve faults.
 const MOST_REFUSALS: u32 = 64;
+
+/// How often pages have ceased to be reachable, so that the device may have room for others.
+#[derive(Clone, Copy)]
+pub(super) struct Room {
+    acknowledgements: u64,
+    evictions: u64,
+}
+
+impl Room {
+    /// The same, but for so many INVALIDATE commands of who asks.
+    pub(super) fn but_for(self, invalidations: u64) -> Self {
+        Self {
+            acknowledgements: self.acknowledgements + invalidations,
+            ..self
+        }
+    }
+}
 
 impl Svm {
     /// Waits for the responses to MAPs, as [`Window::confirm`] does.
@@ -65,9 +84,12 @@ impl Svm {
         (bytes >> PAGE_SHIFT) as usize
     }
 
-    /// Changes whenever the device has ceased to reach pages, so that it may have room for others.
-    pub(super) fn room(&self) -> u64 {
-        self.space.acknowledgements()
+    /// What may have made room in the device so far.
+    pub(super) fn room(&self) -> Room {
+        Room {
+            acknowledgements: self.space.acknowledgements(),
+            evictions: self.counts.evictions.load(Relaxed),
+        }
     }
 
     /// Revokes a quarter of what the device reaches, going round through the address space from
@@ -80,8 +102,13 @@ impl Svm {
     /// # Errors
     ///
     /// [`ENODEV`] if the device is lost, [`EINTR`] on a fatal signal.
-    pub(super) fn make_room(&self, before: u64) -> Result<bool> {
+    pub(super) fn make_room(&self, before: Room) -> Result<bool> {
         let revoking = self.revoking.lock()?;
+        // Another thread has made room since, while this one waited for it. Whether that is enough
+        // the device says.
+        if self.counts.evictions.load(Relaxed) != before.evictions {
+            return Ok(self.refusals.load(Relaxed) < MOST_REFUSALS);
+        }
         let reached = self.reached_pages();
         self.shortages.lock().refused_again(reached);
         // What is being invalidated is not counted, but takes room as yet.
@@ -123,8 +150,8 @@ impl Svm {
             self.counts.evictions.fetch_add(1, Relaxed);
         }
         drop(revoking);
-        let (sent, done) = (self.space.invalidations(), self.room());
-        let may_have_room = done != before || sent != done;
+        let (sent, done) = (self.space.invalidations(), self.space.acknowledgements());
+        let may_have_room = done != before.acknowledgements || sent != done;
         Ok(may_have_room && self.refusals.load(Relaxed) < MOST_REFUSALS)
     }
 }

@@ -11,6 +11,7 @@ mod exclusive;
 mod hostile;
 mod knobs;
 mod mm;
+mod room;
 mod rules;
 mod scarce;
 mod silent;
@@ -33,6 +34,7 @@ pub(crate) const FAMILIES: &[Family] = &[
     scarce::FAMILY,
     scarce::SCARCER,
     rules::LOST,
+    room::FULL,
     spaces::FAMILY,
     storm::FAMILY,
     exclusive::FAMILY,
