@@ -116,6 +116,20 @@ mod tests {
         }
     }
 
+    /// Jobs that wait until the device may have another fault come back, too.
+    #[test]
+    fn few_faults_at_a_time_are_many_pages() {
+        let mut vain = InVain::new(1).unwrap();
+        for _ in 0..MOST {
+            for page in 0..LEAST {
+                assert!(!vain.is_too_often(page));
+            }
+        }
+        for page in 0..LEAST {
+            assert!(vain.is_too_often(page));
+        }
+    }
+
     #[test]
     fn the_oldest_is_forgotten() {
         let mut vain = InVain::new(PAGES).unwrap();

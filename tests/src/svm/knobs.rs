@@ -2,14 +2,16 @@
 
 //! What comes between the lookup of a page and its MAP, which a knob of the driver makes long.
 
-use virtgpu_client::Bytes;
+use std::time::Duration;
+
+use virtgpu_client::{compute, Bytes};
 
 use super::silent::SIZE;
-use super::support::{family, open, others_work, End, Svm};
+use super::support::{at, family, open, others_work, End, Svm};
 use crate::ktap::{Family, TestResult};
 use crate::support::debugfs::Knobs;
 use crate::support::place::{Place, READ, RW};
-use crate::support::{bounded, eventually, job, Env, PAGE};
+use crate::support::{bounded, eventually, job, Env, HUGE, PAGE};
 use crate::{cases, check, check_eq};
 
 pub(crate) const FAMILY: Family = family(
@@ -18,6 +20,7 @@ pub(crate) const FAMILY: Family = family(
         replaced_while_looked_up: 300,
         protected_while_looked_up: 300,
         closed_while_looked_up: 300,
+        nothing_ahead_of_what_has_changed,
     ],
 );
 
@@ -124,4 +127,41 @@ fn closed_while_looked_up(env: &Env) -> TestResult {
         );
     }
     Ok(())
+}
+
+/// What a job has mapped when nothing is being mapped ahead of it any more, in bytes.
+fn mapped(svm: &Svm) -> TestResult<u64> {
+    let mut before = None;
+    loop {
+        let now = svm.count()?.mapped_bytes;
+        if before == Some(now) {
+            return Ok(now);
+        }
+        before = Some(now);
+        std::thread::sleep(Duration::from_millis(200));
+    }
+}
+
+/// A fault whose pages change while they are looked up maps one page, and nothing is mapped ahead
+/// of it: that would be of those that have just changed.
+fn nothing_ahead_of_what_has_changed(env: &Env) -> TestResult {
+    let (svm, knobs) = (open(env)?, Knobs::open(env)?);
+    let place = Place::base(16 * HUGE)?;
+    let mut stream = compute::Stream::new();
+    stream.fill(at(place.address(0)), 4 * HUGE as u64, 1);
+    svm.run("filling in order", &stream)?;
+    let before = mapped(&svm)?;
+    let pages = svm.count()?.pages;
+    knobs.set("force_retries", 1)?;
+    // The stream goes on behind what was mapped ahead.
+    svm.poke(place.address(before as usize), 7)?;
+    let after = mapped(&svm)?;
+    check_eq!(
+        knobs.get("force_retries")?,
+        0,
+        "lookups that are to be stale"
+    );
+    check_eq!(after - before, PAGE as u64, "bytes mapped");
+    check_eq!(svm.count()?.pages - pages, 1, "pages mapped");
+    svm.coherent("afterwards", &place, before as usize)
 }

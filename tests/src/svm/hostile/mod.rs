@@ -27,7 +27,7 @@ use self::refused::{
     counts_where_the_device_has_a_limit, counts_where_the_device_has_no_memory,
     one_context_has_no_memory, prefetch_tells_why, prefetch_waits_behind_the_refused,
 };
-use self::room::room_comes_back;
+use self::room::{dropped_space_is_no_bad_address, room_comes_back};
 use super::support::{family as well_behaved, Svm, RINGS, USUAL};
 use crate::cases;
 use crate::hostile::{given_back, unbinds};
@@ -167,6 +167,11 @@ pub(crate) const FAMILIES: &[Family] = &[
         "svm_hostile_map_ahead_refused",
         "--adversary refuse --adversary-on MAP --adversary-from 2 --adversary-count 1 --adversary-context silent",
         cases![room_comes_back: 300],
+    ),
+    family(
+        "svm_hostile_map_no_such_space",
+        "--mirror-mappings 16 --adversary refuse:2 --adversary-on MAP --adversary-from 64 --adversary-count 1 --adversary-context silent",
+        cases![dropped_space_is_no_bad_address: 300],
     ),
     family(
         "svm_hostile_exclusive_limit",
