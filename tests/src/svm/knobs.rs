@@ -20,6 +20,7 @@ pub(crate) const FAMILY: Family = family(
         replaced_while_looked_up: 300,
         protected_while_looked_up: 300,
         closed_while_looked_up: 300,
+        closed_some_time_later: 300,
         nothing_ahead_of_what_has_changed,
     ],
 );
@@ -124,6 +125,32 @@ fn closed_while_looked_up(env: &Env) -> TestResult {
             place.read_u64(PAGE),
             written,
             "round {round}: what was written when the file was closed"
+        );
+    }
+    Ok(())
+}
+
+/// The same some time after the fault has come, when its page may be about to be mapped.
+fn closed_some_time_later(env: &Env) -> TestResult {
+    for milliseconds in [0, 1, 2, 5, 10, 20, 50, 100] {
+        let svm = open(env)?;
+        let place = Place::base(SIZE)?;
+        svm.submit(0, &Svm::writing(place.address(PAGE), 7))?;
+        let begun = eventually(job::LIMIT, || {
+            svm.count().is_ok_and(|query| query.faults > 0)
+        });
+        check!(begun, "there is no fault");
+        std::thread::sleep(Duration::from_millis(milliseconds));
+        bounded("closing", || {
+            drop(svm);
+            Ok(())
+        })?;
+        let written = place.read_u64(PAGE);
+        others_work(env, "a file that was closed")?;
+        check_eq!(
+            place.read_u64(PAGE),
+            written,
+            "after {milliseconds} ms: what was written when the file was closed"
         );
     }
     Ok(())

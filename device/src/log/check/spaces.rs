@@ -3,8 +3,9 @@
 //! The rules of the mirror queue.
 //!
 //! Commands are carried out in order; what INVALIDATE names is not mapped when the device gives the
-//! command back; what is mapped is what a MAP asked for, and no more; a job must
-//! fail if something that it touches was not mapped at any time of the access.
+//! command back; what is mapped is what a MAP asked for, and no more; a job must fail if something
+//! that it touches was not mapped at any time of the access. A driver has sent all MAPs of a space
+//! when it destroys it.
 //!
 //! A mapping is in the log before it is made and its end after it is over: what a log does not
 //! allow has not been possible either.
@@ -234,6 +235,12 @@ impl Spaces {
                 self.expect(open, || "a command while the mirror queue is closed".into());
                 self.expect(*cmd >= next, || format!("command {cmd} came before"));
                 self.next = cmd + 1;
+                let kind = names::command_number(kind).unwrap_or(0);
+                let ends = |p: &Pending| (p.kind, p.space) == (command::SPACE_DESTROY, *space);
+                let ended = self.dead.contains(space) || self.pending.iter().any(ends);
+                self.expect(kind != command::MAP || !ended, || {
+                    format!("the driver maps pages in space {space}, which it has destroyed")
+                });
                 let start = start.unwrap_or(0);
                 let end = match (length, last) {
                     (Some(length), _) => start.saturating_add(*length),
@@ -242,7 +249,7 @@ impl Spaces {
                 };
                 self.pending.push_back(Pending {
                     cmd: *cmd,
-                    kind: names::command_number(kind).unwrap_or(0),
+                    kind,
                     space: *space,
                     malformed: *malformed,
                     range: (start, end),

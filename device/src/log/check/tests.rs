@@ -240,6 +240,25 @@ fn spaces() {
     // In another order.
     let swapped = [all[0], all[3], all[1], all[4], all[5], all[6], all[2]];
     assert_eq!(after(&lines, &swapped), [15]);
+    // A MAP after the end, of which the device says that there is no such space, and one beside it.
+    let late = command(4, "MAP", r#""start":0,"length":8192,"#);
+    let refused = command_done(4, "2");
+    let late = [&late[..], &refused];
+    assert_eq!(after(&lines, &[&all[..], &late].concat()), [18]);
+    assert_eq!(
+        after(&lines, &[&all[..4], &late[..1], &all[4..]].concat())[..1],
+        [14]
+    );
+    // Which is no longer so when there is another space.
+    let again = [
+        &command(4, "SPACE_CREATE", "")[..],
+        &SPACE.replace("\"resource\":1", "\"resource\":2"),
+        &command_done(4, "0"),
+    ];
+    let other = MIRRORED.replace("\"resource\":1", "\"resource\":2");
+    let map = command(5, "MAP", r#""start":0,"length":8192,"#);
+    let more = [&[&other[..]][..], &again, &[&map]].concat();
+    assert_eq!(after(&lines, &[&all[..], &more].concat()), [0u64; 0]);
     // An event after the end, and one before.
     let told = r#"event_sent "kind":1,"space":1"#;
     assert_eq!(after(&lines, &[told]), [0u64; 0]);
