@@ -273,7 +273,11 @@ impl MirroredRange {
             let timeout_ms = deadline.next_try_ms()?;
             let sequence = match self.look_up(notifier, lookup, &mut which, timeout_ms) {
                 // Where the machine has stood still, HMM may not have tried even once.
-                Err(e) if e == EBUSY => continue,
+                Err(e) if e == EBUSY => {
+                    count(&self.counters.retries, 1);
+                    self.gpu.counters.lookup_retries.add(1);
+                    continue;
+                }
                 outcome => outcome?,
             };
             count(&self.counters.faults, which.len() as u64);

@@ -137,12 +137,14 @@ impl Chunks {
 
     /// Adds a piece behind the others, with the bytes that it has.
     fn add(&mut self, piece: KVec<u8>) -> Result {
-        self.len += piece.len();
+        let len = piece.len();
         if self.first.capacity() == 0 {
             self.first = piece;
-            return Ok(());
+        } else {
+            self.more.push(piece, GFP_KERNEL)?;
         }
-        Ok(self.more.push(piece, GFP_KERNEL)?)
+        self.len += len;
+        Ok(())
     }
 
     /// A piece of `want` bytes, or of a smaller power of two, but not less than `needed` if that is
@@ -295,7 +297,7 @@ impl_list_item! {
 }
 
 // SAFETY: By the type invariant `request`, `sg` and `owned` are accessed by one owner at a time,
-// and `response` is read byte by byte with volatile accesses.
+// and what the device writes is read with volatile accesses.
 unsafe impl<S: Send, O: Send> Send for Message<S, O> {}
 
 // SAFETY: As above; the other fields are only read through a shared reference.

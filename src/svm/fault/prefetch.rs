@@ -274,6 +274,8 @@ impl Svm {
                     pages = 1;
                     continue;
                 }
+                // As in `MirroredRange::send`.
+                Err(e) if e == EBUSY => continue,
                 Err(e) => return Err(e),
             };
             // There may not have been enough commands for all. The first page was among them, even

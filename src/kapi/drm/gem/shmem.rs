@@ -130,6 +130,7 @@ impl<O: DriverObject> Object<O> {
             }
         }
         let mut runs: [_; BATCH] = core::array::from_fn(|_| bindings::kapi_run::default());
+        let (mut addr, mut length) = (0, 0);
         let count = self.size() >> kernel::page::PAGE_SHIFT;
         for first in (0..count).step_by(BATCH) {
             // SAFETY: A pinned object has an array of all its pages, and there is room for as many
@@ -141,11 +142,22 @@ impl<O: DriverObject> Object<O> {
                     runs.as_mut_ptr(),
                 )
             };
+            // What goes on from one batch to the next is one run.
             for run in &runs[..used] {
-                emit(run.addr, run.length)?;
+                if length > 0 && addr + length == run.addr {
+                    length += run.length;
+                    continue;
+                }
+                if length > 0 {
+                    emit(addr, length)?;
+                }
+                (addr, length) = (run.addr, run.length);
             }
         }
-        Ok(())
+        match length {
+            0 => Ok(()),
+            _ => emit(addr, length),
+        }
     }
 
     /// Maps the memory of a shmem object for the device, until the object is released or the driver
