@@ -120,20 +120,19 @@ fn per_page(
 }
 
 /// Memory that a registration of one page needs, of which nothing is mapped if it is mirrored.
-fn per_registration(
-    options: &Options,
-    device: &Device,
-    name: &str,
-    register: RegisterOptions,
-) -> Result<Sample> {
-    // As many as the device has spaces for.
+fn per_registration(options: &Options, name: &str, register: RegisterOptions) -> Result<Sample> {
+    // As many as the device has spaces for. A file gets a quarter of them, which is enough for a
+    // run.
     let many = MANY / (options.runs + 1);
+    let devices = (0..=options.runs)
+        .map(|_| open_mirroring())
+        .collect::<Result<Vec<_>>>()?;
     let memory = make(Kind::Fragmented, PAGE)?;
     let mut bytes = Sample::default();
     // All stay: where the next are put, there is no room that others have left.
     let mut userptrs = Vec::with_capacity(MANY);
     let before_all = slabs();
-    for run in 0..=options.runs {
+    for (run, device) in devices.iter().enumerate() {
         let before = Memories::now()?;
         for _ in 0..many {
             userptrs.push(device.register(&memory, register)?);
@@ -169,7 +168,7 @@ pub(crate) fn measure(options: &Options, report: &mut Report) -> Result {
     }
     drop(memory);
     for (name, register, _) in ways {
-        let bytes = per_registration(options, &device, name, register)?;
+        let bytes = per_registration(options, name, register)?;
         report.add(
             &format!("P7-{name}-registration"),
             "kernel memory per registration of one page",
