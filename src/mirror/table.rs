@@ -557,7 +557,10 @@ impl Table {
         mut with: impl FnMut(ReachablePages<'_>),
     ) {
         // A reference is one on a folio, of which there may be several in a granule.
-        self.each_granule(which.clone(), |_, granule, _| granule.split());
+        self.each_granule(which.clone(), |_, granule, _| {
+            granule.had_quarantine = true;
+            granule.split()
+        });
         self.each(which, |pages, word| {
             if word & REACHABLE == 0 || word & QUARANTINED != 0 {
                 return None;

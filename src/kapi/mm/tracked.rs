@@ -45,6 +45,23 @@ impl TrackedPage {
     const KEPT: u64 = PAGE_SIZE as u64 >> 1;
     const ADDRESS: u64 = !(PAGE_SIZE as u64 - 1);
 
+    /// Appends pages to `pages`, `count` of them, or as many as there is room for: the first with
+    /// this word, and the others with the same, or, if they `follow` each other in memory, with the
+    /// addresses behind it. Does not allocate.
+    pub(crate) fn append(pages: &mut KVec<Self>, count: usize, word: u64, follow: bool) {
+        let step = if follow { PAGE_SIZE as u64 } else { 0 };
+        let room = pages.spare_capacity_mut();
+        let count = count.min(room.len());
+        let mut word = word & !Self::KEPT;
+        for place in &mut room[..count] {
+            // INVARIANT: The flag is not set: a page is no multiple of half a one.
+            place.write(Self(word));
+            word = word.wrapping_add(step);
+        }
+        // SAFETY: There was room for so many, and they were written.
+        unsafe { pages.inc_len(count) }
+    }
+
     /// Address and flags.
     #[inline]
     pub(crate) fn word(&self) -> u64 {
@@ -139,6 +156,24 @@ mod tests {
             page.set(3);
             assert_eq!(page.word(), 3);
         })
+    }
+
+    #[test]
+    fn pages_are_appended_as_far_as_there_is_room() -> Result {
+        const PAGE: u64 = PAGE_SIZE as u64;
+        let mut pages = KVec::with_capacity(4, GFP_KERNEL)?;
+        TrackedPage::append(&mut pages, 2, 7 * PAGE | 5, true);
+        TrackedPage::append(&mut pages, 9, u64::MAX, false);
+        let words = [
+            7 * PAGE | 5,
+            8 * PAGE | 5,
+            !TrackedPage::KEPT,
+            !TrackedPage::KEPT,
+        ];
+        assert!(pages.iter().map(TrackedPage::word).eq(words));
+        // Nothing is put.
+        pages.iter_mut().for_each(TrackedPage::release);
+        Ok(())
     }
 
     #[test]

@@ -315,6 +315,8 @@ impl Model {
                 page.set(word);
             }
             granule.sums = granule.pages.iter().map(|page| packed(page.word())).sum();
+            let quarantined = |page: &TrackedPage| page.word() & QUARANTINED != 0;
+            granule.had_quarantine = granule.pages.iter().any(quarantined);
             granule.join();
             table.totals.add(granule.sums);
         }

@@ -81,8 +81,12 @@ impl Model {
         }
         for granule in self.table.granules.values() {
             let words = (0..granule.len).map(|at| granule.word(at));
-            if granule.sums != words.map(packed).sum::<u64>() {
+            if granule.sums != words.clone().map(packed).sum::<u64>() {
                 return Err(c"the sums of a granule are wrong");
+            }
+            let nothing = granule.sums == 0 && words.clone().all(|word| word == 0);
+            if granule.is_empty() != nothing {
+                return Err(c"a granule is empty and does not look so, or the reverse");
             }
         }
         let [_, mapped, wanted, ready] = counts;
