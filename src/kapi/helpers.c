@@ -490,18 +490,28 @@ int kapi_current_hole(unsigned long start, unsigned long end,
 	return 1;
 }
 
+/* Memory is added, and taken out, in blocks of so many pages or of more. */
+#ifdef CONFIG_SPARSEMEM
+#define BLOCK_SHIFT PFN_SUBSECTION_SHIFT
+#else
+#define BLOCK_SHIFT 0
+#endif
+
 /*
  * The folio of the page at @phys, with a reference; %NULL if there is none that
- * a process can have mapped.
+ * a process can have mapped. @online is as in struct kapi_dirtied.
  */
-static struct folio *get_mapped_folio(u64 phys)
+static struct folio *get_mapped_folio(u64 phys, u64 *online)
 {
 	unsigned long pfn = PHYS_PFN(phys);
-	struct page *page = pfn_to_online_page(pfn);
+	u64 block = (pfn >> BLOCK_SHIFT) + 1;
+	struct page *page = block == *online ? pfn_to_page(pfn) : pfn_to_online_page(pfn);
 	struct dev_pagemap *pgmap = NULL;
 	struct folio *folio = NULL;
 
-	if (!page) {
+	if (page) {
+		*online = block;
+	} else {
 		/* Files can be in the memory of a device. */
 		pgmap = get_dev_pagemap(pfn);
 		if (!pgmap)
@@ -521,21 +531,24 @@ static struct folio *get_mapped_folio(u64 phys)
 	return folio;
 }
 
-void kapi_page_mark_dirty(u64 phys, struct kapi_run *dirty)
+void kapi_page_mark_dirty(u64 phys, struct kapi_dirtied *dirtied)
 {
-	struct folio *folio = get_mapped_folio(phys);
+	struct folio *folio = get_mapped_folio(phys, &dirtied->online);
 
+	dirtied->folio.length = 0;
 	if (WARN_ON_ONCE(!folio))
 		return;
 	folio_mark_dirty(folio);
-	dirty->addr = PFN_PHYS(folio_pfn(folio));
-	dirty->length = folio_size(folio);
+	dirtied->folio.addr = PFN_PHYS(folio_pfn(folio));
+	dirtied->folio.length = folio_size(folio);
 	folio_put(folio);
 }
 
 bool kapi_page_get(u64 phys)
 {
-	return !WARN_ON_ONCE(!get_mapped_folio(phys));
+	u64 online = 0;
+
+	return !WARN_ON_ONCE(!get_mapped_folio(phys, &online));
 }
 
 void kapi_page_put(u64 phys)

@@ -336,12 +336,21 @@ long kapi_current_pin_readable(unsigned long start, unsigned long count,
  */
 int kapi_current_hole(unsigned long start, unsigned long end,
 		      struct kapi_run *hole);
+/* What kapi_page_mark_dirty() was called for last; all 0 before. */
+struct kapi_dirtied {
+	/* The folio that has become dirty. */
+	struct kapi_run folio;
+	/* One more than the number of a block of memory that was online. */
+	u64 online;
+};
+
 /*
  * folio_mark_dirty(), folio_get() and folio_put() for the page at @phys. The
- * first says what has become dirty. The first two can be called for any
- * address: they warn and do nothing if no process can have mapped what is there.
+ * first two can be called for any address: they warn and do nothing if no
+ * process can have mapped what is there. The first does not look again whether
+ * the memory beside the page of the last call is online.
  */
-void kapi_page_mark_dirty(u64 phys, struct kapi_run *dirty);
+void kapi_page_mark_dirty(u64 phys, struct kapi_dirtied *dirtied);
 bool kapi_page_get(u64 phys);
 void kapi_page_put(u64 phys);
 

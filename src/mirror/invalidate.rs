@@ -26,6 +26,7 @@ use super::{
 use crate::{
     kapi::mm::{
         Change,
+        Dirtied,
         FinishNode,
         IntervalHandler,
         Invalidation,
@@ -235,14 +236,14 @@ impl MirroredRange {
     pub(super) fn set_unmapped(&self, span: Range<usize>) {
         let mut dirtied = 0;
         self.each_part(span, Having::Reachable, true, |table, part| {
-            let mut dirty = 0..0;
+            let mut last = Dirtied::default();
             table.set_unmapped(part, |pages| {
                 if pages.writable {
                     dirtied += pages.count as u64;
                     // The kernel does not see the device's writes. Only the process's pages are in
                     // the table: before one ceases to be that, a callback for it is called, which
                     // takes the lock, held here, and takes it out.
-                    pages.mark_dirty(&mut dirty);
+                    pages.mark_dirty(&mut last);
                 }
             });
         });
@@ -252,12 +253,12 @@ impl MirroredRange {
     /// The same for pages that were evicted, except for those for which MAP was sent since.
     pub(super) fn set_evicted(&self, span: Range<usize>) {
         let mut dirtied = 0;
-        let mut dirty = 0..0;
         self.with_table(|table| {
+            let mut last = Dirtied::default();
             table.set_evicted(span, |pages| {
                 if pages.writable {
                     dirtied += pages.count as u64;
-                    pages.mark_dirty(&mut dirty);
+                    pages.mark_dirty(&mut last);
                 }
             });
         });
@@ -308,13 +309,13 @@ impl MirroredRange {
             self.release_quarantine(table, part);
             return;
         }
-        let (mut kept, mut dirtied) = (0, 0);
+        let (mut kept, mut dirtied, mut last) = (0, 0, Dirtied::default());
         table.set_quarantined(part, |page| {
             kept += 1;
             dirtied += u64::from(page.writable);
             page.tracked.keep();
             if page.writable {
-                page.tracked.mark_dirty(0);
+                page.mark_dirty(&mut last);
             }
         });
         self.gpu.counters.quarantined_pages.add(kept);

@@ -19,7 +19,10 @@ use crate::{
     gpu::Gpu,
     kapi::{
         dma::Resv,
-        mm::FinishNode, //
+        mm::{
+            Dirtied,
+            FinishNode, //
+        }, //
     },
     transport::{
         event::SpaceOwner,
@@ -305,12 +308,12 @@ impl MirroredRange {
     /// Marks pages unmapped of a device that has been reset, and puts the references that
     /// [`MirroredRange::quarantine`] has taken.
     pub(super) fn release_quarantine(&self, table: &mut Table, part: Range<usize>) {
-        let (mut dirtied, mut released) = (0, 0);
+        let (mut dirtied, mut released, mut last) = (0, 0, Dirtied::default());
         table.release_quarantine(part, |pages, quarantined| {
             let count = pages.count as u64;
             if pages.writable {
                 dirtied += count;
-                pages.mark_dirty(&mut (0..0));
+                pages.mark_dirty(&mut last);
             }
             if quarantined {
                 released += count;

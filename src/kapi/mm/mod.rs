@@ -65,5 +65,8 @@ pub(crate) use self::{
         Pins,
         Run, //
     },
-    tracked::TrackedPage,
+    tracked::{
+        Dirtied,
+        TrackedPage, //
+    },
 };

@@ -54,7 +54,7 @@ impl TrackedPage {
         let count = count.min(room.len());
         let mut word = word & !Self::KEPT;
         for place in &mut room[..count] {
-            // INVARIANT: The flag is not set: a page is no multiple of half a one.
+            // INVARIANT: The flag is not set: the size of a page changes no bit below its own.
             place.write(Self(word));
             word = word.wrapping_add(step);
         }
@@ -93,15 +93,15 @@ impl TrackedPage {
     }
 
     /// Tells the kernel that a device has written the page, or the one that is `behind` pages
-    /// behind it. Does not sleep. Returns the physical addresses of which this tells it, those of
-    /// the page's folio; none, and the kernel warns, if the page was freed.
-    pub(crate) fn mark_dirty(&self, behind: usize) -> Range<u64> {
+    /// behind it, unless it was told of that folio last. Does not sleep. The kernel warns if the
+    /// page was freed.
+    pub(crate) fn mark_dirty(&self, behind: usize, dirtied: &mut Dirtied) {
         let phys = self.phys().wrapping_add((behind as u64) << PAGE_SHIFT);
-        let mut dirty = bindings::kapi_run::default();
-        // SAFETY: Any address may be asked for, see the head of this file; `dirty` is valid for
-        // writes.
-        unsafe { bindings::kapi_page_mark_dirty(phys, &mut dirty) };
-        dirty.addr..dirty.addr + dirty.length
+        if !dirtied.folio().contains(&phys) {
+            // SAFETY: Any address may be asked for, see the head of this file; `dirtied` is as the
+            // last call has left it, or empty.
+            unsafe { bindings::kapi_page_mark_dirty(phys, &mut dirtied.0) };
+        }
     }
 
     /// Takes a reference on the page's folio, unless there is one already. Does not sleep. The
@@ -124,6 +124,19 @@ impl TrackedPage {
             // that has references is not split.
             unsafe { bindings::kapi_page_put(self.phys()) }
         }
+    }
+}
+
+/// What the kernel was told of last. Not to be kept for longer than a lock: the memory beside may
+/// be taken out of the machine.
+#[derive(Default)]
+pub(crate) struct Dirtied(bindings::kapi_dirtied);
+
+impl Dirtied {
+    /// The physical addresses of the folio, which is dirty as a whole.
+    pub(crate) fn folio(&self) -> Range<u64> {
+        let folio = &self.0.folio;
+        folio.addr..folio.addr + folio.length
     }
 }
 

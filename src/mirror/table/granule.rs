@@ -7,6 +7,7 @@
 
 use super::GRANULE;
 use crate::kapi::mm::{
+    Dirtied,
     HmmPage,
     TrackedPage, //
 };
@@ -299,16 +300,16 @@ impl<'a> ReachablePages<'a> {
         (0..self.count as u64).map(move |at| first + (at << PAGE_SHIFT))
     }
 
-    /// Tells the kernel that the device has written the pages. `dirty` are addresses of which it
-    /// was told last: huge pages are dirty as a whole.
-    pub(in crate::mirror) fn mark_dirty(&self, dirty: &mut Range<u64>) {
+    /// Tells the kernel that the device has written the pages.
+    pub(in crate::mirror) fn mark_dirty(&self, dirtied: &mut Dirtied) {
         let mut at = 0;
         while at < self.count {
-            let phys = self.tracked.phys() + ((at as u64) << PAGE_SHIFT);
-            if !dirty.contains(&phys) {
-                *dirty = self.tracked.mark_dirty(at);
-            }
-            let end = dirty.end.saturating_sub(self.tracked.phys()) >> PAGE_SHIFT;
+            self.tracked.mark_dirty(at, dirtied);
+            let folio = dirtied.folio();
+            let end = match folio.is_empty() {
+                true => 0,
+                false => folio.end.saturating_sub(self.tracked.phys()) >> PAGE_SHIFT,
+            };
             at = (end as usize).max(at + 1);
         }
     }
