@@ -311,14 +311,12 @@ impl Svm {
         room: Room,
     ) -> Result<Option<Outcome>> {
         let response = self.confirm_sent(window, sent)?;
-        if alone {
-            self.note_refusal(&response);
-        }
         Ok(Some(match response.status {
             status::OK => Outcome::Resolve(resolution::OK),
             // There may be room for one, but not for all.
             status::NO_MEMORY
-                if self.make_room(room.but_for(response.invalidations))? || !alone =>
+                if self.make_room(room.but_for(response.invalidations), sent.pages())?
+                    || !alone =>
             {
                 return Ok(None);
             }

@@ -221,9 +221,11 @@ pub(crate) struct Svm {
     /// Protects only itself.
     #[pin]
     shortages: SpinLock<Shortages>,
-    /// MAPs of one page, for faults, that it has refused for want of memory since it has accepted
-    /// one.
-    refusals: Atomic<u32>,
+    /// How often room was made in the device since it has accepted a MAP.
+    made_in_vain: Atomic<u32>,
+    /// Pages that were evicted last, but for those that threads have asked for again whose MAPs
+    /// were refused. Changed under `revoking`.
+    unclaimed: Atomic<usize>,
     /// Jobs that are not over.
     jobs: Arc<Jobs>,
     /// The address from which on memory is evicted the next time.
@@ -311,7 +313,8 @@ impl Svm {
                 streams <- new_spinlock!(Streams::new(), "Svm::streams"),
                 in_vain <- new_spinlock!(in_vain, "Svm::in_vain"),
                 shortages <- new_spinlock!(Shortages::none(), "Svm::shortages"),
-                refusals: Atomic::new(0),
+                made_in_vain: Atomic::new(0),
+                unclaimed: Atomic::new(0),
                 jobs,
                 hand: Atomic::new(0),
                 loss <- new_spinlock!(None, "Svm::loss"),

@@ -131,10 +131,9 @@ impl Svm {
         let Ok(response) = self.confirm_sent(window, sent) else {
             return;
         };
-        self.note_refusal(&response);
         let reason = match response.status {
             status::NO_MEMORY
-                if self.make_room(room.but_for(response.invalidations)) == Ok(false) =>
+                if self.make_room(room.but_for(response.invalidations), 1) == Ok(false) =>
             {
                 svm_reason::NO_MEMORY
             }

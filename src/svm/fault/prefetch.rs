@@ -198,7 +198,9 @@ impl Svm {
                                 again.most = pages.div_ceil(2);
                                 again.deadline = Deadline::new();
                             }
-                            match self.make_room(part.room.but_for(response.invalidations)) {
+                            match self
+                                .make_room(part.room.but_for(response.invalidations), part.pages)
+                            {
                                 Ok(false) if pages == 1 => return (at, Err(ENOMEM)),
                                 Ok(_) => {}
                                 Err(e) => return (at, Err(e)),
@@ -275,7 +277,10 @@ impl Svm {
                     continue;
                 }
                 // As in `MirroredRange::send`.
-                Err(e) if e == EBUSY => continue,
+                Err(e) if e == EBUSY => {
+                    self.gpu.counters.lookup_retries.add(1);
+                    continue;
+                }
                 Err(e) => return Err(e),
             };
             // There may not have been enough commands for all. The first page was among them, even

@@ -2,8 +2,8 @@
 
 //! Room in the device: what is done when it refuses a MAP for want of memory.
 //!
-//! A part of what the device reaches is revoked, and whoever was refused tries again. So does a
-//! thread that was refused meanwhile, before it revokes anything itself: if each took a part of
+//! A part of what the device reaches is revoked, and whoever was refused tries again. So do threads
+//! that were refused meanwhile, as many as what was revoked is enough for: if each took a part of
 //! what the one before has left, that would be most of what the device reaches. A fault is refused
 //! only if that cannot help: nothing was invalidated since its MAP was sent, by any thread, and
 //! nothing is being invalidated.
@@ -28,10 +28,9 @@ use kernel::{
     sync::atomic::ordering::Relaxed, //
 };
 
-/// How many MAPs of one page, for faults, the device may refuse for want of memory, without one
-/// between them that it accepts, before there is said to be none: many more than there are threads
-/// that serve faults.
-const MOST_REFUSALS: u32 = 64;
+/// How often room may be made, without a MAP between that the device accepts, before there is said
+/// to be none: next to nothing of what the device reached is left then.
+const MOST_IN_VAIN: u32 = 64;
 
 /// How often pages have ceased to be reachable, so that the device may have room for others.
 #[derive(Clone, Copy)]
@@ -55,17 +54,10 @@ impl Svm {
     pub(in crate::svm) fn confirm_sent(&self, window: &Window, sent: &Sent) -> Result<Response> {
         let response = window.confirm(sent, &self.revoking)?;
         if response.status == status::OK && sent.pages() > 0 {
-            self.refusals.store(0, Relaxed);
+            self.made_in_vain.store(0, Relaxed);
             self.shortages.lock().taken(sent.pages());
         }
         Ok(response)
-    }
-
-    /// Takes note of it if the device has refused the one page of a fault for want of memory.
-    pub(super) fn note_refusal(&self, response: &Response) {
-        if response.status == status::NO_MEMORY {
-            self.refusals.fetch_add(1, Relaxed);
-        }
     }
 
     /// Whether the device lacks room: MAPs for faults are small then, and confirmed before their
@@ -97,17 +89,19 @@ impl Svm {
     /// Returns whether the device may have room that it had not when [`Svm::room`] was `before`, or
     /// soon will have: where nothing is left to be revoked, another thread may have done so. What
     /// is revoked may be what the device has refused to another thread, so that this alone does not
-    /// go on for ever.
+    /// go on for ever. The device has refused a MAP of `asked` pages.
     ///
     /// # Errors
     ///
     /// [`ENODEV`] if the device is lost, [`EINTR`] on a fatal signal.
-    pub(super) fn make_room(&self, before: Room) -> Result<bool> {
+    pub(super) fn make_room(&self, before: Room, asked: usize) -> Result<bool> {
         let revoking = self.revoking.lock()?;
         // Another thread has made room since, while this one waited for it. Whether that is enough
         // the device says.
-        if self.counts.evictions.load(Relaxed) != before.evictions {
-            return Ok(self.refusals.load(Relaxed) < MOST_REFUSALS);
+        let left = self.unclaimed.load(Relaxed);
+        if left > 0 && self.counts.evictions.load(Relaxed) != before.evictions {
+            self.unclaimed.store(left.saturating_sub(asked), Relaxed);
+            return Ok(true);
         }
         let reached = self.reached_pages();
         self.shortages.lock().refused_again(reached);
@@ -149,10 +143,12 @@ impl Svm {
         if done > 0 {
             self.counts.evictions.fetch_add(1, Relaxed);
         }
+        self.unclaimed.store(done.saturating_sub(asked), Relaxed);
+        let in_vain = self.made_in_vain.fetch_add(1, Relaxed);
         drop(revoking);
         let (sent, done) = (self.space.invalidations(), self.space.acknowledgements());
         let may_have_room = done != before.acknowledgements || sent != done;
-        Ok(may_have_room && self.refusals.load(Relaxed) < MOST_REFUSALS)
+        Ok(may_have_room && in_vain < MOST_IN_VAIN)
     }
 }
 

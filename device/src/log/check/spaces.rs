@@ -154,6 +154,7 @@ impl Spaces {
     pub(super) fn reset(&mut self) {
         self.none_left("a reset");
         self.resources.clear();
+        self.dead.clear();
     }
 
     /// What is missing for an access to `length` bytes at `offset`, if that is of any interest.
