@@ -311,6 +311,9 @@ impl Svm {
         room: Room,
     ) -> Result<Option<Outcome>> {
         let response = self.confirm_sent(window, sent)?;
+        if response.status == status::OK {
+            self.shortages.lock().faults.taken(sent.pages());
+        }
         Ok(Some(match response.status {
             status::OK => Outcome::Resolve(resolution::OK),
             // There may be room for one, but not for all.

@@ -53,7 +53,8 @@ impl Shortage {
 /// Those of an address space.
 pub(super) struct Shortages {
     /// The device has refused what a fault asked for: until there is room again, one is resolved
-    /// only when its MAP has a response.
+    /// only when its MAP has a response. Only what is asked for in this way ends the shortage, so
+    /// that the fault whose MAP was refused is tried again within it.
     pub(super) faults: Shortage,
     /// It has refused what no fault asked for: there is no more of that until there is room again.
     pub(super) ahead: Shortage,
@@ -81,12 +82,6 @@ impl Shortages {
                 shortage.begin(reached);
             }
         }
-    }
-
-    /// It has taken a MAP of so many pages.
-    pub(super) fn taken(&mut self, pages: usize) {
-        self.faults.taken(pages);
-        self.ahead.taken(pages);
     }
 }
 

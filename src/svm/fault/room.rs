@@ -55,7 +55,7 @@ impl Svm {
         let response = window.confirm(sent, &self.revoking)?;
         if response.status == status::OK && sent.pages() > 0 {
             self.made_in_vain.store(0, Relaxed);
-            self.shortages.lock().taken(sent.pages());
+            self.shortages.lock().ahead.taken(sent.pages());
         }
         Ok(response)
     }

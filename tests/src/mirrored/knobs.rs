@@ -507,7 +507,7 @@ fn lock_is_not_kept(env: &Env) -> TestResult {
     place.map_with(0, SPACE, READ, libc::MAP_PRIVATE)?;
     let mirror = Mirror::with(&device, &place, SPARSE.read_only())?;
     mirror.prefetch(SPACE / 2, MAPPED)?;
-    // All of it is gone over again.
+    // It finds all of it mapped.
     mirror.run("a job on all that is mapped", &mirror.idle())?;
     check_eq!(mirror.count()?.mapped_bytes, MAPPED as u64, "bytes mapped");
     place.advise(0, SPACE, libc::MADV_DONTNEED)?;
