@@ -107,25 +107,33 @@ fn protected_while_looked_up(env: &Env) -> TestResult {
     Ok(())
 }
 
+fn close(svm: Svm) -> TestResult {
+    bounded("closing", || {
+        drop(svm);
+        Ok(())
+    })
+}
+
+/// The file was closed: jobs of its space write nothing more to the page at [`PAGE`].
+fn writes_nothing_more(env: &Env, place: &Place, when: &str) -> TestResult {
+    let written = place.read_u64(PAGE);
+    others_work(env, "a file that was closed")?;
+    check_eq!(
+        place.read_u64(PAGE),
+        written,
+        "{when}: what was written when the file was closed"
+    );
+    Ok(())
+}
+
 /// Nothing is mapped into a space that has ended.
 fn closed_while_looked_up(env: &Env) -> TestResult {
     let knobs = Knobs::open(env)?;
     for round in 0..5 {
         let svm = open(env)?;
         let place = Place::base(SIZE)?;
-        in_a_lookup(svm, &knobs, place.address(PAGE), |svm| {
-            bounded("closing", || {
-                drop(svm);
-                Ok(())
-            })
-        })?;
-        let written = place.read_u64(PAGE);
-        others_work(env, "a file that was closed")?;
-        check_eq!(
-            place.read_u64(PAGE),
-            written,
-            "round {round}: what was written when the file was closed"
-        );
+        in_a_lookup(svm, &knobs, place.address(PAGE), close)?;
+        writes_nothing_more(env, &place, &format!("round {round}"))?;
     }
     Ok(())
 }
@@ -141,17 +149,8 @@ fn closed_some_time_later(env: &Env) -> TestResult {
         });
         check!(begun, "there is no fault");
         std::thread::sleep(Duration::from_millis(milliseconds));
-        bounded("closing", || {
-            drop(svm);
-            Ok(())
-        })?;
-        let written = place.read_u64(PAGE);
-        others_work(env, "a file that was closed")?;
-        check_eq!(
-            place.read_u64(PAGE),
-            written,
-            "after {milliseconds} ms: what was written when the file was closed"
-        );
+        close(svm)?;
+        writes_nothing_more(env, &place, &format!("after {milliseconds} ms"))?;
     }
     Ok(())
 }

@@ -155,6 +155,7 @@ fn beside_a_slice(env: &Env) -> TestResult {
         "    # {} turns, {} evictions",
         count.exclusive, count.evictions
     );
+    check!(count.evictions > 0, "nothing was evicted");
     check_eq!(
         word.load(Ordering::SeqCst),
         ours.into_inner() + rounds * TIMES,
